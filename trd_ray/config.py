@@ -1,0 +1,411 @@
+"""One typed tree for everything a run can be told, read from a recipe and dotted overrides.
+
+    recipe.yaml + key.sub=value ...  ->  load()  ->  Recipe (validated, defaults filled in)
+
+Unknown keys, wrong types and combinations that cannot work are refused here, with a sentence that says what to set.
+Lengths are tokens, times are seconds, memory is GiB; the unit stands in the name where the type does not say it.
+"""
+
+import difflib
+import types
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from trd_ray.errors import UserError
+
+DType = Literal["float32", "bfloat16", "float16"]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Node(BaseModel):
+    # Not strict: YAML reads 2e-6 as text, and pydantic then makes the number of it.
+    model_config = ConfigDict(
+        extra="forbid", strict=False, protected_namespaces=(), validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_switch_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
+
+
+class Model(Node):
+    path: str = Field(description="Hugging Face folder or hub name; `miniature:student` and `smollm2` are made here")
+    revision: str | None = None
+    trust_remote_code: bool = False
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="e.g. {enable_thinking: false}")
+
+
+class Student(Model):
+    path: str = "miniature:student"
+
+
+class Teacher(Model):
+    path: str | None = Field(default=None, description="OPD: the stronger model. OPSD: leave empty, it is the student")
+    mode: Literal["opsd", "opd"] = "opsd"
+    follow: Literal["frozen", "live"] = "frozen"
+    view: Literal["refine", "vanilla"] = Field(
+        default="refine", description="what the teacher sees when it scores the response for the KL"
+    )
+    dtype: DType | None = Field(default=None, description="of the teacher in the learner; default: learner.dtype")
+
+
+class Data(Node):
+    source: Literal["problems", "corpus"] = "problems"
+    path: str = Field(
+        default="miniature:train", description="JSONL, Parquet, Hugging Face data set, or a corpus folder"
+    )
+    split: str = "train"
+    format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="our name -> column name, for problem_id, problem, answer, reference"
+    )
+    limit: int | None = Field(default=None, ge=1)
+    shuffle: bool = True
+
+
+class Sampling(Node):
+    """Defaults are the paper's: temperature 0.6, top-p 0.95, top-k 20."""
+
+    temperature: float = Field(default=0.6, ge=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    top_k: int = Field(default=20, ge=0, description="0: no limit")
+    max_response_tokens: int = Field(default=16384, ge=1)
+    n: int = Field(default=1, ge=1, description="rollouts a problem (sampler), refinements a rollout (refiner)")
+
+
+class Engine(Node):
+    """One pool of vLLM engines."""
+
+    replicas: int = Field(default=1, ge=1)
+    tensor_parallel: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1.0, ge=0, description="Ray CPUs an engine actor reserves")
+    gpus: float | None = Field(default=None, ge=0, description="a replica; default: tensor_parallel if GPUs, else 0")
+    dtype: DType | None = Field(default=None, description="default: learner.dtype")
+    max_model_len: int | None = Field(default=None, ge=16)
+    memory_utilization: float = Field(default=0.85, gt=0, le=1, description="share of a GPU the engine may use")
+    cpu_kv_cache_gib: float = Field(default=1.0, gt=0, description="KV cache of a CPU engine")
+    max_concurrent: int = Field(default=256, ge=1, description="sequences decoded at once in one engine")
+    start_timeout_s: float = Field(default=600, gt=0)
+    request_timeout_s: float = Field(default=3600, gt=0, description="longest one request may take, queueing included")
+    extra: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM's engine arguments as they are")
+
+
+class Sampler(Engine, Sampling):
+    pass
+
+
+class Refiner(Engine, Sampling):
+    share_sampler: bool = Field(
+        default=False, description="refine on the sampler's engines (OPSD, teacher.follow live)"
+    )
+    select: Literal["first", "first_passed", "shortest_passed"] = "first"
+    max_prompt_tokens: int = Field(default=18432, ge=16, description="longer: the tail of y_o is cut, then of y*")
+    feed_back: bool = Field(default=False, description="tell the refiner whether the attempt passed")
+
+
+class Prompts(Node):
+    """The words around a problem; placeholders are {problem}, {reference}, {attempt} and {feedback}.
+
+    A wording that is not set here has its default in trd_ray/views.py, which also says how placeholders are read.
+    """
+
+    system: str | None = None
+    solve: str | None = None
+    solve_with_reference: str | None = None
+    refine: str | None = None
+    refine_with_reference: str | None = None
+
+
+class Verify(Node):
+    task: Literal["math"] = "math"
+    timeout_s: float = Field(default=5.0, gt=0, description="a single answer")
+    cpus: float = Field(default=1.0, gt=0, description="Ray CPUs a verifier task reserves")
+    max_tasks: int = Field(default=8, ge=1)
+
+
+class Train(Node):
+    """Which rollouts train, and on what."""
+
+    trajectory: Literal["y_r", "y_o"] = Field(default="y_r", description="y_o: plain on-policy distillation")
+    when_refinement_fails: Literal["train", "raw_if_passed", "drop"] = "train"
+    subset: Literal["all", "failed", "passed", "repaired"] = Field(
+        default="all", description="by verdict of y_o; repaired: y_o failed and y_r passed"
+    )
+
+
+class Learner(Node):
+    workers: int = Field(default=1, ge=1, description="FSDP ranks")
+    cpus: float = Field(default=1.0, ge=0, description="Ray CPUs a rank reserves")
+    gpus: float | None = Field(default=None, ge=0, description="a rank; default: 1 if GPUs, else 0")
+    dtype: DType = "bfloat16"
+    updates_per_step: int = Field(default=1, ge=1)
+    tokens_per_micro_batch: int = Field(default=32768, ge=1, description="padded tokens, student or teacher side")
+    chunk_tokens: int = Field(default=1024, ge=1, description="response tokens whose logits exist at a time")
+    temperature: float = Field(default=1.0, gt=0, description="of both distributions in the KL")
+    lr: float = Field(default=2e-6, gt=0)
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.005, ge=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    grad_clip: float = Field(default=1.0, gt=0)
+    activation_checkpointing: bool = False
+    step_timeout_s: float = Field(default=3600, gt=0)
+
+
+class Sync(Node):
+    backend: Literal["auto", "nccl", "ipc", "gloo"] = "auto"
+    in_flight: Literal["drain", "keep"] = Field(
+        default="drain", description="drain: requests finish on the old weights; keep: they go on with the new ones"
+    )
+    timeout_s: float = Field(default=600, gt=0)
+    probe_rows: int = Field(
+        default=8, ge=0, description="rollouts a step whose engine and learner log-probs are compared"
+    )
+
+
+class Stream(Node):
+    max_staleness: int | Literal["never"] = Field(default=0, description="0: strictly on-policy; never: offline")
+    rows_per_block: int | None = Field(default=None, ge=1, description="default: a quarter of a step")
+    stall_timeout_s: float = Field(default=7200, gt=0, description="no row for so long: the run ends")
+
+
+class Evaluation(Node):
+    path: str | None = Field(default="miniature:test", description="held-out problems; empty: no evaluation")
+    split: str = "test"
+    format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
+    columns: dict[str, str] = Field(default_factory=dict)
+    limit: int | None = Field(default=None, ge=1)
+    samples: int = Field(default=16, ge=1)
+    temperature: float = Field(default=0.6, ge=0)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    top_k: int = Field(default=20, ge=0)
+    max_response_tokens: int = Field(default=16384, ge=1)
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="empty: the student's")
+    before: bool = True
+    after: bool = True
+    bootstrap: int = Field(default=10000, ge=100, description="resamples of problems")
+
+
+class Checkpoint(Node):
+    every_steps: int = Field(default=50, ge=1)
+
+
+class Cluster(Node):
+    address: str | None = Field(default=None, description="default: the cluster of a submitted job, else a local one")
+    local_cpus: int | None = Field(default=None, ge=1, description="size of the local cluster; default: all cores")
+    object_store_gib: float = Field(default=0.5, gt=0, description="of the local cluster")
+
+
+class Recipe(Node):
+    name: str = "run"
+    seed: int = Field(default=0, ge=0)
+    run_dir: str | None = Field(default=None, description="default: runs/<name>")
+    steps: int | None = Field(default=None, ge=1, description="default: one pass over the problems")
+    rollouts_per_step: int = Field(default=128, ge=1)
+    student: Student = Field(default_factory=Student)
+    teacher: Teacher = Field(default_factory=Teacher)
+    data: Data = Field(default_factory=Data)
+    prompts: Prompts = Field(default_factory=Prompts)
+    sampler: Sampler = Field(default_factory=Sampler)
+    refiner: Refiner = Field(default_factory=Refiner)
+    verify: Verify = Field(default_factory=Verify)
+    train: Train = Field(default_factory=Train)
+    learner: Learner = Field(default_factory=Learner)
+    sync: Sync = Field(default_factory=Sync)
+    stream: Stream = Field(default_factory=Stream)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+    checkpoint: Checkpoint = Field(default_factory=Checkpoint)
+    cluster: Cluster = Field(default_factory=Cluster)
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.run_dir or f"runs/{self.name}").expanduser()
+
+    @property
+    def teacher_path(self) -> str:
+        """The model that refines and teaches: in OPSD the student's initial weights."""
+        return self.teacher.path or self.student.path
+
+    @property
+    def refines(self) -> bool:
+        """Whether y_r is made at all: it trains, or the teacher view or the subset needs it."""
+        return self.train.trajectory == "y_r" or self.train.subset == "repaired"
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Recipe":
+        t, r = self.teacher, self.refiner
+        if t.mode == "opd" and not t.path:
+            raise ValueError("teacher.mode is opd but teacher.path is empty: set teacher.path, or teacher.mode=opsd")
+        if t.mode == "opsd" and t.path and t.path != self.student.path:
+            raise ValueError(
+                "teacher.mode is opsd, where the teacher is the student itself, but teacher.path names another model: "
+                "leave teacher.path empty, or set teacher.mode=opd"
+            )
+        if t.mode == "opd" and t.follow == "live":
+            raise ValueError(
+                "teacher.follow=live has no meaning in OPD, whose teacher is another model: set teacher.follow=frozen"
+            )
+        if r.share_sampler and not (t.mode == "opsd" and t.follow == "live"):
+            raise ValueError(
+                "refiner.share_sampler=true refines on the sampler's engines, which hold the newest student: "
+                "set teacher.mode=opsd and teacher.follow=live, or refiner.share_sampler=false"
+            )
+        if self.train.trajectory == "y_o" and t.view == "refine" and not self.refines and t.mode == "opd":
+            # Scoring y_o under a prompt that shows y_o itself lets the teacher copy it: no supervision.
+            raise ValueError(
+                "train.trajectory=y_o with teacher.view=refine shows the teacher the very attempt it scores: "
+                "set teacher.view=vanilla"
+            )
+        if self.rollouts_per_step % self.sampler.n:
+            raise ValueError(
+                f"rollouts_per_step ({self.rollouts_per_step}) must be a multiple of sampler.n ({self.sampler.n})"
+            )
+        if isinstance(self.stream.max_staleness, int) and self.stream.max_staleness < 0:
+            raise ValueError("stream.max_staleness must be 0, a positive number of versions, or never")
+        return self
+
+
+def recipe_path(name: str) -> Path:
+    """A recipe file, or the name of one that ships with the package (`miniature_opsd`)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = resources.files("trd_ray") / "recipes"
+    names = sorted(p.name.removesuffix(".yaml") for p in shipped.iterdir() if p.name.endswith(".yaml"))
+    stem = path.name.removesuffix(".yaml")
+    if stem in names and path.parent == Path("."):
+        return Path(str(shipped / f"{stem}.yaml"))
+    raise UserError(
+        f"there is no recipe {name!r}: give a YAML file or one of {', '.join(names)}{_did_you_mean(stem, names)}"
+    )
+
+
+def load(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe and apply `key.sub=value` overrides, whose values are read as YAML.
+
+    Raises UserError for anything that is not a valid recipe.
+    """
+    path = recipe_path(recipe)
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(tree, dict):
+        raise UserError(f"recipe {path} must be a mapping of keys to values, but holds a {type(tree).__name__}")
+    for override in overrides:
+        _apply(tree, override)
+    return from_tree(tree)
+
+
+def from_tree(tree: dict) -> Recipe:
+    """A Recipe from a plain nested dict; raises UserError with one line a fault."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as e:
+        raise UserError("; ".join(_sentences(e.errors()))) from e
+
+
+def dump(recipe: Recipe) -> str:
+    """The resolved recipe as YAML: every key, defaults included; `load` reads it back to an equal recipe."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+
+
+def _apply(tree: dict, override: str) -> None:
+    key, sep, value = override.partition("=")
+    if not sep or not key:
+        raise UserError(f"override {override!r} must have the form key.sub=value")
+    node = tree
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
+        if not isinstance(node, dict):
+            raise UserError(f"override {override!r}: {parent} holds a value, not a group of keys")
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise UserError(f"override {override!r}: the value is not valid YAML") from e
+
+
+# What pydantic's error types ask for, completed with the error's own context.
+_WANTED = {
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "string_type": "text (quote it if it looks like a number)",
+    "literal_error": "{expected}",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "model_type": "a group of keys",
+    "dict_type": "a group of keys",
+    "tuple_type": "a list",
+}
+
+
+def _sentences(errors: list[Any]) -> list[str]:
+    """One sentence a key: the branches of a union (a number, or the word never) are told as one."""
+    wanted: dict[str, list[str]] = {}
+    found: dict[str, Any] = {}
+    sentences = []
+    for error in errors:
+        where = ".".join(map(str, _in_tree(error["loc"])))
+        if error["type"] == "extra_forbidden":
+            known = list(_node(error["loc"][:-1]).model_fields)
+            sentences.append(f"unknown key {where}{_did_you_mean(str(error['loc'][-1]), known)}")
+        elif error["type"] == "value_error":
+            sentences.append(f"{where} {error['ctx']['error']}".strip())
+        elif error["type"] == "missing":
+            sentences.append(f"{where} is missing")
+        elif error["type"] in _WANTED:
+            wanted.setdefault(where, []).append(_WANTED[error["type"]].format(**error.get("ctx", {})))
+            found[where] = error["input"]
+        else:
+            sentences.append(f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, but found {error['input']!r}")
+    return [*sentences, *(f"{key} must be {' or '.join(wanted[key])}, but found {found[key]!r}" for key in wanted)]
+
+
+def _in_tree(loc: tuple) -> tuple:
+    """The keys of an error's location, without the branch of a union that pydantic appends."""
+    node: Any = Recipe
+    for depth, part in enumerate(loc):
+        if get_origin(node) in (Union, types.UnionType):
+            return loc[:depth]
+        if not (isinstance(node, type) and issubclass(node, Node) and part in node.model_fields):
+            return loc
+        node = node.model_fields[part].annotation
+    return loc
+
+
+def _node(keys: tuple) -> type[Node]:
+    node: Any = Recipe
+    for key in keys:
+        node = node.model_fields[key].annotation
+    return node
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else f" (known here: {', '.join(known)})"

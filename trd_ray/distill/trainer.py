@@ -1,0 +1,199 @@
+"""The Ray Train shell around the learner: the driver gives commands, every rank carries them out.
+
+    driver --command--> Mailbox (actor) --> rank 0..n: Learner and WeightSync --answer--> Mailbox --> driver
+
+The worker group lives for the whole run; a step, a sync and a checkpoint are commands to it, so the loop stays in one place.
+`stop` ends the group; an error on any rank ends it too and reaches the driver with the next answer it waits for.
+"""
+
+import asyncio
+import contextlib
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from trd_ray.config import Recipe
+
+POLL_S = 1.0
+
+
+@dataclass
+class Command:
+    name: str  # "step" | "sync" | "checkpoint" | "logprobs" | "stop"
+    arguments: dict[str, Any] = field(default_factory=dict)
+    per_rank: list[Any] | None = None  # one argument a rank, e.g. its shard
+
+
+class Mailbox:
+    """Commands in order, and the answers of all ranks; async, so that many can wait in it."""
+
+    def __init__(self, ranks: int):
+        self.ranks = ranks
+        self.commands: list[Command | None] = []
+        self.answers: dict[int, dict[int, Any]] = {}
+        self.changed = asyncio.Condition()
+
+    async def post(self, command: Command) -> int:
+        async with self.changed:
+            self.commands.append(command)
+            self.changed.notify_all()
+        return len(self.commands) - 1
+
+    async def take(self, number: int, rank: int) -> Command:
+        async with self.changed:
+            await self.changed.wait_for(lambda: number < len(self.commands))
+        command = self.commands[number]
+        assert command is not None
+        share = None if command.per_rank is None else [command.per_rank[rank]]
+        return Command(command.name, command.arguments, share)
+
+    async def answer(self, number: int, rank: int, value: Any) -> None:
+        async with self.changed:
+            self.answers.setdefault(number, {})[rank] = value
+            self.changed.notify_all()
+
+    async def result(self, number: int, wait_s: float) -> tuple[bool, Any]:
+        """(done, rank 0's answer); not done if some rank has not answered within `wait_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with self.changed:
+                await asyncio.wait_for(
+                    self.changed.wait_for(lambda: len(self.answers.get(number, {})) == self.ranks), wait_s
+                )
+            self.commands[number] = None  # its shards may be freed
+            return True, self.answers.pop(number)[0]
+        return False, None
+
+
+@dataclass
+class LearnerSpec:
+    """What every rank needs; plain data."""
+
+    recipe: Recipe
+    student_path: str
+    teacher_path: str
+    tokenizer_path: str
+    total_steps: int
+    resume_from: str | None
+    mailbox: ActorHandle
+    pools: list[ActorHandle]  # those that follow the student
+    sync_backend: str
+    engine_dtype: str
+
+
+def work(config: dict[str, Any]) -> None:
+    """One rank, inside Ray Train: build the learner, then carry out commands until told to stop."""
+    import ray.train
+    import ray.train.torch
+    import torch
+    from transformers.utils import logging
+
+    from trd_ray.distill.learner import Learner
+
+    logging.disable_progress_bar()
+    spec: LearnerSpec = config["spec"]
+    rank = ray.train.get_context().get_world_rank()
+    learner = Learner(
+        spec.recipe,
+        student_path=spec.student_path,
+        teacher_path=spec.teacher_path,
+        tokenizer_path=spec.tokenizer_path,
+        total_steps=spec.total_steps,
+        device=ray.train.torch.get_device(),
+    )
+    if spec.resume_from:
+        learner.load(Path(spec.resume_from))
+    sync = None
+    if spec.pools:
+        from trd_ray.engine.sync import WeightSync
+
+        sync = WeightSync(
+            learner.student.model,
+            spec.pools,
+            backend=spec.sync_backend,
+            dtype=getattr(torch, spec.engine_dtype),
+            timeout_s=spec.recipe.sync.timeout_s,
+        )
+    number = 0
+    while True:
+        command = ray.get(spec.mailbox.take.remote(number, rank))
+        value = None
+        if command.name == "step":
+            assert command.per_rank is not None
+            value = learner.step(ray.get(command.per_rank[0]))
+        elif command.name == "sync" and sync is not None:
+            sync.push(**command.arguments)
+        elif command.name == "logprobs":
+            value = learner.logprobs(**command.arguments)
+        elif command.name == "checkpoint":
+            learner.save(Path(command.arguments["folder"]), command.arguments["state"])
+        ray.get(spec.mailbox.answer.remote(number, rank, value))
+        if command.name == "stop":
+            break
+        number += 1
+    if sync is not None:
+        sync.close()
+
+
+class Trainer:
+    """The driver's handle on the worker group."""
+
+    def __init__(self, spec_without_mailbox: dict[str, Any], *, cpus: float, gpus: float, storage: Path):
+        recipe: Recipe = spec_without_mailbox["recipe"]
+        self.recipe, self.cpus, self.gpus, self.storage = recipe, cpus, gpus, storage
+        self.mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=1000).remote(recipe.learner.workers)
+        self.spec = LearnerSpec(mailbox=self.mailbox, **spec_without_mailbox)
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def _fit(self) -> None:
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        resources = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        trainer = TorchTrainer(
+            work,
+            train_loop_config={"spec": self.spec},
+            scaling_config=ScalingConfig(
+                num_workers=self.recipe.learner.workers,
+                use_gpu=self.gpus > 0,
+                resources_per_worker=resources,
+            ),
+            torch_config=TorchConfig(backend="nccl" if self.gpus else "gloo"),
+            run_config=RunConfig(
+                name="learner", storage_path=str(self.storage), failure_config=FailureConfig(max_failures=0)
+            ),
+        )
+        try:
+            trainer.fit()
+        except BaseException as e:  # noqa: BLE001 - handed to the loop, which waits for an answer
+            self.error = e
+
+    def call(self, name: str, timeout_s: float, *, per_rank: list[Any] | None = None, **arguments: Any) -> Any:
+        """Give a command and wait for every rank; raises what a rank raised, or TimeoutError with what was waited for."""
+        number = ray.get(self.mailbox.post.remote(Command(name, arguments, per_rank)))
+        deadline = time.monotonic() + timeout_s
+        while True:
+            done, value = ray.get(self.mailbox.result.remote(number, POLL_S))
+            if done:
+                return value
+            if not self.thread.is_alive():
+                raise RuntimeError(f"the learner ended while it was asked to {name}") from self.error
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"waited {timeout_s:.0f} s for the learner to {name}")
+
+    def stop(self, timeout_s: float = 60) -> None:
+        """End the worker group; safe to call in any state."""
+        if self.thread.is_alive():
+            with contextlib.suppress(Exception):
+                self.call("stop", timeout_s)
+            self.thread.join(timeout_s)
+        with contextlib.suppress(Exception):
+            ray.kill(self.mailbox)

@@ -1,0 +1,131 @@
+"""The trainer's side of the weight sync: vLLM's transfer engines over our pools.
+
+    student (FSDP shards) -> WeightSource (full tensors in the engines' dtype) -> vLLM's trainer engine -> every pool
+
+Every rank calls `WeightSync.push`, since gathering a shard is a collective; rank 0 sends. The transfer group is made once and made
+again when a pool's set of engines has changed. Each wait on a pool ends after `timeout_s` with a sentence.
+"""
+
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.actor import ActorHandle
+from ray.exceptions import GetTimeoutError
+from torch.distributed.tensor import DTensor
+from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine, WeightSource
+from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
+
+
+class StudentWeights(WeightSource):
+    """The student's parameters under their checkpoint names, cast before they are gathered, so that half the bytes move."""
+
+    def __init__(self, student: torch.nn.Module, dtype: torch.dtype):
+        self.student, self.dtype = student, dtype
+
+    def metadata(self) -> list[ParamMeta]:
+        return [ParamMeta(name, self.dtype, tuple(p.shape)) for name, p in self.student.named_parameters()]
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for name, p in self.student.named_parameters():
+            tensor = p.detach().to(self.dtype)
+            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+class PoolsClient:
+    """vLLM's four control-plane calls, made on every pool that follows the student."""
+
+    def __init__(self, pools: list[ActorHandle], timeout_s: float):
+        self.pools, self.timeout_s = pools, timeout_s
+        self.version = 0
+
+    def receivers(self) -> list[tuple[int, int]]:
+        return self._get([p.receivers.remote() for p in self.pools], "the engine pools to say how many engines they have")
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        refs, offset = [], init_info.get("rank_offset")
+        for pool, (_, workers) in zip(self.pools, self.receivers(), strict=True):
+            info = init_info if offset is None else init_info | {"rank_offset": offset}
+            refs.append(pool.init_weight_transfer_engine.remote(info))
+            offset = None if offset is None else offset + workers
+        self._get(refs, "the engines to join the weight transfer group")
+
+    def start_weight_update(self) -> None:
+        self._get([p.start_weight_update.remote() for p in self.pools], "the engines to pause for new weights")
+
+    def update_weights(self, update_info: Any) -> None:
+        self._get([p.update_weights.remote(update_info) for p in self.pools], "the engines to receive the new weights")
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        self._get([p.finish_weight_update.remote(self.version) for p in self.pools], "the engines to load the new weights")
+
+    def _get(self, refs: list, waiting_for: str) -> list:
+        try:
+            return ray.get(refs, timeout=self.timeout_s)
+        except GetTimeoutError:
+            raise TimeoutError(f"waited {self.timeout_s:.0f} s (sync.timeout_s) for {waiting_for}") from None
+
+
+class WeightSync:
+    def __init__(
+        self, student: torch.nn.Module, pools: list[ActorHandle], *, backend: str, dtype: torch.dtype, timeout_s: float
+    ):
+        self.backend, self.timeout_s, self.rank = backend, timeout_s, dist.get_rank()
+        self.source = StudentWeights(student, dtype)
+        self.client = PoolsClient(pools, timeout_s)
+        self.engine: TrainerWeightTransferEngine | None = None
+        self.connected_to: Any = None
+
+    def push(self, version: int) -> None:
+        """Give every engine the student's weights as policy version `version`; collective over the trainer's ranks."""
+        receivers = [self.client.receivers() if self.rank == 0 else None]
+        dist.broadcast_object_list(receivers, src=0)
+        if self.engine is None or receivers[0] != self.connected_to:
+            self._connect(receivers[0])
+        assert self.engine is not None
+        self.client.version = version
+        self.engine.send_weights()
+
+    def _connect(self, receivers: Any) -> None:
+        if self.engine is not None:
+            self.engine.shutdown()
+        world_size = 1 + sum(workers for _, workers in receivers)
+        self.engine = WeightTransferTrainerFactory.trainer_init(
+            self._init_info(world_size), client=self.client, source=self.source
+        )
+        self.connected_to = receivers
+
+    def _init_info(self, world_size: int) -> Any:
+        address, port = ray.util.get_node_ip_address(), _free_port()
+        if self.backend == "gloo":
+            from trd_ray.engine.gloo_transfer import GlooTrainerInitInfo
+
+            return GlooTrainerInitInfo(
+                rank=self.rank,
+                master_address=address,
+                master_port=port,
+                world_size=world_size,
+                timeout_s=self.timeout_s,
+            )
+        if self.backend == "ipc":
+            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+            return IPCTrainerInitInfo(rank=self.rank, packed=True)
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+
+        return NCCLTrainerInitInfo(
+            rank=self.rank, master_address=address, master_port=port, world_size=world_size, packed=True
+        )
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return s.getsockname()[1]
