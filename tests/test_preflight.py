@@ -1,0 +1,216 @@
+"""Nothing starts that could not end well: vocabularies, end of turn, lengths and references are checked first."""
+
+import dataclasses
+
+import pyarrow as pa
+import pytest
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
+
+from trd_ray import config, data, models, preflight
+from trd_ray.errors import UserError
+from trd_ray.views import WORDINGS
+
+TEMPLATE = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
+)
+SPECIAL = ["<unk>", "<user>", "<assistant>", "<end>", "<stop>"]
+WORDS = sorted({word for wording in WORDINGS.values() for word in wording.split()} | set("0123456789+=?"))
+
+
+def tokenizer(words: list[str] = WORDS, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *words])}
+    backend = Tokenizer(tokenizer_models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.add_special_tokens(SPECIAL)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", eos_token="<end>", chat_template=template
+    )
+
+
+FACTS = models.ModelFacts(
+    path="student",
+    architecture="LlamaForCausalLM",
+    parameters=1000,
+    hidden_size=8,
+    intermediate_size=16,
+    vocab_size=512,
+    layers=1,
+    attention_heads=1,
+    kv_heads=1,
+    head_dim=8,
+    tied_embeddings=True,
+    max_positions=1024,
+    dtype="float32",
+    eos_ids=(3,),
+)
+
+
+def problems(*lengths: int, reference: str = "1 + 1 = 2") -> pa.Table:
+    """One problem a length, of so many tokens."""
+    rows = [
+        {"problem_id": f"p{i}", "problem": " ".join("1" * n), "answer": "1", "reference": reference}
+        for i, n in enumerate(lengths)
+    ]
+    return pa.Table.from_pylist(rows, schema=data.SCHEMA)
+
+
+def check(tree: dict | None = None, **given) -> preflight.Findings:
+    lengths = {"max_response_tokens": 100}
+    base = {"rollouts_per_step": 2, "sampler": lengths, "refiner": lengths, "evaluation": lengths}
+    for key, value in (tree or {}).items():
+        base[key] = base.get(key, {}) | value if isinstance(value, dict) else value
+    arguments = {
+        "problems": problems(3, 5, 40),
+        "evaluation": problems(7, 20),
+        "student": FACTS,
+        "teacher": dataclasses.replace(FACTS, path="teacher"),
+        "student_tokenizer": tokenizer(),
+        "teacher_tokenizer": tokenizer(),
+    }
+    return preflight.check(config.from_tree(base), **(arguments | given))
+
+
+def refusal(tree: dict | None = None, **given) -> str:
+    with pytest.raises(UserError) as refused:
+        check(tree, **given)
+    return str(refused.value)
+
+
+# What is learned
+
+
+def test_a_sound_run_passes_and_its_lengths_are_counted():
+    found = check()
+    # <user>, the problem, the words around it, <end>, <assistant>.
+    around = len(WORDINGS["solve"].replace("{problem}", "").split()) + 3
+    assert found.student_prompt == preflight.Tokens(median=5 + around, longest=40 + around)
+    assert found.evaluation_prompt == preflight.Tokens(median=round(13.5) + around, longest=20 + around)
+    assert found.length == data.Length(steps=1, rows=2, dropped_rows=1)
+    refine = len(WORDINGS["refine_with_reference"].split()) - 3 + 3 + 40 + 5
+    assert found.teacher_prompt is not None and found.teacher_prompt.longest == refine
+    assert found.longest_sequence_tokens == refine + 100 + 100  # an attempt of full length, and the response
+    assert "1 rollouts of a partial last step left out" in str(found)
+
+
+def test_a_corpus_and_no_evaluation_leave_nothing_to_measure():
+    found = check(problems=None, evaluation=None)
+    assert (found.problems, found.length, found.student_prompt) == (0, None, None)
+    assert str(found) == "nothing to sample"
+
+
+# Vocabularies
+
+
+def test_other_vocabularies_are_refused_with_a_token_that_differs():
+    told = refusal(teacher_tokenizer=tokenizer(WORDS[::-1]))
+    assert "different vocabularies" in told and "share one tokenizer" in told
+    told = refusal(teacher_tokenizer=tokenizer([*WORDS, "extra"]))
+    assert "1 tokens differ, such as 'extra', which is absent in student" in told
+
+
+def test_an_lm_head_padded_further_is_refused():
+    assert "has 512 rows and that of teacher 640" in refusal(
+        teacher=dataclasses.replace(FACTS, path="teacher", vocab_size=640)
+    )
+
+
+def test_a_tokenizer_larger_than_its_model_is_refused():
+    small = dataclasses.replace(FACTS, vocab_size=10)
+    assert "do not belong together" in refusal(student=small, teacher=small)
+
+
+# The end of a turn
+
+
+def test_an_end_token_that_is_not_the_model_s_eos_is_refused():
+    told = refusal(student=dataclasses.replace(FACTS, eos_ids=(4,)))
+    assert "student's chat template ends a turn with '<end>' (3)" in told and "'<stop>' (4)" in told
+    assert "generation_config.json" in told
+
+
+def test_one_of_several_eos_tokens_is_enough():
+    check(student=dataclasses.replace(FACTS, eos_ids=(4, 3)))
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused():
+    assert "teacher's tokenizer (teacher) has no chat template" in refusal(teacher_tokenizer=tokenizer(template=None))
+
+
+def test_a_template_that_leaves_an_answer_open_is_refused():
+    bare = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"
+    assert "puts nothing after an answer" in refusal(student_tokenizer=tokenizer(template=bare))
+
+
+def test_a_teacher_that_ends_its_turn_otherwise_is_refused():
+    told = refusal(
+        teacher=dataclasses.replace(FACTS, path="teacher", eos_ids=(4,)),
+        teacher_tokenizer=tokenizer(template=TEMPLATE.replace("<end>", "<stop>")),
+    )
+    assert "the student ends its turn with '<end>', the teacher with '<stop>'" in told
+
+
+# Lengths
+
+
+@pytest.mark.parametrize(
+    ("tree", "keys"),
+    [
+        ({"sampler": {"max_response_tokens": 1000}}, ["sampler.max_response_tokens", "sampler.max_model_len"]),
+        ({"sampler": {"max_model_len": 128}}, ["sampler.max_response_tokens", "sampler.max_model_len"]),
+        ({"refiner": {"max_response_tokens": 900}}, ["refiner.max_prompt_tokens", "refiner.max_response_tokens"]),
+        ({"refiner": {"max_model_len": 256}}, ["refiner.max_prompt_tokens", "refiner.max_model_len"]),
+        ({"evaluation": {"max_response_tokens": 1000}}, ["evaluation.max_response_tokens", "sampler.max_model_len"]),
+        ({"sampler": {"max_model_len": 2048}}, ["has 1024 positions", "sampler.max_model_len to 1024"]),
+        ({"refiner": {"max_prompt_tokens": 64}}, ["refiner.max_prompt_tokens is 64"]),
+    ],
+)
+def test_a_prompt_and_response_longer_than_the_context_are_refused(tree, keys):
+    told = refusal(tree)
+    assert all(key in told for key in keys), told
+
+
+def test_a_context_that_just_suffices_is_accepted_and_one_token_less_is_not():
+    found = check()
+    assert found.student_prompt is not None
+    context = found.student_prompt.longest + 100
+    check({"sampler": {"max_model_len": context}})
+    refusal({"sampler": {"max_model_len": context - 1}})
+    refine = found.longest_sequence_tokens
+    check({"refiner": {"max_model_len": refine}})
+    refusal({"refiner": {"max_model_len": refine - 1}})
+
+
+def test_a_bound_on_the_refine_prompt_makes_a_long_attempt_fit():
+    tree = {"sampler": {"max_response_tokens": 800}}
+    assert "refiner.max_prompt_tokens" in refusal(tree)
+    check(tree | {"refiner": {"max_prompt_tokens": 512}})
+
+
+# References
+
+
+def test_opsd_without_references_is_refused_and_opd_is_not():
+    bare = problems(3, 4, reference="  ")
+    told = refusal(problems=bare)
+    assert "2 of 2 problems have none, the first being p0" in told and "data.columns.reference=NAME" in told
+    check({"teacher": {"mode": "opd", "path": "teacher"}}, problems=bare)
+
+
+def test_smollm2_with_its_shipped_recipe_passes():
+    recipe = config.load("smollm2_smoke")
+    path = models.resolve("smollm2")
+    facts, words = models.facts(path), models.tokenizer(path)
+    found = preflight.check(
+        recipe,
+        problems=data.load_problems(recipe.data),
+        evaluation=data.load_problems(recipe.evaluation),
+        student=facts,
+        teacher=facts,
+        student_tokenizer=words,
+        teacher_tokenizer=words,
+    )
+    assert found.problems == 32 and found.length == data.Length(2, 8, 0)
+    assert found.longest_sequence_tokens < 1024

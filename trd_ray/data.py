@@ -1,0 +1,204 @@
+"""Problem sources to one Arrow schema, and the order in which a run meets the problems.
+
+    what sources.read() finds, a column map      ->  load_problems()  ->  table of rows.PROBLEM
+    table, seed, sizes                           ->  order()          ->  rows of rows.PROBLEM + rows.ORDER
+
+Everything wrong with the data is refused here as a UserError that names the place and the remedy. The order is a pure
+function of its arguments, so a resumed run asks for its tail and gets what it would have met.
+"""
+
+import difflib
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from trd_ray import config, rows
+from trd_ray.errors import UserError
+from trd_ray.sources import Row, read
+
+SCHEMA = pa.schema(rows.PROBLEM)
+
+# Column names that data sets at large use; they only feed the suggestion, nothing is mapped unasked.
+_USUAL = {
+    "problem": ["question", "prompt", "query", "input", "instruction"],
+    "answer": ["final_answer", "expected_answer", "target", "label", "ground_truth"],
+}
+
+
+def load_problems(spec: config.Data | config.Evaluation) -> pa.Table:
+    """The problems that `data` or `evaluation` names, as a table of rows.PROBLEM with unique problem_ids.
+
+    `spec.path` is `miniature:train|test`, `word_problems:train|test`, a .jsonl, .json or .parquet file, a folder
+    or a glob of such files, or a Hugging Face data set, `org/name` or `org/name:config`. Without a problem_id column
+    the id is a hash of the problem's text, which survives appending and reordering; the second copy of a text gets
+    the suffix -2. `spec.limit` keeps the first rows. A missing reference becomes "", or with
+    `without_reference: drop` its problem is left out. Raises UserError.
+    """
+    group = "evaluation" if isinstance(spec, config.Evaluation) else "data"
+    if not spec.path:
+        raise UserError(f"{group}.path is empty: set it to a file of problems")
+    found, names = read(spec, group)
+    if not found:
+        raise UserError(f"{spec.path} holds no problems: check {group}.path")
+    names = _columns(spec.columns, names, group, str(spec.path))
+    table = _table(found[: spec.limit], names, group)
+    if isinstance(spec, config.Data) and spec.without_reference == "drop":
+        table = table.filter(pa.array([bool(text.strip()) for text in table["reference"].to_pylist()]))
+        if not table.num_rows:
+            raise UserError(
+                f"no problem of {spec.path} has a reference, so data.without_reference=drop leaves none: set "
+                "data.columns.reference=NAME to the column with them"
+            )
+    return table
+
+
+def _columns(mapped: dict[str, str], found: list[str], group: str, source: str) -> dict[str, str]:
+    """Our name -> the source's column, for the columns that the source has."""
+    known = SCHEMA.names
+    names: dict[str, str] = {}
+    for name, column in mapped.items():
+        if name not in known:
+            raise UserError(f"unknown key {group}.columns.{name}: the columns are {', '.join(known)}")
+        if column not in found:
+            close = difflib.get_close_matches(column, found, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise UserError(
+                f"{group}.columns.{name} names the column {column!r}{hint}, but {source} has {', '.join(found)}"
+            )
+        names[name] = column
+    for name in known:
+        if name not in names and name in found:
+            names[name] = name
+    for name in ("problem", "answer"):
+        if name not in names:
+            usual = [u for u in _USUAL[name] if u in found]
+            close = [*usual, *difflib.get_close_matches(name, found, n=1), "NAME"][0]
+            raise UserError(
+                f"{source} has no column {name!r}, only {', '.join(found)}: set {group}.columns.{name}={close}"
+            )
+    return names
+
+
+def _table(found: list[Row], names: dict[str, str], group: str) -> pa.Table:
+    columns: dict[str, list[str]] = {name: [] for name in SCHEMA.names}
+    seen: dict[str, str] = {}  # problem_id -> where
+    copies: dict[str, int] = {}
+    for where, row in found:
+        text = {name: _text(row.get(column), where, column) for name, column in names.items()}
+        for name in names.keys() - {"reference"}:
+            if not text[name].strip():
+                raise UserError(
+                    f"{where}: {names[name]} is empty: fill it in, remove that row, or set {group}.columns.{name} "
+                    "to another column"
+                )
+        if "problem_id" not in text:
+            digest = hashlib.sha256(text["problem"].encode()).hexdigest()[:16]
+            copies[digest] = copies.get(digest, 0) + 1
+            text["problem_id"] = digest if copies[digest] == 1 else f"{digest}-{copies[digest]}"
+        key = text["problem_id"]
+        if key in seen:
+            raise UserError(
+                f"the {names.get('problem_id', 'problem_id')} {key!r} stands twice, in {seen[key]} and in {where}: "
+                f"make the ids unique, or set {group}.columns.problem_id to a column of unique ids"
+            )
+        seen[key] = where
+        for name, column in columns.items():
+            column.append(text.get(name, ""))
+    return pa.table(columns, schema=SCHEMA)
+
+
+def _text(value: Any, where: str, column: str) -> str:
+    """A cell as text: numbers as they are written, a null as "" (which `problem` and `answer` refuse)."""
+    match value:
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError as e:  # JSON can spell half a surrogate pair
+                raise UserError(f"{where}: {column} holds {value[e.start]!r}, which is no text: mend that row") from e
+            return value
+        case None:
+            return ""
+        case float() if math.isnan(value):  # how pandas writes a null
+            return ""
+        case bool():
+            pass
+        case int() | float() | Decimal():
+            return str(value)
+    raise UserError(f"{where}: {column} holds a {type(value).__name__}, expected text or a number")
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is: its steps, its rows, and the rows of a last, partial step that one pass leaves out."""
+
+    steps: int
+    rows: int
+    dropped_rows: int
+
+
+def length(problems: int, *, rollouts_per_step: int, samples_per_problem: int = 1, steps: int | None = None) -> Length:
+    """`steps` full steps over as many epochs as they take; by default one pass over the problems.
+
+    The loop expects full steps, so one pass drops a partial last step, unless it is the only one.
+    """
+    if steps is not None:
+        return Length(steps, steps * rollouts_per_step, 0)
+    available = problems * samples_per_problem
+    if available < rollouts_per_step:
+        return Length(1, available, 0)
+    full = available // rollouts_per_step
+    return Length(full, full * rollouts_per_step, available % rollouts_per_step)
+
+
+def order(
+    table: pa.Table,
+    *,
+    seed: int,
+    rollouts_per_step: int,
+    samples_per_problem: int = 1,
+    shuffle: bool = True,
+    steps: int | None = None,
+    start_step: int = 0,
+) -> Iterator[dict[str, Any]]:
+    """The rows of a run from `start_step` on: the columns of rows.PROBLEM and rows.ORDER as a dict each.
+
+    Row r belongs to step r // rollouts_per_step and is sample r % samples_per_problem of its problem in its epoch.
+    Every epoch meets every problem once, in an order of its own that depends on (seed, epoch) alone; a step may span
+    two epochs. A row's sampling seed is a hash of (seed, r). Where the order ends, see `length`.
+    """
+    problems = table.to_pylist()
+    rows_in_all = length(
+        len(problems), rollouts_per_step=rollouts_per_step, samples_per_problem=samples_per_problem, steps=steps
+    ).rows
+    ranking: tuple[int, np.ndarray] = (-1, np.empty(0))
+    for row in range(start_step * rollouts_per_step, rows_in_all):
+        visit, sample_index = divmod(row, samples_per_problem)
+        epoch, place = divmod(visit, len(problems))
+        if ranking[0] != epoch:
+            ranking = (epoch, _ranking(seed, epoch, len(problems), shuffle))
+        yield {
+            **problems[ranking[1][place]],
+            "row": row,
+            "step": row // rollouts_per_step,
+            "epoch": epoch,
+            "sample_index": sample_index,
+            "seed": seed_of_row(seed, row),
+        }
+
+
+def _ranking(seed: int, epoch: int, problems: int, shuffle: bool) -> np.ndarray:
+    if not shuffle:
+        return np.arange(problems)
+    # NumPy promises the raw stream of a bit generator for ever, but not what Generator.permutation makes of it.
+    return np.argsort(np.random.PCG64([seed, epoch]).random_raw(problems), kind="stable")
+
+
+def seed_of_row(seed: int, row: int) -> int:
+    """63 bits, which fit Arrow's int64 and vLLM's sampling seed."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=8).digest()) >> 1

@@ -1,0 +1,87 @@
+"""How much memory an engine and a learner rank take, in GiB, estimated from a recipe and the facts of its models.
+
+    recipe, ModelFacts  ->  engine_gib(), sequence_gib(), rank_gib(), rank_host_gib()  ->  GiB by what it holds
+
+Weights, gradients, optimizer state and KV cache are counted exactly; activations and the loss by hand from the shapes
+they keep; what processes and contexts take on top are round figures.
+"""
+
+from trd_ray.config import Engine, Recipe
+from trd_ray.models import ModelFacts
+
+GIB = 2**30
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+# Of processes with torch and Ray loaded and no model. An engine is three: its actor, vLLM's core and worker (measured).
+HOST_OVERHEAD_GIB = {"engine": 2.5, "learner": 1.0, "verifier": 0.4}
+_ENGINE_GPU_OVERHEAD_GIB = 2.0  # activations of vLLM's profiling run, CUDA context and graphs
+_LEARNER_GPU_OVERHEAD_GIB = 2.0  # CUDA and NCCL contexts, fragmentation
+_CHUNK_COPIES = 6  # float32 [C, V] at once: logits, log-softmax and softmax of both sides
+
+
+def engine_gib(
+    engine: Engine, recipe: Recipe, model: ModelFacts, gpu_gib: float | None
+) -> tuple[dict[str, float], float]:
+    """Memory of each GPU of an engine (or of the host, without `gpu_gib`), and what of it is left as KV cache.
+
+    On a GPU vLLM takes memory_utilization of it and gives the cache what weights and runtime leave: below 0 if they
+    leave nothing. On a CPU the cache has the size it is given, in whole GiB.
+    """
+    weights = model.parameters * BYTES[engine.dtype or recipe.learner.dtype] / engine.tensor_parallel / GIB
+    if gpu_gib is None:
+        kv = float(max(1, round(engine.cpu_kv_cache_gib)))
+        return {"weights": weights, "KV cache": kv, "process": HOST_OVERHEAD_GIB["engine"]}, kv
+    kv = engine.memory_utilization * gpu_gib - weights - _ENGINE_GPU_OVERHEAD_GIB
+    return {"weights": weights, "KV cache": max(0.0, kv), "runtime": _ENGINE_GPU_OVERHEAD_GIB}, kv
+
+
+def sequence_gib(engine: Engine, recipe: Recipe, model: ModelFacts, tokens: int) -> float:
+    """KV cache of one sequence, on each GPU; vLLM copies a key-value head where there are more GPUs than heads."""
+    heads = max(1.0, model.kv_heads / engine.tensor_parallel)
+    return 2 * model.layers * heads * model.head_dim * BYTES[engine.dtype or recipe.learner.dtype] * tokens / GIB
+
+
+def rank_gib(
+    recipe: Recipe, student: ModelFacts, teacher: ModelFacts, on_gpu: bool, longest_sequence_tokens: int = 0
+) -> dict[str, float]:
+    """Memory of one FSDP rank: float32 master weights, computation in learner.dtype, heads gathered for the loss."""
+    learner = recipe.learner
+    width, teacher_width = BYTES[learner.dtype], BYTES[recipe.teacher.dtype or learner.dtype]
+    frozen = recipe.teacher.follow == "frozen"  # else the student teaches, and takes nothing more
+    tokens = max(learner.tokens_per_micro_batch, longest_sequence_tokens)
+    master = 4 * student.parameters / learner.workers
+    head = student.vocab_size * student.hidden_size
+    parts = {
+        "weights": master,
+        "gradients": master,
+        "optimizer": 2 * master,  # AdamW, after its first step
+        "teacher": teacher.parameters * teacher_width / learner.workers if frozen else 0,
+        "gathered": 2 * width * _gathered(student) + (teacher_width * _gathered(teacher) if frozen else 0),
+        "loss chunk": 4 * _CHUNK_COPIES * learner.chunk_tokens * student.vocab_size + (4 + 4 + width) * head,
+        "activations": _activations(student, tokens, width, learner.activation_checkpointing),
+    }
+    # Each rank loads a whole model before it keeps its shard; FSDP shards the student before the teacher is loaded.
+    loading = max(4 * student.parameters, master + teacher.parameters * teacher_width * frozen)
+    parts["loading"] = max(0, loading - sum(parts.values()))
+    gib = {name: size / GIB for name, size in parts.items() if size}
+    return gib | ({"runtime": _LEARNER_GPU_OVERHEAD_GIB} if on_gpu else {"process": HOST_OVERHEAD_GIB["learner"]})
+
+
+def rank_host_gib(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> float:
+    """Host memory of a rank on a GPU, which loads each model there first."""
+    teacher_width = BYTES[recipe.teacher.dtype or recipe.learner.dtype]
+    return HOST_OVERHEAD_GIB["learner"] + max(4 * student.parameters, teacher_width * teacher.parameters) / GIB
+
+
+def _gathered(model: ModelFacts) -> int:
+    """Parameters that a rank holds unsharded at once: embedding, lm_head and two layers."""
+    tables = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
+    return tables + 2 * (model.parameters - tables) // model.layers
+
+
+def _activations(model: ModelFacts, tokens: int, width: int, checkpointing: bool) -> int:
+    """Bytes kept for the backward pass of a decoder with SwiGLU and a fused attention kernel."""
+    hidden, heads, kv = model.hidden_size, model.attention_heads * model.head_dim, model.kv_heads * model.head_dim
+    # Inputs of the norms (also in float32), of the projections and the rotation, and the MLP's four intermediates.
+    layer = width * (4 * hidden + 6 * heads + 4 * kv + 4 * model.intermediate_size) + 4 * 2 * hidden
+    return tokens * (layer + model.layers * width * hidden if checkpointing else model.layers * layer)

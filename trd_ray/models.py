@@ -1,0 +1,156 @@
+"""Names of models to things that load, and what is known of a model without its weights.
+
+    `miniature:student`, `smollm2`, a folder, a hub name  ->  resolve()    ->  what transformers and vLLM load
+    that                                                  ->  facts()      ->  ModelFacts, from config.json alone
+    that                                                  ->  tokenizer()  ->  its tokenizer
+
+Everything that can be known to be wrong with a model before an engine starts is refused here as a UserError.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trd_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_WANTED = "give a folder that holds config.json and weights, a Hugging Face name such as Qwen/Qwen3-1.7B, or smollm2"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    path: str
+    architecture: str
+    parameters: int  # tied matrices counted once
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int  # rows of lm_head, padding included
+    layers: int
+    attention_heads: int
+    kv_heads: int
+    head_dim: int
+    tied_embeddings: bool
+    max_positions: int
+    dtype: str
+    eos_ids: tuple[int, ...]  # at which generation ends: of generation_config.json, else of config.json
+
+
+def resolve(path: str, revision: str | None = None) -> str:
+    """What transformers and vLLM can load; makes the models that are made here. Raises UserError for no such model."""
+    if path.startswith("miniature:"):
+        from trd_ray.miniature import model_path
+
+        name = path.removeprefix("miniature:")
+        if name not in ("student", "teacher"):
+            raise UserError(f"there is no model {path}: it is miniature:student or miniature:teacher")
+        return str(model_path(name))
+    if path == "smollm2" and not Path(path).exists():
+        from trd_ray import smollm2
+
+        return str(smollm2.folder())
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        _check_folder(folder)
+        return str(folder.resolve())  # Ray workers have another working directory
+    if folder.exists():
+        raise UserError(f"{path} is a file, not a model: {_WANTED}")
+    if not _HUB_NAME.fullmatch(path):
+        raise UserError(f"there is no such model: {path} does not exist; {_WANTED}")
+    _check_hub(path, revision)
+    return path
+
+
+def _check_folder(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UserError(f"there is no such model: folder {folder} holds no config.json; {_WANTED}")
+    weights = [f for pattern in ("*.safetensors", "pytorch_model*.bin") for f in folder.glob(pattern)]
+    if not weights:
+        raise UserError(f"model folder {folder} holds no weights (*.safetensors): save or download the model again")
+    empty = [f.name for f in weights if f.stat().st_size == 0]
+    if empty:
+        raise UserError(f"model folder {folder} holds an empty {empty[0]}: save or download the model again")
+
+
+def _check_hub(name: str, revision: str | None) -> None:
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+            return
+        HfApi().model_info(name, revision=revision, timeout=10)
+    except Exception as e:  # from the hub's HTTP client too, which differs between its versions
+        raise UserError(
+            f"there is no such model: {name} is not a folder here, not in the cache, and the Hugging Face hub does not "
+            f"answer for it ({' '.join(str(e).split())[:200]}); {_WANTED}"
+        ) from e
+
+
+def facts(path: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
+    """ModelFacts of what `resolve` returned, from config.json and generation_config.json. Raises UserError."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as e:
+        raise UserError(f"the config.json of {path} cannot be used ({' '.join(str(e).split())[:300]}): mend it") from e
+    try:
+        eos = GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id
+    except (OSError, ValueError):
+        eos = None
+    return facts_of(config, path, eos, trust_remote_code)
+
+
+def facts_of(
+    config: "PreTrainedConfig",
+    path: str,
+    eos: int | list[int] | None = None,
+    trust_remote_code: bool = False,
+) -> ModelFacts:
+    """ModelFacts of a loaded config; `eos` is generation_config's, which goes before the config's own."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    text = config.get_text_config(decoder=True)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except ValueError as e:
+        raise UserError(
+            f"{path} ({config.model_type}) is not a causal language model that transformers can load: {_WANTED}"
+        ) from e
+    eos = eos if eos is not None else text.eos_token_id
+    heads = text.num_attention_heads
+    return ModelFacts(
+        path=path,
+        architecture=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters()),
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        vocab_size=text.vocab_size,
+        layers=text.num_hidden_layers,
+        attention_heads=heads,
+        # Configs differ here: absent where every head has its own keys, and where the width says the head's size.
+        kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        tied_embeddings=bool(text.tie_word_embeddings),
+        max_positions=text.max_position_embeddings,
+        dtype=str(text.dtype or torch.float32).removeprefix("torch."),
+        eos_ids=tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,),
+    )
+
+
+def tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """The tokenizer of what `resolve` returned. Raises UserError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise UserError(
+            f"no tokenizer could be read from {path} ({' '.join(str(e).split())[:200]}): "
+            "put tokenizer.json and tokenizer_config.json beside config.json"
+        ) from e

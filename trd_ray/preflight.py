@@ -1,0 +1,235 @@
+"""What must be refused before any engine starts, once models and data are at hand.
+
+    recipe, problems, ModelFacts and tokenizers of both models  ->  check()  ->  Findings, or a UserError
+
+The vocabularies of student and teacher, the token that ends a turn, the lengths of every prompt against the contexts,
+and the references that OPSD shows its teacher. (The placement is checked by `placement`, the run directory by `run`.)
+"""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from trd_ray import data
+from trd_ray.config import Recipe
+from trd_ray.errors import UserError
+from trd_ray.models import ModelFacts
+from trd_ray.views import Views, ViewTooLong
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Lengths of one kind of prompt over all its problems."""
+
+    median: int
+    longest: int
+
+    def __str__(self) -> str:
+        return f"{self.median} (median) to {self.longest}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `check` learned, for --dry-run and the placement."""
+
+    problems: int
+    length: data.Length | None  # of the run; None for a corpus
+    student_prompt: Tokens | None
+    teacher_prompt: Tokens | None  # without an attempt; None where no problem is sampled
+    evaluation_problems: int
+    evaluation_prompt: Tokens | None
+    longest_sequence_tokens: int  # prompt and response of the longest row that the learner may meet
+
+    def __str__(self) -> str:
+        parts = []
+        if self.length and self.student_prompt:
+            n = self.length
+            parts.append(f"{self.problems} problems, {n.steps} steps of {n.rows // n.steps} rollouts")
+            if n.dropped_rows:
+                parts.append(f"{n.dropped_rows} rollouts of a partial last step left out")
+            parts.append(f"prompts of {self.student_prompt} tokens")
+        if self.evaluation_prompt:
+            parts.append(
+                f"{self.evaluation_problems} problems to evaluate on, prompts of {self.evaluation_prompt} tokens"
+            )
+        return "; ".join(parts) or "nothing to sample"
+
+
+def check(
+    recipe: Recipe,
+    *,
+    problems: pa.Table | None,
+    evaluation: pa.Table | None,
+    student: ModelFacts,
+    teacher: ModelFacts,
+    student_tokenizer: "PreTrainedTokenizerBase",
+    teacher_tokenizer: "PreTrainedTokenizerBase",
+) -> Findings:
+    """Refuse what cannot work, as a UserError. `problems` is None for a corpus, `evaluation` where there is none."""
+    _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
+    kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
+    student_end = _turn_ends(student, student_tokenizer, "student", kwargs[0])
+    teacher_end = _turn_ends(teacher, teacher_tokenizer, "teacher", kwargs[1])
+    if student_end != teacher_end:
+        ends = [repr(student_tokenizer.decode([i])) for i in (student_end, teacher_end)]
+        raise UserError(
+            f"the student ends its turn with {ends[0]}, the teacher with {ends[1]}, so the student would never "
+            "learn to stop: choose two models of one family, or give both the same chat_template"
+        )
+    views = Views(recipe, student_tokenizer, teacher_tokenizer)
+    asked = seen = length = evaluated = None
+    longest = 0
+    if problems is not None:
+        asked, seen, longest = _train_lengths(recipe, views, problems, student, teacher)
+        length = data.length(
+            problems.num_rows,
+            rollouts_per_step=recipe.rollouts_per_step,
+            samples_per_problem=recipe.sampler.n,
+            steps=recipe.steps,
+        )
+    if evaluation is not None:
+        evaluated = _tokens([len(views.evaluation(p)) for p in evaluation["problem"].to_pylist()])
+        response = recipe.evaluation.max_response_tokens
+        _fits("sampler", recipe.sampler.max_model_len, student, evaluated.longest, response, "evaluation")
+    return Findings(
+        problems=problems.num_rows if problems is not None else 0,
+        length=length,
+        student_prompt=asked,
+        teacher_prompt=seen,
+        evaluation_problems=evaluation.num_rows if evaluation is not None else 0,
+        evaluation_prompt=evaluated,
+        longest_sequence_tokens=longest,
+    )
+
+
+def _same_vocabulary(
+    student: ModelFacts,
+    teacher: ModelFacts,
+    student_tokenizer: "PreTrainedTokenizerBase",
+    teacher_tokenizer: "PreTrainedTokenizerBase",
+) -> None:
+    remedy = "the KL compares them token by token: choose a student and a teacher that share one tokenizer"
+    ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
+    differ = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
+    if differ:
+        ids = [vocabulary.get(differ[0], "absent") for vocabulary in (ours, theirs)]
+        raise UserError(
+            f"student and teacher have different vocabularies: {len(differ)} tokens differ, such as {differ[0]!r}, "
+            f"which is {ids[0]} in {student.path} and {ids[1]} in {teacher.path}; {remedy}"
+        )
+    if student.vocab_size != teacher.vocab_size:
+        raise UserError(
+            f"the lm_head of {student.path} has {student.vocab_size} rows and that of {teacher.path} "
+            f"{teacher.vocab_size}, though their tokenizers agree (one is padded further); {remedy} and vocab_size"
+        )
+    if max(ours.values()) >= student.vocab_size:
+        raise UserError(
+            f"the tokenizer of {student.path} has ids up to {max(ours.values())}, but its config.json a vocab_size of "
+            f"{student.vocab_size}: the two do not belong together; save model and tokenizer again"
+        )
+
+
+def _turn_ends(model: ModelFacts, tokenizer: "PreTrainedTokenizerBase", who: str, kwargs: dict[str, Any]) -> int:
+    """The token that the chat template puts after an answer, which must be one that ends generation."""
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"the {who}'s tokenizer ({model.path}) has no chat template: use an instruct model, or put a "
+            "chat_template.jinja beside its tokenizer.json"
+        )
+    answer = "an-answer-8c1f"
+    messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs))
+    after = tokenizer(rendered.rpartition(answer)[2].lstrip(), add_special_tokens=False).input_ids
+    stops = ", ".join(f"{tokenizer.decode([i])!r} ({i})" for i in model.eos_ids) or "none"
+    remedy = f"set eos_token_id in the generation_config.json of {model.path} to the template's end token"
+    if not after:
+        raise UserError(
+            f"the {who}'s chat template puts nothing after an answer, so generation would never learn to end; the "
+            f"model's eos is {stops}: let the template of {model.path} end an assistant's turn with it"
+        )
+    if after[0] not in model.eos_ids:
+        raise UserError(
+            f"the {who}'s chat template ends a turn with {tokenizer.decode([after[0]])!r} ({after[0]}), which is not "
+            f"the model's eos: {stops}; {remedy}"
+        )
+    return after[0]
+
+
+def _train_lengths(
+    recipe: Recipe, views: Views, problems: pa.Table, student: ModelFacts, teacher: ModelFacts
+) -> tuple[Tokens, Tokens, int]:
+    """Prompt lengths of student and teacher, and the longest sequence to train on."""
+    rows = problems.select(["problem_id", "problem", "reference"]).to_pylist()
+    if recipe.teacher.mode == "opsd":
+        _references(rows)
+    asked = _tokens([len(views.student(row["problem"])) for row in rows])
+    y_o, y_r = recipe.sampler.max_response_tokens, recipe.refiner.max_response_tokens
+    _fits("sampler", recipe.sampler.max_model_len, student, asked.longest, y_o, "sampler")
+    try:
+        seen = _tokens([len(views.teacher(row["problem"], row["reference"], [], passed=False).ids) for row in rows])
+        refined = seen
+        if recipe.refines and recipe.teacher.view != "refine":
+            refined = _tokens(
+                [len(views.refine(row["problem"], row["reference"], [], passed=False).ids) for row in rows]
+            )
+    except ViewTooLong as e:
+        raise UserError(str(e)) from e
+    limit = recipe.refiner.max_prompt_tokens
+    if recipe.refines:
+        engine = recipe.sampler if recipe.refiner.share_sampler else recipe.refiner
+        prompt = min(limit, refined.longest + y_o)
+        _fits("refiner", engine.max_model_len, teacher, prompt, y_r, "refiner", "refiner.max_prompt_tokens or ")
+    response = y_r if recipe.train.trajectory == "y_r" else y_o
+    attempt = y_o if recipe.teacher.view == "refine" else 0
+    scored = min(limit, seen.longest + attempt) + response
+    if scored > teacher.max_positions:
+        raise UserError(
+            f"the teacher's view and the response may take {scored} tokens together, but {teacher.path} has "
+            f"{teacher.max_positions} positions: lower refiner.max_prompt_tokens or max_response_tokens"
+        )
+    return asked, seen, max(asked.longest + response, scored)
+
+
+def _references(rows: Sequence[dict[str, Any]]) -> None:
+    without = [row["problem_id"] for row in rows if not row["reference"].strip()]
+    if without:
+        raise UserError(
+            f"teacher.mode=opsd shows the teacher the reference solution, but {len(without)} of {len(rows)} problems "
+            f"have none, the first being {without[0]}: set data.columns.reference=NAME to the column with them, or "
+            "data.without_reference=drop, or set teacher.mode=opd and teacher.path to a stronger model"
+        )
+
+
+def _fits(
+    pool: str,
+    max_model_len: int | None,
+    model: ModelFacts,
+    prompt: int,
+    response: int,
+    group: str,
+    also: str = "",
+) -> None:
+    """Prompt and response within the context that the pool's engines serve."""
+    if max_model_len and max_model_len > model.max_positions:
+        raise UserError(
+            f"{pool}.max_model_len is {max_model_len}, but {model.path} has {model.max_positions} positions: "
+            f"set {pool}.max_model_len to {model.max_positions} at most"
+        )
+    context = max_model_len or model.max_positions
+    if prompt + response > context:
+        raise UserError(
+            f"the {pool}'s longest prompt for the {group} ({prompt} tokens) and {group}.max_response_tokens "
+            f"({response}) make {prompt + response}, but the context is {context}: lower "
+            f"{also}{group}.max_response_tokens, raise {pool}.max_model_len (the model has {model.max_positions} "
+            "positions), or leave the longest problems out"
+        )
+
+
+def _tokens(lengths: list[int]) -> Tokens:
+    return Tokens(round(statistics.median(lengths)), max(lengths))
