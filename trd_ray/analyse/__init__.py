@@ -1,0 +1,1 @@
+"""What the recorded rows and metrics say about a run."""

@@ -1,0 +1,120 @@
+"""The ledger: what refinement did to the rollouts, and when each stage was at work.
+
+    rows of a step (dicts), or rows/*.parquet of a run  ->  facts (a few numbers a row)  ->  flat metrics
+
+A key appears only when it means something: without refinements there is no y_r/..., without a drop no dropped/....
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from trd_ray.verify import EMPTY
+
+STAGES = {
+    "sample": [("y_o_start_s", "y_o_seconds")],
+    "verify": [("y_o_verify_start_s", "y_o_verify_seconds"), ("y_r_verify_start_s", "y_r_verify_seconds")],
+    "refine": [("y_r_start_s", "y_r_seconds")],
+}
+
+_PLAIN = ["row", "step", "y_o_version", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens"]
+_EACH = ["passed", "finish", "extracted", "detail"]
+
+
+def facts_of_rows(rows: Iterable[dict]) -> list[dict]:
+    """What the ledger needs of each row: the verdicts, and token counts in place of tokens."""
+    return [
+        {name: row.get(name) for name in _PLAIN}
+        | {f"{y}_{name}": row.get(f"{y}_{name}") for y in ("y_o", "y_r") for name in _EACH}
+        | {f"{y}_tokens": _length(row.get(f"{y}_ids")) for y in ("y_o", "y_r")}
+        for row in rows
+    ]
+
+
+def facts_of_run(dataset: ds.Dataset) -> list[dict]:
+    """The same for every row of a run, without holding its tokens and texts in memory."""
+    columns = {name: pc.field(name) for name in _PLAIN}
+    for y in ("y_o", "y_r"):
+        columns |= {f"{y}_{name}": pc.field(f"{y}_{name}") for name in _EACH}
+        # pyarrow.compute makes its functions when it is imported, out of a type checker's sight.
+        columns[f"{y}_tokens"] = pc.list_value_length(pc.field(f"{y}_ids"))  # pyright: ignore
+    return dataset.scanner(columns=columns).to_table().to_pylist()
+
+
+def row_metrics(rows: Iterable[dict], version: int | None = None) -> dict[str, float]:
+    """Metrics of one step's rows. `version` is the policy version that trains on them, from which staleness counts."""
+    return ledger(facts_of_rows(rows), version)
+
+
+def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
+    """Counts (rollouts, trained_rows, dropped/*, ledger/*, *_rows), shares (passed, truncated, no_answer, empty: of
+    the trajectories that exist) and token counts. The cells of ledger/{raw}_{refined} add up to the refined rollouts.
+    """
+    out: dict[str, float] = {"rollouts": len(facts), "trained_rows": sum(bool(f["train"]) for f in facts)}
+    dropped = Counter(f["dropped_because"] for f in facts if f["dropped_because"])
+    out |= {f"dropped/{reason}": count for reason, count in sorted(dropped.items())}
+    for y in ("y_o", "y_r"):
+        out |= _trajectory_metrics(y, [f for f in facts if f[f"{y}_tokens"] is not None])
+    judged = [f for f in facts if f["y_o_passed"] is not None and f["y_r_passed"] is not None]
+    if judged:
+        words = {True: "pass", False: "fail"}
+        cells = Counter((f["y_o_passed"], f["y_r_passed"]) for f in judged)
+        out |= {f"ledger/{words[o]}_{words[r]}": cells[o, r] for o in (True, False) for r in (True, False)}
+    out["refine/cut_rows"] = sum((f["refine_cut_tokens"] or 0) > 0 for f in facts)
+    out["teacher/cut_rows"] = sum((f["teacher_cut_tokens"] or 0) > 0 for f in facts)
+    sampled_at = [f["y_o_version"] for f in facts if f["y_o_version"] is not None]
+    if version is not None and sampled_at:
+        out["staleness/mean"] = version - float(np.mean(sampled_at))
+        out["staleness/max"] = version - min(sampled_at)
+    return out
+
+
+def stage_seconds(rows: Iterable[dict], window: tuple[float, float]) -> dict[str, float]:
+    """Wall time in which each stage had work under way within the window (Unix seconds).
+
+    Requests overlap, so a stage's time is the length of the union of their intervals; `busy` is that of all stages.
+    """
+    rows = list(rows)
+    spans = {
+        stage: [
+            (row[start], row[start] + row[seconds])
+            for start, seconds in columns
+            for row in rows
+            if row.get(start) is not None and row.get(seconds) is not None
+        ]
+        for stage, columns in STAGES.items()
+    }
+    spans["busy"] = [span for stage in spans.values() for span in stage]
+    return {stage: union_seconds(intervals, window) for stage, intervals in spans.items()}
+
+
+def union_seconds(intervals: list[tuple[float, float]], window: tuple[float, float]) -> float:
+    """Length of the union of the intervals, cut to the window."""
+    reached, total = window[0], 0.0
+    for start, end in sorted(intervals):
+        start, end = max(start, reached), min(end, window[1])
+        if end > start:
+            total += end - start
+            reached = end
+    return total
+
+
+def _trajectory_metrics(y: str, facts: list[dict]) -> dict[str, float]:
+    if not facts:
+        return {}
+    tokens = [f[f"{y}_tokens"] for f in facts]
+    return {
+        f"{y}/passed": float(np.mean([bool(f[f"{y}_passed"]) for f in facts])),
+        f"{y}/tokens_mean": float(np.mean(tokens)),
+        f"{y}/tokens_p50": float(np.median(tokens)),
+        f"{y}/truncated": float(np.mean([f[f"{y}_finish"] == "length" for f in facts])),
+        f"{y}/no_answer": float(np.mean([not f[f"{y}_extracted"] for f in facts])),
+        f"{y}/empty": float(np.mean([f[f"{y}_detail"] == EMPTY for f in facts])),
+    }
+
+
+def _length(ids: list[int] | np.ndarray | None) -> int | None:
+    return None if ids is None else len(ids)

@@ -1,0 +1,1 @@
+"""Benchmarks: sampled answers enter, scores with intervals leave."""

@@ -1,0 +1,1 @@
+"""A run's directory, its metrics and its display."""

@@ -1,0 +1,242 @@
+"""A run directory: everything a run leaves behind, claimed by one process at a time.
+
+    recipe.yaml          resolved, every key         rows/step-000000.parquet    the rows of step 0, see trd_ray.rows
+    environment.json     one entry a start           checkpoints/step-000012/    the state after 12 steps (0 to 11)
+    metrics.jsonl        one line a step, from 0     evaluation/base.json        a score; base.parquet its rows
+    train.log            the same, for people        tensorboard/ logs/ summary.md
+
+Steps count from 0 in rows and metrics; a checkpoint's number is how many steps it holds. Each file appears whole,
+by being written beside its place and renamed into it, so a crash at any moment leaves a directory to resume from. The
+claim is a file lock, which the kernel drops when the process dies, however it dies.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import yaml
+
+from trd_ray import rows as schema
+from trd_ray.config import Recipe, dump, from_tree
+from trd_ray.errors import UserError
+from trd_ray.evaluate.stats import Score, from_json, to_json
+from trd_ray.run.environment import environment
+
+FOLDERS = ("rows", "tensorboard", "checkpoints", "evaluation", "logs")
+MAY_CHANGE = {"name", "steps", "run_dir", "cluster", "checkpoint", "evaluation"}  # recipe keys, on resume
+
+
+class RunDirectory:
+    """Open one with `create` (the run that writes) or `open` (read only)."""
+
+    def __init__(self, path: Path, lock: int | None = None):
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def create(cls, path: Path | str, recipe: Recipe, resume: bool = False) -> "RunDirectory":
+        """Claim a directory for a new run, or for one that continues.
+
+        Raises UserError, having changed nothing, when a live run holds the directory, when it holds a run and `resume`
+        is not set or nothing to resume, or when the recipe asks for another run than the one begun.
+        """
+        path = Path(path).expanduser().absolute()
+        if resume:
+            return cls._continue(path, recipe)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"run directory {path} is a file: set run_dir to another place")
+        if path.is_dir() and any(path.iterdir()):
+            if not (path / "recipe.yaml").exists():
+                raise UserError(f"run directory {path} holds other files: set run_dir to a new or empty place")
+            os.close(_claim(path))  # a run under way is the better answer
+            raise UserError(
+                f"run directory {path} already holds a run: continue it with --resume, or set run_dir to a new place"
+            )
+        # Filled beside its place and renamed into it: of two runs that start at once, one finds the place taken.
+        fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            fresh.mkdir(parents=True)
+            for folder in FOLDERS:
+                (fresh / folder).mkdir()
+            (fresh / "recipe.yaml").write_text(dump(recipe))
+            (fresh / "environment.json").write_text(json.dumps([environment()], indent=2))
+            lock = _claim(fresh)
+            os.rename(fresh, path)
+        except OSError as e:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise UserError(f"run directory {path} cannot be made ({e.strerror}): set run_dir to another place") from e
+        return cls(path, lock)
+
+    @classmethod
+    def open(cls, path: Path | str) -> "RunDirectory":
+        """To read what a run left, or leaves while it goes on."""
+        path = Path(path).expanduser().absolute()
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(f"{path} is no run directory: it has no recipe.yaml")
+        return cls(path)
+
+    @classmethod
+    def _continue(cls, path: Path, recipe: Recipe) -> "RunDirectory":
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(
+                f"there is no run to resume in {path}: leave --resume out, or set run_dir to the run's place"
+            )
+        lock = _claim(path)
+        try:
+            began = from_tree(yaml.safe_load((path / "recipe.yaml").read_text()))
+            changed = _differences(began.model_dump(mode="json"), recipe.model_dump(mode="json"))
+            if changed:
+                raise UserError(
+                    f"the run in {path} began with another recipe: put back {'; '.join(changed)}, "
+                    "or start a new run in another run_dir"
+                )
+            starts = json.loads((path / "environment.json").read_text())
+            write_atomically(path / "recipe.yaml", dump(recipe))
+            write_atomically(path / "environment.json", json.dumps([*starts, environment()], indent=2))
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(path, lock)
+
+    def release(self) -> None:
+        """Give up the claim; another process may then resume."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # Rows
+
+    def write_rows(self, step: int, rows: list[dict]) -> Path:
+        return write_parquet(self.path / "rows" / f"{_step(step)}.parquet", rows)
+
+    def read_rows(self) -> ds.Dataset:
+        """Every row of every step, in order, as a data set that reads only what is asked of it."""
+        files = [str(f) for f in sorted((self.path / "rows").glob("step-*.parquet"), key=_number)]
+        return ds.dataset(files, schema=schema.ROW, format="parquet")
+
+    def read_metrics(self) -> list[dict]:
+        return _read_lines(self.path / "metrics.jsonl")
+
+    # Checkpoints
+
+    @contextlib.contextmanager
+    def checkpoint(self, steps: int) -> Iterator[Path]:
+        """A folder to write the state after `steps` steps into; it counts once the block ends without an exception."""
+        place = self.path / "checkpoints" / _step(steps)
+        folder = place.with_name(f".{place.name}.tmp")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+            shutil.rmtree(place, ignore_errors=True)
+            os.rename(folder, place)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def latest_checkpoint(self) -> tuple[int, Path] | None:
+        """The complete checkpoint with the most steps, as (steps, folder)."""
+        complete = sorted((self.path / "checkpoints").glob("step-*"), key=_number)
+        return (_number(complete[-1]), complete[-1]) if complete else None
+
+    def rewind(self, steps: int) -> None:
+        """Forget what was recorded after `steps` steps, before they are done again."""
+        kept = [line for line in self.read_metrics() if line["step"] < steps]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        for file in (self.path / "rows").glob("step-*.parquet"):
+            if _number(file) >= steps:
+                file.unlink()
+        for folder in (self.path / "checkpoints").glob("step-*"):
+            if _number(folder) > steps:
+                shutil.rmtree(folder)
+
+    # Evaluations
+
+    def write_evaluation(self, score: Score, rows: list[dict]) -> Path:
+        """Keep a score as evaluation/<name>.json, and the rows it was counted from beside it."""
+        place = self.path / "evaluation" / f"{score.name}.json"
+        write_parquet(place.with_suffix(".parquet"), rows)
+        write_atomically(place, json.dumps(to_json(score), indent=2))
+        return place
+
+    def read_evaluations(self) -> list[Score]:
+        """By step, the one of the base first."""
+        found = [from_json(json.loads(f.read_text())) for f in (self.path / "evaluation").glob("*.json")]
+        return sorted(found, key=lambda score: (score.step, score.name))
+
+
+def write_atomically(place: Path, text: str) -> None:
+    temporary = place.with_name(f".{place.name}.tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, place)
+
+
+def write_parquet(place: Path, rows: list[dict]) -> Path:
+    """Rows to one Parquet file; lone surrogates, which Arrow has no place for, are written as question marks."""
+    try:
+        table = schema.to_table(rows)
+    except UnicodeEncodeError:
+        table = schema.to_table([{name: _encodable(value) for name, value in row.items()} for row in rows])
+    temporary = place.with_name(f".{place.name}.tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, place)
+    return place
+
+
+def _encodable(value):
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _claim(path: Path) -> int:
+    """Lock the directory for this process; UserError when another one holds it."""
+    lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        holder = os.read(lock, 200).decode(errors="replace") or "another process"
+        os.close(lock)
+        raise UserError(
+            f"run directory {path} is in use by {holder}: wait for it, stop it, or set run_dir to another place"
+        ) from e
+    os.ftruncate(lock, 0)
+    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {started}".encode())
+    return lock
+
+
+def _differences(began: dict, now: dict, prefix: str = "") -> list[str]:
+    """`key=value` of the recipe that a run began with, for each key that may not change and did."""
+    found = []
+    for key in sorted(began.keys() | now.keys()):
+        old, new = began.get(key), now.get(key)
+        if old == new or prefix + key in MAY_CHANGE:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}={json.dumps(old)} (now {json.dumps(new)})")
+    return found
+
+
+def _read_lines(path: Path) -> list[dict]:
+    """JSON lines; a last line that a crash cut short is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _step(number: int) -> str:
+    return f"step-{number:06d}"
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))

@@ -1,0 +1,80 @@
+"""What each step measured, to metrics.jsonl, TensorBoard and one aligned line for people.
+
+    Metrics(directory, total_steps).log(step, {"loss": ..., "seconds/step": ...})
+
+Every line is flushed when it is logged, so a crash loses at most the step under way. A number that is not finite is
+null in metrics.jsonl and left out of TensorBoard. `close` (or the end of the `with` block) flushes TensorBoard.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+class Metrics:
+    """Appends to the files in a run directory; `first_step` is where this start of the run begins."""
+
+    def __init__(self, directory: Path | str, total_steps: int, first_step: int = 0):
+        # Imported here: it brings in all of torch, which reading `line` should not cost.
+        from torch.utils.tensorboard import SummaryWriter
+
+        directory = Path(directory)
+        self.total_steps = total_steps
+        self._json = open(directory / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+        self._log = open(directory / "train.log", "a", buffering=1)  # noqa: SIM115
+        # purge_step hides what an earlier start logged from this step on, which the resumed run does again.
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
+
+    def log(self, step: int, metrics: dict[str, Any]) -> str:
+        """Record one step (from 0) and return its line."""
+        record = {"step": step} | {name: _finite(value) for name, value in metrics.items()}
+        self._json.write(json.dumps(record, allow_nan=False) + "\n")
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+        text = line(record, self.total_steps)
+        self._log.write(text + "\n")
+        return text
+
+    def close(self) -> None:
+        self._json.close()
+        self._log.close()
+        self._board.close()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def line(metrics: dict[str, Any], total_steps: int) -> str:
+    """One step in one line, whose columns stand below one another; what was not measured is a dash."""
+    width = len(str(total_steps))
+    return "  ".join(
+        [
+            f"step {metrics['step'] + 1:>{width}}/{total_steps}",
+            f"pass {_text(metrics, 'y_o/passed', '.3f', 5)} > {_text(metrics, 'y_r/passed', '.3f', 5)}",
+            f"tokens {_text(metrics, 'y_o/tokens_mean', '.0f', 5)} > {_text(metrics, 'y_r/tokens_mean', '.0f', 5)}",
+            f"KL {_text(metrics, 'kl/mean', '.4f', 7)}",
+            f"lr {_text(metrics, 'lr', '.1e', 7)}",
+            f"gap {_text(metrics, 'sync/gap_mean', '.1e', 7)}",
+            f"tok/s {_text(metrics, 'tokens_per_s/sampler', '.0f', 6)} + "
+            f"{_text(metrics, 'tokens_per_s/refiner', '.0f', 6)}",
+            f"{_text(metrics, 'seconds/step', '.1f', 6)} s",
+        ]
+    )
+
+
+def _text(metrics: dict[str, Any], name: str, form: str, width: int) -> str:
+    value = metrics.get(name)
+    return ("-" if value is None else format(value, form)).rjust(width)
+
+
+def _finite(value: Any) -> Any:
+    """Numbers of any library as plain ones that JSON has; None for NaN and the infinities."""
+    if isinstance(value, str | bool) or value is None:
+        return value
+    number = value.item() if hasattr(value, "item") else value
+    return number if math.isfinite(number) else None
