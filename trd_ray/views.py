@@ -1,0 +1,285 @@
+"""What each model sees: the only place that words a prompt or applies a chat template.
+
+    problem x, reference y*, attempt y_o (token ids)  ->  Views  ->  token ids of a prompt, generation prompt included
+
+    view                 OPD (a stronger teacher)   OPSD (the student's own weights, privileged)
+    student, evaluation  x                          x
+    teacher, vanilla     x                          x, y*
+    refine               x, y_o                     x, y*, y_o
+
+A chat template is rendered once per view with a sentinel in place of each inserted text. The fixed text between the
+sentinels is tokenised once; the inserted texts are tokenised on their own, as plain text, so that no problem can
+open or close a turn. The attempt is inserted as the token ids the engine sampled. A tokenizer that prefixes a space
+to every text (SentencePiece's default) therefore puts one at each seam.
+
+An over-long teacher view is cut on token ids by the paper's rule: the tail of y_o, then the tail of y*, never the
+problem or the instructions.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from trd_ray.config import Recipe
+from trd_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# The default wordings, for mathematics; `prompts` in the recipe replaces each.
+WORDINGS = {
+    "solve": """{problem}
+
+Reason step by step, and put the final answer in \\boxed{}.""",
+    "solve_with_reference": """{problem}
+
+Here is a reference solution to this problem:
+
+{reference}
+
+Solve the problem yourself, reasoning step by step, and put the final answer in \\boxed{}. Let the reference guide \
+you, but do not mention it.""",
+    "refine": """Below are a problem and an attempt at solving it. Rewrite the attempt as a correct, complete solution.
+
+Problem:
+{problem}
+
+Attempt:
+{attempt}
+
+{feedback}Keep what is useful in the attempt: its approach, its notation and its correct steps. Fix every error where \
+it occurs, and leave out detours, repetition and second thoughts. Output only the rewritten solution, without \
+mentioning the attempt, and put the final answer in \\boxed{}.""",
+    "refine_with_reference": """Below are a problem, a reference solution, and an attempt at solving the problem. \
+Rewrite the attempt as a correct, complete solution.
+
+Problem:
+{problem}
+
+Reference solution:
+{reference}
+
+Attempt:
+{attempt}
+
+{feedback}Keep what is useful in the attempt: its approach, its notation and its correct steps. Use the reference to \
+find every error, fix it where it occurs, and leave out detours, repetition and second thoughts. Output only the \
+rewritten solution, without mentioning the reference or the attempt, and put the final answer in \\boxed{}.""",
+}
+
+# What {feedback} stands for: a paragraph of its own, or nothing where the verdict of y_o is not to be told.
+FEEDBACK = {
+    None: "",
+    True: "A checker found the attempt's final answer correct.\n\n",
+    False: "A checker found the attempt's final answer wrong.\n\n",
+}
+
+# {name} is a placeholder and {{name}} the literal text {name}. All other braces are plain text: \boxed{}, \frac{1}{x}.
+_PLACEHOLDER = re.compile(r"\{\{([a-z_]{2,})\}\}|\{([a-z_]{2,})\}")
+_SENTINEL = "trd8c1fslot{}slot8c1fdrt"
+_SLOTS = re.compile(_SENTINEL.format("(problem|reference|attempt)"))
+
+
+class ViewTooLong(ValueError):
+    """The problem and the instructions alone exceed refiner.max_prompt_tokens, and neither may be cut."""
+
+
+@dataclass(frozen=True)
+class View:
+    ids: list[int]
+    cut_tokens: int  # taken from the tail of y_o, then of y*, to fit refiner.max_prompt_tokens
+
+
+class Views:
+    """The views of one recipe. Raises UserError for a wording or a chat template that cannot be used."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        student_tokenizer: "PreTrainedTokenizerBase",
+        teacher_tokenizer: "PreTrainedTokenizerBase",
+    ):
+        self._student_tokens, self._teacher_tokens = _Tokens(student_tokenizer), _Tokens(teacher_tokenizer)
+        self._limit = recipe.refiner.max_prompt_tokens
+        self._feed_back = recipe.refiner.feed_back
+        self._teacher_refines = recipe.teacher.view == "refine"
+
+        own = recipe.prompts.model_dump(exclude_none=True)
+        words = {key: _parse(key, own.get(key, default)) for key, default in WORDINGS.items()}
+        system = _parse("system", own["system"]) if "system" in own else None
+        suffix = "_with_reference" if recipe.teacher.mode == "opsd" else ""
+        solve, refine = words["solve" + suffix], words["refine" + suffix]
+        if self._feed_back and _SENTINEL.format("feedback") not in refine:
+            raise UserError(
+                f"refiner.feed_back is true, but prompts.refine{suffix} has no place for it: "
+                "put {feedback} into the wording, or set refiner.feed_back=false"
+            )
+
+        asked = recipe.student.chat_template_kwargs
+        evaluated = recipe.evaluation.chat_template_kwargs or asked
+        taught = recipe.teacher.chat_template_kwargs
+        self._student = _Layout(student_tokenizer, "student", words["solve"], system, asked)
+        self._evaluation = _Layout(student_tokenizer, "student", words["solve"], system, evaluated)
+        self._vanilla = _Layout(teacher_tokenizer, "teacher", solve, system, taught)
+        self._refine = {
+            passed: _Layout(
+                teacher_tokenizer, "teacher", refine.replace(_SENTINEL.format("feedback"), sentence), system, taught
+            )
+            for passed, sentence in FEEDBACK.items()
+        }
+
+    def student(self, problem: str) -> list[int]:
+        """What the student samples y_o from, and its context in the loss: x alone."""
+        return self._student.fill({"problem": self._student_tokens.of_text(problem)})
+
+    def evaluation(self, problem: str) -> list[int]:
+        """The student view under evaluation.chat_template_kwargs, or the student's own where those are empty."""
+        return self._evaluation.fill({"problem": self._student_tokens.of_text(problem)})
+
+    def refine(self, problem: str, reference: str, attempt_ids: Sequence[int], passed: bool | None = None) -> View:
+        """What y_r is sampled from; OPD leaves the reference out. Raises ViewTooLong.
+
+        `passed`, the verdict of y_o, is told under refiner.feed_back only.
+        """
+        layout = self._refine[passed if self._feed_back else None]
+        return self._fit(layout, problem, reference, attempt_ids)
+
+    def teacher(self, problem: str, reference: str, attempt_ids: Sequence[int], passed: bool | None = None) -> View:
+        """The teacher's context in the loss: by teacher.view the refine view, or no attempt. Raises ViewTooLong."""
+        if self._teacher_refines:
+            return self.refine(problem, reference, attempt_ids, passed)
+        return self.vanilla(problem, reference)
+
+    def vanilla(self, problem: str, reference: str) -> View:
+        """The teacher's context without an attempt: OPD x, OPSD x and y*. Raises ViewTooLong."""
+        return self._fit(self._vanilla, problem, reference, ())
+
+    def _fit(self, layout: "_Layout", problem: str, reference: str, attempt_ids: Sequence[int]) -> View:
+        inserted = {"problem": self._teacher_tokens.of_text(problem)}
+        if "reference" in layout.slots:
+            inserted["reference"] = self._teacher_tokens.of_text(reference)
+        if "attempt" in layout.slots:
+            inserted["attempt"] = self._teacher_tokens.of_attempt(attempt_ids)
+        over = excess = len(layout.fill(inserted)) - self._limit
+        for slot in ("attempt", "reference"):
+            if excess > 0 and slot in inserted:
+                ids = inserted[slot]
+                inserted[slot] = ids[: max(0, len(ids) - excess)]
+                excess -= len(ids) - len(inserted[slot])
+        if excess > 0:
+            raise ViewTooLong(
+                f"the problem and the instructions alone take {self._limit + excess} tokens of the teacher's prompt, "
+                f"but refiner.max_prompt_tokens is {self._limit}: raise it, or leave out the problem that begins "
+                f"{problem[:60]!r}"
+            )
+        return View(layout.fill(inserted), cut_tokens=max(0, over))
+
+
+def load_views(recipe: Recipe, student_path: str, teacher_path: str) -> Views:
+    """The views of a recipe, with the tokenizers of its resolved models."""
+    from trd_ray.models import tokenizer
+
+    s, t = recipe.student, recipe.teacher
+    student = tokenizer(student_path, s.revision, s.trust_remote_code)
+    if teacher_path == student_path:
+        return Views(recipe, student, student)
+    return Views(recipe, student, tokenizer(teacher_path, t.revision, t.trust_remote_code))
+
+
+class _Layout:
+    """A rendered chat template: token ids of the fixed texts, and the slots between them (one fewer)."""
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerBase",
+        who: str,
+        words: str,
+        system: str | None,
+        kwargs: dict[str, Any],
+    ):
+        rendered = _render(tokenizer, who, words, system, kwargs)
+        self.slots: list[str] = _SLOTS.findall(rendered)
+        if sorted(self.slots) != sorted(_SLOTS.findall(words)):
+            raise UserError(
+                f"the {who}'s chat template does not show what the user writes exactly once and unchanged: "
+                "use a tokenizer whose chat_template passes the content of a message on as it is"
+            )
+        self.fixed: list[list[int]] = [
+            tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
+            for text in _SLOTS.split(rendered)[::2]
+        ]
+
+    def fill(self, inserted: Mapping[str, Sequence[int]]) -> list[int]:
+        ids = list(self.fixed[0])
+        for slot, fixed in zip(self.slots, self.fixed[1:], strict=True):
+            ids += inserted[slot]
+            ids += fixed
+        return ids
+
+
+class _Tokens:
+    """Token ids to insert into a view, free of special tokens whatever a text spells or a model sampled."""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
+        self._tokenizer = tokenizer
+        self._size = len(tokenizer)
+        added = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
+        self._special = frozenset([*tokenizer.all_special_ids, *added])
+
+    def of_text(self, text: str) -> list[int]:
+        ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
+        # A word-level vocabulary holds its special tokens as words, which split_special_tokens does not prevent.
+        # The unknown token is special by name only: it stands for text.
+        return [i for i in ids if i not in self._special or i == self._tokenizer.unk_token_id]
+
+    def of_attempt(self, ids: Sequence[int]) -> list[int]:
+        # Ids past the tokenizer's end are rows that pad the embedding: they stand for no text.
+        return [i for i in ids if i < self._size and i not in self._special]
+
+
+def _parse(key: str, text: str) -> str:
+    """The wording prompts.<key> with sentinels in place of its placeholders."""
+    # A wording holds the placeholders of its default, once each; {feedback} may be left out.
+    known = sorted(name for _, name in _PLACEHOLDER.findall(WORDINGS.get(key, "")))
+    found: list[str] = []
+
+    def replace(match: re.Match) -> str:
+        literal, name = match.groups()
+        if literal:
+            return f"{{{literal}}}"
+        if name not in known:
+            raise UserError(
+                f"prompts.{key} holds the unknown placeholder {{{name}}} (known in this wording: "
+                f"{', '.join(f'{{{k}}}' for k in known) or 'none'}); write {{{{{name}}}}} to mean the text itself"
+            )
+        found.append(name)
+        return _SENTINEL.format(name)
+
+    parsed = _PLACEHOLDER.sub(replace, text)
+    for name in known:
+        if found.count(name) not in ((0, 1) if name == "feedback" else (1,)):
+            raise UserError(
+                f"prompts.{key} must hold the placeholder {{{name}}} exactly once, "
+                f"but holds it {found.count(name)} times"
+            )
+    return parsed
+
+
+def _render(
+    tokenizer: "PreTrainedTokenizerBase", who: str, words: str, system: str | None, kwargs: dict[str, Any]
+) -> str:
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    messages.append({"role": "user", "content": words})
+    try:
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs)
+    except (ValueError, TypeError, jinja2.TemplateError) as e:
+        shown = "a user message" if system is None else "a system and a user message (prompts.system is set)"
+        raise UserError(
+            f"the {who}'s chat template cannot render {shown}: {' '.join(str(e).split())}; "
+            f"check the tokenizer's chat_template and {who}.chat_template_kwargs"
+        ) from e
+    assert isinstance(rendered, str)  # which tokenize=False promises
+    return rendered
