@@ -68,11 +68,30 @@ EXAMPLE = [
     pa.field("teacher_cut_tokens", pa.int32()),
 ]
 
-ROW = pa.schema(
-    [*PROBLEM, *ORDER, *ROLLOUT, *REFINED, *EXAMPLE], metadata={"trd_ray.rows": str(SCHEMA_VERSION)}
+CANDIDATES = pa.field(  # the refinements of one rollout, between the refine stage and the selection of y_r
+    "candidates",
+    pa.list_(
+        pa.struct(
+            [
+                pa.field("ids", _IDS),
+                pa.field("logprobs", pa.list_(pa.float32())),
+                pa.field("text", pa.string()),
+                pa.field("finish", pa.string()),
+                pa.field("version", pa.int32()),
+                pa.field("engine", pa.string()),
+                pa.field("start_s", pa.float64()),
+                pa.field("seconds", pa.float32()),
+            ]
+        )
+    ),
 )
 
+ROW = pa.schema([*PROBLEM, *ORDER, *ROLLOUT, *REFINED, *EXAMPLE], metadata={"trd_ray.rows": str(SCHEMA_VERSION)})
 
-def to_table(rows: list[dict]) -> pa.Table:
+
+ROW_WITH_CANDIDATES = ROW.append(CANDIDATES)
+
+
+def to_table(rows: list[dict], schema: pa.Schema = ROW) -> pa.Table:
     """Rows (dicts with any subset of the columns) to a table of the full schema; missing columns are null."""
-    return pa.Table.from_pylist([{name: row.get(name) for name in ROW.names} for row in rows], schema=ROW)
+    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)

@@ -9,8 +9,6 @@ through a micro-batch, so that the head is not gathered once a chunk. Every rank
 """
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,12 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    get_cosine_with_min_lr_schedule_with_warmup,
+)
 
 from trd_ray.config import Model, Recipe
 from trd_ray.distill.batches import Example, MicroBatch, Side, collate
@@ -178,7 +181,9 @@ class Learner:
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _reduce(self, totals: torch.Tensor, kl_rows: list[torch.Tensor], kl_max: torch.Tensor) -> dict[str, float]:
-        rows = torch.stack([torch.stack(kl_rows).sum(), torch.tensor(float(len(kl_rows)))]) if kl_rows else torch.zeros(2)
+        rows = (
+            torch.stack([torch.stack(kl_rows).sum(), torch.tensor(float(len(kl_rows)))]) if kl_rows else torch.zeros(2)
+        )
         sums = torch.cat([totals, rows.double()]).to(self.device)
         dist.all_reduce(sums)
         top = kl_max.to(self.device)
@@ -212,23 +217,17 @@ class Learner:
     # Checkpoints
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
-        """Write optimizer shards, schedule, `state` and a Hugging Face export; the folder appears whole or not at all."""
-        partial = folder.with_name(folder.name + ".partial")
-        if dist.get_rank() == 0:
-            shutil.rmtree(partial, ignore_errors=True)  # of a save that was cut off
-        dist.barrier()
+        """Write optimizer shards, schedule, `state` and a Hugging Face export of the student into an empty folder."""
         model_state, optimizer_state = get_state_dict(self.student, self.optimizer)
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=str(partial / "learner"))
+        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=str(folder / "learner"))
         full = {
             name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().to(self.dtype).cpu()
             for name, p in self.student.model.named_parameters()
         }
         if dist.get_rank() == 0:
-            self.student.model.save_pretrained(partial / "model", state_dict=full)
-            self.tokenizer.save_pretrained(partial / "model")
-            (partial / "state.json").write_text(json.dumps(state | {"schedule": self.schedule.state_dict()}))
-            shutil.rmtree(folder, ignore_errors=True)
-            os.replace(partial, folder)
+            self.student.model.save_pretrained(folder / "model", state_dict=full)
+            self.tokenizer.save_pretrained(folder / "model")
+            (folder / "state.json").write_text(json.dumps(state | {"schedule": self.schedule.state_dict()}))
         dist.barrier()
 
     def load(self, folder: Path) -> None:

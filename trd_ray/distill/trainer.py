@@ -124,9 +124,10 @@ def work(config: dict[str, Any]) -> None:
         value = None
         if command.name == "step":
             assert command.per_rank is not None
-            value = learner.step(ray.get(command.per_rank[0]))
-        elif command.name == "sync" and sync is not None:
-            sync.push(**command.arguments)
+            value = learner.step(ray.get(command.per_rank[0][0]))
+        elif command.name == "sync":
+            assert sync is not None, "a sync was asked for, but no pool follows the student"
+            value = sync.push(**command.arguments)
         elif command.name == "logprobs":
             value = learner.logprobs(**command.arguments)
         elif command.name == "checkpoint":

@@ -8,10 +8,12 @@ process; should this actor be killed instead, the engine process dies with it (`
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -127,8 +129,14 @@ class Engine:
 
     async def generate(self, requests: list[Request]) -> list[list[Generation]]:
         """Answer each request with its `n` generations; the requests run concurrently in vLLM's scheduler."""
-        try:
+        with self._naming_death():
             return await asyncio.gather(*(self._generate(r) for r in requests))
+
+    @contextlib.contextmanager
+    def _naming_death(self) -> Iterator[None]:
+        """Any error of a dead engine process becomes EngineDied, which the pool answers with a restart."""
+        try:
+            yield
         except Exception as e:
             if self.llm.errored:
                 raise EngineDied(f"{type(e).__name__}: {e}") from None
@@ -185,23 +193,24 @@ class Engine:
         await self.llm.shutdown_weight_transfer_engine()
 
     async def start_weight_update(self) -> None:
-        await self.llm.start_weight_update()
+        with self._naming_death():
+            await self.llm.start_weight_update()
 
     async def update_weights(self, update_info: Any) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        with self._naming_death():
+            await self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
 
     async def finish_weight_update(self, version: int) -> None:
-        await self.llm.finish_weight_update(str(version))
+        with self._naming_death():
+            await self.llm.finish_weight_update(str(version))
         self.version = version
 
     async def pause(self, in_flight: str) -> None:
         """Stop scheduling: `drain` lets running requests finish first, `keep` freezes them. Old keys leave the cache."""
-        if in_flight == "drain":
-            await self.llm.pause_generation(mode="wait", clear_cache=True)
-        else:
-            await self.llm.pause_generation(mode="keep", clear_cache=True)
+        with self._naming_death():
+            await self.llm.pause_generation(mode="wait" if in_flight == "drain" else "keep", clear_cache=True)
 
     async def resume(self) -> None:
         # Kept requests are preempted too: their keys are recomputed with the weights that go on to use them.

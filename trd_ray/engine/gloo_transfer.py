@@ -79,9 +79,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
         self.group = _group(init_info, init_info.rank_offset + self.parallel_config.rank)
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
-        for name, dtype, shape in zip(
-            update_info.names, update_info.dtype_names, update_info.shapes, strict=True
-        ):
+        for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True):
             weight = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
             _broadcast(self.group, weight)
             self.model.load_weights([(name, weight)])
@@ -128,8 +126,15 @@ class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):
             for _ in source:
                 pass
             return
+        failure = None
         for _, tensor in self._checked_iter(source, meta):
-            _broadcast(self.group, tensor.detach().contiguous())
+            try:
+                if failure is None:
+                    _broadcast(self.group, tensor.detach().contiguous())
+            except RuntimeError as e:  # a receiver died; the other ranks still gather the rest with this one
+                failure = e
+        if failure is not None:
+            raise failure
 
     def shutdown(self) -> None:
         self.group = None

@@ -183,9 +183,7 @@ class Pool:
             handle = member.handle
             member.outstanding += len(requests)
             try:
-                answer = await asyncio.wait_for(
-                    _result(handle.generate.remote(requests)), self.spec.request_timeout_s
-                )
+                answer = await asyncio.wait_for(_result(handle.generate.remote(requests)), self.spec.request_timeout_s)
             except (RayActorError, EngineDied) as e:
                 await self._on_death(member, handle, e)
             except TimeoutError:
@@ -257,7 +255,17 @@ class Pool:
         await self._notify()
 
     async def _all(self, method: str, *args: Any) -> None:
-        await asyncio.gather(*(_result(getattr(m.handle, method).remote(*args)) for m in self.members))
+        """Call every engine; one that is found dead is restarted, and the caller told, who may try again."""
+        handles = [m.handle for m in self.members]
+        outcomes = await asyncio.gather(
+            *(_result(getattr(h, method).remote(*args)) for h in handles), return_exceptions=True
+        )
+        for member, handle, outcome in zip(self.members, handles, outcomes, strict=True):
+            if isinstance(outcome, (RayActorError, EngineDied)):
+                await self._on_death(member, handle, outcome)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
 
     # What others may see
 
@@ -268,6 +276,7 @@ class Pool:
             "running": sum(m.outstanding for m in self.members),
             "waiting": self.waiting,
             "restarts": self.restarts,
+            "restarting": bool(self.background),
             "failure": self.failure,
             # An engine process that is up but holds older weights than the pool: the learner must send them again.
             "needs_weights": any(not m.ready and not m.leaving for m in self.members) and not self.background,

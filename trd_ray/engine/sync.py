@@ -43,7 +43,9 @@ class PoolsClient:
         self.version = 0
 
     def receivers(self) -> list[tuple[int, int]]:
-        return self._get([p.receivers.remote() for p in self.pools], "the engine pools to say how many engines they have")
+        return self._get(
+            [p.receivers.remote() for p in self.pools], "the engine pools to say how many engines they have"
+        )
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         refs, offset = [], init_info.get("rank_offset")
@@ -60,7 +62,9 @@ class PoolsClient:
         self._get([p.update_weights.remote(update_info) for p in self.pools], "the engines to receive the new weights")
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        self._get([p.finish_weight_update.remote(self.version) for p in self.pools], "the engines to load the new weights")
+        self._get(
+            [p.finish_weight_update.remote(self.version) for p in self.pools], "the engines to load the new weights"
+        )
 
     def _get(self, refs: list, waiting_for: str) -> list:
         try:
@@ -79,8 +83,19 @@ class WeightSync:
         self.engine: TrainerWeightTransferEngine | None = None
         self.connected_to: Any = None
 
-    def push(self, version: int) -> None:
-        """Give every engine the student's weights as policy version `version`; collective over the trainer's ranks."""
+    def push(self, version: int) -> str | None:
+        """Give every engine the student's weights as policy version `version`; collective over the trainer's ranks.
+
+        Returns what went wrong, if an engine died meanwhile: the pool restarts it, and the push may be tried again.
+        """
+        try:
+            self._push(version)
+        except Exception as e:
+            self.close()
+            return f"{type(e).__name__}: {' '.join(str(e).split())[:500]}"
+        return None
+
+    def _push(self, version: int) -> None:
         receivers = [self.client.receivers() if self.rank == 0 else None]
         dist.broadcast_object_list(receivers, src=0)
         if self.engine is None or receivers[0] != self.connected_to:
@@ -90,8 +105,7 @@ class WeightSync:
         self.engine.send_weights()
 
     def _connect(self, receivers: Any) -> None:
-        if self.engine is not None:
-            self.engine.shutdown()
+        self.close()
         world_size = 1 + sum(workers for _, workers in receivers)
         self.engine = WeightTransferTrainerFactory.trainer_init(
             self._init_info(world_size), client=self.client, source=self.source
@@ -123,6 +137,7 @@ class WeightSync:
     def close(self) -> None:
         if self.engine is not None:
             self.engine.shutdown()
+            self.engine = None
 
 
 def _free_port() -> int:

@@ -1,0 +1,85 @@
+"""The command line: `trd train | evaluate | refine RECIPE key.sub=value ...` and `trd miniature build`.
+
+Everything a user can mend is one sentence on standard error and exit code 2.
+"""
+
+import argparse
+import os
+import sys
+
+from trd_ray.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["miniature"]:
+        from trd_ray.miniature import build
+
+        return _run(lambda: build.main(arguments[1:]))
+    options = _parser().parse_args(arguments)
+    return _run(lambda: _job(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("trd", description="Trajectory-Refined Distillation on Ray.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in {
+        "train": "sample, verify, refine, verify, distil, sync; evaluate before and after",
+        "evaluate": "Avg@k and Pass@k of student.path on held-out problems",
+        "refine": "build a corpus of rollouts and refinements, to train on later with data.source=corpus",
+    }.items():
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("recipe", help="a YAML file, or the name of a shipped recipe such as miniature_opsd")
+        command.add_argument(
+            "overrides", nargs="*", metavar="key.sub=value", help="override the recipe; values are YAML"
+        )
+        command.add_argument(
+            "--dry-run", action="store_true", help="print the resolved recipe and the placement, and end"
+        )
+        command.add_argument(
+            "--gpu-gib", type=float, help="memory of each GPU for --dry-run (default: as detected, or 80)"
+        )
+        if name != "evaluate":
+            command.add_argument("--resume", action="store_true", help="continue the run in its directory")
+        else:
+            command.add_argument("--name", default="checkpoint", help="what to call the score")
+    commands.add_parser("miniature", help="build the miniature world's models again (trd miniature build --help)")
+    return parser
+
+
+def _job(options: argparse.Namespace) -> int:
+    from trd_ray import config
+
+    recipe = config.load(options.recipe, options.overrides)
+    # Read by Ray when it is imported: two messages about its own inner life that look like errors and are none.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    from trd_ray.run import commands
+
+    if options.dry_run:
+        return commands.dry_run(recipe, options.gpu_gib)
+    if options.command == "train":
+        return commands.train(recipe, options.resume)
+    if options.command == "refine":
+        return commands.refine(recipe, options.resume)
+    return commands.evaluate(recipe, options.name)
+
+
+def _run(job) -> int:
+    from trd_ray.run.stop import Stopped
+
+    try:
+        return job()
+    except UserError as e:
+        print(f"trd: {e}", file=sys.stderr)
+        return 2
+    except Stopped as e:
+        print(f"trd: stopped by {e}", file=sys.stderr)
+        return e.exit_code
+    except KeyboardInterrupt:
+        print("trd: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

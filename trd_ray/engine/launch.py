@@ -1,0 +1,70 @@
+"""From a recipe to running pools: what each engine is started with, and the Ray actors that hold them."""
+
+import contextlib
+from pathlib import Path
+
+import ray
+from ray.actor import ActorHandle
+
+from trd_ray.config import Engine as EngineConfig
+from trd_ray.config import Model, Recipe
+from trd_ray.engine.actor import EngineSpec
+from trd_ray.engine.pool import Pool, PoolSpec
+from trd_ray.placement import ActorSpec
+
+POOL_CALLS = 10_000  # requests that may wait in a pool at a time
+
+
+def create_pool(
+    config: EngineConfig,
+    model: Model,
+    path: str,
+    recipe: Recipe,
+    *,
+    actor: ActorSpec,
+    version: int,
+    transfer_backend: str | None,
+    logs: Path,
+) -> ActorHandle:
+    """A pool that is not started yet; `path` is the resolved model and `version` the policy version of its weights."""
+    engine = EngineSpec(
+        name=actor.name,
+        model=path,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        dtype=engine_dtype(config, recipe),
+        max_model_len=config.max_model_len,
+        tensor_parallel=config.tensor_parallel,
+        on_gpu=actor.gpus > 0,
+        memory_utilization=config.memory_utilization,
+        cpu_kv_cache_gib=config.cpu_kv_cache_gib,
+        max_concurrent=config.max_concurrent,
+        seed=recipe.seed,
+        transfer_backend=transfer_backend,
+        log_path=str(logs),
+        extra=config.extra,
+    )
+    spec = PoolSpec(
+        name=actor.name,
+        engine=engine,
+        replicas=config.replicas,
+        actor_options={"num_cpus": actor.cpus, "num_gpus": actor.gpus},
+        start_timeout_s=config.start_timeout_s,
+        request_timeout_s=config.request_timeout_s,
+        version=version,
+        in_flight=recipe.sync.in_flight,
+    )
+    return ray.remote(Pool).options(num_cpus=0, max_concurrency=POOL_CALLS).remote(spec)
+
+
+def engine_dtype(config: EngineConfig, recipe: Recipe) -> str:
+    return config.dtype or recipe.learner.dtype
+
+
+def stop_pools(pools: list[ActorHandle]) -> None:
+    """Stop the engine processes and then the pools; returns when they are gone or after a minute."""
+    with contextlib.suppress(Exception):
+        ray.wait([p.shutdown.remote() for p in pools], num_returns=len(pools), timeout=60)
+    for pool in pools:
+        with contextlib.suppress(Exception):
+            ray.kill(pool)

@@ -1,0 +1,33 @@
+"""A world small enough to measure Trajectory-Refined Distillation in minutes on two CPU cores.
+
+miniature:student, miniature:teacher  ->  model_path  ->  a Hugging Face folder, shipped with the package
+miniature:train, miniature:test       ->  problems    ->  rows of problem_id, problem, answer, reference
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from trd_ray.miniature import task
+
+TRAIN_PROBLEMS = 3200
+TEST_PROBLEMS = 200
+SEED = 0
+
+
+def model_path(name: Literal["student", "teacher"]) -> Path:
+    """The folder of a model: the shipped one, else the one in the cache, which is built first if absent (minutes)."""
+    shipped = Path(__file__).parent / "models" / name
+    if shipped.is_dir():
+        return shipped
+    from rich.console import Console
+
+    from trd_ray.miniature import build  # imports torch, which a look at the shipped folder does not need
+
+    folder = build.cache_folder(build.Plan())
+    build.build(folder, build.Plan(), Console(stderr=True))
+    return folder / name
+
+
+def problems(split: Literal["train", "test"]) -> list[dict]:
+    """The recipes' problems, always the same: 2 to 6 steps to train on, 200 held-out chains of 6 to evaluate."""
+    return task.problems(split, TRAIN_PROBLEMS if split == "train" else TEST_PROBLEMS, SEED)

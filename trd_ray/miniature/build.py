@@ -1,0 +1,242 @@
+"""Makes the miniature student and teacher on the CPU, from a seed, as Hugging Face folders.
+
+    Plan (seed, sizes, batches) -> train -> <folder>/{student,teacher}/  Qwen3 in float16, tokenizer, chat template
+                                            <folder>/build.json          the plan and the scores
+
+The folder is written beside its final place and renamed when whole: an interrupted build leaves nothing under its name.
+The student ties its embeddings and the teacher does not, so that both kinds are exercised.
+
+    trd miniature build [--out DIR] [--seed N] [--force]
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.nn import functional
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from trd_ray.errors import UserError
+from trd_ray.miniature import pretrain, task, tokenizer
+from trd_ray.miniature.score import prompt_text, scores
+
+IGNORED = -100  # label of a token that is not trained on
+THREADS = 1  # fixed, because the order of float sums depends on it; the matrices are too small to gain much from more
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One model and its training."""
+
+    layers: int
+    tied: bool
+    rows: tuple[int, ...]  # of each kind of example in a batch, see pretrain
+    steps: int = 700
+    width: int = 128
+    heads: int = 4
+    feed_forward: int = 384
+    muon_lr: float = 1e-2
+    adamw_lr: float = 4e-3
+    warmup_steps: int = 20
+    min_lr_ratio: float = 0.05
+    grad_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    seed: int = 0
+    student: Spec = field(default_factory=lambda: Spec(layers=3, tied=True, rows=(16, 6, 8)))
+    teacher: Spec = field(default_factory=lambda: Spec(layers=4, tied=False, rows=(10, 20)))
+    score_chains: int = 1000
+
+    @property
+    def digest(self) -> str:
+        """Names the models this plan makes: changes with any number here, the texts they learn and their tokens."""
+        words = tokenizer.build()
+        first = {name: next(self.batches(name)) for name in ("student", "teacher")}
+        told = [asdict(self), words.get_vocab(), words.chat_template, tokenizer.PROMPTS, repr(first)]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+    def batches(self, name: str) -> Iterator[list[list[pretrain.Example]]]:
+        """The training batches of one model, the same at every call."""
+        beliefs = task.random_beliefs(task.SECRET, random.Random(f"beliefs {self.seed}"))
+        kinds = {
+            "student": pretrain.student_kinds(beliefs, self.student.rows),
+            "teacher": pretrain.teacher_kinds(self.teacher.rows),
+        }
+        return pretrain.batches(kinds[name], random.Random(f"{name} {self.seed}"))
+
+
+def cache_folder(plan: Plan) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "trd_ray" / "miniature" / plan.digest
+
+
+def build(out: Path, plan: Plan, console: Console, force: bool = False) -> dict:
+    """Makes both models in folder `out` and returns what build.json holds; a folder already made by this plan is kept.
+
+    Raises UserError if `out` holds anything else, unless `force` replaces it.
+    """
+    if out.exists() and not force:
+        done = out / "build.json"
+        if done.is_file() and (record := json.loads(done.read_text()))["digest"] == plan.digest:
+            return record
+        raise UserError(f"{out} exists and was not built by this plan: give another --out, or replace it with --force")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as building:
+        record = _make(Path(building) / out.name, plan, console)
+        if out.exists():
+            out.rename(Path(building) / "replaced")
+        (Path(building) / out.name).rename(out)
+    return record
+
+
+def _make(folder: Path, plan: Plan, console: Console) -> dict:
+    threads, words = torch.get_num_threads(), tokenizer.build()
+    torch.set_num_threads(THREADS)
+    try:
+        models = {}
+        for name, spec in (("student", plan.student), ("teacher", plan.teacher)):
+            torch.manual_seed(plan.seed)
+            model = Qwen3ForCausalLM(_config(spec, words))
+            _train(model, spec, plan.batches(name), words, console, f"miniature {name}")
+            _save(model, words, folder / name)
+            models[name] = Qwen3ForCausalLM.from_pretrained(folder / name)  # scored as stored, rounding included
+        scored = scores(models["student"], models["teacher"], words, plan.score_chains, plan.seed)
+    finally:
+        torch.set_num_threads(threads)
+    record = {"digest": plan.digest, "plan": asdict(plan), "scores": scored}
+    (folder / "build.json").write_text(json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _train(
+    model: Qwen3ForCausalLM,
+    spec: Spec,
+    batches: Iterator[list[list[pretrain.Example]]],
+    words: PreTrainedTokenizerFast,
+    console: Console,
+    title: str,
+) -> None:
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers." in n]
+    others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers." not in n]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=spec.muon_lr, weight_decay=0.0, adjust_lr_fn="original"),
+        torch.optim.AdamW(others, lr=spec.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    schedules = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _lr_factor(spec, step)) for o in optimizers]
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+    model.train()
+    with bar:
+        shown = bar.add_task(title, total=spec.steps, loss="")
+        for _ in range(spec.steps):
+            loss = _backward(model, words, next(batches))
+            torch.nn.utils.clip_grad_norm_(model.parameters(), spec.grad_clip)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+            bar.update(shown, advance=1, loss=f"loss {loss:.3f}")
+
+
+def _lr_factor(spec: Spec, step: int) -> float:
+    """Linear warm-up, then linear decay."""
+    left = (spec.steps - step) / spec.steps
+    return min((step + 1) / spec.warmup_steps, 1.0) * max(left, spec.min_lr_ratio)
+
+
+def _backward(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, batch: list[list[pretrain.Example]]) -> float:
+    """Accumulates the gradient of the mean loss over the batch's answer tokens; returns that loss."""
+    parts = [_tensors(words, examples) for examples in batch]
+    total = sum(int((labels_BT != IGNORED).sum()) for _, labels_BT in parts)
+    loss_sum = 0.0
+    for ids_BT, labels_BT in parts:
+        # Padding stands on the right, where a causal model's answers cannot see it: no attention mask is needed.
+        logits_BTV = model(input_ids=ids_BT, use_cache=False).logits[:, :-1]
+        loss = functional.cross_entropy(
+            logits_BTV.flatten(0, 1), labels_BT[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+        (loss / total).backward()
+        loss_sum += loss.item()
+    return loss_sum / total
+
+
+def _tensors(words: PreTrainedTokenizerFast, examples: list[pretrain.Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and labels [B, T]: the view's prompt, then the answer and the end token, which alone are trained on."""
+    prompts = words([prompt_text(words, e.view, e.values) for e in examples], add_special_tokens=False)["input_ids"]
+    answers = words([e.answer + tokenizer.END for e in examples], add_special_tokens=False)["input_ids"]
+    longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+    ids_BT = torch.full((len(examples), longest), words.get_vocab()[tokenizer.PAD])
+    labels_BT = torch.full((len(examples), longest), IGNORED)
+    for b, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        ids_BT[b, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+        labels_BT[b, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+    return ids_BT, labels_BT
+
+
+def _config(spec: Spec, words: PreTrainedTokenizerFast) -> Qwen3Config:
+    vocabulary = words.get_vocab()
+    return Qwen3Config(
+        vocab_size=len(vocabulary),
+        hidden_size=spec.width,
+        intermediate_size=spec.feed_forward,
+        num_hidden_layers=spec.layers,
+        num_attention_heads=spec.heads,
+        num_key_value_heads=spec.heads,
+        head_dim=spec.width // spec.heads,
+        max_position_embeddings=words.model_max_length,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=spec.tied,
+        eos_token_id=vocabulary[tokenizer.END],
+        pad_token_id=vocabulary[tokenizer.PAD],
+        bos_token_id=None,
+        dtype="float32",
+    )
+
+
+def _save(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, folder: Path) -> None:
+    vocabulary = words.get_vocab()
+    model.generation_config = GenerationConfig(
+        eos_token_id=vocabulary[tokenizer.END],
+        pad_token_id=vocabulary[tokenizer.PAD],
+        do_sample=True,
+        temperature=1.0,
+    )
+    model.half().save_pretrained(folder)
+    words.save_pretrained(folder)
+    # Stored in half the bytes, computed in full: whoever loads it with dtype "auto" gets float32.
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="trd miniature build", description="Make the miniature student and teacher.")
+    parser.add_argument("--out", type=Path, help="folder to write; default: the cache, named by a hash of the recipe")
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--force", action="store_true", help="replace what stands in the folder")
+    options = parser.parse_args(argv)
+    console, plan = Console(), Plan(seed=options.seed)
+    out = options.out or cache_folder(plan)
+    record = build(out, plan, console, options.force)
+    for name, score in record["scores"].items():
+        console.print(
+            f"{name}: solves {score['solves']:.3f} in {score['solution_tokens']} tokens, "
+            f"rewrites the student's attempts to {score['rewrites']:.3f} in {score['rewrite_tokens']} tokens"
+        )
+    console.print(f"written to {out}")
+    return 0

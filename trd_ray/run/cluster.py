@@ -1,0 +1,44 @@
+"""Ray for a run: the cluster of a submitted job, the one at `cluster.address`, or a local one that ends with the run."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+from trd_ray.config import Recipe
+from trd_ray.errors import UserError
+
+
+def is_local(recipe: Recipe) -> bool:
+    return _address(recipe) == "local"
+
+
+def _address(recipe: Recipe) -> str:
+    # A submitted job finds its cluster in RAY_ADDRESS; a laptop must not join another project's cluster by accident.
+    return recipe.cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+@contextmanager
+def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
+    """Connect, yield the cluster's resources, and disconnect; a local cluster's processes end with the block."""
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    address = _address(recipe)
+    local = address == "local"
+    options = {}
+    if local:
+        options = {
+            "num_cpus": recipe.cluster.local_cpus,
+            "object_store_memory": int(recipe.cluster.object_store_gib * 2**30),
+            "include_dashboard": False,
+        }
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+    except (ConnectionError, RuntimeError, ValueError) as e:
+        raise UserError(f"no Ray cluster answers at {address} ({' '.join(str(e).split())[:200]}): start it, or correct "
+                        "cluster.address or RAY_ADDRESS") from e  # fmt: skip
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()

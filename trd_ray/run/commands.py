@@ -1,0 +1,161 @@
+"""The three jobs, from a recipe to what it leaves behind: train, evaluate, refine. The command line calls these.
+
+Each checks everything first (models, data, placement, run directory), then starts Ray and engines, and stops them however it ends.
+Exit codes: 0 done, 1 failed, 2 the user can mend it, 128 + n stopped by signal n (training leaves a checkpoint to resume from).
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from rich.console import Console
+from rich.table import Table
+
+from trd_ray import placement
+from trd_ray.analyse.ledger import row_metrics
+from trd_ray.analyse.summary import write_summary
+from trd_ray.config import Recipe, dump
+from trd_ray.errors import UserError
+from trd_ray.evaluate import stats
+from trd_ray.run.cluster import cluster, is_local
+from trd_ray.run.directory import RunDirectory
+from trd_ray.run.display import Display
+from trd_ray.run.loop import Session, Training, start_feed
+from trd_ray.run.metrics import Metrics
+from trd_ray.run.prepare import Inputs, prepare
+from trd_ray.run.stop import Stopped, StopSignals
+
+
+def dry_run(recipe: Recipe, gpu_gib: float | None = None) -> int:
+    """Print the resolved recipe, the data, the actors with their memory, and whether the cluster at hand holds them."""
+    inputs = prepare(recipe)
+    if is_local(recipe):
+        plan = inputs.plan(placement.local_cluster(recipe), gpu_gib)
+    else:
+        with cluster(recipe) as resources:
+            plan = inputs.plan(resources, gpu_gib)
+    print(f"{dump(recipe)}\n{inputs.findings}\n\n{placement.render(plan)}")
+    return 0 if plan.fits else 2
+
+
+def train(recipe: Recipe, resume: bool = False) -> int:
+    inputs = prepare(recipe)
+    steps = inputs.total_steps
+    if resume:
+        checkpoint = RunDirectory.open(recipe.directory).latest_checkpoint()
+        done, folder = checkpoint or (0, None)
+        if done >= steps:
+            raise UserError(f"the run in {recipe.directory} has done its {steps} steps: raise steps to go on")
+    else:
+        done, folder = 0, None
+    held_out = inputs.held_out
+    with _job(inputs, lambda: RunDirectory.create(recipe.directory, recipe, resume), steps, done) as session:
+        session.directory.rewind(done)
+        session.display.phase("starting engines and learner")
+        session.start(student_path=str(folder / "model") if folder else inputs.student_path, version=done, learns=True)
+        training = Training(session, done, folder)
+        try:
+            training.trainer.start()
+            session.wait_until_started()
+            if held_out is not None and recipe.evaluation.before and not folder:
+                session.evaluate("base", 0, 0, held_out)
+            feed = start_feed(session, start_step=done, version=done, total_steps=steps)
+            session.display.phase("training")
+            try:
+                training.run(feed)
+            except (Stopped, KeyboardInterrupt):
+                training.checkpoint()
+                raise
+            if held_out is not None and recipe.evaluation.after:
+                if training.served != training.version:
+                    training.sync()
+                session.evaluate("trained", training.step, training.version, held_out)
+        finally:
+            training.close()
+            with contextlib.suppress(Exception):  # of a run that recorded nothing yet
+                write_summary(session.directory)
+    _report(session.directory)
+    return 0
+
+
+def evaluate(recipe: Recipe, name: str = "checkpoint") -> int:
+    """Score `student.path` on the held-out problems; the base's score, if the directory holds one, is compared with."""
+    recipe.evaluation.before = True  # what makes the placement hold a sampler
+    recipe.train.trajectory, recipe.data.source = "y_o", "corpus"  # and nothing else
+    inputs = prepare(recipe, trains=False)
+    if inputs.held_out is None:
+        raise UserError("evaluation.path is empty: set it to a file of held-out problems")
+    with _job(inputs, lambda: RunDirectory.create(recipe.directory, recipe), 0) as session:
+        session.display.phase("starting engines")
+        session.start(student_path=inputs.student_path, version=0, learns=False)
+        session.wait_until_started()
+        session.evaluate(name, 0, 0, inputs.held_out)
+    _report(session.directory)
+    return 0
+
+
+def refine(recipe: Recipe, resume: bool = False) -> int:
+    """Build a corpus: sample, verify, refine and verify every problem once, and keep all of it as `rows/`."""
+    recipe.stream.max_staleness = "never"  # nothing trains, so nothing can be stale
+    recipe.evaluation.path = None
+    inputs = prepare(recipe)
+    directory, steps = recipe.directory, inputs.total_steps
+    done = len(list((directory / "rows").glob("step-*.parquet"))) if resume else 0
+    if resume and done >= steps:
+        raise UserError(f"the corpus in {directory} is complete ({steps} steps): raise steps to add to it")
+    with _job(inputs, lambda: RunDirectory.create(directory, recipe, resume), steps, done) as session:
+        session.display.phase("starting engines")
+        session.start(student_path=inputs.student_path, version=0, learns=False)
+        session.wait_until_started()
+        feed = start_feed(session, start_step=done, version=0, total_steps=steps)
+        session.display.phase("refining")
+        with Metrics(session.directory.path, steps, done) as metrics:
+            for step in range(done, steps):
+                rows = feed.take(step, session.look, inputs.rows_in_step(step))
+                session.directory.write_rows(step, rows)
+                record = row_metrics(rows)
+                metrics.log(step, record)
+                session.display.step({"step": step} | record)
+        write_summary(session.directory)
+    _report(session.directory)
+    return 0
+
+
+@contextmanager
+def _job(inputs: Inputs, claim: Callable[[], RunDirectory], steps: int, done: int = 0) -> Iterator[Session]:
+    """Check the placement, claim the run directory, start Ray; everything is stopped when the block is left."""
+    recipe = inputs.recipe
+    with ExitStack() as stack:
+        local = is_local(recipe)
+        resources = placement.local_cluster(recipe) if local else stack.enter_context(cluster(recipe))
+        placement.require(inputs.plan(resources))
+        directory = claim()
+        stack.callback(directory.release)
+        stop = stack.enter_context(StopSignals())
+        display = stack.enter_context(Display(steps, done=done))
+        if local:
+            display.phase("starting Ray")
+            resources = stack.enter_context(cluster(recipe))
+        stop.install()  # again: Ray has put handlers of its own there
+        session = Session(inputs, directory, display, stop, resources)
+        try:
+            yield session
+        finally:
+            display.phase("stopping")
+            session.close()
+
+
+def _report(directory: RunDirectory) -> None:
+    """The scores and where everything lies, for the person who started the job."""
+    console = Console()
+    scores = directory.read_evaluations()
+    if scores:
+        header, *lines = stats.table(scores)
+        table = Table(*header, box=None, pad_edge=False, title="percent, with 95% intervals", title_justify="left")
+        for line in lines:
+            table.add_row(*line)
+        console.print(table)
+    summary = directory.path / "summary.md"
+    console.print(
+        f"{'summary: ' + str(summary) if summary.exists() else directory.path}", soft_wrap=True, highlight=False
+    )

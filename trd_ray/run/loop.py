@@ -1,0 +1,322 @@
+"""The run: one place that knows the order of things.
+
+    start pools, learner, stream -> evaluate the base -> each step: take rows, build examples, train, sync, record
+                                 -> checkpoint -> evaluate the student -> summary
+
+A step is recorded (rows, metrics) after its update and its sync, and a checkpoint holds everything up to its step, so a resumed
+run begins at the first problem that the checkpoint has not trained. Leaving, by success, error or signal, stops every actor.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+
+from trd_ray import placement
+from trd_ray.analyse.ledger import row_metrics, stage_seconds, union_seconds
+from trd_ray.config import Recipe
+from trd_ray.data import order
+from trd_ray.distill.batches import Example, micro_batches, split
+from trd_ray.distill.trainer import Trainer
+from trd_ray.engine.actor import Request
+from trd_ray.engine.launch import create_pool, engine_dtype, stop_pools
+from trd_ray.evaluate import stats
+from trd_ray.evaluate.run import evaluation_rows
+from trd_ray.run.directory import RunDirectory
+from trd_ray.run.display import Display
+from trd_ray.run.metrics import Metrics
+from trd_ray.run.prepare import Inputs
+from trd_ray.run.stop import StopSignals
+from trd_ray.stream.examples import build
+from trd_ray.stream.feed import Feed, corpus_tables
+from trd_ray.stream.graph import blocks, graph
+from trd_ray.stream.stages import StageSpec
+from trd_ray.views import Views, load_views
+
+
+class RunFailed(RuntimeError):
+    """The run cannot go on; the message says what failed. What was trained is in the last checkpoint."""
+
+
+class Session:
+    """The engine pools of a run, what they are doing, and the wait that keeps an eye on them."""
+
+    def __init__(self, inputs: Inputs, directory: RunDirectory, display: Display, stop: StopSignals, resources: dict):
+        self.inputs, self.directory, self.display, self.stop = inputs, directory, display, stop
+        self.recipe = inputs.recipe
+        self.gpus = resources.get("GPU", 0) > 0
+        self.actors = placement.resources(self.recipe, self.gpus)
+        self.backend = placement.sync_backend(self.recipe, self.gpus)
+        self.views: Views = load_views(self.recipe, inputs.student_path, inputs.teacher_path)
+        self.pools: dict[str, ActorHandle] = {}
+        self.starting: list[Any] = []
+        self.seen: dict[str, tuple[float, dict]] = {}  # name -> when, status
+
+    def start(self, *, student_path: str, version: int, learns: bool) -> None:
+        """Begin to start the pools; `student_path` holds the weights of policy version `version`."""
+        r, logs = self.recipe, self.directory.path / "logs"
+        follows_live = r.teacher.mode == "opsd" and r.teacher.follow == "live"
+        if "sampler" in self.actors:
+            self.pools["sampler"] = create_pool(
+                r.sampler, r.student, student_path, r, actor=self.actors["sampler"], version=version,
+                transfer_backend=self.backend if learns else None, logs=logs,
+            )  # fmt: skip
+        if "refiner" in self.actors:
+            self.pools["refiner"] = create_pool(
+                r.refiner, r.teacher if r.teacher.path else r.student,
+                student_path if follows_live else self.inputs.teacher_path, r,
+                actor=self.actors["refiner"], version=version,
+                transfer_backend=self.backend if learns and follows_live else None, logs=logs,
+            )  # fmt: skip
+        self.starting = [pool.start.remote() for pool in self.pools.values()]
+
+    def wait_until_started(self) -> None:
+        """Engines have a deadline of their own (start_timeout_s), after which the pool says what it lacked."""
+        while self.starting:
+            done, self.starting = ray.wait(self.starting, num_returns=1, timeout=0.5)
+            ray.get(done)
+            self.stop.check()
+
+    @property
+    def refiner(self) -> ActorHandle:
+        return self.pools.get("refiner") or self.pools["sampler"]
+
+    def following(self) -> list[ActorHandle]:
+        """The pools that get the student's weights after every step."""
+        live = self.recipe.teacher.follow == "live"
+        return [pool for name, pool in self.pools.items() if name == "sampler" or live]
+
+    def look(self) -> dict[str, dict]:
+        """Show what the pools are doing; raises when one has failed or the run was asked to stop."""
+        statuses = self.statuses()
+        for status in statuses.values():
+            if status["failure"]:
+                raise RunFailed(status["failure"])
+        self.stop.check()
+        return statuses
+
+    def statuses(self) -> dict[str, dict]:
+        now, shown = time.time(), {}
+        statuses = dict(zip(self.pools, ray.get([p.status.remote() for p in self.pools.values()]), strict=True))
+        for name, status in statuses.items():
+            then, before = self.seen.get(name, (now, status))
+            rate = (status["tokens"] - before["tokens"]) / (now - then) if now > then else 0.0
+            shown[name] = {"running": status["running"], "waiting": status["waiting"], "tokens_per_s": rate}
+            if now - then > 2 or name not in self.seen:
+                self.seen[name] = (now, status)
+        self.display.pools(shown)
+        return statuses
+
+    def evaluate(self, name: str, step: int, version: int, problems: pa.Table) -> stats.Score:
+        """Sample, verify and score the held-out problems with the sampler's weights of `version`, and keep the score."""
+        e = self.recipe.evaluation
+        self.display.phase(f"evaluating {name}: {problems.num_rows} problems x {e.samples} samples")
+        rows = evaluation_rows(
+            self.recipe, problems, self.views, self.pools["sampler"], step=step, min_version=version,
+            while_waiting=self.look,
+        )  # fmt: skip
+        score = stats.score(rows, name=name, step=step, version=version, resamples=e.bootstrap, seed=self.recipe.seed)
+        base = next((s for s in self.directory.read_evaluations() if s.name == "base"), None)
+        if base and name != "base" and base.per_problem.keys() == score.per_problem.keys():
+            score = stats.compare(score, base, resamples=e.bootstrap, seed=self.recipe.seed)
+        self.directory.write_evaluation(score, rows)
+        return score
+
+    def close(self) -> None:
+        stop_pools(list(self.pools.values()))
+
+
+def start_feed(session: Session, *, start_step: int, version: int, total_steps: int) -> Feed:
+    """The rows of the run from `start_step` on, from the graph over the pools or from a corpus."""
+    r, inputs = session.recipe, session.inputs
+    if r.data.source == "corpus":
+        tables: Any = corpus_tables(r.data.path, rows_per_step=r.rollouts_per_step, start_step=start_step)
+    else:
+        assert inputs.problems is not None
+        rows = order(
+            inputs.problems, seed=r.seed, rollouts_per_step=r.rollouts_per_step, samples_per_problem=r.sampler.n,
+            shuffle=r.data.shuffle, steps=r.steps, start_step=start_step,
+        )  # fmt: skip
+        spec = StageSpec(
+            r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiner, version
+        )
+        dataset = graph(blocks(rows, r), spec)
+        tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    return Feed(tables, rows_per_step=r.rollouts_per_step, stall_timeout_s=r.stream.stall_timeout_s)
+
+
+class Training:
+    """The learner, its versions and its records, from `start_step` to the end."""
+
+    def __init__(self, session: Session, start_step: int, resume_from: Path | None):
+        s, r = session, session.recipe
+        self.session, self.recipe, self.directory = session, r, session.directory
+        self.step, self.total_steps = start_step, s.inputs.total_steps
+        self.offline = r.stream.max_staleness == "never"
+        self.served = self.version = start_step
+        learner = s.actors["learner"]
+        self.trainer = Trainer(
+            {
+                "recipe": r,
+                "student_path": str(resume_from / "model") if resume_from else s.inputs.student_path,
+                "teacher_path": s.inputs.teacher_path,
+                "tokenizer_path": s.inputs.student_path,
+                "total_steps": self.total_steps,
+                "resume_from": str(resume_from) if resume_from else None,
+                "pools": s.following(),
+                "sync_backend": s.backend,
+                "engine_dtype": engine_dtype(r.sampler, r),
+            },
+            cpus=learner.cpus,
+            gpus=learner.gpus,
+            storage=s.directory.path / "logs" / "ray_train",
+        )
+        self.saved = start_step if resume_from else -1  # the step of the newest checkpoint
+        self.saving = (0.0, 0.0)  # when it was written
+        self.began = time.time()
+        self.metrics = Metrics(s.directory.path, self.total_steps, start_step)
+
+    def run(self, feed: Feed) -> None:
+        self.began = time.time()
+        while self.step < self.total_steps:
+            self.one_step(feed)
+            if self.step % self.recipe.checkpoint.every_steps == 0 or self.step == self.total_steps:
+                self.checkpoint()
+
+    def one_step(self, feed: Feed) -> None:
+        """Take the step's rows, train on their examples, give the engines the new weights, record."""
+        begin = time.time()  # of the wait; the step itself began when the engines got its weights
+        rows = feed.take(self.step, self.watch, self.session.inputs.rows_in_step(self.step))
+        taken = time.time()
+        gap = self.logprob_gap(rows)
+        examples = [e for row in rows if (e := build(row, self.recipe, self.session.views))]
+        learned, train_window = self._train(examples)
+        self.version += 1
+        synced = time.time()
+        if not self.offline:
+            self.sync()
+        done = time.time()
+        statuses = self.session.statuses()
+        metrics = row_metrics(rows, self.version - 1) | learned | gap
+        metrics |= self._times(rows, done, train_window) | {"seconds/sync": done - synced}
+        metrics |= {"seconds/wait": taken - begin, "version": self.version, "epoch": rows[-1]["epoch"], "time_s": done}
+        metrics |= {f"queue/{name}": status["waiting"] for name, status in statuses.items()}
+        self.began = done
+        self.directory.write_rows(self.step, rows)
+        self.metrics.log(self.step, metrics)
+        self.session.display.step({"step": self.step} | metrics)
+        self.step += 1
+
+    def watch(self) -> None:
+        """While rows are awaited: engines that were restarted get the current weights again."""
+        if any(s["needs_weights"] for s in self.session.look().values()):
+            self.sync()
+
+    def _train(self, examples: list[Example]) -> tuple[dict[str, float], tuple[float, float]]:
+        begin = time.time()
+        if not examples:  # every row was dropped: the step counts, the weights stay
+            return {}, (begin, begin)
+        r = self.recipe
+        per_update = [
+            micro_batches(shares, r.learner.tokens_per_micro_batch)
+            for shares in split(examples, r.learner.updates_per_step, r.learner.workers)
+        ]
+        shares = [ray.put([update[rank] for update in per_update]) for rank in range(r.learner.workers)]
+        learned = self.trainer.call("step", r.learner.step_timeout_s, per_rank=[[ref] for ref in shares])
+        return learned, (begin, time.time())
+
+    def sync(self) -> None:
+        """Every engine that follows the student serves `version` when this returns; a failed one is restarted first."""
+        if not self.session.following():
+            return
+        for attempt in range(3):
+            problem = self.trainer.call("sync", self.recipe.sync.timeout_s * 2, version=self.version)
+            if problem is None:
+                self.served = self.version
+                return
+            self._wait_for_restart(problem if attempt < 2 else f"{problem} (twice)")
+        raise RunFailed(f"the engines could not be given policy version {self.version}: {problem}")
+
+    def _wait_for_restart(self, problem: str) -> None:
+        deadline = time.monotonic() + self.recipe.sampler.start_timeout_s
+        while any(s["restarting"] for s in self.session.look().values()):
+            if time.monotonic() > deadline:
+                raise RunFailed(f"an engine did not come back after a failed weight sync: {problem}")
+            time.sleep(0.5)
+
+    def logprob_gap(self, rows: list[dict]) -> dict[str, float]:
+        """|engine - learner| log-probability of sampled tokens at the same policy version: the proof of a right sync.
+
+        Rows that older weights sampled are scored again by an engine, if the engines serve the learner's version.
+        """
+        probe = [r for r in rows if r["y_o_ids"]][: self.recipe.sync.probe_rows]
+        if not probe or "sampler" not in self.session.pools or self.recipe.data.source == "corpus":
+            return {}
+        if all(row["y_o_version"] == self.version for row in probe):
+            engine = [row["y_o_logprobs"] for row in probe]
+        elif self.served == self.version:
+            asked = [
+                Request(prompt_ids=[*row["student_prompt_ids"], *row["y_o_ids"]], seed=0, prompt_logprobs=True)
+                for row in probe
+            ]
+            answers = ray.get(
+                self.session.pools["sampler"].generate.remote(asked, self.version),
+                timeout=self.recipe.sampler.request_timeout_s,
+            )
+            engine = [a[0].prompt_logprobs[-len(row["y_o_ids"]) :] for a, row in zip(answers, probe, strict=True)]
+        else:
+            return {}
+        learner = self.trainer.call(
+            "logprobs", self.recipe.learner.step_timeout_s,
+            sequences=[(row["student_prompt_ids"], row["y_o_ids"]) for row in probe],
+        )  # fmt: skip
+        gaps = [abs(a - b) for e, l in zip(engine, learner, strict=True) for a, b in zip(e, l, strict=True)]
+        return {"sync/gap_mean": sum(gaps) / len(gaps), "sync/gap_max": max(gaps)}
+
+    def _times(self, rows: list[dict], done: float, train: tuple[float, float]) -> dict[str, float]:
+        """Seconds by stage from the last sync to this one, a checkpoint between them left out.
+
+        Overhead is the time in which nothing sampled, verified, refined or trained: scheduling, feeding, sync.
+        """
+        begin = self.began
+        seconds = stage_seconds(rows, (begin, done))
+        spans = [
+            (row[f"{y}_{what}start_s"], row[f"{y}_{what}start_s"] + row[f"{y}_{what}seconds"])
+            for row in rows
+            for y in ("y_o", "y_r")
+            for what in ("", "verify_")
+            if row[f"{y}_{what}start_s"] is not None
+        ]
+        saving = union_seconds([self.saving], (begin, done))
+        busy = union_seconds([*spans, train, self.saving], (begin, done))
+        tokens = {y: sum(len(row[f"{y}_ids"] or ()) for row in rows) for y in ("y_o", "y_r")}
+        out = {f"seconds/{stage}": seconds[stage] for stage in ("sample", "verify", "refine")}
+        out |= {
+            "seconds/step": done - begin,
+            "seconds/train": train[1] - train[0],
+            "seconds/overhead": done - begin - busy,
+        }
+        for name, y, stage in (("sampler", "y_o", "sample"), ("refiner", "y_r", "refine")):
+            if seconds[stage]:
+                out[f"tokens_per_s/{name}"] = tokens[y] / seconds[stage]
+        return out
+
+    def checkpoint(self) -> None:
+        if self.saved == self.step:
+            return
+        begin = time.time()
+        self.session.display.phase(f"writing checkpoint {self.step}")
+        with self.directory.checkpoint(self.step) as folder:
+            self.trainer.call(
+                "checkpoint", self.recipe.learner.step_timeout_s, folder=str(folder),
+                state={"steps": self.step, "version": self.version},
+            )  # fmt: skip
+        self.saved, self.saving = self.step, (begin, time.time())
+        self.session.display.phase("training")
+
+    def close(self) -> None:
+        self.metrics.close()
+        self.trainer.stop()

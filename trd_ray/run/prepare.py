@@ -1,0 +1,75 @@
+"""Everything that is read and checked before anything starts: models, data, lengths, placement.
+
+recipe -> resolved models, problems, held-out problems, the placement for the cluster at hand -> Inputs, or a UserError
+"""
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from trd_ray import models, placement, preflight
+from trd_ray.config import Recipe
+from trd_ray.data import load_problems
+from trd_ray.stream.feed import open_corpus
+
+
+@dataclass
+class Inputs:
+    recipe: Recipe
+    student_path: str  # resolved; the initial weights
+    teacher_path: str
+    problems: pa.Table | None  # None: the data is a corpus, or there is none
+    held_out: pa.Table | None
+    total_steps: int
+    findings: preflight.Findings
+    student: models.ModelFacts
+    teacher: models.ModelFacts
+
+    def rows_in_step(self, step: int) -> int:
+        """All steps are full, but for the only step of a run with fewer problems."""
+        planned, per_step = self.findings.length, self.recipe.rollouts_per_step
+        return min(per_step, planned.rows - step * per_step) if planned else per_step
+
+    def plan(self, cluster: dict[str, float], gpu_gib: float | None = None) -> placement.Plan:
+        return placement.plan(
+            self.recipe,
+            self.student,
+            self.teacher,
+            cluster,
+            gpu_gib=gpu_gib,
+            longest_sequence_tokens=self.findings.longest_sequence_tokens,
+        )
+
+
+def prepare(recipe: Recipe, *, trains: bool = True) -> Inputs:
+    """Raises UserError for anything that cannot work. Without `trains` only the evaluation is prepared."""
+    r = recipe
+    problems = held_out = None
+    corpus_steps = 0
+    if trains and r.data.source == "problems":
+        problems = load_problems(r.data)
+    elif trains:
+        corpus_steps = open_corpus(r.data.path).count_rows() // r.rollouts_per_step
+    if r.evaluation.path and (r.evaluation.before or r.evaluation.after):
+        held_out = load_problems(r.evaluation)
+    student_path = models.resolve(r.student.path, r.student.revision)
+    teacher_path = models.resolve(r.teacher.path, r.teacher.revision) if r.teacher.path else student_path
+    student_tokenizer = models.tokenizer(student_path, r.student.revision, r.student.trust_remote_code)
+    student = models.facts(student_path, r.student.revision, r.student.trust_remote_code)
+    if teacher_path == student_path:
+        teacher, teacher_tokenizer = student, student_tokenizer
+    else:
+        teacher_tokenizer = models.tokenizer(teacher_path, r.teacher.revision, r.teacher.trust_remote_code)
+        teacher = models.facts(teacher_path, r.teacher.revision, r.teacher.trust_remote_code)
+    findings = preflight.check(
+        r,
+        problems=problems,
+        evaluation=held_out,
+        student=student,
+        teacher=teacher,
+        student_tokenizer=student_tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
+    )
+    available = findings.length.steps if findings.length else corpus_steps
+    steps = min(r.steps, available) if r.steps and available else available or r.steps or 0
+    return Inputs(r, student_path, teacher_path, problems, held_out, steps, findings, student, teacher)

@@ -1,0 +1,53 @@
+"""What a row trains: the policy that turns verdicts into an example, or into a reason for having none.
+
+    row (y_o, y_r, verdicts) -> trajectory, train or dropped_because, student view, teacher view, response
+
+Pure, apart from the tokenizers inside `Views`.
+"""
+
+from trd_ray.config import Recipe
+from trd_ray.distill.batches import Example
+from trd_ray.views import Views
+
+
+def build(row: dict, recipe: Recipe, views: Views) -> Example | None:
+    """Fill the row's example columns; returns the example, or None where the recipe drops it."""
+    trajectory, reason = _choose(row, recipe)
+    row |= {"trajectory": trajectory, "train": not reason, "dropped_because": reason}
+    if reason:
+        return None
+    row["student_ids"], row["response_ids"] = row["student_prompt_ids"], row[f"{trajectory}_ids"]
+    row["teacher_ids"], row["teacher_cut_tokens"] = _teacher_view(row, recipe, views, trajectory)
+    return Example(row["row"], row["student_ids"], row["teacher_ids"], row["response_ids"])
+
+
+def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
+    """(trajectory, reason to drop it or "")."""
+    train, y_o_passed, y_r_passed = recipe.train, bool(row["y_o_passed"]), bool(row["y_r_passed"])
+    in_subset = {
+        "all": True,
+        "failed": not y_o_passed,
+        "passed": y_o_passed,
+        "repaired": not y_o_passed and y_r_passed,
+    }[train.subset]
+    trajectory = train.trajectory
+    if not in_subset:
+        return trajectory, f"not in subset {train.subset}"
+    if trajectory == "y_r" and not y_r_passed and train.when_refinement_fails != "train":
+        if train.when_refinement_fails == "raw_if_passed" and y_o_passed:
+            trajectory = "y_o"
+        else:
+            return trajectory, "refinement failed"
+    return trajectory, "" if row[f"{trajectory}_ids"] else "empty"
+
+
+def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[list[int], int]:
+    problem = row["problem"], row["reference"], row["y_o_ids"], row["y_o_passed"]
+    if trajectory != recipe.train.trajectory:
+        # A raw rollout in place of a failed refinement: the refine view would show the teacher the text it scores.
+        view = views.vanilla(row["problem"], row["reference"])
+        return view.ids, view.cut_tokens
+    if recipe.teacher.view == "refine" and row["refine_prompt_ids"]:
+        return row["refine_prompt_ids"], row["refine_cut_tokens"]
+    view = views.teacher(*problem)
+    return view.ids, view.cut_tokens

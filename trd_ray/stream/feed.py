@@ -1,0 +1,81 @@
+"""From the stream's blocks to steps: exactly the rows of the next step, complete, in order, whatever order they arrive in.
+
+    dataset --thread--> queue --> Feed.take(step) -> rows of that step
+
+The thread only moves blocks; rows of later steps wait here. It ends with the dataset, or as a daemon with the process.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from trd_ray.errors import UserError
+
+POLL_S = 0.25
+
+
+class StreamEnded(RuntimeError):
+    """The stream has no more rows, or failed; the cause says why."""
+
+
+class Feed:
+    def __init__(self, tables: Iterable[pa.Table], *, rows_per_step: int, stall_timeout_s: float):
+        self.rows_per_step, self.stall_timeout_s = rows_per_step, stall_timeout_s
+        self.waiting: dict[int, list[dict]] = {}
+        self.queue: queue.SimpleQueue = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._move, args=(tables,), name="feed", daemon=True)
+        self.thread.start()
+
+    def _move(self, tables: Iterable[pa.Table]) -> None:
+        try:
+            for table in tables:
+                self.queue.put(table)
+            self.queue.put(StreamEnded("the stream ended before the step was complete"))
+        except BaseException as e:  # noqa: BLE001 - handed to the loop
+            self.queue.put(e)
+
+    def take(self, step: int, while_waiting: Callable[[], None], rows: int | None = None) -> list[dict]:
+        """The rows of `step`, sorted; `while_waiting` is called several times a second and may raise to give up."""
+        expected = rows or self.rows_per_step
+        last_row = time.monotonic()
+        while len(self.waiting.get(step, ())) < expected:
+            try:
+                item = self.queue.get(timeout=POLL_S)
+            except queue.Empty:
+                while_waiting()
+                if time.monotonic() - last_row > self.stall_timeout_s:
+                    raise TimeoutError(
+                        f"no row came out of the stream for {self.stall_timeout_s:.0f} s (stream.stall_timeout_s) while "
+                        f"step {step} waited for {expected - len(self.waiting.get(step, ()))} of {expected} rows"
+                    ) from None
+                continue
+            if isinstance(item, BaseException):
+                raise StreamEnded(str(item)) from item
+            last_row = time.monotonic()
+            for row in item.to_pylist():
+                self.waiting.setdefault(row["step"], []).append(row)
+        return sorted(self.waiting.pop(step), key=lambda row: row["row"])
+
+
+def corpus_tables(folder: str | Path, *, rows_per_step: int, start_step: int) -> Iterator[pa.Table]:
+    """A corpus as the stream would have delivered it: rows in the order they were made, numbered into this run's steps."""
+    dataset = open_corpus(folder)
+    for step in range(start_step, dataset.count_rows() // rows_per_step):
+        wanted = ds.field("row").isin(range(step * rows_per_step, (step + 1) * rows_per_step))
+        table = dataset.to_table(filter=wanted)
+        yield table.set_column(table.column_names.index("step"), "step", pa.array([step] * len(table), pa.int32()))
+
+
+def open_corpus(folder: str | Path) -> ds.Dataset:
+    """Raises UserError when there is no complete corpus."""
+    parts = sorted((Path(folder).expanduser() / "rows").glob("step-*.parquet"))
+    if not parts:
+        raise UserError(
+            f"{folder} holds no corpus (rows/step-*.parquet): make one with jobs/refine.py, or set data.path"
+        )
+    return ds.dataset([str(p) for p in parts], format="parquet")

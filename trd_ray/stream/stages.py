@@ -1,0 +1,137 @@
+"""The stages of the graph: thin async clients of the engine pools, and verifier tasks.
+
+    Sample: problem -> y_o          verify_rollouts: y_o -> verdict
+    Refine: y_o -> n candidates     select_refined:  candidates -> verdicts -> y_r
+
+Each takes and returns a table of `rows.ROW`; one table is one block of rows of one step. The classes hold no state but their
+tokenizers: a stage that Ray restarts goes on with the block it is given.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+from ray.actor import ActorHandle
+
+from trd_ray.config import Evaluation, Recipe, Sampling
+from trd_ray.engine.actor import Generation, Request
+from trd_ray.rows import ROW_WITH_CANDIDATES, to_table
+from trd_ray.verify import Verdict, verifier
+
+
+@dataclass
+class StageSpec:
+    """What a stage needs to start; plain data."""
+
+    recipe: Recipe
+    student_path: str  # resolved; for their tokenizers
+    teacher_path: str
+    sampler: ActorHandle
+    refiner: ActorHandle
+    first_version: int  # of the weights that the run starts with
+
+
+def min_version(step: int, max_staleness: int | str, first_version: int) -> int:
+    """The oldest policy version that may sample a row of `step`."""
+    if max_staleness == "never":
+        return first_version
+    return max(first_version, step - int(max_staleness))
+
+
+def request(sampling: Sampling | Evaluation, prompt_ids: list[int], seed: int, n: int = 1) -> Request:
+    return Request(
+        prompt_ids=prompt_ids,
+        seed=seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_response_tokens,
+        n=n,
+    )
+
+
+def _views(spec: StageSpec) -> Any:
+    from trd_ray.views import load_views
+
+    return load_views(spec.recipe, spec.student_path, spec.teacher_path)
+
+
+class Sample:
+    def __init__(self, spec: StageSpec):
+        self.spec, self.views = spec, _views(spec)
+
+    async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
+        recipe, rows = self.spec.recipe, block.to_pylist()
+        for row in rows:
+            row["student_prompt_ids"] = self.views.student(row["problem"])
+        answers = await self.spec.sampler.generate.remote(
+            [request(recipe.sampler, row["student_prompt_ids"], row["seed"]) for row in rows],
+            max(min_version(row["step"], recipe.stream.max_staleness, self.spec.first_version) for row in rows),
+        )
+        for row, [generation] in zip(rows, answers, strict=True):
+            record(row, "y_o", generation)
+        yield to_table(rows)
+
+
+class Refine:
+    def __init__(self, spec: StageSpec):
+        self.spec, self.views = spec, _views(spec)
+
+    async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
+        refiner, rows = self.spec.recipe.refiner, block.to_pylist()
+        for row in rows:
+            view = self.views.refine(row["problem"], row["reference"], row["y_o_ids"], row["y_o_passed"])
+            row["refine_prompt_ids"], row["refine_cut_tokens"] = view.ids, view.cut_tokens
+        answers = await self.spec.refiner.generate.remote(
+            # Another seed than y_o's: the same one would couple the two samples.
+            [request(refiner, row["refine_prompt_ids"], row["seed"] ^ 1, refiner.n) for row in rows]
+        )
+        for row, generations in zip(rows, answers, strict=True):
+            row["candidates"] = [asdict(g) for g in generations]
+        yield to_table(rows, ROW_WITH_CANDIDATES)
+
+
+def verify_rollouts(block: pa.Table, recipe: Recipe) -> pa.Table:
+    rows, verify = block.to_pylist(), verifier(recipe.verify)
+    for row in rows:
+        start = time.time()
+        record_verdict(row, "y_o", verify(row["y_o_text"], row), start)
+    return to_table(rows)
+
+
+def select_refined(block: pa.Table, recipe: Recipe) -> pa.Table:
+    """Verify every candidate and keep one as y_r, by `refiner.select`; when none passes, the first."""
+    rows, verify = block.to_pylist(), verifier(recipe.verify)
+    for row in rows:
+        start = time.time()
+        candidates = [Generation(**c) for c in row["candidates"]]
+        verdicts = [verify(c.text, row) for c in candidates]
+        chosen = select(candidates, verdicts, recipe.refiner.select)
+        record(row, "y_r", candidates[chosen])
+        record_verdict(row, "y_r", verdicts[chosen], start)
+        row["y_r_verify_seconds"] = time.time() - start
+        row["refine_candidates"] = len(candidates)
+        row["refine_candidates_passed"] = sum(v.passed for v in verdicts)
+    return to_table(rows)
+
+
+def select(candidates: list[Generation], verdicts: list[Verdict], rule: str) -> int:
+    """Index of the refinement to keep: the first | the first that passes | the shortest that passes."""
+    passed = [i for i, verdict in enumerate(verdicts) if verdict.passed]
+    if rule == "first" or not passed:
+        return 0
+    return passed[0] if rule == "first_passed" else min(passed, key=lambda i: len(candidates[i].ids))
+
+
+def record(row: dict[str, Any], y: str, generation: Generation) -> None:
+    for name in ("ids", "logprobs", "text", "finish", "version", "engine", "start_s", "seconds"):
+        row[f"{y}_{name}"] = getattr(generation, name)
+
+
+def record_verdict(row: dict[str, Any], y: str, verdict: Verdict, start_s: float) -> None:
+    row[f"{y}_verify_start_s"] = start_s
+    row[f"{y}_verify_seconds"] = verdict.seconds
+    for name in ("passed", "score", "extracted", "detail"):
+        row[f"{y}_{name}"] = getattr(verdict, name)
