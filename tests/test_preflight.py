@@ -214,3 +214,10 @@ def test_smollm2_with_its_shipped_recipe_passes():
     )
     assert found.problems == 32 and found.length == data.Length(2, 8, 0)
     assert found.longest_sequence_tokens < 1024
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_model_that_changes_its_logits_after_lm_head_is_refused_by_what_trains(who):
+    capped = dataclasses.replace(FACTS, path="gemma", logit_transforms=("final_logit_softcapping",))
+    assert "gemma" in (said := refusal(**{who: capped})) and "final_logit_softcapping" in said
+    assert check(**{who: capped, "trains": False}).problems == 3

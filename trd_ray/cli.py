@@ -51,13 +51,12 @@ def _job(options: argparse.Namespace) -> int:
     from trd_ray import config
 
     recipe = config.load(options.recipe, options.overrides)
-    # Read by Ray when it is imported: two messages about its own inner life that look like errors and are none.
+    # Read by Ray when it is imported: a message about its own inner life that looks like an error and is none.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from trd_ray.run import commands
 
     if options.dry_run:
-        return commands.dry_run(recipe, options.gpu_gib)
+        return commands.dry_run(recipe, options.command, options.gpu_gib)
     if options.command == "train":
         return commands.train(recipe, options.resume)
     if options.command == "refine":
@@ -76,9 +75,29 @@ def _run(job) -> int:
     except Stopped as e:
         print(f"trd: stopped by {e}", file=sys.stderr)
         return e.exit_code
+    except Exception as e:
+        reason = _reason(e)
+        if reason is None:
+            raise
+        print(f"trd: {reason}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("trd: interrupted", file=sys.stderr)
         return 130
+
+
+def _reason(e: BaseException | None) -> str | None:
+    """The sentence of a failure that we know how to name, found behind Ray's wrapping; None for any other."""
+    from trd_ray.engine.pool import PoolFailed
+    from trd_ray.run.loop import RunFailed
+
+    while e is not None:
+        cause = getattr(e, "cause", None)  # what Ray wraps in its own error
+        for known in (cause, e):
+            if isinstance(known, PoolFailed | RunFailed | TimeoutError):
+                return str(known)
+        e = e.__cause__ or cause
+    return None
 
 
 if __name__ == "__main__":

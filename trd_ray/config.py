@@ -155,7 +155,8 @@ class Learner(Node):
     workers: int = Field(default=1, ge=1, description="FSDP ranks")
     cpus: float = Field(default=1.0, ge=0, description="Ray CPUs a rank reserves")
     gpus: float | None = Field(default=None, ge=0, description="a rank; default: 1 if GPUs, else 0")
-    dtype: DType = "bfloat16"
+    # In float16 gradients of single tokens vanish unless the loss is scaled, which nothing here does.
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     updates_per_step: int = Field(default=1, ge=1)
     tokens_per_micro_batch: int = Field(default=32768, ge=1, description="padded tokens, student or teacher side")
     chunk_tokens: int = Field(default=1024, ge=1, description="response tokens whose logits exist at a time")

@@ -14,6 +14,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from trd_ray import memory as estimate
 from trd_ray.config import Engine, Recipe
@@ -22,6 +23,8 @@ from trd_ray.memory import GIB
 from trd_ray.models import ModelFacts
 
 DEFAULT_GPU_GIB = 80.0
+
+Job = Literal["train", "evaluate", "refine"]
 
 # GiB of the accelerator types that Ray reports as `accelerator_type:X` and that come in one size.
 _GPU_GIB = {
@@ -71,15 +74,16 @@ class Plan:
         return not self.reasons
 
 
-def needs_sampler(recipe: Recipe) -> bool:
+def needs_sampler(recipe: Recipe, job: Job = "train") -> bool:
     """A corpus already holds its rollouts; engines then only serve an evaluation."""
     e = recipe.evaluation
-    return recipe.data.source == "problems" or bool(e.path and (e.before or e.after))
+    return job != "train" or recipe.data.source == "problems" or bool(e.path and (e.before or e.after))
 
 
-def needs_refiner(recipe: Recipe) -> bool:
+def needs_refiner(recipe: Recipe, job: Job = "train") -> bool:
     """Whether there is a pool of its own that refines."""
-    return recipe.data.source == "problems" and recipe.refines and not recipe.refiner.share_sampler
+    made_here = job == "refine" or (job == "train" and recipe.data.source == "problems")
+    return made_here and recipe.refines and not recipe.refiner.share_sampler
 
 
 def gpus_per_engine(engine: Engine, gpus_available: bool) -> float:
@@ -94,20 +98,20 @@ def gpus_per_rank(recipe: Recipe, gpus_available: bool) -> float:
     return 1.0 if gpus_available else 0.0
 
 
-def resources(recipe: Recipe, gpus_available: bool) -> dict[str, ActorSpec]:
-    """What the actors of a run reserve, by name; stages of the stream and controllers reserve nothing.
+def resources(recipe: Recipe, gpus_available: bool, job: Job = "train") -> dict[str, ActorSpec]:
+    """What the actors of a job reserve, by name; stages of the stream and controllers reserve nothing.
 
     Verifier tasks come and go: one at a time is enough, `verify.max_tasks` is the most.
     """
     r = recipe
-    specs = [
-        ActorSpec("learner", r.learner.workers, r.learner.cpus, gpus_per_rank(r, gpus_available)),
-        ActorSpec("verifier", 1, r.verify.cpus, 0.0),
-    ]
-    if needs_refiner(r):
-        specs.insert(0, _engines("refiner", r.refiner, gpus_available))
-    if needs_sampler(r):
-        specs.insert(0, _engines("sampler", r.sampler, gpus_available))
+    specs = []
+    if needs_sampler(r, job):
+        specs.append(_engines("sampler", r.sampler, gpus_available))
+    if needs_refiner(r, job):
+        specs.append(_engines("refiner", r.refiner, gpus_available))
+    if job == "train":
+        specs.append(ActorSpec("learner", r.learner.workers, r.learner.cpus, gpus_per_rank(r, gpus_available)))
+    specs.append(ActorSpec("verifier", 1, r.verify.cpus, 0.0))
     return {spec.name: spec for spec in specs}
 
 
@@ -167,6 +171,7 @@ def plan(
     teacher: ModelFacts,
     cluster: Mapping[str, float],
     *,
+    job: Job = "train",
     gpu_gib: float | None = None,
     longest_sequence_tokens: int = 0,
 ) -> Plan:
@@ -179,27 +184,29 @@ def plan(
     if "memory" in cluster:
         has["memory"] = cluster["memory"] / GIB
     gpu_gib = gpu_gib or _gpu_gib(cluster)
-    specs = resources(recipe, has["GPU"] > 0)
+    specs = resources(recipe, has["GPU"] > 0, job)
     actors = []
     reasons = []
     if "sampler" in specs:
         actors.append(_engine(specs["sampler"], recipe.sampler, recipe, student, gpu_gib, reasons))
     if "refiner" in specs:
         actors.append(_engine(specs["refiner"], recipe.refiner, recipe, teacher, gpu_gib, reasons))
-    on_gpu = specs["learner"].gpus > 0
-    memory = estimate.rank_gib(recipe, student, teacher, on_gpu, longest_sequence_tokens)
-    host = estimate.rank_host_gib(recipe, student, teacher) if on_gpu else sum(memory.values())
-    tokens = max(recipe.learner.tokens_per_micro_batch, longest_sequence_tokens)
-    share = min(1.0, specs["learner"].gpus)
-    actors.append(ActorPlan(specs["learner"], memory, host, share, f"micro-batches of {tokens} tokens"))
+    if "learner" in specs:
+        on_gpu = specs["learner"].gpus > 0
+        memory = estimate.rank_gib(recipe, student, teacher, on_gpu, longest_sequence_tokens)
+        host = estimate.rank_host_gib(recipe, student, teacher) if on_gpu else sum(memory.values())
+        tokens = max(recipe.learner.tokens_per_micro_batch, longest_sequence_tokens)
+        share = min(1.0, specs["learner"].gpus)
+        actors.append(ActorPlan(specs["learner"], memory, host, share, f"micro-batches of {tokens} tokens"))
     process = estimate.HOST_OVERHEAD_GIB["verifier"]
     note = f"tasks, up to {recipe.verify.max_tasks} at a time"
     actors.append(ActorPlan(specs["verifier"], {"process": process}, process, note=note))
-    try:
-        backend = sync_backend(recipe, has["GPU"] > 0)
-    except UserError as e:
-        backend = recipe.sync.backend
-        reasons.append(str(e))
+    backend = recipe.sync.backend
+    if job == "train":
+        try:
+            backend = sync_backend(recipe, has["GPU"] > 0)
+        except UserError as e:
+            reasons.append(str(e))
     needs: dict[str, float] = {
         "CPU": sum(a.spec.replicas * a.spec.cpus for a in actors),
         "GPU": sum(a.spec.replicas * a.spec.gpus for a in actors),

@@ -70,8 +70,11 @@ def check(
     teacher: ModelFacts,
     student_tokenizer: "PreTrainedTokenizerBase",
     teacher_tokenizer: "PreTrainedTokenizerBase",
+    trains: bool = True,
 ) -> Findings:
     """Refuse what cannot work, as a UserError. `problems` is None for a corpus, `evaluation` where there is none."""
+    if trains:
+        _plain_logits(student, teacher)
     _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
     kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
     student_end = _turn_ends(student, student_tokenizer, "student", kwargs[0])
@@ -133,6 +136,16 @@ def _same_vocabulary(
             f"the tokenizer of {student.path} has ids up to {max(ours.values())}, but its config.json a vocab_size of "
             f"{student.vocab_size}: the two do not belong together; save model and tokenizer again"
         )
+
+
+def _plain_logits(*models: ModelFacts) -> None:
+    for model in models:
+        if model.logit_transforms:
+            raise UserError(
+                f"{model.path} ({model.architecture}) changes its logits after the product with lm_head's matrix "
+                f"({', '.join(model.logit_transforms)}), which the learner's chunked KL does not do: choose a model "
+                "without it, such as one of the Llama, Qwen or Mistral families"
+            )
 
 
 def _turn_ends(model: ModelFacts, tokenizer: "PreTrainedTokenizerBase", who: str, kwargs: dict[str, Any]) -> int:

@@ -1,8 +1,9 @@
-"""From a step's examples to micro-batches: balanced over ranks, bounded in padded tokens, equal in number on every rank.
+"""From a step's examples to micro-batches: balanced over ranks, bounded in padded tokens, as many on every rank.
 
-    examples -> updates (in row order) -> ranks (longest first to the lightest) -> micro-batches (similar lengths together)
+    examples -> updates (in row order) -> ranks (longest first to the lightest) -> micro-batches (similar lengths)
 
-Pure. FSDP's collectives need every rank to run the same number of micro-batches, so the shorter lists are filled with empty ones.
+Pure. FSDP's collectives need every rank to run the same number of micro-batches, so the shorter lists are filled with
+empty ones.
 """
 
 import heapq
@@ -52,7 +53,7 @@ class MicroBatch:
 
 
 def split(examples: list[Example], updates: int, ranks: int) -> list[list[list[Example]]]:
-    """[update][rank] -> examples. Rows keep their order over updates; within one, tokens are balanced over the ranks."""
+    """[update][rank] -> examples. Rows keep their order over updates; in one, tokens are balanced over the ranks."""
     per_update = [examples[i * len(examples) // updates : (i + 1) * len(examples) // updates] for i in range(updates)]
     return [_balance(u, ranks) for u in per_update if u]
 

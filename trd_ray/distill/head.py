@@ -6,13 +6,15 @@
 
     KL(pi_T || pi_S) = sum_v pi_T(v) (log pi_T(v) - log pi_S(v)),    d KL / d logits_S = (pi_S - pi_T) / temperature
 
-Gradients are formed in the forward pass, so no [N, V] tensor outlives its chunk and nothing is projected twice.
+Gradients are formed in the forward pass, so no [N, V] tensor is ever made and nothing is projected twice. Products run
+in the type of the hidden states; probabilities, sums and the head's gradient in float32 (float64 for float64 inputs).
 Shapes: N response tokens, C tokens of a chunk, V vocabulary, H and G hidden sizes of student and teacher.
 """
 
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 STATISTICS = ("kl", "student_nll", "teacher_nll", "student_entropy", "teacher_entropy")
@@ -25,15 +27,16 @@ class _ChunkedForwardKL(torch.autograd.Function):
     ):
         needs_hidden, needs_head = ctx.needs_input_grad[:2]
         N = hidden_NH.shape[0]
-        statistics_SN = hidden_NH.new_zeros((len(STATISTICS), N), dtype=torch.float32)
+        exact = torch.promote_types(hidden_NH.dtype, torch.float32)
+        statistics_SN = hidden_NH.new_zeros((len(STATISTICS), N), dtype=exact)
         hidden_grad_NH = torch.empty_like(hidden_NH) if needs_hidden else None
         # Summing thousands of chunks in bf16 would lose the small ones.
-        head_grad_VH = torch.zeros_like(head_VH, dtype=torch.float32) if needs_head else None
+        head_grad_VH = torch.zeros_like(head_VH, dtype=exact) if needs_head else None
         for begin in range(0, N, chunk_tokens):
             c = slice(begin, begin + chunk_tokens)
             hidden_CH, targets_C1 = hidden_NH[c], targets_N[c].unsqueeze(1)
-            student_CV = linear(hidden_CH, head_VH).float()
-            teacher_CV = linear(teacher_hidden_NG[c], teacher_head_VG).float()
+            student_CV = linear(hidden_CH, head_VH).to(exact)
+            teacher_CV = linear(teacher_hidden_NG[c], teacher_head_VG).to(exact)
             for i, logits_CV in ((1, student_CV), (2, teacher_CV)):
                 statistics_SN[i, c] = logits_CV.logsumexp(-1) - logits_CV.gather(1, targets_C1).squeeze(1)
             student_CV = (student_CV / temperature).log_softmax(-1)
@@ -48,7 +51,7 @@ class _ChunkedForwardKL(torch.autograd.Function):
                 if hidden_grad_NH is not None:
                     hidden_grad_NH[c] = grad_CV @ head_VH
                 if head_grad_VH is not None:
-                    head_grad_VH += (grad_CV.T @ hidden_CH).float()
+                    head_grad_VH += grad_CV.T @ hidden_CH
         ctx.save_for_backward(hidden_grad_NH, head_grad_VH)
         ctx.head_dtype = head_VH.dtype
         loss = (statistics_SN[0] * weight_N).sum()
@@ -56,6 +59,7 @@ class _ChunkedForwardKL(torch.autograd.Function):
         return loss, statistics_SN
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_loss, _grad_statistics):  # type: ignore[override]
         hidden_grad_NH, head_grad_VH = ctx.saved_tensors
         if hidden_grad_NH is not None:
@@ -78,8 +82,9 @@ def forward_kl(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted sum of per-token forward KL, and per-token statistics.
 
-    `targets_N` are the tokens of the trajectory (for the NLLs, at temperature 1); `weight_N` multiplies each token's KL, e.g.
-    1 / (global token count). Returns (loss [], statistics_SN in nats, rows named by STATISTICS; not differentiable).
+    `targets_N` are the tokens of the trajectory (for the NLLs, at temperature 1); `weight_N` multiplies each token's
+    KL, e.g. 1 / (global token count). Returns (loss [], statistics_SN in nats, rows named by STATISTICS; not
+    differentiable).
     Teacher inputs get no gradient. TRD eq. "full-vocabulary forward KL on y_r"; no clip, no top-k.
     """
     return _ChunkedForwardKL.apply(

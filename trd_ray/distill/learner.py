@@ -3,9 +3,10 @@
     micro-batch -> teacher hidden states (no gradient) ┐
                 -> student hidden states               ┴-> chunked forward KL -> backward -> AdamW
 
-Both models are sharded with FSDP2 (`fully_shard`, a group per layer). Parameters are kept in float32, which makes them their own
-master weights; computation runs in `learner.dtype`. The root group holds embeddings, final norm and lm_head and stays gathered
-through a micro-batch, so that the head is not gathered once a chunk. Every rank must call every method.
+Both models are sharded with FSDP2 (`fully_shard`, a group per layer). The student's parameters are kept in float32,
+which makes them their own master weights; computation runs in `learner.dtype`. The root group holds embeddings, final
+norm and lm_head and stays gathered through a micro-batch, so that the head is not gathered once a chunk. Every rank
+must call every method.
 """
 
 import json
@@ -30,15 +31,7 @@ from transformers import (
 from trd_ray.config import Model, Recipe
 from trd_ray.distill.batches import Example, MicroBatch, Side, collate
 from trd_ray.distill.head import STATISTICS, forward_kl, token_logprobs
-
-# Config entries that change logits after the projection; the chunked head applies none of them.
-_LOGIT_TRANSFORMS = {
-    "final_logit_softcapping": None,
-    "logit_scale": 1.0,
-    "logits_scaling": 1.0,
-    "lm_head_multiplier": 1.0,
-    "output_multiplier_scale": 1.0,
-}
+from trd_ray.errors import UserError
 
 
 class HiddenStates(nn.Module):
@@ -65,20 +58,30 @@ def load_model(model: Model, path: str, dtype: torch.dtype) -> PreTrainedModel:
     loaded = AutoModelForCausalLM.from_pretrained(
         path, revision=model.revision, trust_remote_code=model.trust_remote_code, dtype=dtype
     )
-    changed = [k for k, v in _LOGIT_TRANSFORMS.items() if getattr(loaded.config, k, v) != v]
-    if changed or getattr(loaded.get_output_embeddings(), "bias", None) is not None:
-        raise ValueError(
-            f"{path} transforms its logits ({', '.join(changed) or 'lm_head bias'}), which the chunked KL does not apply: "
-            "use a model without it"
-        )
+    _require_plain_logits(loaded, path)
     return loaded
 
 
+@torch.no_grad()
+def _require_plain_logits(model: PreTrainedModel, path: str) -> None:
+    """Code that came with a model may do what no config entry that preflight knows of tells: see what it does."""
+    ids_BT = torch.arange(2).unsqueeze(0)
+    plain = nn.functional.linear(model.base_model(input_ids=ids_BT).last_hidden_state, HiddenStates(model).head_VH)
+    if not torch.allclose(model(input_ids=ids_BT).logits.float(), plain.float(), rtol=1e-3, atol=1e-5):
+        raise UserError(
+            f"the logits of {path} ({type(model).__name__}) are not the product of its last hidden states and lm_head, "
+            "which is all that the chunked KL computes: choose a model without scaling, capping or bias of its logits"
+        )
+
+
 def shard(model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype) -> HiddenStates:
-    """FSDP2 over every decoder layer and the root; parameters keep their type, computation runs in `dtype`."""
+    """FSDP2 over every decoder layer and the root; parameters keep their type, computation runs in `dtype`.
+
+    Decoder layers are what transformers itself keeps on one device when it splits a model.
+    """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     wrapped = HiddenStates(model)
-    for layer in model.base_model.layers:
+    for layer in [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(wrapped, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
     # The loss is a sum over the global token count already: gradients are summed over ranks, not averaged.
@@ -100,7 +103,7 @@ class Learner:
         total_steps: int,
         device: torch.device,
     ):
-        """`student_path` is a checkpoint's export on resume; `teacher_path` the weights that teach (OPSD: the initial ones)."""
+        """`student_path` is a checkpoint's export on resume; `teacher_path` the weights that teach (OPSD: initial)."""
         r = self.recipe = recipe
         self.device = device
         self.dtype = getattr(torch, r.learner.dtype)
@@ -129,7 +132,7 @@ class Learner:
         )
 
     def step(self, updates: list[list[list[Example]]]) -> dict[str, float]:
-        """This rank's share of one step: [update][micro-batch] -> examples. Returns metrics that are equal on all ranks."""
+        """This rank's share of one step: [update][micro-batch] -> examples. Returns metrics, equal on all ranks."""
         totals = torch.zeros(len(STATISTICS) + 2, dtype=torch.float64)  # sums over tokens, tokens, loss
         kl_rows: list[torch.Tensor] = []
         kl_max, norms, lr = torch.zeros(()), [], self.schedule.get_last_lr()[0]
@@ -148,6 +151,8 @@ class Learner:
                     kl_rows += [k.mean() for k in statistics_SN[0].cpu().split(lengths)]
                     kl_max = torch.maximum(kl_max, statistics_SN[0].max().cpu())
             norms.append(self._update())
+        for _ in range(self.recipe.learner.updates_per_step - len(updates)):
+            self.schedule.step()  # too few rows were left for an update; the schedule counts steps
         return self._reduce(totals, kl_rows, kl_max) | {"grad_norm": sum(norms) / max(1, len(norms)), "lr": lr}
 
     def _loss(self, batch: MicroBatch, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -204,14 +209,20 @@ class Learner:
 
     @torch.no_grad()
     def logprobs(self, sequences: list[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Log-probability of each response token after its prompt, under the current student; same input on all ranks."""
+        """Log-probability of each response token after its prompt, under the current student; same input everywhere."""
         answers = []
         for prompt_ids, response_ids in sequences:
             example = Example(0, prompt_ids, prompt_ids, response_ids)
             batch = collate([example], self.pad_id).to(self.device)
-            chunk = self.recipe.learner.chunk_tokens
-            out_N = self.student(batch.student, lambda h, w, b=batch: token_logprobs(h, w, b.targets_N, chunk))
+            out_N = self.student(
+                batch.student,
+                lambda hidden_NH, head_VH, targets_N=batch.targets_N: token_logprobs(
+                    hidden_NH, head_VH, targets_N, self.recipe.learner.chunk_tokens
+                ),
+            )
             answers.append(out_N.tolist())
+        # Without a backward pass the root would stay gathered in `dtype`, and a sync would send that copy.
+        self.student.reshard()
         return answers
 
     # Checkpoints
@@ -220,6 +231,7 @@ class Learner:
         """Write optimizer shards, schedule, `state` and a Hugging Face export of the student into an empty folder."""
         model_state, optimizer_state = get_state_dict(self.student, self.optimizer)
         dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=str(folder / "learner"))
+        self._forget_empty_update()
         full = {
             name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().to(self.dtype).cpu()
             for name, p in self.student.model.named_parameters()
@@ -243,3 +255,9 @@ class Learner:
             options=StateDictOptions(strict=True),
         )
         self.schedule.load_state_dict(json.loads((folder / "state.json").read_text())["schedule"])
+        self._forget_empty_update()
+
+    def _forget_empty_update(self) -> None:
+        """Before the first update, get_state_dict makes one without gradients, which AdamW would count as its first."""
+        if not self.schedule.last_epoch:
+            self.optimizer.state.clear()

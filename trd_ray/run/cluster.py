@@ -28,6 +28,9 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
     local = address == "local"
     options = {}
     if local:
+        # Ray ends a worker that is idle for a second once there are more workers than CPUs, and actors count: every
+        # step's verifier tasks would start new processes.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
         options = {
             "num_cpus": recipe.cluster.local_cpus,
             "object_store_memory": int(recipe.cluster.object_store_gib * 2**30),

@@ -23,12 +23,12 @@ from trd_ray.run.display import Display
 from trd_ray.run.loop import Session, Training, start_feed
 from trd_ray.run.metrics import Metrics
 from trd_ray.run.prepare import Inputs, prepare
-from trd_ray.run.stop import Stopped, StopSignals
+from trd_ray.run.stop import StopSignals
 
 
-def dry_run(recipe: Recipe, gpu_gib: float | None = None) -> int:
+def dry_run(recipe: Recipe, job: placement.Job, gpu_gib: float | None = None) -> int:
     """Print the resolved recipe, the data, the actors with their memory, and whether the cluster at hand holds them."""
-    inputs = prepare(recipe)
+    inputs = prepare(recipe, job)
     if is_local(recipe):
         plan = inputs.plan(placement.local_cluster(recipe), gpu_gib)
     else:
@@ -42,7 +42,7 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     inputs = prepare(recipe)
     steps = inputs.total_steps
     if resume:
-        checkpoint = RunDirectory.open(recipe.directory).latest_checkpoint()
+        checkpoint = RunDirectory(recipe.directory).latest_checkpoint()
         done, folder = checkpoint or (0, None)
         if done >= steps:
             raise UserError(f"the run in {recipe.directory} has done its {steps} steps: raise steps to go on")
@@ -52,24 +52,25 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     with _job(inputs, lambda: RunDirectory.create(recipe.directory, recipe, resume), steps, done) as session:
         session.directory.rewind(done)
         session.display.phase("starting engines and learner")
-        session.start(student_path=str(folder / "model") if folder else inputs.student_path, version=done, learns=True)
+        session.start(student_path=str(folder / "model") if folder else inputs.student_path, version=done)
         training = Training(session, done, folder)
         try:
             training.trainer.start()
             session.wait_until_started()
+            # Before the evaluation, so that the stages start, and the first step's rows are sampled, meanwhile.
+            feed = start_feed(session, start_step=done, version=done)
             if held_out is not None and recipe.evaluation.before and not folder:
                 session.evaluate("base", 0, 0, held_out)
-            feed = start_feed(session, start_step=done, version=done, total_steps=steps)
             session.display.phase("training")
-            try:
-                training.run(feed)
-            except (Stopped, KeyboardInterrupt):
-                training.checkpoint()
-                raise
+            training.run(feed)
             if held_out is not None and recipe.evaluation.after:
                 if training.served != training.version:
                     training.sync()
                 session.evaluate("trained", training.step, training.version, held_out)
+        except BaseException:
+            with contextlib.suppress(Exception):  # a learner that failed itself has nothing to save
+                training.checkpoint()
+            raise
         finally:
             training.close()
             with contextlib.suppress(Exception):  # of a run that recorded nothing yet
@@ -80,14 +81,10 @@ def train(recipe: Recipe, resume: bool = False) -> int:
 
 def evaluate(recipe: Recipe, name: str = "checkpoint") -> int:
     """Score `student.path` on the held-out problems; the base's score, if the directory holds one, is compared with."""
-    recipe.evaluation.before = True  # what makes the placement hold a sampler
-    recipe.train.trajectory, recipe.data.source = "y_o", "corpus"  # and nothing else
-    inputs = prepare(recipe, trains=False)
-    if inputs.held_out is None:
-        raise UserError("evaluation.path is empty: set it to a file of held-out problems")
+    inputs = prepare(recipe, "evaluate")
     with _job(inputs, lambda: RunDirectory.create(recipe.directory, recipe), 0) as session:
         session.display.phase("starting engines")
-        session.start(student_path=inputs.student_path, version=0, learns=False)
+        session.start(student_path=inputs.student_path, version=0)
         session.wait_until_started()
         session.evaluate(name, 0, 0, inputs.held_out)
     _report(session.directory)
@@ -96,18 +93,18 @@ def evaluate(recipe: Recipe, name: str = "checkpoint") -> int:
 
 def refine(recipe: Recipe, resume: bool = False) -> int:
     """Build a corpus: sample, verify, refine and verify every problem once, and keep all of it as `rows/`."""
-    recipe.stream.max_staleness = "never"  # nothing trains, so nothing can be stale
-    recipe.evaluation.path = None
-    inputs = prepare(recipe)
+    if not recipe.refines:
+        raise UserError(f"train.trajectory={recipe.train.trajectory} makes no refinements: set train.trajectory=y_r")
+    inputs = prepare(recipe, "refine")
     directory, steps = recipe.directory, inputs.total_steps
     done = len(list((directory / "rows").glob("step-*.parquet"))) if resume else 0
     if resume and done >= steps:
         raise UserError(f"the corpus in {directory} is complete ({steps} steps): raise steps to add to it")
     with _job(inputs, lambda: RunDirectory.create(directory, recipe, resume), steps, done) as session:
         session.display.phase("starting engines")
-        session.start(student_path=inputs.student_path, version=0, learns=False)
+        session.start(student_path=inputs.student_path, version=0)
         session.wait_until_started()
-        feed = start_feed(session, start_step=done, version=0, total_steps=steps)
+        feed = start_feed(session, start_step=done, version=0)
         session.display.phase("refining")
         with Metrics(session.directory.path, steps, done) as metrics:
             for step in range(done, steps):

@@ -48,28 +48,28 @@ class Session:
         self.inputs, self.directory, self.display, self.stop = inputs, directory, display, stop
         self.recipe = inputs.recipe
         self.gpus = resources.get("GPU", 0) > 0
-        self.actors = placement.resources(self.recipe, self.gpus)
-        self.backend = placement.sync_backend(self.recipe, self.gpus)
+        self.actors = placement.resources(self.recipe, self.gpus, inputs.job)
         self.views: Views = load_views(self.recipe, inputs.student_path, inputs.teacher_path)
         self.pools: dict[str, ActorHandle] = {}
         self.starting: list[Any] = []
         self.seen: dict[str, tuple[float, dict]] = {}  # name -> when, status
 
-    def start(self, *, student_path: str, version: int, learns: bool) -> None:
+    def start(self, *, student_path: str, version: int) -> None:
         """Begin to start the pools; `student_path` holds the weights of policy version `version`."""
         r, logs = self.recipe, self.directory.path / "logs"
+        backend = placement.sync_backend(r, self.gpus) if self.inputs.job == "train" else None
         follows_live = r.teacher.mode == "opsd" and r.teacher.follow == "live"
         if "sampler" in self.actors:
             self.pools["sampler"] = create_pool(
                 r.sampler, r.student, student_path, r, actor=self.actors["sampler"], version=version,
-                transfer_backend=self.backend if learns else None, logs=logs,
+                transfer_backend=backend, logs=logs,
             )  # fmt: skip
         if "refiner" in self.actors:
             self.pools["refiner"] = create_pool(
                 r.refiner, r.teacher if r.teacher.path else r.student,
                 student_path if follows_live else self.inputs.teacher_path, r,
                 actor=self.actors["refiner"], version=version,
-                transfer_backend=self.backend if learns and follows_live else None, logs=logs,
+                transfer_backend=backend if follows_live else None, logs=logs,
             )  # fmt: skip
         self.starting = [pool.start.remote() for pool in self.pools.values()]
 
@@ -129,20 +129,21 @@ class Session:
         stop_pools(list(self.pools.values()))
 
 
-def start_feed(session: Session, *, start_step: int, version: int, total_steps: int) -> Feed:
+def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
     """The rows of the run from `start_step` on, from the graph over the pools or from a corpus."""
     r, inputs = session.recipe, session.inputs
-    if r.data.source == "corpus":
+    if inputs.problems is None:
         tables: Any = corpus_tables(r.data.path, rows_per_step=r.rollouts_per_step, start_step=start_step)
     else:
-        assert inputs.problems is not None
         rows = order(
             inputs.problems, seed=r.seed, rollouts_per_step=r.rollouts_per_step, samples_per_problem=r.sampler.n,
             shuffle=r.data.shuffle, steps=r.steps, start_step=start_step,
         )  # fmt: skip
         spec = StageSpec(
-            r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiner, version
-        )
+            r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiner, version,
+            # Where nothing trains, nothing grows stale.
+            max_staleness=r.stream.max_staleness if inputs.job == "train" else "never",
+        )  # fmt: skip
         dataset = graph(blocks(rows, r), spec)
         tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     return Feed(tables, rows_per_step=r.rollouts_per_step, stall_timeout_s=r.stream.stall_timeout_s)
@@ -154,7 +155,9 @@ class Training:
     def __init__(self, session: Session, start_step: int, resume_from: Path | None):
         s, r = session, session.recipe
         self.session, self.recipe, self.directory = session, r, session.directory
-        self.step, self.total_steps = start_step, s.inputs.total_steps
+        self.start_step = self.step = start_step
+        self.total_steps = s.inputs.total_steps
+        self.corpus = s.inputs.problems is None
         self.offline = r.stream.max_staleness == "never"
         self.served = self.version = start_step
         learner = s.actors["learner"]
@@ -167,14 +170,15 @@ class Training:
                 "total_steps": self.total_steps,
                 "resume_from": str(resume_from) if resume_from else None,
                 "pools": s.following(),
-                "sync_backend": s.backend,
+                "sync_backend": placement.sync_backend(r, s.gpus),
                 "engine_dtype": engine_dtype(r.sampler, r),
             },
             cpus=learner.cpus,
             gpus=learner.gpus,
             storage=s.directory.path / "logs" / "ray_train",
         )
-        self.saved = start_step if resume_from else -1  # the step of the newest checkpoint
+        self.trained = start_step  # steps in the learner's weights; ahead of `step` between update and record
+        self.saved = start_step  # of them in the newest checkpoint; the initial weights need none
         self.saving = (0.0, 0.0)  # when it was written
         self.began = time.time()
         self.metrics = Metrics(s.directory.path, self.total_steps, start_step)
@@ -191,6 +195,8 @@ class Training:
         begin = time.time()  # of the wait; the step itself began when the engines got its weights
         rows = feed.take(self.step, self.watch, self.session.inputs.rows_in_step(self.step))
         taken = time.time()
+        if self.step == self.start_step:  # what came before the first sample was the start of the stages
+            self.began = max(self.began, min((row["y_o_start_s"] for row in rows if not self.corpus), default=begin))
         gap = self.logprob_gap(rows)
         examples = [e for row in rows if (e := build(row, self.recipe, self.session.views))]
         learned, train_window = self._train(examples)
@@ -217,8 +223,7 @@ class Training:
 
     def _train(self, examples: list[Example]) -> tuple[dict[str, float], tuple[float, float]]:
         begin = time.time()
-        if not examples:  # every row was dropped: the step counts, the weights stay
-            return {}, (begin, begin)
+        self.trained = self.step + 1
         r = self.recipe
         per_update = [
             micro_batches(shares, r.learner.tokens_per_micro_batch)
@@ -226,7 +231,8 @@ class Training:
         ]
         shares = [ray.put([update[rank] for update in per_update]) for rank in range(r.learner.workers)]
         learned = self.trainer.call("step", r.learner.step_timeout_s, per_rank=[[ref] for ref in shares])
-        return learned, (begin, time.time())
+        # When every row was dropped the step counts, but there is nothing to say of a loss.
+        return learned if examples else {"lr": learned["lr"]}, (begin, time.time())
 
     def sync(self) -> None:
         """Every engine that follows the student serves `version` when this returns; a failed one is restarted first."""
@@ -253,7 +259,7 @@ class Training:
         Rows that older weights sampled are scored again by an engine, if the engines serve the learner's version.
         """
         probe = [r for r in rows if r["y_o_ids"]][: self.recipe.sync.probe_rows]
-        if not probe or "sampler" not in self.session.pools or self.recipe.data.source == "corpus":
+        if not probe or "sampler" not in self.session.pools or self.corpus:
             return {}
         if all(row["y_o_version"] == self.version for row in probe):
             engine = [row["y_o_logprobs"] for row in probe]
@@ -305,7 +311,8 @@ class Training:
         return out
 
     def checkpoint(self) -> None:
-        if self.saved == self.step:
+        """Save the state after `step` steps, if it is new and if the learner is there, not in a step that failed."""
+        if self.saved == self.step or self.trained != self.step:
             return
         begin = time.time()
         self.session.display.phase(f"writing checkpoint {self.step}")

@@ -10,11 +10,13 @@ import pyarrow as pa
 from trd_ray import models, placement, preflight
 from trd_ray.config import Recipe
 from trd_ray.data import load_problems
+from trd_ray.errors import UserError
 from trd_ray.stream.feed import open_corpus
 
 
 @dataclass
 class Inputs:
+    job: placement.Job
     recipe: Recipe
     student_path: str  # resolved; the initial weights
     teacher_path: str
@@ -36,21 +38,28 @@ class Inputs:
             self.student,
             self.teacher,
             cluster,
+            job=self.job,
             gpu_gib=gpu_gib,
             longest_sequence_tokens=self.findings.longest_sequence_tokens,
         )
 
 
-def prepare(recipe: Recipe, *, trains: bool = True) -> Inputs:
-    """Raises UserError for anything that cannot work. Without `trains` only the evaluation is prepared."""
+def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
+    """Raises UserError for anything that cannot work."""
     r = recipe
     problems = held_out = None
     corpus_steps = 0
-    if trains and r.data.source == "problems":
+    if job == "refine" or (job == "train" and r.data.source == "problems"):
         problems = load_problems(r.data)
-    elif trains:
-        corpus_steps = open_corpus(r.data.path).count_rows() // r.rollouts_per_step
-    if r.evaluation.path and (r.evaluation.before or r.evaluation.after):
+    elif job == "train":
+        rows = open_corpus(r.data.path).count_rows()
+        corpus_steps = rows // r.rollouts_per_step
+        if not corpus_steps:
+            raise UserError(
+                f"the corpus {r.data.path} has {rows} rows, but a step needs {r.rollouts_per_step}: lower "
+                "rollouts_per_step, or build a larger corpus with jobs/refine.py"
+            )
+    if job == "evaluate" or (job == "train" and r.evaluation.path and (r.evaluation.before or r.evaluation.after)):
         held_out = load_problems(r.evaluation)
     student_path = models.resolve(r.student.path, r.student.revision)
     teacher_path = models.resolve(r.teacher.path, r.teacher.revision) if r.teacher.path else student_path
@@ -69,7 +78,7 @@ def prepare(recipe: Recipe, *, trains: bool = True) -> Inputs:
         teacher=teacher,
         student_tokenizer=student_tokenizer,
         teacher_tokenizer=teacher_tokenizer,
+        trains=job == "train",
     )
-    available = findings.length.steps if findings.length else corpus_steps
-    steps = min(r.steps, available) if r.steps and available else available or r.steps or 0
-    return Inputs(r, student_path, teacher_path, problems, held_out, steps, findings, student, teacher)
+    steps = findings.length.steps if findings.length else min(r.steps or corpus_steps, corpus_steps)
+    return Inputs(job, r, student_path, teacher_path, problems, held_out, steps, findings, student, teacher)

@@ -1,8 +1,9 @@
-"""From the stream's blocks to steps: exactly the rows of the next step, complete, in order, whatever order they arrive in.
+"""From the stream's blocks to steps: exactly the rows of the next step, in order, whatever order they arrive in.
 
     dataset --thread--> queue --> Feed.take(step) -> rows of that step
 
-The thread only moves blocks; rows of later steps wait here. It ends with the dataset, or as a daemon with the process.
+The thread only moves blocks, and no more than AHEAD_STEPS steps' rows before they are wanted; rows of later steps wait
+here. It ends with the dataset, or as a daemon with the process.
 """
 
 import queue
@@ -11,12 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
 from trd_ray.errors import UserError
 
 POLL_S = 0.25
+AHEAD_STEPS = 4  # a corpus would otherwise be read whole into memory
 
 
 class StreamEnded(RuntimeError):
@@ -28,12 +31,15 @@ class Feed:
         self.rows_per_step, self.stall_timeout_s = rows_per_step, stall_timeout_s
         self.waiting: dict[int, list[dict]] = {}
         self.queue: queue.SimpleQueue = queue.SimpleQueue()
+        self.room = threading.Semaphore(AHEAD_STEPS * rows_per_step)
         self.thread = threading.Thread(target=self._move, args=(tables,), name="feed", daemon=True)
         self.thread.start()
 
     def _move(self, tables: Iterable[pa.Table]) -> None:
         try:
             for table in tables:
+                for _ in range(table.num_rows):
+                    self.room.acquire()
                 self.queue.put(table)
             self.queue.put(StreamEnded("the stream ended before the step was complete"))
         except BaseException as e:  # noqa: BLE001 - handed to the loop
@@ -50,24 +56,25 @@ class Feed:
                 while_waiting()
                 if time.monotonic() - last_row > self.stall_timeout_s:
                     raise TimeoutError(
-                        f"no row came out of the stream for {self.stall_timeout_s:.0f} s (stream.stall_timeout_s) while "
-                        f"step {step} waited for {expected - len(self.waiting.get(step, ()))} of {expected} rows"
+                        f"no row came out of the stream for {self.stall_timeout_s:.0f} s (stream.stall_timeout_s) "
+                        f"while step {step} waited for {expected - len(self.waiting.get(step, ()))} of {expected} rows"
                     ) from None
                 continue
             if isinstance(item, BaseException):
                 raise StreamEnded(str(item)) from item
             last_row = time.monotonic()
+            self.room.release(item.num_rows)
             for row in item.to_pylist():
                 self.waiting.setdefault(row["step"], []).append(row)
         return sorted(self.waiting.pop(step), key=lambda row: row["row"])
 
 
 def corpus_tables(folder: str | Path, *, rows_per_step: int, start_step: int) -> Iterator[pa.Table]:
-    """A corpus as the stream would have delivered it: rows in the order they were made, numbered into this run's steps."""
+    """A corpus as the stream would have delivered it: rows in the order they were made, in steps of this run."""
     dataset = open_corpus(folder)
     for step in range(start_step, dataset.count_rows() // rows_per_step):
-        wanted = ds.field("row").isin(range(step * rows_per_step, (step + 1) * rows_per_step))
-        table = dataset.to_table(filter=wanted)
+        row, first = ds.field("row"), step * rows_per_step
+        table = dataset.to_table(filter=(row >= first) & (row < first + rows_per_step))
         yield table.set_column(table.column_names.index("step"), "step", pa.array([step] * len(table), pa.int32()))
 
 
@@ -78,4 +85,16 @@ def open_corpus(folder: str | Path) -> ds.Dataset:
         raise UserError(
             f"{folder} holds no corpus (rows/step-*.parquet): make one with jobs/refine.py, or set data.path"
         )
-    return ds.dataset([str(p) for p in parts], format="parquet")
+    remedy = "make it again with jobs/refine.py, or set data.path to another"
+    try:
+        dataset = ds.dataset([str(p) for p in parts], format="parquet")
+        numbers = np.sort(dataset.to_table(columns=["row"])["row"].to_numpy())
+    except (pa.ArrowInvalid, OSError) as e:
+        raise UserError(f"the corpus in {folder} cannot be read ({' '.join(str(e).split())[:300]}): {remedy}") from e
+    gaps = np.flatnonzero(numbers != np.arange(len(numbers)))
+    if len(gaps):
+        raise UserError(
+            f"the corpus in {folder} is not complete: its {len(numbers)} rows should be numbered 0, 1, 2 and on, but "
+            f"row number {gaps[0]} in order has number {numbers[gaps[0]]}; {remedy}"
+        )
+    return dataset

@@ -41,7 +41,7 @@ def graph(tables: list[pa.Table], spec: StageSpec) -> Dataset:
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     client: dict[str, Any] = whole | {
         "num_cpus": 0,
-        "compute": _clients(recipe, tables),
+        "compute": _clients(spec, tables),
         "fn_constructor_args": (spec,),
     }
     tasks: dict[str, Any] = whole | {
@@ -58,12 +58,12 @@ def graph(tables: list[pa.Table], spec: StageSpec) -> Dataset:
     return dataset
 
 
-def _clients(recipe: Recipe, tables: list[pa.Table]) -> ActorPoolStrategy:
+def _clients(spec: StageSpec, tables: list[pa.Table]) -> ActorPoolStrategy:
     """One actor that holds enough calls for every block that the gate may let through, and the next step's at the gate."""
-    staleness = recipe.stream.max_staleness
+    staleness = spec.max_staleness
     steps = 4 if staleness == "never" else int(staleness) + 2
     rows = max(1, tables[0].num_rows if tables else 1)
-    calls = steps * math.ceil(recipe.rollouts_per_step / rows)
+    calls = steps * math.ceil(spec.recipe.rollouts_per_step / rows)
     return ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=calls, max_concurrent_calls_per_actor=calls)
 
 

@@ -31,6 +31,7 @@ class StageSpec:
     sampler: ActorHandle
     refiner: ActorHandle
     first_version: int  # of the weights that the run starts with
+    max_staleness: int | str
 
 
 def min_version(step: int, max_staleness: int | str, first_version: int) -> int:
@@ -68,7 +69,7 @@ class Sample:
             row["student_prompt_ids"] = self.views.student(row["problem"])
         answers = await self.spec.sampler.generate.remote(
             [request(recipe.sampler, row["student_prompt_ids"], row["seed"]) for row in rows],
-            max(min_version(row["step"], recipe.stream.max_staleness, self.spec.first_version) for row in rows),
+            max(min_version(row["step"], self.spec.max_staleness, self.spec.first_version) for row in rows),
         )
         for row, [generation] in zip(rows, answers, strict=True):
             record(row, "y_o", generation)

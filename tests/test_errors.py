@@ -1,0 +1,121 @@
+"""Bad input ends in one sentence with the remedy and exit code 2, before anything is started or written."""
+
+import json
+import shutil
+
+import pytest
+
+from trd_ray.cli import main
+from trd_ray.miniature import model_path, problems
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Writes a JSONL file of problems and returns the override that names it."""
+
+    def write(lines: list) -> str:
+        path = tmp_path / "data.jsonl"
+        path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+        return f"data.path={path}"
+
+    return write
+
+
+def model(tmp_path, name: str, file: str, change) -> str:
+    """A copy of a miniature model with one JSON file changed."""
+    folder = shutil.copytree(model_path(name), tmp_path / "model")
+    tree = json.loads((folder / file).read_text())
+    change(tree)
+    (folder / file).write_text(json.dumps(tree))
+    return str(folder)
+
+
+def refused(capsys, tmp_path, *arguments: str, command: str = "train", recipe: str = "miniature_opsd") -> str:
+    run_dir = tmp_path / "run"
+    before = set(tmp_path.iterdir())
+    assert main([command, recipe, f"run_dir={run_dir}", *arguments]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and said[0].startswith("trd: ")
+    assert set(tmp_path.iterdir()) == before
+    return said[0]
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["learner.lrr=1"], ["unknown key learner.lrr", "did you mean lr"]),
+        (["steps=many"], ["steps", "whole number", "many"]),
+        (["learner.lr=.nan"], ["learner.lr"]),
+        (["student.path=/no/such/model"], ["/no/such/model", "config.json"]),
+        (["data.path=/no/such.jsonl"], ["there is no data file /no/such.jsonl", "data.path"]),
+        (["learner.cpus=64"], ["64", "CPUs", "lower"]),
+        (["sampler.gpus=1"], ["GPU", "the cluster has 0"]),
+        (["sampler.cpu_kv_cache_gib=9000"], ["memory", "GiB"]),
+        (["refiner.share_sampler=true"], ["teacher.follow=live"]),
+        (["sampler.max_response_tokens=4000"], ["sampler.max_model_len"]),
+        (["refiner.max_prompt_tokens=17"], ["refiner.max_prompt_tokens"]),
+        (["data.source=corpus", "data.path=/no/corpus"], ["/no/corpus", "jobs/refine.py"]),
+        (["prompts.solve=solve {problme}"], ["prompts.solve", "{problme}"]),
+        (["--resume"], ["resume"]),
+    ],
+)
+def test_a_bad_setting_is_refused(capsys, tmp_path, arguments, words):
+    said = refused(capsys, tmp_path, *arguments)
+    assert all(word in said for word in words), said
+
+
+def test_an_unknown_recipe_is_refused_with_the_known_ones(capsys, tmp_path):
+    assert "miniature_opsd" in refused(capsys, tmp_path, recipe="miniature_opds")
+
+
+GOOD = {"problem": "1+1", "answer": "2", "reference": "1+1=2;"}
+
+
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        ([], ["is empty"]),
+        ([GOOD, '{"problem": "1+'], ["line 2", "cut off"]),
+        ([{"question": "1+1", "answer": "2"}], ["data.columns", "question"]),
+        ([GOOD | {"problem_id": "a"}, GOOD | {"problem_id": "a", "problem": "2+2"}], ["duplicate", "'a'"]),
+        ([GOOD | {"answer": " "}], ["line 1", "answer"]),
+        ([{"problem": "1+1", "answer": "2"}], ["reference"]),
+    ],
+)
+def test_bad_data_is_refused(capsys, tmp_path, data, lines, words):
+    said = refused(capsys, tmp_path, data(lines))
+    assert all(word in said.replace("duplicated", "duplicate").replace("twice", "duplicate") for word in words), said
+
+
+def test_a_teacher_with_another_vocabulary_is_refused(capsys, tmp_path):
+    def swap(tree):
+        vocabulary = tree["model"]["vocab"]
+        vocabulary["1"], vocabulary["2"] = vocabulary["2"], vocabulary["1"]
+
+    teacher = model(tmp_path, "teacher", "tokenizer.json", swap)
+    assert "different vocabularies" in refused(capsys, tmp_path, f"teacher.path={teacher}", recipe="miniature_opd")
+
+
+def test_a_template_that_ends_with_another_token_than_eos_is_refused(capsys, tmp_path):
+    student = model(tmp_path, "student", "generation_config.json", lambda tree: tree.update(eos_token_id=0))
+    assert "eos_token_id" in refused(capsys, tmp_path, f"student.path={student}")
+
+
+def test_a_run_directory_in_use_is_refused(capsys, tmp_path):
+    from trd_ray.config import load
+    from trd_ray.run.directory import RunDirectory
+
+    held = RunDirectory.create(tmp_path / "run", load("miniature_opsd", [f"run_dir={tmp_path / 'run'}"]))
+    assert "in use" in refused(capsys, tmp_path)
+    held.release()
+    assert "--resume" in refused(capsys, tmp_path)
+
+
+def test_a_dry_run_says_yes_or_no_and_starts_nothing(capsys, tmp_path, data):
+    source = data(problems("train")[:64])
+    assert main(["train", "miniature_opsd", source, f"run_dir={tmp_path / 'run'}", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "fits: yes" in said and "sampler" in said and "KV cache" in said
+    assert not (tmp_path / "run").exists()
+    assert main(["train", "miniature_opsd", source, "learner.cpus=64", "--dry-run"]) == 2
+    assert "fits: no" in capsys.readouterr().out

@@ -1,0 +1,226 @@
+"""Steps come out of the feed complete and in order, whatever the stream does; a corpus is fed as a stream would be."""
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trd_ray import config
+from trd_ray.errors import UserError
+from trd_ray.rows import to_table
+from trd_ray.stream.feed import AHEAD_STEPS, Feed, StreamEnded, corpus_tables, open_corpus
+from trd_ray.stream.graph import blocks
+
+
+def row(number: int, rows_per_step: int = 4) -> dict:
+    text = {name: f"{name} {number}" for name in ("problem_id", "problem", "answer", "reference")}
+    return {**text, "row": number, "step": number // rows_per_step, "epoch": 0, "sample_index": 0, "seed": number}
+
+
+def table(*numbers: int, rows_per_step: int = 4) -> pa.Table:
+    return to_table([row(n, rows_per_step) for n in numbers])
+
+
+def feed(tables, stall_timeout_s: float = 60) -> Feed:
+    return Feed(tables, rows_per_step=4, stall_timeout_s=stall_timeout_s)
+
+
+def numbers(rows: list[dict]) -> list[int]:
+    return [r["row"] for r in rows]
+
+
+def nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    "order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], *(random.Random(i).sample(range(6), 6) for i in range(3))]
+)
+def test_steps_come_complete_and_sorted_whatever_order_blocks_arrive_in(order):
+    arriving = [table(2 * block + 1, 2 * block) for block in order]  # two blocks a step
+    source = feed(arriving)
+    for step in range(3):
+        taken = source.take(step, nothing)
+        assert taken == [to_table([row(n)]).to_pylist()[0] for n in range(4 * step, 4 * step + 4)]
+    assert not source.waiting
+
+
+def test_rows_of_later_steps_wait_until_their_step_is_taken():
+    gate = threading.Event()
+
+    def stream() -> Iterator[pa.Table]:
+        yield table(4, 5)
+        yield table(0, 1, 2, 3)
+        gate.wait(10)
+        yield table(6, 7)
+
+    source = feed(stream())
+    assert numbers(source.take(0, nothing)) == [0, 1, 2, 3]
+    gate.set()
+    assert numbers(source.take(1, nothing)) == [4, 5, 6, 7]
+
+
+def test_the_only_step_of_a_short_run_is_complete_with_fewer_rows():
+    assert numbers(feed([table(0, 2), table(1)]).take(0, nothing, rows=3)) == [0, 1, 2]
+
+
+def test_an_exception_in_the_stream_reaches_the_one_who_takes():
+    def stream() -> Iterator[pa.Table]:
+        yield table(0, 1, 2, 3)
+        raise ZeroDivisionError("a stage failed")
+
+    source = feed(stream())
+    assert numbers(source.take(0, nothing)) == [0, 1, 2, 3]
+    with pytest.raises(StreamEnded, match="a stage failed") as failed:
+        source.take(1, nothing)
+    assert isinstance(failed.value.__cause__, ZeroDivisionError)
+
+
+def test_a_stream_that_ends_within_a_step_says_so():
+    with pytest.raises(StreamEnded, match="ended before the step was complete"):
+        feed([table(0, 1, 2)]).take(0, nothing)
+
+
+@pytest.fixture
+def stalled() -> Iterator[Iterator[pa.Table]]:
+    """A stream that gives three rows of step 2 and then nothing."""
+    over = threading.Event()
+
+    def stream() -> Iterator[pa.Table]:
+        yield table(8, 9, 11)
+        over.wait(30)
+
+    yield stream()
+    over.set()
+
+
+def test_a_stalled_stream_ends_at_the_deadline_and_says_what_was_waited_for(stalled):
+    with pytest.raises(TimeoutError, match=r"stream\.stall_timeout_s.* step 2 waited for 1 of 4 rows"):
+        feed(stalled, stall_timeout_s=0.1).take(2, nothing)
+
+
+def test_one_who_waits_is_asked_several_times_a_second_and_may_give_up(stalled):
+    asked = []
+
+    def give_up() -> None:
+        asked.append(time.monotonic())
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        feed(stalled).take(2, give_up)
+    assert asked[2] - asked[0] < 2
+
+
+def test_no_more_than_a_few_steps_are_read_before_they_are_wanted():
+    read = []
+
+    def stream() -> Iterator[pa.Table]:
+        for step in range(50):
+            read.append(step)
+            yield table(*range(4 * step, 4 * step + 4))
+
+    source = feed(stream())
+    for step in range(50):
+        assert numbers(source.take(step, nothing)) == list(range(4 * step, 4 * step + 4))
+        if step == 0:
+            time.sleep(0.2)  # in which everything could be read
+        assert max(read) <= step + AHEAD_STEPS + 1
+
+
+# Blocks
+
+
+@pytest.mark.parametrize(
+    ("rows_per_step", "rows_per_block", "sizes"),
+    [(8, None, [2] * 12), (8, 3, [3, 3, 2] * 3), (2, None, [1] * 6), (5, 9, [5] * 3)],
+)
+def test_blocks_keep_the_order_and_none_spans_two_steps(rows_per_step, rows_per_block, sizes):
+    recipe = config.from_tree({"rollouts_per_step": rows_per_step, "stream": {"rows_per_block": rows_per_block}})
+    cut = blocks((row(n, rows_per_step) for n in range(3 * rows_per_step)), recipe)
+    assert [t.num_rows for t in cut] == sizes
+    assert [n for t in cut for n in t["row"].to_pylist()] == list(range(3 * rows_per_step))
+    assert all(len(set(t["step"].to_pylist())) == 1 for t in cut)
+
+
+def test_blocks_of_no_rows_are_none():
+    assert blocks(iter([]), config.from_tree({})) == []
+
+
+# Corpora
+
+
+@pytest.fixture
+def corpus(tmp_path) -> Path:
+    """22 rows made in steps of 6, as jobs/refine.py leaves them."""
+    (tmp_path / "rows").mkdir()
+    for step in range(4):
+        part = table(*range(6 * step, min(6 * step + 6, 22)), rows_per_step=6)
+        pq.write_table(part, tmp_path / "rows" / f"step-{step:06d}.parquet")
+    return tmp_path
+
+
+@pytest.mark.parametrize("start_step", [0, 2, 5])
+def test_a_corpus_is_numbered_into_the_steps_of_the_run_and_resumes_at_a_step(corpus, start_step):
+    fed = list(corpus_tables(corpus, rows_per_step=4, start_step=start_step))
+    assert [t["step"].to_pylist() for t in fed] == [[step] * 4 for step in range(start_step, 5)]
+    source = feed(corpus_tables(corpus, rows_per_step=4, start_step=start_step))
+    for step in range(start_step, 5):
+        taken = source.take(step, nothing)
+        assert numbers(taken) == list(range(4 * step, 4 * step + 4))
+        assert [r["problem_id"] for r in taken] == [f"problem_id {n}" for n in numbers(taken)]
+    with pytest.raises(StreamEnded):  # two rows are left, which make no step
+        source.take(5, nothing)
+
+
+def _no_folder(folder: Path) -> Path:
+    return folder / "absent"
+
+
+def _no_rows(folder: Path) -> Path:
+    for part in folder.glob("rows/*"):
+        part.unlink()
+    return folder
+
+
+def _truncated(folder: Path) -> Path:
+    part = folder / "rows/step-000001.parquet"
+    part.write_bytes(part.read_bytes()[:-20])
+    return folder
+
+
+def _foreign(folder: Path) -> Path:
+    for part in folder.glob("rows/*"):
+        pq.write_table(pa.table({"text": ["a"]}), part)
+    return folder
+
+
+def _lost(folder: Path) -> Path:
+    (folder / "rows/step-000001.parquet").unlink()
+    return folder
+
+
+def _twice(folder: Path) -> Path:
+    pq.write_table(table(3, rows_per_step=6), folder / "rows/step-000009.parquet")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("harm", "says"),
+    [
+        (_no_folder, r"absent holds no corpus .*jobs/refine\.py"),
+        (_no_rows, r"holds no corpus"),
+        (_truncated, r"cannot be read .*step-000001\.parquet"),
+        (_foreign, r"cannot be read .*row"),
+        (_lost, r"row number 6 in order has number 12"),
+        (_twice, r"row number 4 in order has number 3"),
+    ],
+)
+def test_a_corpus_that_is_not_whole_is_refused_before_anything_starts(corpus, harm, says):
+    with pytest.raises(UserError, match=says):
+        open_corpus(harm(corpus))

@@ -1,0 +1,365 @@
+"""The learner trains as a naive loop over transformers and float64 would, on any number of ranks, and resumes exactly.
+
+Ranks are real processes over gloo; the models are a few thousand random parameters.
+"""
+
+import json
+import math
+import random
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tokenizers import Tokenizer, models
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from trd_ray import config
+from trd_ray.distill.batches import Example, micro_batches, split
+from trd_ray.distill.learner import Learner, load_model
+from trd_ray.errors import UserError
+from trd_ray.models import facts
+
+VOCAB = 40
+SIZES: dict[str, Any] = {"intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
+OPD = {"teacher": {"mode": "opd", "path": "teacher"}}
+# What is trained in every case; a recipe's learner settings are added to these.
+LEARNER = {"dtype": "float32", "lr": 1e-3, "warmup_ratio": 0.0, "weight_decay": 0.01, "chunk_tokens": 7}
+CASES: dict[str, dict] = {
+    "opsd": {},
+    "opd": OPD,
+    "live teacher": {"teacher": {"follow": "live"}},
+    "untied student": {"student": {"path": "untied"}},
+    "micro-batches": OPD | {"learner": {"tokens_per_micro_batch": 40}},
+    "two updates a step": OPD | {"learner": {"updates_per_step": 2}},
+    "activation checkpointing": {"learner": {"activation_checkpointing": True}},
+    "clipped, at a temperature": OPD | {"learner": {"grad_clip": 0.01, "temperature": 1.5}},
+    "warm-up": OPD | {"learner": {"warmup_ratio": 0.4, "min_lr_ratio": 0.2}},
+}
+
+
+def step_rows(rows: int, seed: int) -> list[Example]:
+    rng = random.Random(seed)
+
+    def ids(most: int) -> list[int]:
+        return [rng.randrange(2, VOCAB) for _ in range(rng.randint(2, most))]
+
+    return [Example(row, ids(5), ids(9), ids(12)) for row in range(rows)]
+
+
+# The second step has a single row, so that one of two ranks has none.
+STEPS = [step_rows(6, seed=0), step_rows(1, seed=1), step_rows(4, seed=2), step_rows(6, seed=3)]
+
+
+def make_models(folder: Path) -> None:
+    words = {word: i for i, word in enumerate(["<pad>", "<eos>", *map(str, range(VOCAB - 2))])}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<pad>")), eos_token="<eos>", pad_token="<pad>"
+    )
+    for seed, (name, hidden, tied) in enumerate([("student", 16, True), ("untied", 16, False), ("teacher", 24, False)]):
+        torch.manual_seed(seed)
+        model = Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=VOCAB,
+                hidden_size=hidden,
+                num_hidden_layers=2,
+                head_dim=8,
+                tie_word_embeddings=tied,
+                initializer_range=0.3,
+                eos_token_id=1,
+                pad_token_id=0,
+                bos_token_id=None,
+                **SIZES,
+            )
+        )
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+
+def recipe_of(tree: dict) -> config.Recipe:
+    tree = {"student": {"path": "student"}} | tree
+    return config.from_tree(tree | {"learner": LEARNER | tree.get("learner", {})})
+
+
+def make_learner(folder: Path, tree: dict, student: Path | None = None, total_steps: int = len(STEPS)) -> Learner:
+    recipe = recipe_of(tree)
+    return Learner(
+        recipe,
+        student_path=str(student or folder / recipe.student.path),
+        teacher_path=str(folder / recipe.teacher_path),
+        tokenizer_path=str(folder / "student"),
+        total_steps=total_steps,
+        device=torch.device("cpu"),
+    )
+
+
+def train(learner: Learner, steps: list[list[Example]]) -> list[dict[str, float]]:
+    """What the loop does with a step's examples; returns each step's metrics, equal on all ranks."""
+    r, ranks = learner.recipe.learner, dist.get_world_size()
+    curve = []
+    for rows in steps:
+        updates = [micro_batches(u, r.tokens_per_micro_batch) for u in split(rows, r.updates_per_step, ranks)]
+        curve.append(learner.step([update[dist.get_rank()] for update in updates]))
+        everywhere: list = [None] * ranks
+        dist.all_gather_object(everywhere, curve[-1])
+        assert all(metrics == curve[-1] for metrics in everywhere)
+    return curve
+
+
+def weights(learner: Learner) -> dict[str, torch.Tensor]:
+    return {
+        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
+        for name, p in learner.student.model.named_parameters()
+    }
+
+
+def join(folder: Path, rank: int, ranks: int) -> None:
+    store = dist.FileStore(str(folder / f"store-{ranks}"), ranks)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
+
+
+def second_rank(_: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    run_cases(1, 2, folder)
+
+
+def run_cases(rank: int, ranks: int, folder: Path) -> None:
+    """One rank's part in all cases: rank 0 writes {case: (curve, weights)}; one case leaves a checkpoint half-way."""
+    join(folder, rank, ranks)
+    results = {}
+    for case, tree in CASES.items():
+        learner = make_learner(folder, tree)
+        curve = train(learner, STEPS[:2])
+        if case == "opd":
+            learner.save(folder / f"checkpoint-{ranks}", {"steps": 2})
+        results[case] = (curve + train(learner, STEPS[2:]), weights(learner))
+    if rank == 0:
+        torch.save(results, folder / f"results-{ranks}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("learner")
+    make_models(folder)
+    second = mp.spawn(second_rank, (folder,), nprocs=1, join=False)  # loads its libraries in the meantime
+    run_cases(0, 1, folder)
+    run_cases(0, 2, folder)
+    assert second.join(timeout=60)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder):
+    """This process as the only rank."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+# The oracle
+
+
+def row_logits(model: torch.nn.Module, prompt_ids: list[int], response_ids: list[int]) -> torch.Tensor:
+    """What predicts each response token of one unpadded row, in float64."""
+    return model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1].double()
+
+
+def learning_rate(update: int, updates: int, c: config.Learner) -> float:
+    """Linear warm-up, then a cosine from lr to min_lr_ratio * lr."""
+    warmup = round(c.warmup_ratio * updates)
+    if update < warmup:
+        return c.lr * update / warmup
+    progress = (update - warmup) / (updates - warmup)
+    return c.lr * (c.min_lr_ratio + (1 - c.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def row_statistics(
+    student: torch.nn.Module, teacher: torch.nn.Module, e: Example, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """KL (with a gradient for the student), student's and teacher's NLL of each response token."""
+    learned = row_logits(student, e.student_ids, e.response_ids)
+    with torch.no_grad():
+        taught = row_logits(teacher, e.teacher_ids, e.response_ids)
+    log_p, log_q = (logits.div(temperature).log_softmax(-1) for logits in (taught, learned))
+    nll = [cross_entropy(logits, torch.tensor(e.response_ids), reduction="none") for logits in (learned, taught)]
+    return (log_p.exp() * (log_p - log_q)).sum(-1), nll[0].detach(), nll[1]
+
+
+def naive(folder: Path, tree: dict) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
+    """The same training, a row at a time: whole logits of transformers' models, KL in float64, torch's AdamW."""
+    recipe = recipe_of(tree)
+    c = recipe.learner
+    student = AutoModelForCausalLM.from_pretrained(folder / recipe.student.path, dtype=torch.float32)
+    teacher = AutoModelForCausalLM.from_pretrained(folder / recipe.teacher_path, dtype=torch.float32)
+    if recipe.teacher.follow == "live":
+        teacher = student
+    optimizer = torch.optim.AdamW(student.parameters(), lr=c.lr, betas=c.betas, weight_decay=c.weight_decay)
+    curve, done = [], 0
+    for step in STEPS:
+        size, seen, losses, norms, first = math.ceil(len(step) / c.updates_per_step), [], [], [], done
+        for rows in [step[i : i + size] for i in range(0, len(step), size)]:
+            optimizer.param_groups[0]["lr"] = learning_rate(done, len(STEPS) * c.updates_per_step, c)
+            statistics = [row_statistics(student, teacher, e, c.temperature) for e in rows]
+            loss = torch.cat([kl for kl, _, _ in statistics]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(student.parameters(), c.grad_clip)))
+            optimizer.step()
+            losses.append(loss.item())
+            seen += statistics
+            done += 1
+        done = first + c.updates_per_step  # a step with too few rows makes fewer updates; the schedule counts steps
+        kls, nlls, teacher_nlls = ([t.detach() for t in column] for column in zip(*seen, strict=True))
+        curve.append(
+            {
+                "loss": sum(losses) / len(losses),
+                "kl/mean": float(torch.cat(kls).mean()),
+                "kl/row_mean": float(torch.stack([kl.mean() for kl in kls]).mean()),
+                "kl/max": float(torch.cat(kls).max()),
+                "student/nll": float(torch.cat(nlls).mean()),
+                "teacher/nll": float(torch.cat(teacher_nlls).mean()),
+                "trained_tokens": float(len(torch.cat(kls))),
+                "grad_norm": sum(norms) / len(norms),
+                "lr": learning_rate(first, len(STEPS) * c.updates_per_step, c),
+            }
+        )
+    return curve, {name: p.detach() for name, p in student.named_parameters()}
+
+
+# The claims
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("case", CASES)
+def test_training_equals_a_naive_loop(folder, case, ranks):
+    curve, trained = torch.load(folder / f"results-{ranks}.pt")[case]
+    expected_curve, expected = naive(folder, CASES[case])
+    for ours, theirs in zip(curve, expected_curve, strict=True):
+        assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-5)
+    initial = AutoModelForCausalLM.from_pretrained(folder / recipe_of(CASES[case]).student.path)
+    for name, before in initial.named_parameters():
+        assert (expected[name] - before).abs().max() > 1e-4  # there is something to agree on
+        torch.testing.assert_close(trained[name], expected[name], rtol=0, atol=1e-5)
+
+
+def test_a_student_that_is_its_teacher_in_the_same_view_has_nothing_to_learn(folder, alone):
+    same = [[Example(e.row, e.student_ids, e.student_ids, e.response_ids) for e in rows] for rows in STEPS]
+    learner = make_learner(folder, {"learner": {"weight_decay": 0.0}})
+    before = weights(learner)
+    assert all(m["loss"] < 1e-9 and m["kl/max"] < 1e-6 for m in train(learner, same))
+    for name, weight in weights(learner).items():
+        torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("saved_after", [0, 2])
+def test_a_resumed_run_goes_on_exactly_as_if_it_had_not_stopped(folder, alone, tmp_path, saved_after, dtype):
+    tree = OPD | {"learner": {"dtype": dtype, "warmup_ratio": 0.5}}
+    whole = train(make_learner(folder, tree), STEPS)
+    stopped = make_learner(folder, tree)
+    train(stopped, STEPS[:saved_after])
+    stopped.logprobs([(e.student_ids, e.response_ids) for e in STEPS[0]])  # which leaves weights gathered, in `dtype`
+    stopped.save(tmp_path, {"steps": saved_after})
+    assert train(stopped, STEPS[saved_after:]) == whole[saved_after:]  # saving disturbs nothing
+    resumed = make_learner(folder, tree, student=tmp_path / "model")
+    resumed.load(tmp_path)
+    assert train(resumed, STEPS[saved_after:]) == whole[saved_after:]
+    assert all(torch.equal(weight, weights(stopped)[name]) for name, weight in weights(resumed).items())
+    assert json.loads((tmp_path / "state.json").read_text())["steps"] == saved_after
+
+
+def test_a_run_of_two_ranks_may_be_resumed_on_one(folder, alone):
+    curve, trained = torch.load(folder / "results-2.pt")["opd"]
+    checkpoint = folder / "checkpoint-2"
+    resumed = make_learner(folder, OPD, student=checkpoint / "model")
+    resumed.load(checkpoint)
+    for ours, theirs in zip(train(resumed, STEPS[2:]), curve[2:], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    for name, weight in weights(resumed).items():
+        torch.testing.assert_close(weight, trained[name], rtol=0, atol=1e-5)
+
+
+def transformers_logprobs(model: torch.nn.Module, rows: list[Example]) -> list[list[float]]:
+    with torch.no_grad():
+        logprobs = [row_logits(model, e.student_ids, e.response_ids).log_softmax(-1) for e in rows]
+    return [
+        lp.gather(1, torch.tensor(e.response_ids)[:, None])[:, 0].tolist() for lp, e in zip(logprobs, rows, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("student", ["student", "untied"])
+def test_the_export_loads_in_transformers_and_says_what_the_learner_says(folder, alone, tmp_path, student):
+    learner = make_learner(folder, {"student": {"path": student}})
+    sequences = [(e.student_ids, e.response_ids) for e in STEPS[3]]
+    initial = AutoModelForCausalLM.from_pretrained(folder / student)
+    before = learner.logprobs(sequences)
+    for ours, theirs in zip(before, transformers_logprobs(initial, STEPS[3]), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    train(learner, STEPS)
+    after = learner.logprobs(sequences)
+    learner.save(tmp_path, {})
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    for ours, old, theirs in zip(after, before, transformers_logprobs(exported, STEPS[3]), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4) and ours != pytest.approx(old, abs=1e-3)
+    assert exported.config.tie_word_embeddings == initial.config.tie_word_embeddings
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab()["<eos>"] == 1
+    for name, weight in weights(learner).items():
+        assert torch.equal(dict(exported.named_parameters())[name], weight)
+
+
+def test_asking_for_logprobs_between_steps_changes_no_step(folder, alone):
+    asked, undisturbed = (make_learner(folder, {"teacher": {"follow": "live"}}) for _ in range(2))
+    curve = []
+    for rows in STEPS:
+        asked.logprobs([(e.student_ids, e.response_ids) for e in rows])
+        curve += train(asked, [rows])
+    assert curve == train(undisturbed, STEPS)
+
+
+@pytest.mark.parametrize("teacher_dtype", ["float32", "bfloat16"])
+def test_bfloat16_trains_close_to_float32_and_keeps_float32_weights(folder, alone, teacher_dtype):
+    tree = {"teacher": OPD["teacher"] | {"dtype": teacher_dtype}, "learner": {"dtype": "bfloat16", "lr": 1e-6}}
+    learner = make_learner(folder, tree)
+    before = weights(learner)
+    curve, (exact, _) = train(learner, STEPS[:1]), torch.load(folder / "results-1.pt")["opd"]
+    assert curve[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.02)
+    assert curve[0]["grad_norm"] == pytest.approx(exact[0]["grad_norm"], rel=0.05)
+    # An update that bfloat16 could not hold beside weights of this size.
+    moved = {name: (weight - before[name]).abs().max() for name, weight in weights(learner).items()}
+    assert all(0 < m < 2e-6 for m in moved.values())
+
+
+def refused_models(folder: Path) -> dict[str, str]:
+    """Name -> what preflight can tell of it."""
+    torch.manual_seed(0)
+    sizes = SIZES | {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 1}
+    capped = Gemma2Config(head_dim=8, final_logit_softcapping=0.5, initializer_range=0.3, **sizes)
+    Gemma2ForCausalLM(capped).save_pretrained(folder / "capped")
+    biased = PhiForCausalLM(PhiConfig(**sizes))
+    torch.nn.init.ones_(biased.lm_head.bias)
+    biased.save_pretrained(folder / "biased")
+    return {"capped": "final_logit_softcapping", "biased": "lm_head.bias"}
+
+
+def test_a_model_that_changes_its_logits_after_lm_head_is_known_from_its_config_and_refused(folder):
+    for name, transform in refused_models(folder).items():
+        assert facts(str(folder / name)).logit_transforms == (transform,)
+        with pytest.raises(UserError, match=f"logits of .*{name}.* are not the product"):
+            load_model(config.Model(path=name), str(folder / name), torch.float32)
+    assert all(facts(str(folder / name)).logit_transforms == () for name in ("student", "untied", "teacher"))

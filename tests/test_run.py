@@ -1,0 +1,151 @@
+"""Whole runs on the miniature world: vLLM, Ray Data, Ray Train and the weight sync together, as a user starts them."""
+
+import json
+import os
+import signal
+from statistics import fmean
+
+import psutil
+import pytest
+from runs import NO_EVALUATION, SMALL, Finished, finish, left_over, run, start, wait_for_step
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def opsd(tmp_path_factory) -> Finished:
+    return run(tmp_path_factory.mktemp("opsd") / "run", "train", "miniature_opsd", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Finished:
+    return run(tmp_path_factory.mktemp("corpus") / "run", "refine", "miniature_opsd", *SMALL)
+
+
+def test_a_run_trains_evaluates_and_leaves_nothing_running(opsd):
+    assert opsd.code == 0, opsd.output[-3000:]
+    assert left_over(opsd.directory) == []
+    assert len(opsd.metrics) == 3 and len(opsd.rows) == 48
+    scores = {name: json.loads((opsd.directory / "evaluation" / f"{name}.json").read_text()) for name in ("base", "trained")}
+    assert scores["trained"]["version"] == 3 and scores["trained"]["paired_with"]["name"] == "base"
+    summary = (opsd.directory / "summary.md").read_text()
+    for part in ("## Evaluation", "## Ledger", "## Lengths", "## Time", "overhead", "## Repaired examples"):
+        assert part in summary
+
+
+def test_strictly_on_policy_rows_are_sampled_by_the_version_that_trains_on_them(opsd):
+    assert [row["y_o_version"] for row in opsd.rows] == [row["step"] for row in opsd.rows]
+    assert {row["y_r_version"] for row in opsd.rows} == {0}  # the frozen teacher
+
+
+def test_every_row_has_its_problem_once_and_both_verdicts(opsd):
+    assert [row["row"] for row in opsd.rows] == list(range(48))
+    assert len({row["problem_id"] for row in opsd.rows}) == 48
+    assert all(row["train"] and row["y_o_passed"] is not None and row["y_r_passed"] is not None for row in opsd.rows)
+    assert all(row["response_ids"] == row["y_r_ids"] for row in opsd.rows)
+
+
+def test_engine_and_learner_agree_on_log_probabilities_after_every_sync(opsd):
+    assert len(opsd.metrics) == 3
+    assert all(m["sync/gap_mean"] < 1e-3 for m in opsd.metrics)
+
+
+def test_refinement_repairs_and_shortens_from_the_first_step(opsd):
+    first = opsd.metrics[0]
+    assert first["y_r/passed"] > first["y_o/passed"] + 0.2
+    assert fmean(m["y_r/tokens_mean"] for m in opsd.metrics) < fmean(m["y_o/tokens_mean"] for m in opsd.metrics)
+
+
+def test_the_checkpoint_loads_in_transformers_and_differs_from_the_base(opsd):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trd_ray.miniature import model_path
+
+    trained = AutoModelForCausalLM.from_pretrained(opsd.directory / "checkpoints" / "step-000003" / "model")
+    base = AutoModelForCausalLM.from_pretrained(model_path("student"))
+    ids = torch.tensor([opsd.rows[0]["student_ids"]])
+    assert not torch.allclose(trained(ids).logits, base(ids).logits, atol=1e-3)
+
+
+def test_a_stopped_run_leaves_a_checkpoint_and_resumes_where_it_was(opsd, tmp_path):
+    """The same recipe as `opsd`, so the first step also shows that equal seeds give equal runs."""
+    directory = tmp_path / "run"
+    process = start(directory, "train", "miniature_opsd", *SMALL, "evaluation.before=false")
+    wait_for_step(process, directory, 1)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the whole foreground group
+    stopped = finish(process, directory)
+    assert stopped.code == 130, stopped.output[-3000:]
+    assert left_over(directory) == []
+    done = len(stopped.metrics)
+    assert 1 <= done < 3 and (directory / "checkpoints" / f"step-{done:06d}" / "state.json").is_file()
+
+    again = run(directory, "train", "miniature_opsd", *SMALL, "evaluation.before=false", "--resume")
+    assert again.code == 0, again.output[-3000:]
+    assert [row["row"] for row in again.rows] == list(range(48))
+    assert [m["step"] for m in again.metrics] == [0, 1, 2]
+    assert [row["y_o_version"] for row in again.rows] == [row["step"] for row in again.rows]
+    assert [m["lr"] for m in again.metrics] == pytest.approx([m["lr"] for m in opsd.metrics])
+
+    fixed = ["problem_id", "seed", "student_prompt_ids"]
+    for one, other in zip(opsd.rows, again.rows, strict=True):
+        assert [one[c] for c in fixed] == [other[c] for c in fixed]
+    pairs = [(a, b) for a, b in zip(opsd.rows[:16], again.rows[:16], strict=True)]
+    same = fmean(x == y for a, b in pairs for x, y in zip(a["y_o_ids"], b["y_o_ids"], strict=False))
+    assert same >= 0.99
+    assert again.metrics[0]["loss"] == pytest.approx(opsd.metrics[0]["loss"], abs=1e-3)
+
+
+def test_staleness_1_overlaps_sampling_with_training_and_keeps_its_bound(tmp_path):
+    """With the newest student as its own refiner, on the sampler's engines."""
+    live = ["teacher.follow=live", "refiner.share_sampler=true", "sampler.max_model_len=320"]
+    done = run(
+        tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *live, "steps=4", "stream.max_staleness=1"
+    )
+    assert done.code == 0, done.output[-3000:]
+    for row in done.rows:
+        assert row["step"] - 1 <= row["y_o_version"] <= row["step"]
+    assert any(row["y_o_version"] == row["step"] - 1 for row in done.rows)
+    # The next step's rows were being sampled before this step's weights were in the engines.
+    recorded = {m["step"]: m["time_s"] for m in done.metrics}
+    assert any(row["y_o_start_s"] < recorded[row["step"] - 1] for row in done.rows if row["step"] > 0)
+    assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics if "sync/gap_mean" in m)
+    assert any("sync/gap_mean" in m for m in done.metrics)
+
+
+def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_path):
+    directory = tmp_path / "run"
+    wide = ["sampler.replicas=2", "sampler.cpus=0.25", "learner.workers=2", "learner.cpus=0.25", "steps=4"]
+    process = start(directory, "train", "miniature_opd", *SMALL, *NO_EVALUATION, *wide)
+    wait_for_step(process, directory, 1)
+    engines = [p for p in left_over(directory) if "EngineCore" in " ".join(p.cmdline())]
+    assert len(engines) == 3
+    psutil.Process(engines[0].pid).kill()
+    done = finish(process, directory)
+    assert done.code == 0, done.output[-3000:]
+    assert left_over(directory) == []
+    assert [row["row"] for row in done.rows] == list(range(64))
+    assert [row["y_o_version"] for row in done.rows] == [row["step"] for row in done.rows]
+    assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics)
+    assert done.metrics[0]["y_r/passed"] > done.metrics[0]["y_o/passed"]
+
+
+def test_training_on_a_corpus_gives_the_same_loss_curve_each_time(corpus, tmp_path):
+    assert corpus.code == 0, corpus.output[-3000:]
+    on_corpus = [*SMALL, *NO_EVALUATION, "data.source=corpus", f"data.path={corpus.directory}"]
+    runs = [run(tmp_path / f"run{i}", "train", "miniature_opsd", *on_corpus) for i in range(2)]
+    assert [r.code for r in runs] == [0, 0], runs[0].output[-3000:]
+    curves = [[m["loss"] for m in r.metrics] for r in runs]
+    assert len(curves[0]) == 3 and curves[0] == curves[1]
+    assert [row["y_r_ids"] for row in runs[0].rows] == [row["y_r_ids"] for row in corpus.rows]
+
+
+def test_a_checkpoint_can_be_evaluated_by_itself(opsd, tmp_path):
+    model = opsd.directory / "checkpoints" / "step-000003" / "model"
+    done = run(tmp_path / "run", "evaluate", "miniature_opsd", *SMALL, f"student.path={model}")
+    assert done.code == 0, done.output[-3000:]
+    score = json.loads((done.directory / "evaluation" / "checkpoint.json").read_text())
+    inside = json.loads((opsd.directory / "evaluation" / "trained.json").read_text())
+    assert score["problems"] == 10 and score["samples"] == 4
+    agree = fmean(a == b for p in score["per_problem"] for a, b in zip(score["per_problem"][p], inside["per_problem"][p], strict=True))
+    assert agree > 0.9  # the same weights and seeds
