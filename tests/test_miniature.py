@@ -242,8 +242,16 @@ def test_a_built_folder_is_used_as_it_is(tmp_path):
     first = build.build(tmp_path / "models", TINY, Console(quiet=True))
     weights = tmp_path / "models" / "student" / "model.safetensors"
     made = weights.stat().st_mtime_ns
-    assert build.build(tmp_path / "models", TINY, Console(quiet=True)) == first
+    assert build.build(tmp_path / "models", TINY, Console(quiet=True))["scores"] == first["scores"]
     assert weights.stat().st_mtime_ns == made
+
+
+def test_the_command_prints_the_scores_of_the_shipped_models_without_building_them_again(capsys):
+    shipped = miniature.model_path("student").parent
+    assert build.main(["build", "--out", str(shipped)]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "student: solves 0.3" in printed
+    assert "teacher: solves 0.99" in printed
 
 
 def test_the_cache_is_named_by_the_recipe(monkeypatch, tmp_path):

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+import transformers
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional
@@ -55,7 +56,7 @@ class Spec:
 class Plan:
     seed: int = 0
     student: Spec = field(default_factory=lambda: Spec(layers=3, tied=True, rows=(16, 6, 8)))
-    teacher: Spec = field(default_factory=lambda: Spec(layers=4, tied=False, rows=(10, 20)))
+    teacher: Spec = field(default_factory=lambda: Spec(layers=4, tied=False, rows=(6, 24), steps=1000))
     score_chains: int = 1000
 
     @property
@@ -225,18 +226,22 @@ def _save(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, folder: Path)
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="trd miniature build", description="Make the miniature student and teacher.")
+    """`trd miniature ...`: returns the exit code; raises UserError, which the command line prints."""
+    parser = argparse.ArgumentParser(prog="trd miniature", description="Make the miniature student and teacher.")
+    parser.add_argument("command", choices=["build"])
     parser.add_argument("--out", type=Path, help="folder to write; default: the cache, named by a hash of the recipe")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--force", action="store_true", help="replace what stands in the folder")
     options = parser.parse_args(argv)
+    transformers.utils.logging.disable_progress_bar()  # of writing and reading a megabyte
     console, plan = Console(), Plan(seed=options.seed)
     out = options.out or cache_folder(plan)
     record = build(out, plan, console, options.force)
     for name, score in record["scores"].items():
         console.print(
             f"{name}: solves {score['solves']:.3f} in {score['solution_tokens']} tokens, "
-            f"rewrites the student's attempts to {score['rewrites']:.3f} in {score['rewrite_tokens']} tokens"
+            f"rewrites the student's attempts to {score['rewrites']:.3f} in {score['rewrite_tokens']} tokens",
+            soft_wrap=True,
         )
-    console.print(f"written to {out}")
+    console.print(f"the models are in {out}", soft_wrap=True)
     return 0
