@@ -1,4 +1,4 @@
-"""`python jobs/evaluate.py RECIPE key.sub=value ...`: the same as `trd evaluate`, as a script that `ray job submit` can run."""
+"""`python jobs/evaluate.py RECIPE key.sub=value ...`: `trd evaluate` as a script that `ray job submit` can run."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`python jobs/refine.py RECIPE key.sub=value ...`: the same as `trd refine`, as a script that `ray job submit` can run."""
+"""`python jobs/refine.py RECIPE key.sub=value ...`: `trd refine` as a script that `ray job submit` can run."""
 
 import sys
 

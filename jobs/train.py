@@ -1,4 +1,4 @@
-"""`python jobs/train.py RECIPE key.sub=value ...`: the same as `trd train`, as a script that `ray job submit` can run."""
+"""`python jobs/train.py RECIPE key.sub=value ...`: `trd train` as a script that `ray job submit` can run."""
 
 import sys
 

@@ -1,5 +1,9 @@
-"""What every test starts from: one thread a process, nothing fetched, GPU tests only where there is a GPU."""
+"""What every test starts from: one thread a process, nothing fetched, GPU tests only where there is a GPU.
 
+Engines take long to start, so their pools are shared, and the tests that use them come last, one after the other.
+"""
+
+import contextlib
 import os
 
 import pytest
@@ -11,6 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "ray_cluster" in item.fixturenames)
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
@@ -19,3 +24,58 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """A local Ray without the dashboard; ends with the session."""
+    import ray
+
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is no failure
+    ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_tied(tmp_path_factory) -> str:
+    from serving import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tied", tied=True)
+
+
+@pytest.fixture(scope="session")
+def tiny_untied(tmp_path_factory) -> str:
+    from serving import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "untied", tied=False)
+
+
+@pytest.fixture(scope="session")
+def pools(ray_cluster, tiny_tied, tiny_untied, tmp_path_factory):
+    """name -> pool: `tied` has two engines and drains before an update, `untied` has one and keeps requests."""
+    import ray
+    import torch.distributed as dist
+    from serving import Served, pool_spec
+
+    logs = tmp_path_factory.mktemp("logs")
+    served = {
+        "tied": Served(pool_spec("tied", tiny_tied, logs, replicas=2)),
+        "untied": Served(pool_spec("untied", tiny_untied, logs, in_flight="keep")),
+    }
+    dist.init_process_group("gloo", init_method=f"file://{logs}/rendezvous", rank=0, world_size=1)
+    ray.get([s.started for s in served.values()], timeout=300)
+    yield served
+    dist.destroy_process_group()
+    with contextlib.suppress(Exception):
+        ray.get([s.pool.shutdown.remote() for s in served.values()], timeout=60)
+
+
+@pytest.fixture
+def tied(pools):
+    return pools["tied"]
+
+
+@pytest.fixture
+def untied(pools):
+    return pools["untied"]

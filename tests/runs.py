@@ -42,7 +42,9 @@ class Finished:
 
 def start(directory: Path, command: str, recipe: str, *arguments: str) -> subprocess.Popen:
     """`trd COMMAND RECIPE ...` in a session of its own, its output in a file beside the run directory."""
-    environment = os.environ | {"TRD_TEST_RUN": str(directory)}  # inherited by every process of the run: see `left_over`
+    environment = os.environ | {
+        "TRD_TEST_RUN": str(directory)
+    }  # inherited by every process of the run: see `left_over`
     environment.pop("RAY_ADDRESS", None)
     with open(f"{directory}.out", "a") as out:
         return subprocess.Popen(

@@ -26,7 +26,9 @@ def test_a_run_trains_evaluates_and_leaves_nothing_running(opsd):
     assert opsd.code == 0, opsd.output[-3000:]
     assert left_over(opsd.directory) == []
     assert len(opsd.metrics) == 3 and len(opsd.rows) == 48
-    scores = {name: json.loads((opsd.directory / "evaluation" / f"{name}.json").read_text()) for name in ("base", "trained")}
+    scores = {
+        name: json.loads((opsd.directory / "evaluation" / f"{name}.json").read_text()) for name in ("base", "trained")
+    }
     assert scores["trained"]["version"] == 3 and scores["trained"]["paired_with"]["name"] == "base"
     summary = (opsd.directory / "summary.md").read_text()
     for part in ("## Evaluation", "## Ledger", "## Lengths", "## Time", "overhead", "## Repaired examples"):
@@ -147,5 +149,9 @@ def test_a_checkpoint_can_be_evaluated_by_itself(opsd, tmp_path):
     score = json.loads((done.directory / "evaluation" / "checkpoint.json").read_text())
     inside = json.loads((opsd.directory / "evaluation" / "trained.json").read_text())
     assert score["problems"] == 10 and score["samples"] == 4
-    agree = fmean(a == b for p in score["per_problem"] for a, b in zip(score["per_problem"][p], inside["per_problem"][p], strict=True))
+    agree = fmean(
+        a == b
+        for p in score["per_problem"]
+        for a, b in zip(score["per_problem"][p], inside["per_problem"][p], strict=True)
+    )
     assert agree > 0.9  # the same weights and seeds

@@ -2,8 +2,8 @@
 
     driver --command--> Mailbox (actor) --> rank 0..n: Learner and WeightSync --answer--> Mailbox --> driver
 
-The worker group lives for the whole run; a step, a sync and a checkpoint are commands to it, so the loop stays in one place.
-`stop` ends the group; an error on any rank ends it too and reaches the driver with the next answer it waits for.
+The worker group lives for the whole run; a step, a sync and a checkpoint are commands to it, so the loop stays in one
+place. `stop` ends the group; an error on any rank ends it too and reaches the driver with the next answer it awaits.
 """
 
 import asyncio
@@ -178,7 +178,7 @@ class Trainer:
             self.error = e
 
     def call(self, name: str, timeout_s: float, *, per_rank: list[Any] | None = None, **arguments: Any) -> Any:
-        """Give a command and wait for every rank; raises what a rank raised, or TimeoutError with what was waited for."""
+        """Give a command and wait for every rank; raises what a rank raised, or TimeoutError."""
         number = ray.get(self.mailbox.post.remote(Command(name, arguments, per_rank)))
         deadline = time.monotonic() + timeout_s
         while True:

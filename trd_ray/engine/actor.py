@@ -2,27 +2,36 @@
 
     requests (token ids + sampling) -> AsyncLLM -> generations (token ids, log-probs, version, times)
 
-The actor offers vLLM's weight-transfer methods under their own names, so that vLLM's trainer side can drive them, and records the
-policy version its weights have. vLLM's output goes to a log file, so that a death can be explained. `shutdown` stops the engine
-process; should this actor be killed instead, the engine process dies with it (`WorkerExtension.die_with_parent`).
+The actor offers vLLM's weight-transfer methods under their own names and records the policy version its weights have.
+vLLM's output goes to a log file, so that a death can be explained. `shutdown` stops the engine process; should this
+actor end in any other way, even by SIGKILL while vLLM starts, every process it started ends with it. Ctrl-C in the
+driver's terminal does not reach them.
 """
 
 import asyncio
 import contextlib
 import os
+import subprocess
 import sys
 import time
+import traceback
 import uuid
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ray
+from ray.exceptions import RayTaskError
+
+DEATH_POLL_S = 0.5
 
 
 class EngineDied(RuntimeError):
     """The engine process behind a living actor has ended."""
+
+
+class StartFailed(RuntimeError):
+    """vLLM could not start; its own exceptions do not all survive the way to another process."""
 
 
 @dataclass
@@ -41,7 +50,7 @@ class Request:
 
 @dataclass
 class Generation:
-    """What an engine made of a request; `logprobs` are of the sampled tokens under the unmodified distribution (T = 1)."""
+    """What an engine made of a request; `logprobs` are the sampled tokens', of the unmodified distribution (T = 1)."""
 
     ids: list[int]
     text: str
@@ -70,6 +79,7 @@ class EngineSpec:
     cpu_kv_cache_gib: float
     max_concurrent: int
     seed: int
+    version: int  # of the weights that it starts with
     transfer_backend: str | None  # None: this pool never receives weights
     log_path: str
     extra: dict[str, Any]
@@ -80,13 +90,18 @@ class Engine:
 
     def __init__(self, spec: EngineSpec):
         self.spec = spec
-        self.version = 0
+        self.version = spec.version
         _redirect_output(spec.log_path)
+        _take_descendants_along()
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         if not spec.on_gpu:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(spec.cpu_kv_cache_gib)))
             # Several engines share a small machine: let the scheduler place their threads.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+            if spec.tensor_parallel == 1:
+                # Despite its name it only makes vLLM accept `uni` below: the model runs in the engine process, not in a
+                # third one, which would take as long to import vLLM as each of the other two.
+                os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             if spec.extra.get("enforce_eager"):
                 # vLLM still compiles a helper of the log-probs: 20 s in the first request, for nothing at this size.
                 os.environ["TORCHDYNAMO_DISABLE"] = "1"
@@ -117,15 +132,17 @@ class Engine:
             # vLLM would check this share of the whole machine's memory, though the KV cache has a fixed size.
             options["gpu_memory_utilization"] = 0.05
             if s.tensor_parallel == 1:
-                options["distributed_executor_backend"] = "uni"  # no separate worker process
+                options["distributed_executor_backend"] = "uni"
+            # A seeded request whose prompt comes in two chunks ends vLLM's CPU engine: "Generator does not use offset".
+            options["enable_chunked_prefill"] = False
         if s.transfer_backend:
             options["weight_transfer_config"] = WeightTransferConfig(backend=s.transfer_backend)
-        self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(options | s.extra)))
-        await self.llm.collective_rpc("die_with_parent")
+        try:
+            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(options | s.extra)))
+        except Exception as e:
+            traceback.print_exc()  # into the log
+            raise StartFailed(reason(e)) from None
         return time.time() - begin
-
-    def node_ip(self) -> str:
-        return ray.util.get_node_ip_address()
 
     async def generate(self, requests: list[Request]) -> list[list[Generation]]:
         """Answer each request with its `n` generations; the requests run concurrently in vLLM's scheduler."""
@@ -159,10 +176,9 @@ class Engine:
             skip_special_tokens=True,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        start, version, final = time.time(), self.version, None
-        async for final in self.llm.generate({"prompt_token_ids": r.prompt_ids}, params, uuid.uuid4().hex):
-            pass
-        assert final is not None, "vLLM ended a request without an output"
+        start, version = time.time(), self.version
+        outputs = self.llm.generate({"prompt_token_ids": r.prompt_ids}, params, uuid.uuid4().hex)
+        [final] = [output async for output in outputs]
         seconds = time.time() - start
         scored = [
             next(iter(position.values())).logprob for position in (final.prompt_logprobs or []) if position is not None
@@ -172,7 +188,7 @@ class Engine:
                 ids=list(out.token_ids),
                 text=out.text,
                 finish=out.finish_reason or "abort",
-                logprobs=[position[token].logprob for position, token in zip(out.logprobs, out.token_ids, strict=True)],
+                logprobs=_of_tokens(out.token_ids, out.logprobs),
                 version=version,
                 engine=self.spec.name,
                 start_s=start,
@@ -187,45 +203,57 @@ class Engine:
     async def init_weight_transfer_engine(self, init_info: dict) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        await self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
-
-    async def shutdown_weight_transfer_engine(self) -> None:
-        await self.llm.shutdown_weight_transfer_engine()
+        await self._control(self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info)))
 
     async def start_weight_update(self) -> None:
-        with self._naming_death():
-            await self.llm.start_weight_update()
+        await self._control(self.llm.start_weight_update())
 
     async def update_weights(self, update_info: Any) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        with self._naming_death():
-            await self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        await self._control(self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info)))
 
     async def finish_weight_update(self, version: int) -> None:
-        with self._naming_death():
-            await self.llm.finish_weight_update(str(version))
+        await self._control(self.llm.finish_weight_update(str(version)))
         self.version = version
 
     async def pause(self, in_flight: str) -> None:
-        """Stop scheduling: `drain` lets running requests finish first, `keep` freezes them. Old keys leave the cache."""
-        with self._naming_death():
-            await self.llm.pause_generation(mode="wait" if in_flight == "drain" else "keep", clear_cache=True)
+        """Stop scheduling: `drain` lets running requests finish first, `keep` freezes them. The cache is emptied."""
+        mode = "wait" if in_flight == "drain" else "keep"
+        await self._control(self.llm.pause_generation(mode=mode, clear_cache=True))
 
     async def resume(self) -> None:
         # Kept requests are preempted too: their keys are recomputed with the weights that go on to use them.
-        await self.llm.reset_prefix_cache(reset_running_requests=True)
-        await self.llm.resume_generation()
-
-    def set_version(self, version: int) -> None:
-        self.version = version
+        await self._control(self.llm.reset_prefix_cache(reset_running_requests=True))
+        await self._control(self.llm.resume_generation())
 
     async def check_health(self) -> None:
-        await self.llm.check_health()
+        """Returns when the engine process has answered; vLLM's own check only looks whether its end was noticed."""
+        await self._control(self.llm.is_paused())
+
+    async def _control(self, call: Coroutine) -> Any:
+        """vLLM would wait for ever for the answer to a call during which its engine process dies."""
+        task = asyncio.ensure_future(call)
+        with self._naming_death():
+            while not task.done():
+                await asyncio.wait([task], timeout=DEATH_POLL_S)
+                if self.llm.errored and not task.done():
+                    task.cancel()
+                    raise RuntimeError("the engine process ended")
+            return await task
 
     def shutdown(self) -> None:
-        if hasattr(self, "llm"):
-            self.llm.shutdown()
+        self.llm.shutdown()
+
+
+def _of_tokens(ids: Any, logprobs: Any) -> list[float]:
+    return [position[token].logprob for position, token in zip(logprobs, ids, strict=True)]
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, on one line; of an error in an actor, what was raised there instead of its traceback."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}"
 
 
 def _redirect_output(path: str) -> None:
@@ -237,3 +265,17 @@ def _redirect_output(path: str) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.close(log)
+
+
+def _take_descendants_along() -> None:
+    """However this process ends, all that it started ends too: a shell waits for the end of a pipe and kills the group.
+
+    PR_SET_PDEATHSIG would need code inside vLLM's processes, which they run only once they have imported everything. A
+    process group of its own also keeps them out of reach of a terminal's Ctrl-C.
+    """
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    read, _held_open = os.pipe()
+    command = ["/bin/sh", "-c", f"read _; kill -s KILL -- -{os.getpid()}"]
+    subprocess.Popen(command, stdin=read, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    os.close(read)

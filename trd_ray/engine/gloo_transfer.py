@@ -2,13 +2,13 @@
 
     trainer rank 0 --broadcast, one tensor at a time--> every engine's worker --load_weights--> model
 
-It is vLLM's dense NCCL backend with the process group and the two data-plane calls replaced, so the protocol (handshake,
-layerwise reload, version) is vLLM's own. Importing this module registers it on both sides; the worker side imports it because
-`WorkerExtension` is what `worker_extension_cls` names. A gloo call that waits longer than `timeout_s` raises.
+It is vLLM's dense NCCL backend with the process group and the two data-plane calls replaced, so the protocol
+(handshake, layerwise reload, version) is vLLM's own. Importing this module registers it on both sides; the worker side
+imports it because `WorkerExtension` is what `worker_extension_cls` names. A gloo call that waits longer than
+`timeout_s` raises.
 """
 
-import ctypes
-import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,7 +16,8 @@ from typing import ClassVar, Self
 
 import torch
 import torch.distributed as dist
-from vllm.distributed.utils import stateless_init_torch_distributed_process_group
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from vllm.distributed.utils import init_gloo_process_group
 from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
     VLLMWeightSyncClient,
@@ -48,25 +49,17 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     backend: ClassVar[str] = BACKEND
 
     master_address: str
-    master_port: int
     world_size: int
     timeout_s: float
 
 
-def _group(info: GlooInitInfo | GlooTrainerInitInfo, rank: int) -> dist.ProcessGroup:
-    group = stateless_init_torch_distributed_process_group(
-        info.master_address,
-        info.master_port,
-        rank,
-        info.world_size,
-        backend="gloo",
-        timeout=timedelta(seconds=info.timeout_s),
-    )
-    assert isinstance(group, dist.ProcessGroup)
-    return group
+def _group(store: Store, rank: int, info: GlooInitInfo | GlooTrainerInitInfo) -> dist.ProcessGroup:
+    prefixed, timeout = PrefixStore("weights", store), timedelta(seconds=info.timeout_s)
+    return init_gloo_process_group(prefixed, rank, info.world_size, timeout)
 
 
-def _broadcast(group: dist.ProcessGroup, tensor: torch.Tensor) -> None:
+def _broadcast(group: dist.ProcessGroup | None, tensor: torch.Tensor) -> None:
+    assert group is not None, "weights were sent before the transfer group was made"
     options = dist.BroadcastOptions()
     options.rootRank = 0
     group.broadcast([tensor], options).wait()
@@ -74,15 +67,25 @@ def _broadcast(group: dist.ProcessGroup, tensor: torch.Tensor) -> None:
 
 class GlooWeightTransferEngine(NCCLWeightTransferEngine):
     init_info_cls = GlooInitInfo  # type: ignore[assignment]
+    group: dist.ProcessGroup | None = None
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:  # type: ignore[override]
-        self.group = _group(init_info, init_info.rank_offset + self.parallel_config.rank)
+        i = init_info
+        store = TCPStore(
+            i.master_address,
+            i.master_port,
+            i.world_size,
+            timeout=timedelta(seconds=i.timeout_s),
+            wait_for_workers=False,
+        )
+        store.add("arrived", 1)
+        self.group = _group(store, i.rank_offset + self.parallel_config.rank, i)
 
     def receive_weights(self, update_info: NCCLWeightTransferUpdateInfo) -> None:
         for name, dtype, shape in zip(update_info.names, update_info.dtype_names, update_info.shapes, strict=True):
             weight = torch.empty(shape, dtype=getattr(torch, dtype), device=self.device)
             _broadcast(self.group, weight)
-            self.model.load_weights([(name, weight)])
+            self.model.load_weights([(name, weight)])  # type: ignore[operator]
 
     def finish_weight_update(self) -> None:
         super().finish_weight_update()
@@ -98,6 +101,7 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
 
 class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):
     init_info_cls = GlooTrainerInitInfo  # type: ignore[assignment]
+    group: dist.ProcessGroup | None = None
 
     @classmethod
     def trainer_init(  # type: ignore[override]
@@ -107,17 +111,25 @@ class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):
         engine = cls(client=client, source=source, is_sender=init_info.is_sender, packed=False)
         if not engine.is_sender:
             return engine
+        timeout = timedelta(seconds=init_info.timeout_s)
+        store = TCPStore(
+            init_info.master_address, 0, init_info.world_size, True, timeout=timeout, wait_for_workers=False
+        )
         worker_info = {
             "master_address": init_info.master_address,
-            "master_port": init_info.master_port,
+            "master_port": store.port,
             "rank_offset": 1,
             "world_size": init_info.world_size,
             "timeout_s": init_info.timeout_s,
         }
-        # The workers block in the rendezvous until this side joins it.
         with ThreadPoolExecutor(max_workers=1) as pool:
             workers = pool.submit(client.init_weight_transfer_engine, worker_info)
-            engine.group = _group(init_info, rank=0)
+            # gloo would wait out its time for a worker that died on the way here.
+            while store.add("arrived", 0) < init_info.world_size - 1:
+                if workers.done():
+                    workers.result()
+                time.sleep(0.01)
+            engine.group = _group(store, 0, init_info)
             workers.result()
         return engine
 
@@ -145,9 +157,4 @@ WeightTransferTrainerFactory.register_engine(BACKEND, GlooTrainerWeightTransferE
 
 
 class WorkerExtension:
-    """Mixed into vLLM's worker (`worker_extension_cls`), whose process thereby imports this module."""
-
-    def die_with_parent(self) -> None:
-        """Ask Linux to end this process when the one that started it ends, however that ends: no orphaned engine."""
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Named by `worker_extension_cls`, so that every vLLM worker process imports this module and knows the backend."""

@@ -2,6 +2,7 @@
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -40,6 +41,7 @@ def create_pool(
         cpu_kv_cache_gib=config.cpu_kv_cache_gib,
         max_concurrent=config.max_concurrent,
         seed=recipe.seed,
+        version=version,
         transfer_backend=transfer_backend,
         log_path=str(logs),
         extra=config.extra,
@@ -51,10 +53,10 @@ def create_pool(
         actor_options={"num_cpus": actor.cpus, "num_gpus": actor.gpus},
         start_timeout_s=config.start_timeout_s,
         request_timeout_s=config.request_timeout_s,
-        version=version,
         in_flight=recipe.sync.in_flight,
     )
-    return ray.remote(Pool).options(num_cpus=0, max_concurrency=POOL_CALLS).remote(spec)
+    pool: Any = ray.remote(Pool).options(num_cpus=0, max_concurrency=POOL_CALLS)
+    return pool.remote(spec)
 
 
 def engine_dtype(config: EngineConfig, recipe: Recipe) -> str:

@@ -2,12 +2,15 @@
 
     student (FSDP shards) -> WeightSource (full tensors in the engines' dtype) -> vLLM's trainer engine -> every pool
 
-Every rank calls `WeightSync.push`, since gathering a shard is a collective; rank 0 sends. The transfer group is made once and made
-again when a pool's set of engines has changed. Each wait on a pool ends after `timeout_s` with a sentence.
+Every rank calls `WeightSync.push`, since gathering a shard is a collective; rank 0 sends. The transfer group is made
+once and made again when a pool's set of engines has changed. Each wait on a pool ends after `timeout_s` with a
+sentence. A push that fails is given up on both sides: no rank waits in a gather that another does not join, and no
+pool keeps its gate closed.
 """
 
+import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ray
@@ -19,9 +22,17 @@ from torch.distributed.tensor import DTensor
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
+from trd_ray.engine.actor import reason
+
+Receivers = list[tuple[int, int]]  # of each pool: the generation of its engines, and how many worker processes they are
+
+
+class SyncFailed(RuntimeError):
+    """Rank 0 could not do its part of a push; the message says why."""
+
 
 class StudentWeights(WeightSource):
-    """The student's parameters under their checkpoint names, cast before they are gathered, so that half the bytes move."""
+    """The student's parameters under their checkpoint names, cast before they are gathered: fewer bytes move."""
 
     def __init__(self, student: torch.nn.Module, dtype: torch.dtype):
         self.student, self.dtype = student, dtype
@@ -36,27 +47,33 @@ class StudentWeights(WeightSource):
 
 
 class PoolsClient:
-    """vLLM's four control-plane calls, made on every pool that follows the student."""
+    """vLLM's control-plane calls, made on every pool that follows the student."""
 
     def __init__(self, pools: list[ActorHandle], timeout_s: float):
         self.pools, self.timeout_s = pools, timeout_s
+        self.connected: Receivers = []
         self.version = 0
 
-    def receivers(self) -> list[tuple[int, int]]:
-        return self._get(
-            [p.receivers.remote() for p in self.pools], "the engine pools to say how many engines they have"
-        )
+    def receivers(self) -> Receivers:
+        return self._get([p.receivers.remote() for p in self.pools], "an engine to be up in every pool")
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         refs, offset = [], init_info.get("rank_offset")
-        for pool, (_, workers) in zip(self.pools, self.receivers(), strict=True):
+        for pool, (generation, workers) in zip(self.pools, self.connected, strict=True):
             info = init_info if offset is None else init_info | {"rank_offset": offset}
-            refs.append(pool.init_weight_transfer_engine.remote(info))
+            refs.append(pool.init_weight_transfer_engine.remote(generation, info))
             offset = None if offset is None else offset + workers
         self._get(refs, "the engines to join the weight transfer group")
 
+    def pause(self) -> None:
+        calls = zip(self.pools, self.connected, strict=True)
+        self._get(
+            [p.start_weight_update.remote(generation) for p, (generation, _) in calls],
+            "the engines to finish their requests and pause for new weights",
+        )
+
     def start_weight_update(self) -> None:
-        self._get([p.start_weight_update.remote() for p in self.pools], "the engines to pause for new weights")
+        """Nothing: vLLM's trainer calls this on rank 0 alone; `pause` came before, with all ranks told how it went."""
 
     def update_weights(self, update_info: Any) -> None:
         self._get([p.update_weights.remote(update_info) for p in self.pools], "the engines to receive the new weights")
@@ -65,6 +82,9 @@ class PoolsClient:
         self._get(
             [p.finish_weight_update.remote(self.version) for p in self.pools], "the engines to load the new weights"
         )
+
+    def abort(self) -> None:
+        self._get([p.abort_weight_update.remote() for p in self.pools], "the engines to give up a weight update")
 
     def _get(self, refs: list, waiting_for: str) -> list:
         try:
@@ -81,7 +101,6 @@ class WeightSync:
         self.source = StudentWeights(student, dtype)
         self.client = PoolsClient(pools, timeout_s)
         self.engine: TrainerWeightTransferEngine | None = None
-        self.connected_to: Any = None
 
     def push(self, version: int) -> str | None:
         """Give every engine the student's weights as policy version `version`; collective over the trainer's ranks.
@@ -92,37 +111,49 @@ class WeightSync:
             self._push(version)
         except Exception as e:
             self.close()
-            return f"{type(e).__name__}: {' '.join(str(e).split())[:500]}"
+            if self.rank == 0:
+                with contextlib.suppress(Exception):  # the first problem is the one to tell
+                    self.client.abort()
+            return reason(e)
         return None
 
     def _push(self, version: int) -> None:
-        receivers = [self.client.receivers() if self.rank == 0 else None]
-        dist.broadcast_object_list(receivers, src=0)
-        if self.engine is None or receivers[0] != self.connected_to:
-            self._connect(receivers[0])
-        assert self.engine is not None
         self.client.version = version
+        receivers, connected = self._agreed(lambda: (self.client.receivers(), self.client.connected))
+        if receivers != connected:
+            self._connect(receivers)
+        self._agreed(self.client.pause)
+        assert self.engine is not None
         self.engine.send_weights()
 
-    def _connect(self, receivers: Any) -> None:
+    def _agreed(self, call: Callable[[], Any]) -> Any:
+        """What `call` returns on rank 0, or the failure it had there, on every rank."""
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = call()
+            except Exception as e:
+                outcome[1] = reason(e)
+        dist.broadcast_object_list(outcome, src=0)
+        if outcome[1]:
+            raise SyncFailed(outcome[1])
+        return outcome[0]
+
+    def _connect(self, receivers: Receivers) -> None:
         self.close()
+        self.client.connected = receivers
         world_size = 1 + sum(workers for _, workers in receivers)
         self.engine = WeightTransferTrainerFactory.trainer_init(
             self._init_info(world_size), client=self.client, source=self.source
         )
-        self.connected_to = receivers
 
     def _init_info(self, world_size: int) -> Any:
-        address, port = ray.util.get_node_ip_address(), _free_port()
+        address = ray.util.get_node_ip_address()
         if self.backend == "gloo":
             from trd_ray.engine.gloo_transfer import GlooTrainerInitInfo
 
             return GlooTrainerInitInfo(
-                rank=self.rank,
-                master_address=address,
-                master_port=port,
-                world_size=world_size,
-                timeout_s=self.timeout_s,
+                rank=self.rank, master_address=address, world_size=world_size, timeout_s=self.timeout_s
             )
         if self.backend == "ipc":
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
@@ -131,13 +162,14 @@ class WeightSync:
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
         return NCCLTrainerInitInfo(
-            rank=self.rank, master_address=address, master_port=port, world_size=world_size, packed=True
+            rank=self.rank, master_address=address, master_port=_free_port(), world_size=world_size, packed=True
         )
 
     def close(self) -> None:
         if self.engine is not None:
             self.engine.shutdown()
             self.engine = None
+        self.client.connected = []
 
 
 def _free_port() -> int:

@@ -71,7 +71,7 @@ def evaluation_rows(
         while_waiting()
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"the evaluation waited {recipe.sampler.request_timeout_s:.0f} s (sampler.request_timeout_s) for rollouts"
+                f"the evaluation waited {recipe.sampler.request_timeout_s:.0f} s for rollouts (sampler.request_timeout_s)"
             )
     verified: list[dict[str, Any]] = []
     for ref in verifying:

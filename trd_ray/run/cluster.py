@@ -1,4 +1,4 @@
-"""Ray for a run: the cluster of a submitted job, the one at `cluster.address`, or a local one that ends with the run."""
+"""Ray for a run: a submitted job's cluster, the one at `cluster.address`, or a local one that ends with the run."""
 
 import logging
 import os

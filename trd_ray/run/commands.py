@@ -1,7 +1,8 @@
 """The three jobs, from a recipe to what it leaves behind: train, evaluate, refine. The command line calls these.
 
-Each checks everything first (models, data, placement, run directory), then starts Ray and engines, and stops them however it ends.
-Exit codes: 0 done, 1 failed, 2 the user can mend it, 128 + n stopped by signal n (training leaves a checkpoint to resume from).
+Each checks everything first (models, data, placement, run directory), then starts Ray and engines, and stops them
+however it ends. Exit codes: 0 done, 1 failed, 2 the user can mend it, 128 + n stopped by signal n (training leaves a
+checkpoint to resume from).
 """
 
 import contextlib
@@ -143,16 +144,19 @@ def _job(inputs: Inputs, claim: Callable[[], RunDirectory], steps: int, done: in
 
 
 def _report(directory: RunDirectory) -> None:
-    """The scores and where everything lies, for the person who started the job."""
-    console = Console()
+    """What the run did, the scores and where everything lies, for the person who started the job."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=110)  # a log file has no width to wrap at
+    summary = directory.path / "summary.md"
+    if summary.exists():
+        headline = summary.read_text().split("\n## ")[0].partition("\n")[2]
+        console.print(f"{headline.strip()}\n", markup=False)
     scores = directory.read_evaluations()
     if scores:
         header, *lines = stats.table(scores)
-        table = Table(*header, box=None, pad_edge=False, title="percent, with 95% intervals", title_justify="left")
+        table = Table(*header, box=None, pad_edge=False)
         for line in lines:
             table.add_row(*line)
-        console.print(table)
-    summary = directory.path / "summary.md"
-    console.print(
-        f"{'summary: ' + str(summary) if summary.exists() else directory.path}", soft_wrap=True, highlight=False
-    )
+        console.print(table, "\npercent, with 95% intervals", sep="")
+    console.print(f"everything is in {directory.path}", soft_wrap=True, markup=False)

@@ -3,8 +3,9 @@
     start pools, learner, stream -> evaluate the base -> each step: take rows, build examples, train, sync, record
                                  -> checkpoint -> evaluate the student -> summary
 
-A step is recorded (rows, metrics) after its update and its sync, and a checkpoint holds everything up to its step, so a resumed
-run begins at the first problem that the checkpoint has not trained. Leaving, by success, error or signal, stops every actor.
+A step is recorded (rows, metrics) after its update and its sync, and a checkpoint holds everything up to its step, so
+a resumed run begins at the first problem that the checkpoint has not trained. Leaving, by success, error or signal,
+stops every actor.
 """
 
 import time
@@ -17,7 +18,6 @@ from ray.actor import ActorHandle
 
 from trd_ray import placement
 from trd_ray.analyse.ledger import row_metrics, stage_seconds, union_seconds
-from trd_ray.config import Recipe
 from trd_ray.data import order
 from trd_ray.distill.batches import Example, micro_batches, split
 from trd_ray.distill.trainer import Trainer
@@ -111,7 +111,7 @@ class Session:
         return statuses
 
     def evaluate(self, name: str, step: int, version: int, problems: pa.Table) -> stats.Score:
-        """Sample, verify and score the held-out problems with the sampler's weights of `version`, and keep the score."""
+        """Sample, verify and score the held-out problems with the weights of `version`, and keep the score."""
         e = self.recipe.evaluation
         self.display.phase(f"evaluating {name}: {problems.num_rows} problems x {e.samples} samples")
         rows = evaluation_rows(
@@ -279,7 +279,7 @@ class Training:
             "logprobs", self.recipe.learner.step_timeout_s,
             sequences=[(row["student_prompt_ids"], row["y_o_ids"]) for row in probe],
         )  # fmt: skip
-        gaps = [abs(a - b) for e, l in zip(engine, learner, strict=True) for a, b in zip(e, l, strict=True)]
+        gaps = [abs(a - b) for ours, theirs in zip(learner, engine, strict=True) for a, b in zip(ours, theirs, strict=True)]
         return {"sync/gap_mean": sum(gaps) / len(gaps), "sync/gap_max": max(gaps)}
 
     def _times(self, rows: list[dict], done: float, train: tuple[float, float]) -> dict[str, float]:
@@ -301,7 +301,7 @@ class Training:
         tokens = {y: sum(len(row[f"{y}_ids"] or ()) for row in rows) for y in ("y_o", "y_r")}
         out = {f"seconds/{stage}": seconds[stage] for stage in ("sample", "verify", "refine")}
         out |= {
-            "seconds/step": done - begin,
+            "seconds/step": done - begin - saving,
             "seconds/train": train[1] - train[0],
             "seconds/overhead": done - begin - busy,
         }

@@ -3,6 +3,7 @@
 recipe -> resolved models, problems, held-out problems, the placement for the cluster at hand -> Inputs, or a UserError
 """
 
+import logging
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -12,6 +13,8 @@ from trd_ray.config import Recipe
 from trd_ray.data import load_problems
 from trd_ray.errors import UserError
 from trd_ray.stream.feed import open_corpus
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -45,8 +48,13 @@ class Inputs:
 
 
 def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
-    """Raises UserError for anything that cannot work."""
+    """Raises UserError for anything that cannot work, and warns of what works but is rarely meant."""
     r = recipe
+    if job == "train" and r.train.trajectory == "y_o" and r.teacher.view == "refine":
+        logger.warning(
+            "train.trajectory=y_o with teacher.view=refine shows the teacher the very attempt that it scores; the "
+            "baselines of the paper score y_o with teacher.view=vanilla"
+        )
     problems = held_out = None
     corpus_steps = 0
     if job == "refine" or (job == "train" and r.data.source == "problems"):

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM as a flag that the loop reads where it may stop, so that no step is left half done.
 
-The first signal asks: the step under way is finished or dropped, a checkpoint is written, everything is shut down. A second one
-raises KeyboardInterrupt at once.
+The first signal asks: the step under way is finished or dropped, a checkpoint is written, everything is shut down. A
+second one raises KeyboardInterrupt at once.
 """
 
 import signal

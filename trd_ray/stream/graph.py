@@ -3,8 +3,9 @@
     order -> Sample y_o -> verify y_o -> Refine -> verify and select y_r -> feed
              async calls   tasks         async calls   tasks
 
-A block is a few rows of one step and stays one block, so blocks of a step move through the stages independently and the pools
-always see every request that the gate lets through. Stages cost no CPU of Ray's; verifier tasks cost `verify.cpus` each.
+A block is a few rows of one step and stays one block, so blocks of a step move through the stages independently and
+the pools always see every request that the gate lets through. Stages cost none of Ray's CPUs; verifier tasks cost
+`verify.cpus` each.
 """
 
 import logging
@@ -59,7 +60,7 @@ def graph(tables: list[pa.Table], spec: StageSpec) -> Dataset:
 
 
 def _clients(spec: StageSpec, tables: list[pa.Table]) -> ActorPoolStrategy:
-    """One actor that holds enough calls for every block that the gate may let through, and the next step's at the gate."""
+    """One actor with room for every block that the gate may let through, and for the next step's at the gate."""
     staleness = spec.max_staleness
     steps = 4 if staleness == "never" else int(staleness) + 2
     rows = max(1, tables[0].num_rows if tables else 1)

@@ -1,0 +1,177 @@
+"""Real vLLM engines in real Ray actors: what a pool answers, and what it does when engines die, come and go."""
+
+import os
+import pickle
+import signal
+
+import pytest
+import ray
+from ray.exceptions import RayTaskError
+from serving import CONTEXT, EOS, Served, greedy_requests, pool_spec, processes_writing_to, prompts, until
+
+from trd_ray.engine.actor import Request
+from trd_ray.engine.pool import PoolFailed
+
+PAPER = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
+pytestmark = pytest.mark.timeout(400)
+
+
+def test_requests_go_to_the_least_loaded_engine(tied):
+    one_call = tied.ask([Request(prompt_ids=p, seed=0, max_tokens=50) for p in prompts(30, 8)])
+    assert sorted(_by_engine(one_call).values()) == [15, 15]
+    calls = [tied.begin([Request(prompt_ids=p, seed=0, max_tokens=100)]) for p in prompts(20, 8)]
+    assert sorted(_by_engine([g for call in calls for g in tied.answers(call)]).values()) == [10, 10]
+    [long] = tied.endless_prompts(1, 300)
+    busy = tied.begin(greedy_requests([long], 300))
+    tied.wait(lambda status: status["running"] == 1)
+    short = [tied.ask(greedy_requests([p], 1))[0].engine for p in prompts(5, 8)]
+    assert {tied.answers(busy)[0].engine, *short} == {"tied-0", "tied-1"} and len(set(short)) == 1
+
+
+def test_greedy_answers_are_those_of_transformers(tied, untied):
+    for served in (tied, untied):
+        asked = prompts(6, 10)
+        answers = served.ask(greedy_requests(asked, 40))
+        assert [g.ids for g in answers] == [served.greedy(p, 40) for p in asked]
+
+
+def test_recorded_logprobs_are_of_the_model_itself_whatever_the_sampling(untied):
+    asked = prompts(20, 12)
+    answers = untied.ask([Request(prompt_ids=p, seed=i, max_tokens=60, **PAPER) for i, p in enumerate(asked)])
+    gaps = [abs(a - b) for p, g in zip(asked, answers, strict=True) for a, b in _pairs(untied, p, g)]
+    assert len(gaps) > 300
+    assert sum(gaps) / len(gaps) < 1e-5 and max(gaps) < 1e-3
+
+
+def test_scoring_a_prompt_gives_the_models_logprobs_of_it(tied):
+    asked = prompts(8, 40)
+    scored = tied.ask([Request(prompt_ids=p, seed=0, prompt_logprobs=True, **PAPER) for p in asked])
+    for p, g in zip(asked, scored, strict=True):
+        assert g.prompt_logprobs == pytest.approx(tied.logprobs(p[:1], p[1:]), abs=1e-4)
+        assert len(g.ids) == 1
+
+
+def test_a_finish_reason_says_how_the_answer_ended(untied):
+    asked = prompts(300, 6)
+    answers = untied.ask([Request(prompt_ids=p, seed=i, temperature=2.0, max_tokens=30) for i, p in enumerate(asked)])
+    for g in answers:
+        assert g.finish == ("stop" if g.ids[-1] == EOS else "length")
+        assert EOS not in g.ids[:-1] and len(g.ids) == len(g.logprobs)
+        assert len(g.ids) == 30 or g.finish == "stop"
+        assert "<" not in g.text  # special tokens are among the ids, not in the text
+    assert any(g.ids == [EOS] and g.text == "" for g in answers), "no answer was empty"
+    assert any(set(g.ids[:-1]) & {0, 2, 3} for g in answers), "no answer had a special token inside"
+    assert {g.finish for g in answers} == {"stop", "length"}
+
+
+def test_an_answer_ends_where_the_context_does(tied):
+    [prompt] = prompts(1, CONTEXT - 5)
+    answers = tied.ask([Request(prompt_ids=prompt, seed=i, max_tokens=100) for i in range(20)])
+    for g in answers:
+        assert len(g.ids) == 5 and g.finish == "length" or g.ids[-1] == EOS and g.finish == "stop"
+    assert any(g.finish == "length" for g in answers)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_and_harms_nobody(tied):
+    with pytest.raises(RayTaskError, match=str(CONTEXT)):
+        tied.ask(greedy_requests([[5] * (CONTEXT + 1)], 1))
+    assert len(tied.ask(greedy_requests(prompts(1, 5), 1))) == 1 and tied.status()["restarts"] == 0
+
+
+def test_the_same_seed_gives_the_same_sample_and_n_gives_different_ones(tied):
+    request = Request(prompt_ids=prompts(1, 8)[0], seed=7, max_tokens=30, temperature=2.0, n=3)
+    first, second = ray.get([tied.pool.generate.remote([request]) for _ in range(2)], timeout=60)
+    assert [g.ids for g in first[0]] == [g.ids for g in second[0]]
+    assert len({tuple(g.ids) for g in first[0]}) == 3
+
+
+def test_more_prompt_tokens_than_one_scheduler_step_takes_are_all_answered(untied):
+    # Seeded requests whose prompt is cut in two have ended vLLM's engine process on the CPU.
+    answers = untied.ask([Request(prompt_ids=p, seed=i, max_tokens=2) for i, p in enumerate(prompts(50, 301))])
+    assert len(answers) == 50 and untied.status()["restarts"] == 0
+
+
+def test_a_killed_engine_is_restarted_and_every_request_answered(untied):
+    asked = untied.endless_prompts(4, 200)
+    calls = [untied.begin(greedy_requests([p], 200)) for p in asked]
+    untied.wait(lambda status: status["running"] == 4)
+    untied.engine_process(0).kill()
+    status = untied.wait(lambda status: status["restarts"] == 1)
+    assert status["restarting"] and not status["needs_weights"] and not status["failure"]
+    assert [untied.answers(call)[0].ids for call in calls] == [untied.greedy(p, 200) for p in asked]
+    # It started with the weights of the pool's version, so nobody has to send them.
+    status = untied.status()
+    assert (status["restarts"], status["needs_weights"], status["restarting"]) == (1, False, False)
+
+
+def test_a_pool_shrinks_and_grows_while_requests_run(tied):
+    asked = tied.endless_prompts(6, 250)
+    calls = [tied.begin(greedy_requests([p], 250)) for p in asked]
+    tied.wait(lambda status: status["running"] == 6)
+    ray.get(tied.pool.resize.remote(1), timeout=60)
+    assert tied.status()["engines"] == 1
+    until(lambda: not processes_writing_to(tied.logs()[1]), 10)
+    growing = tied.pool.resize.remote(2)
+    alone = [g for _ in range(5) for g in tied.ask(greedy_requests(asked[:2], 20))]
+    assert set(_by_engine(alone)) == {"tied-0"}
+    ray.get(growing, timeout=200)
+    answers = [tied.answers(call)[0] for call in calls]
+    assert [g.ids for g in answers] == [tied.greedy(p, 250) for p in asked]
+    assert set(_by_engine(answers)) == {"tied-0", "tied-1"}
+    # At the version that engines start with, the new one serves at once.
+    assert set(_by_engine(tied.ask(greedy_requests(asked, 5)))) == {"tied-0", "tied-2"}
+    with pytest.raises(ValueError, match="at least 1 engine"):
+        ray.get(tied.pool.resize.remote(0))
+
+
+def test_an_engine_that_cannot_start_fails_the_pool_with_the_reason(ray_cluster, tiny_tied, tmp_path):
+    missing = Served.starting(pool_spec("missing", str(tmp_path / "no-model"), tmp_path))
+    too_long = Served.starting(pool_spec("too_long", tiny_tied, tmp_path, max_model_len=100_000))
+    nowhere = Served.starting(pool_spec("nowhere", tiny_tied, tmp_path), num_cpus=1000, start_timeout_s=5)
+    waiting = too_long[0].generate.remote(greedy_requests([[5]], 1))
+    expected = {
+        missing: ["engine missing-0 failed to start", "no-model"],
+        too_long: ["engine too_long-0 failed to start", "100000", "max_model_len"],
+        nowhere: ["engine nowhere-0 did not start within 5 s", "1000 CPUs", "nowhere.start_timeout_s"],
+    }
+    for (pool, started), words in expected.items():
+        with pytest.raises(PoolFailed) as failed:
+            ray.get(started, timeout=120)
+        failure = ray.get(pool.status.remote())["failure"]
+        assert str(failed.value.cause) == failure
+        assert all(word in failure for word in words), failure
+    with pytest.raises(PoolFailed, match="100000"):
+        ray.get(waiting, timeout=10)
+        assert len(failure.splitlines()) > 5 or pool is nowhere[0], "the log's tail is not in the message"
+    ray.get([pool.shutdown.remote() for pool, _ in expected], timeout=60)
+
+
+def test_a_terminal_interrupt_does_not_reach_the_engines(tied):
+    groups = {os.getpgid(tied.engine_process(0).pid), os.getpgid(tied.actor_process(0).pid)}
+    assert groups == {tied.actor_process(0).pid}  # not the driver's group, to which Ctrl-C goes
+    assert os.getpgrp() not in groups
+
+
+def test_an_actor_killed_while_vllm_starts_leaves_no_process(ray_cluster, tiny_tied, tmp_path):
+    pool, started = Served.starting(pool_spec("early", tiny_tied, tmp_path))
+    log = tmp_path / "early-0.log"
+    until(lambda: len(processes_writing_to(log)) > 1, 120)  # vLLM's process is there, and imports
+    actor = [p for p in processes_writing_to(log) if os.getpgid(p.pid) == p.pid]
+    os.kill(actor[0].pid, signal.SIGKILL)
+    until(lambda: not processes_writing_to(log), 10)
+    with pytest.raises(PoolFailed):
+        ray.get(started, timeout=60)
+    ray.kill(pool)
+
+
+def test_a_failure_keeps_its_message_when_it_travels():
+    assert str(pickle.loads(pickle.dumps(PoolFailed("why\nlog")))) == "why\nlog"
+
+
+def _by_engine(answers) -> dict[str, int]:
+    engines = [g.engine for g in answers]
+    return {e: engines.count(e) for e in engines}
+
+
+def _pairs(served, prompt, generation):
+    return zip(generation.logprobs, served.logprobs(prompt, generation.ids), strict=True)
