@@ -29,6 +29,7 @@ class Finished:
     code: int
     output: str
     directory: Path
+    left: list[psutil.Process]  # processes of the run that outlived it: Ray's, the engines', the verifiers'
 
     @property
     def rows(self) -> list[dict]:
@@ -42,10 +43,7 @@ class Finished:
 
 def start(directory: Path, command: str, recipe: str, *arguments: str) -> subprocess.Popen:
     """`trd COMMAND RECIPE ...` in a session of its own, its output in a file beside the run directory."""
-    environment = os.environ | {
-        "TRD_TEST_RUN": str(directory)
-    }  # inherited by every process of the run: see `left_over`
-    environment.pop("RAY_ADDRESS", None)
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     with open(f"{directory}.out", "a") as out:
         return subprocess.Popen(
             [sys.executable, "-m", "trd_ray.cli", command, recipe, f"run_dir={directory}", *arguments],
@@ -56,14 +54,39 @@ def start(directory: Path, command: str, recipe: str, *arguments: str) -> subpro
         )
 
 
-def finish(process: subprocess.Popen, directory: Path, timeout_s: float = 400) -> Finished:
+def descendants(pid: int) -> set[psutil.Process]:
     try:
-        process.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        for left in left_over(directory):
-            left.kill()
-        raise AssertionError(f"the run did not end:\n{Path(f'{directory}.out').read_text()[-3000:]}") from None
-    return Finished(process.returncode, Path(f"{directory}.out").read_text(), directory)
+        return set(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return set()
+
+
+def engines(pid: int) -> list[psutil.Process]:
+    """The vLLM engine processes below a process."""
+    found = []
+    for process in descendants(pid):
+        try:
+            if "EngineCore" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def finish(process: subprocess.Popen, directory: Path, timeout_s: float = 400) -> Finished:
+    """Wait for a run, remembering every process it has; one that ran on would lose its parent, not its identity."""
+    deadline, seen = time.monotonic() + timeout_s, set()
+    while process.poll() is None and time.monotonic() < deadline:
+        seen |= descendants(process.pid)
+        time.sleep(0.2)
+    ended = process.poll() is not None
+    left = [p for p in psutil.wait_procs(seen, timeout=15)[1] if p.status() != psutil.STATUS_ZOMBIE]
+    output = Path(f"{directory}.out").read_text()
+    if not ended:
+        for p in [psutil.Process(process.pid), *left]:
+            p.kill()
+        raise AssertionError(f"the run did not end:\n{output[-3000:]}")
+    return Finished(process.returncode, output, directory, left)
 
 
 def run(directory: Path, command: str, recipe: str, *arguments: str, timeout_s: float = 400) -> Finished:
@@ -78,15 +101,3 @@ def wait_for_step(process: subprocess.Popen, directory: Path, steps: int, timeou
         assert process.poll() is None, Path(f"{directory}.out").read_text()[-3000:]
         assert time.monotonic() < deadline, f"step {steps} was not recorded within {timeout_s} s"
         time.sleep(0.2)
-
-
-def left_over(directory: Path) -> list[psutil.Process]:
-    """Processes of a run that still live: Ray's, the engines', the verifiers'."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("TRD_TEST_RUN") == str(directory) and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found

@@ -5,9 +5,8 @@ import os
 import signal
 from statistics import fmean
 
-import psutil
 import pytest
-from runs import NO_EVALUATION, SMALL, Finished, finish, left_over, run, start, wait_for_step
+from runs import NO_EVALUATION, SMALL, Finished, engines, finish, run, start, wait_for_step
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -24,7 +23,7 @@ def corpus(tmp_path_factory) -> Finished:
 
 def test_a_run_trains_evaluates_and_leaves_nothing_running(opsd):
     assert opsd.code == 0, opsd.output[-3000:]
-    assert left_over(opsd.directory) == []
+    assert opsd.left == []
     assert len(opsd.metrics) == 3 and len(opsd.rows) == 48
     scores = {
         name: json.loads((opsd.directory / "evaluation" / f"{name}.json").read_text()) for name in ("base", "trained")
@@ -78,7 +77,7 @@ def test_a_stopped_run_leaves_a_checkpoint_and_resumes_where_it_was(opsd, tmp_pa
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the whole foreground group
     stopped = finish(process, directory)
     assert stopped.code == 130, stopped.output[-3000:]
-    assert left_over(directory) == []
+    assert stopped.left == []
     done = len(stopped.metrics)
     assert 1 <= done < 3 and (directory / "checkpoints" / f"step-{done:06d}" / "state.json").is_file()
 
@@ -120,12 +119,12 @@ def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_
     wide = ["sampler.replicas=2", "sampler.cpus=0.25", "learner.workers=2", "learner.cpus=0.25", "steps=4"]
     process = start(directory, "train", "miniature_opd", *SMALL, *NO_EVALUATION, *wide)
     wait_for_step(process, directory, 1)
-    engines = [p for p in left_over(directory) if "EngineCore" in " ".join(p.cmdline())]
-    assert len(engines) == 3
-    psutil.Process(engines[0].pid).kill()
+    running = engines(process.pid)
+    assert len(running) == 3
+    running[0].kill()
     done = finish(process, directory)
     assert done.code == 0, done.output[-3000:]
-    assert left_over(directory) == []
+    assert done.left == []
     assert [row["row"] for row in done.rows] == list(range(64))
     assert [row["y_o_version"] for row in done.rows] == [row["step"] for row in done.rows]
     assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics)
@@ -155,3 +154,13 @@ def test_a_checkpoint_can_be_evaluated_by_itself(opsd, tmp_path):
         for a, b in zip(score["per_problem"][p], inside["per_problem"][p], strict=True)
     )
     assert agree > 0.9  # the same weights and seeds
+
+
+def test_a_real_checkpoint_goes_through_the_same_path(tmp_path):
+    """SmolLM2-135M-Instruct: tied embeddings, byte-level BPE, another architecture than the miniature's."""
+    short = ["sampler.max_response_tokens=24", "refiner.max_response_tokens=24", "rollouts_per_step=2"]
+    done = run(tmp_path / "run", "train", "smollm2_smoke", *NO_EVALUATION, *short, timeout_s=580)
+    assert done.code == 0, done.output[-3000:]
+    assert [m["version"] for m in done.metrics] == [1, 2]
+    assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics)
+    assert (done.directory / "checkpoints" / "step-000002" / "model" / "model.safetensors").is_file()

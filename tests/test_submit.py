@@ -11,8 +11,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
-from runs import NO_EVALUATION, SMALL, Finished, left_over
+from runs import NO_EVALUATION, SMALL, Finished, descendants, engines
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -33,7 +34,6 @@ def head(tmp_path):
     (tmp_path / "token").write_text(secrets.token_hex(32))
     temp = Path(f"/tmp/trd-{os.getpid()}")  # Ray's sockets need a short path
     environment = os.environ | {
-        "TRD_TEST_RUN": str(tmp_path / "run"),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}",
@@ -53,10 +53,11 @@ def head(tmp_path):
     while not answers(port):
         assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "head.log").read_text()
         time.sleep(0.5)
-    yield environment
+    yield process.pid, environment
+    below = descendants(process.pid)
     process.terminate()
     process.wait(60)
-    for left in left_over(tmp_path / "run"):
+    for left in psutil.wait_procs(below, timeout=20)[1]:
         left.kill()
     shutil.rmtree(temp, ignore_errors=True)
 
@@ -80,13 +81,14 @@ def submit(environment: dict[str, str], *arguments: str) -> subprocess.Completed
 
 def test_a_submitted_job_trains_and_its_log_can_be_followed(head, tmp_path):
     directory = tmp_path / "run"
-    job = submit(head, f"run_dir={directory}", *SMALL, *NO_EVALUATION, "steps=2")
+    pid, environment = head
+    job = submit(environment, f"run_dir={directory}", *SMALL, *NO_EVALUATION, "steps=2")
     assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-2000:]
     assert "step 2/2" in job.stdout and "succeeded" in job.stdout
-    assert len(Finished(0, "", directory).rows) == 32
-    assert not [p for p in left_over(directory) if "EngineCore" in " ".join(p.cmdline())]
+    assert len(Finished(0, "", directory, []).rows) == 32
+    assert engines(pid) == []
 
     wrong = tmp_path / "wrong"
     wrong.write_text("0" * 64)
-    refused = submit(head | {"RAY_AUTH_TOKEN_PATH": str(wrong)}, f"run_dir={tmp_path / 'other'}", *SMALL)
+    refused = submit(environment | {"RAY_AUTH_TOKEN_PATH": str(wrong)}, f"run_dir={tmp_path / 'other'}", *SMALL)
     assert refused.returncode != 0 and not (tmp_path / "other").exists()

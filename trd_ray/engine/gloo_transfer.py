@@ -30,7 +30,6 @@ from vllm.distributed.weight_transfer.nccl_engine import (
     NCCLWeightTransferEngine,
     NCCLWeightTransferUpdateInfo,
 )
-from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
 BACKEND = "gloo"
 
@@ -93,6 +92,9 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
         # matrix for the CPU product: without this the engine goes on sampling from the old head.
         lm_head = getattr(self.model, "lm_head", None)
         if self.model_config.hf_text_config.tie_word_embeddings and lm_head is not None:
+            # Imported here for the trainer's sake, which has no use for this and would take seconds over it.
+            from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
             dispatch_cpu_unquantized_gemm(lm_head, remove_weight=False)
 
     def shutdown(self) -> None:

@@ -285,21 +285,25 @@ class Pool:
             [(m, m.handle) for m in up], "init_weight_transfer_engine", arguments=[(info,) for info in infos]
         )
 
-    async def start_weight_update(self, generation: int) -> None:
+    async def pause(self, generation: int) -> None:
+        """Begin an update: the gate closes, and what is in flight finishes or freezes."""
         self.update = update = Update([(m, m.handle) for m in self._receiving(generation)])
         if self.spec.in_flight == "drain":
             # Drained here rather than in vLLM, where a request could arrive after the pause and sample new weights.
             members = [m for m, _ in update.engines]
             await self._wait(lambda: self.update is not update or not any(m.outstanding for m in members))
         await self._all(update, "pause", self.spec.in_flight)
-        update.touched = True
-        await self._all(update, "start_weight_update")
+
+    async def start_weight_update(self) -> None:
+        if self.update is not None:
+            self.update.touched = True
+        await self._all(self.update, "start_weight_update")
 
     async def update_weights(self, update_info: Any) -> None:
         await self._all(self.update, "update_weights", update_info)
 
     async def finish_weight_update(self, version: int) -> None:
-        """Every engine serves `version` before the gate opens for it."""
+        """End an update: every engine serves `version` before the gate opens."""
         update = self.update
         await self._all(update, "finish_weight_update", version)
         await self._all(update, "resume")

@@ -66,14 +66,17 @@ class PoolsClient:
         self._get(refs, "the engines to join the weight transfer group")
 
     def pause(self) -> None:
-        calls = zip(self.pools, self.connected, strict=True)
+        pools = zip(self.pools, self.connected, strict=True)
         self._get(
-            [p.start_weight_update.remote(generation) for p, (generation, _) in calls],
-            "the engines to finish their requests and pause for new weights",
+            [p.pause.remote(generation) for p, (generation, _) in pools],
+            "the engines to finish their requests and pause",
         )
 
+    def begin(self) -> None:
+        self._get([p.start_weight_update.remote() for p in self.pools], "the engines to make ready for new weights")
+
     def start_weight_update(self) -> None:
-        """Nothing: vLLM's trainer calls this on rank 0 alone; `pause` came before, with all ranks told how it went."""
+        """Nothing: vLLM's trainer calls this on rank 0 alone. `begin` came before, and told all ranks how it went."""
 
     def update_weights(self, update_info: Any) -> None:
         self._get([p.update_weights.remote(update_info) for p in self.pools], "the engines to receive the new weights")
@@ -122,7 +125,9 @@ class WeightSync:
         receivers, connected = self._agreed(lambda: (self.client.receivers(), self.client.connected))
         if receivers != connected:
             self._connect(receivers)
+        # In two steps, so that a death found in the first costs no other engine its weights.
         self._agreed(self.client.pause)
+        self._agreed(self.client.begin)
         assert self.engine is not None
         self.engine.send_weights()
 

@@ -71,7 +71,8 @@ def evaluation_rows(
         while_waiting()
         if time.monotonic() > deadline:
             raise TimeoutError(
-                f"the evaluation waited {recipe.sampler.request_timeout_s:.0f} s for rollouts (sampler.request_timeout_s)"
+                f"the evaluation waited {recipe.sampler.request_timeout_s:.0f} s (sampler.request_timeout_s) "
+                "for rollouts"
             )
     verified: list[dict[str, Any]] = []
     for ref in verifying:

@@ -68,7 +68,7 @@ class Session:
             self.pools["refiner"] = create_pool(
                 r.refiner, r.teacher if r.teacher.path else r.student,
                 student_path if follows_live else self.inputs.teacher_path, r,
-                actor=self.actors["refiner"], version=version,
+                actor=self.actors["refiner"], version=version if follows_live else 0,
                 transfer_backend=backend if follows_live else None, logs=logs,
             )  # fmt: skip
         self.starting = [pool.start.remote() for pool in self.pools.values()]
@@ -279,7 +279,8 @@ class Training:
             "logprobs", self.recipe.learner.step_timeout_s,
             sequences=[(row["student_prompt_ids"], row["y_o_ids"]) for row in probe],
         )  # fmt: skip
-        gaps = [abs(a - b) for ours, theirs in zip(learner, engine, strict=True) for a, b in zip(ours, theirs, strict=True)]
+        pairs = zip(learner, engine, strict=True)
+        gaps = [abs(a - b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)]
         return {"sync/gap_mean": sum(gaps) / len(gaps), "sync/gap_max": max(gaps)}
 
     def _times(self, rows: list[dict], done: float, train: tuple[float, float]) -> dict[str, float]:

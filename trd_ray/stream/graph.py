@@ -47,7 +47,7 @@ def graph(tables: list[pa.Table], spec: StageSpec) -> Dataset:
     }
     tasks: dict[str, Any] = whole | {
         "num_cpus": recipe.verify.cpus,
-        "compute": TaskPoolStrategy(size=recipe.verify.max_tasks),
+        "compute": TaskPoolStrategy(size=min(recipe.verify.max_tasks, max(1, len(tables)))),
     }
     # Unlike from_arrow it starts no task, which would wait for a whole CPU, and it keeps the blocks as they are.
     dataset = ray.data.from_blocks(tables)
