@@ -2,8 +2,10 @@
 
 import os
 import pickle
-import signal
+import subprocess
+import sys
 
+import psutil
 import pytest
 import ray
 from ray.exceptions import RayTaskError
@@ -152,16 +154,18 @@ def test_a_terminal_interrupt_does_not_reach_the_engines(tied):
     assert os.getpgrp() not in groups
 
 
-def test_an_actor_killed_while_vllm_starts_leaves_no_process(ray_cluster, tiny_tied, tmp_path):
-    pool, started = Served.starting(pool_spec("early", tiny_tied, tmp_path))
-    log = tmp_path / "early-0.log"
-    until(lambda: len(processes_writing_to(log)) > 1, 120)  # vLLM's process is there, and imports
-    actor = [p for p in processes_writing_to(log) if os.getpgid(p.pid) == p.pid]
-    os.kill(actor[0].pid, signal.SIGKILL)
-    until(lambda: not processes_writing_to(log), 10)
-    with pytest.raises(PoolFailed):
-        ray.get(started, timeout=60)
-    ray.kill(pool)
+def test_what_an_engine_started_ends_with_it_even_if_ray_was_killed_before(tmp_path):
+    code = """
+import subprocess, sys, time
+from trd_ray.engine.actor import take_descendants_along
+take_descendants_along()
+print(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"]).pid, flush=True)
+time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as actor:
+        started = psutil.Process(int(actor.stdout.readline()))
+        actor.kill()
+    until(lambda: not started.is_running() or started.status() == "zombie", 10)
 
 
 def test_a_failure_keeps_its_message_when_it_travels():

@@ -84,7 +84,7 @@ class Data(Node):
 class Sampling(Node):
     """Defaults are the paper's: temperature 0.6, top-p 0.95, top-k 20."""
 
-    temperature: float = Field(default=0.6, ge=0)
+    temperature: float = Field(default=0.6, ge=0, le=2)  # vLLM's own bounds
     top_p: float = Field(default=0.95, gt=0, le=1)
     top_k: int = Field(default=20, ge=0, description="0: no limit")
     max_response_tokens: int = Field(default=16384, ge=1)
@@ -195,7 +195,7 @@ class Evaluation(Node):
     columns: dict[str, str] = Field(default_factory=dict)
     limit: int | None = Field(default=None, ge=1)
     samples: int = Field(default=16, ge=1)
-    temperature: float = Field(default=0.6, ge=0)
+    temperature: float = Field(default=0.6, ge=0, le=2)
     top_p: float = Field(default=0.95, gt=0, le=1)
     top_k: int = Field(default=20, ge=0)
     max_response_tokens: int = Field(default=16384, ge=1)

@@ -92,7 +92,7 @@ class Engine:
         self.spec = spec
         self.version = spec.version
         _redirect_output(spec.log_path)
-        _take_descendants_along()
+        take_descendants_along()
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         if not spec.on_gpu:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(spec.cpu_kv_cache_gib)))
@@ -267,11 +267,10 @@ def _redirect_output(path: str) -> None:
     os.close(log)
 
 
-def _take_descendants_along() -> None:
+def take_descendants_along() -> None:
     """However this process ends, all that it started ends too: a shell waits for the end of a pipe and kills the group.
 
-    PR_SET_PDEATHSIG would need code inside vLLM's processes, which they run only once they have imported everything. A
-    process group of its own also keeps them out of reach of a terminal's Ctrl-C.
+    Ray does so for a worker that dies, but not when Ray itself is killed (`ray stop --force`), and vLLM then lives on.
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)

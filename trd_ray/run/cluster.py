@@ -31,6 +31,8 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
         # Ray ends a worker that is idle for a second once there are more workers than CPUs, and actors count: every
         # step's verifier tasks would start new processes.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        # A busy laptop takes longer to start Ray than the 10 s that it is given.
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
         options = {
             "num_cpus": recipe.cluster.local_cpus,
             "object_store_memory": int(recipe.cluster.object_store_gib * 2**30),
@@ -38,7 +40,7 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
         }
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (ConnectionError, RuntimeError, ValueError) as e:
+    except Exception as e:  # Ray raises plain exceptions here, too
         raise UserError(f"no Ray cluster answers at {address} ({' '.join(str(e).split())[:200]}): start it, or correct "
                         "cluster.address or RAY_ADDRESS") from e  # fmt: skip
     try:
