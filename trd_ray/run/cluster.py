@@ -31,7 +31,7 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
         # Ray ends a worker that is idle for a second once there are more workers than CPUs, and actors count: every
         # step's verifier tasks would start new processes.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-        # A busy laptop takes longer to start Ray than the 10 s that it is given.
+        # A busy machine takes longer to start Ray than it is given.
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
         options = {
             "num_cpus": recipe.cluster.local_cpus,
@@ -41,8 +41,12 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
     except Exception as e:  # Ray raises plain exceptions here, too
-        raise UserError(f"no Ray cluster answers at {address} ({' '.join(str(e).split())[:200]}): start it, or correct "
-                        "cluster.address or RAY_ADDRESS") from e  # fmt: skip
+        why = " ".join(str(e).split())[:300]
+        if local:
+            raise UserError(f"Ray could not be started here ({why}): see /tmp/ray/session_latest/logs") from e
+        raise UserError(
+            f"no Ray cluster answers at {address} ({why}): start it, or correct cluster.address or RAY_ADDRESS"
+        ) from e
     try:
         yield ray.cluster_resources()
     finally:
