@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -46,7 +47,8 @@ class HiddenStates(nn.Module):
 
     @property
     def head_VH(self) -> torch.Tensor:
-        return self.model.get_output_embeddings().weight
+        head: Any = self.model.get_output_embeddings()
+        return head.weight
 
     def forward(self, side: Side, loss: Any = None) -> Any:
         hidden_BTH = self.model.base_model(input_ids=side.input_ids_BT, use_cache=False).last_hidden_state
@@ -54,7 +56,7 @@ class HiddenStates(nn.Module):
         return hidden_NH if loss is None else loss(hidden_NH, self.head_VH)
 
 
-def load_model(model: Model, path: str, dtype: torch.dtype) -> PreTrainedModel:
+def load_model(model: Model, path: str, dtype: torch.dtype) -> Any:
     loaded = AutoModelForCausalLM.from_pretrained(
         path, revision=model.revision, trust_remote_code=model.trust_remote_code, dtype=dtype
     )
@@ -222,6 +224,7 @@ class Learner:
             )
             answers.append(out_N.tolist())
         # Without a backward pass the root would stay gathered in `dtype`, and a sync would send that copy.
+        assert isinstance(self.student, FSDPModule)
         self.student.reshard()
         return answers
 
@@ -230,7 +233,7 @@ class Learner:
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Write optimizer shards, schedule, `state` and a Hugging Face export of the student into an empty folder."""
         model_state, optimizer_state = get_state_dict(self.student, self.optimizer)
-        dcp.save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=str(folder / "learner"))
+        dcp_save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=str(folder / "learner"))
         self._forget_empty_update()
         full = {
             name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().to(self.dtype).cpu()
@@ -246,7 +249,7 @@ class Learner:
         """Continue from a checkpoint: weights in float32, optimizer and schedule."""
         model_state, optimizer_state = get_state_dict(self.student, self.optimizer)
         state = {"model": model_state, "optimizer": optimizer_state}
-        dcp.load(state, checkpoint_id=str(folder / "learner"))
+        dcp_load(state, checkpoint_id=str(folder / "learner"))
         set_state_dict(
             self.student,
             self.optimizer,

@@ -120,7 +120,7 @@ def work(config: dict[str, Any]) -> None:
         )
     number = 0
     while True:
-        command = ray.get(spec.mailbox.take.remote(number, rank))
+        command: Any = ray.get(spec.mailbox.take.remote(number, rank))
         value = None
         if command.name == "step":
             assert command.per_rank is not None
@@ -146,7 +146,7 @@ class Trainer:
     def __init__(self, spec_without_mailbox: dict[str, Any], *, cpus: float, gpus: float, storage: Path):
         recipe: Recipe = spec_without_mailbox["recipe"]
         self.recipe, self.cpus, self.gpus, self.storage = recipe, cpus, gpus, storage
-        self.mailbox = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=1000).remote(recipe.learner.workers)
+        self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=1000).remote(recipe.learner.workers)
         self.spec = LearnerSpec(mailbox=self.mailbox, **spec_without_mailbox)
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)

@@ -32,7 +32,7 @@ def evaluation_rows(
     *,
     step: int,
     min_version: int,
-    while_waiting: Callable[[], None],
+    while_waiting: Callable[[], object],
 ) -> list[dict[str, Any]]:
     """`evaluation.samples` verified rollouts of each problem, as rows with the y_o columns."""
     e = recipe.evaluation
@@ -50,7 +50,7 @@ def evaluation_rows(
             }
             rows.append(problem | order | {"student_prompt_ids": prompt_ids})
     blocks = [rows[i : i + BLOCK_ROWS] for i in range(0, len(rows), BLOCK_ROWS)]
-    sampling = {
+    sampling: dict[Any, list[dict[str, Any]]] = {
         sampler.generate.remote(
             [request(e, row["student_prompt_ids"], row["seed"]) for row in block], min_version
         ): block
@@ -78,5 +78,6 @@ def evaluation_rows(
     for ref in verifying:
         # Every answer has a deadline of its own, so a block has their sum.
         limit = (recipe.verify.timeout_s + 5) * BLOCK_ROWS
-        verified += ray.get(ref, timeout=limit).to_pylist()
+        table: Any = ray.get(ref, timeout=limit)
+        verified += table.to_pylist()
     return verified

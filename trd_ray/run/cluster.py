@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -48,6 +49,7 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
             f"no Ray cluster answers at {address} ({why}): start it, or correct cluster.address or RAY_ADDRESS"
         ) from e
     try:
-        yield ray.cluster_resources()
+        resources: Any = ray.cluster_resources()
+        yield resources
     finally:
         ray.shutdown()

@@ -45,7 +45,7 @@ class Feed:
         except BaseException as e:  # noqa: BLE001 - handed to the loop
             self.queue.put(e)
 
-    def take(self, step: int, while_waiting: Callable[[], None], rows: int | None = None) -> list[dict]:
+    def take(self, step: int, while_waiting: Callable[[], object], rows: int | None = None) -> list[dict]:
         """The rows of `step`, sorted; `while_waiting` is called several times a second and may raise to give up."""
         expected = rows or self.rows_per_step
         last_row = time.monotonic()

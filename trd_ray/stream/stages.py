@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
-from ray.actor import ActorHandle
 
 from trd_ray.config import Evaluation, Recipe, Sampling
 from trd_ray.engine.actor import Generation, Request
@@ -28,8 +27,8 @@ class StageSpec:
     recipe: Recipe
     student_path: str  # resolved; for their tokenizers
     teacher_path: str
-    sampler: ActorHandle
-    refiner: ActorHandle
+    sampler: Any  # handles of the pools
+    refiner: Any
     first_version: int  # of the weights that the run starts with
     max_staleness: int | str
 
