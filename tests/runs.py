@@ -11,9 +11,11 @@ from pathlib import Path
 import psutil
 import pyarrow.dataset as ds
 
-# One small step of everything: 3 steps of 16 rollouts, one block a step.
+# A little of everything: 5 steps of 16 rollouts, one block a step. Long enough to be interrupted in the middle.
+STEPS = 5
+ROWS = STEPS * 16
 SMALL = [
-    "steps=3",
+    f"steps={STEPS}",
     "rollouts_per_step=16",
     "stream.rows_per_block=16",
     "checkpoint.every_steps=2",

@@ -6,7 +6,7 @@ import signal
 from statistics import fmean
 
 import pytest
-from runs import NO_EVALUATION, SMALL, Finished, engines, finish, run, start, wait_for_step
+from runs import NO_EVALUATION, ROWS, SMALL, STEPS, Finished, engines, finish, run, start, wait_for_step
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -24,11 +24,11 @@ def corpus(tmp_path_factory) -> Finished:
 def test_a_run_trains_evaluates_and_leaves_nothing_running(opsd):
     assert opsd.code == 0, opsd.output[-3000:]
     assert opsd.left == []
-    assert len(opsd.metrics) == 3 and len(opsd.rows) == 48
+    assert len(opsd.metrics) == STEPS and len(opsd.rows) == ROWS
     scores = {
         name: json.loads((opsd.directory / "evaluation" / f"{name}.json").read_text()) for name in ("base", "trained")
     }
-    assert scores["trained"]["version"] == 3 and scores["trained"]["paired_with"]["name"] == "base"
+    assert scores["trained"]["version"] == STEPS and scores["trained"]["paired_with"]["name"] == "base"
     summary = (opsd.directory / "summary.md").read_text()
     for part in ("## Evaluation", "## Ledger", "## Lengths", "## Time", "overhead", "## Repaired examples"):
         assert part in summary
@@ -40,14 +40,14 @@ def test_strictly_on_policy_rows_are_sampled_by_the_version_that_trains_on_them(
 
 
 def test_every_row_has_its_problem_once_and_both_verdicts(opsd):
-    assert [row["row"] for row in opsd.rows] == list(range(48))
-    assert len({row["problem_id"] for row in opsd.rows}) == 48
+    assert [row["row"] for row in opsd.rows] == list(range(ROWS))
+    assert len({row["problem_id"] for row in opsd.rows}) == ROWS
     assert all(row["train"] and row["y_o_passed"] is not None and row["y_r_passed"] is not None for row in opsd.rows)
     assert all(row["response_ids"] == row["y_r_ids"] for row in opsd.rows)
 
 
 def test_engine_and_learner_agree_on_log_probabilities_after_every_sync(opsd):
-    assert len(opsd.metrics) == 3
+    assert len(opsd.metrics) == STEPS
     assert all(m["sync/gap_mean"] < 1e-3 for m in opsd.metrics)
 
 
@@ -63,7 +63,7 @@ def test_the_checkpoint_loads_in_transformers_and_differs_from_the_base(opsd):
 
     from trd_ray.miniature import model_path
 
-    trained = AutoModelForCausalLM.from_pretrained(opsd.directory / "checkpoints" / "step-000003" / "model")
+    trained = AutoModelForCausalLM.from_pretrained(opsd.directory / "checkpoints" / f"step-{STEPS:06d}" / "model")
     base = AutoModelForCausalLM.from_pretrained(model_path("student"))
     ids = torch.tensor([opsd.rows[0]["student_ids"]])
     assert not torch.allclose(trained(ids).logits, base(ids).logits, atol=1e-3)
@@ -72,19 +72,19 @@ def test_the_checkpoint_loads_in_transformers_and_differs_from_the_base(opsd):
 def test_a_stopped_run_leaves_a_checkpoint_and_resumes_where_it_was(opsd, tmp_path):
     """The same recipe as `opsd`, so the first step also shows that equal seeds give equal runs."""
     directory = tmp_path / "run"
-    process = start(directory, "train", "miniature_opsd", *SMALL, "evaluation.before=false")
+    process = start(directory, "train", "miniature_opsd", *SMALL, *NO_EVALUATION)
     wait_for_step(process, directory, 1)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the whole foreground group
     stopped = finish(process, directory)
     assert stopped.code == 130, stopped.output[-3000:]
     assert stopped.left == []
     done = len(stopped.metrics)
-    assert 1 <= done < 3 and (directory / "checkpoints" / f"step-{done:06d}" / "state.json").is_file()
+    assert 1 <= done < STEPS and (directory / "checkpoints" / f"step-{done:06d}" / "state.json").is_file()
 
-    again = run(directory, "train", "miniature_opsd", *SMALL, "evaluation.before=false", "--resume")
+    again = run(directory, "train", "miniature_opsd", *SMALL, *NO_EVALUATION, "--resume")
     assert again.code == 0, again.output[-3000:]
-    assert [row["row"] for row in again.rows] == list(range(48))
-    assert [m["step"] for m in again.metrics] == [0, 1, 2]
+    assert [row["row"] for row in again.rows] == list(range(ROWS))
+    assert [m["step"] for m in again.metrics] == list(range(STEPS))
     assert [row["y_o_version"] for row in again.rows] == [row["step"] for row in again.rows]
     assert [m["lr"] for m in again.metrics] == pytest.approx([m["lr"] for m in opsd.metrics])
 
@@ -100,9 +100,7 @@ def test_a_stopped_run_leaves_a_checkpoint_and_resumes_where_it_was(opsd, tmp_pa
 def test_staleness_1_overlaps_sampling_with_training_and_keeps_its_bound(tmp_path):
     """With the newest student as its own refiner, on the sampler's engines."""
     live = ["teacher.follow=live", "refiner.share_sampler=true", "sampler.max_model_len=320"]
-    done = run(
-        tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *live, "steps=4", "stream.max_staleness=1"
-    )
+    done = run(tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *live, "stream.max_staleness=1")
     assert done.code == 0, done.output[-3000:]
     for row in done.rows:
         assert row["step"] - 1 <= row["y_o_version"] <= row["step"]
@@ -116,7 +114,7 @@ def test_staleness_1_overlaps_sampling_with_training_and_keeps_its_bound(tmp_pat
 
 def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_path):
     directory = tmp_path / "run"
-    wide = ["sampler.replicas=2", "sampler.cpus=0.25", "learner.workers=2", "learner.cpus=0.25", "steps=4"]
+    wide = ["sampler.replicas=2", "sampler.cpus=0.25", "learner.workers=2", "learner.cpus=0.25", "steps=10"]
     process = start(directory, "train", "miniature_opd", *SMALL, *NO_EVALUATION, *wide)
     wait_for_step(process, directory, 1)
     running = engines(process.pid)
@@ -125,7 +123,7 @@ def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_
     done = finish(process, directory)
     assert done.code == 0, done.output[-3000:]
     assert done.left == []
-    assert [row["row"] for row in done.rows] == list(range(64))
+    assert [row["row"] for row in done.rows] == list(range(160))
     assert [row["y_o_version"] for row in done.rows] == [row["step"] for row in done.rows]
     assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics)
     assert done.metrics[0]["y_r/passed"] > done.metrics[0]["y_o/passed"]
@@ -134,15 +132,17 @@ def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_
 def test_training_on_a_corpus_gives_the_same_loss_curve_each_time(corpus, tmp_path):
     assert corpus.code == 0, corpus.output[-3000:]
     on_corpus = [*SMALL, *NO_EVALUATION, "data.source=corpus", f"data.path={corpus.directory}"]
-    runs = [run(tmp_path / f"run{i}", "train", "miniature_opsd", *on_corpus) for i in range(2)]
+    places = [tmp_path / "run0", tmp_path / "run1"]
+    started = [start(place, "train", "miniature_opsd", *on_corpus) for place in places]
+    runs = [finish(process, place) for process, place in zip(started, places, strict=True)]
     assert [r.code for r in runs] == [0, 0], runs[0].output[-3000:]
     curves = [[m["loss"] for m in r.metrics] for r in runs]
-    assert len(curves[0]) == 3 and curves[0] == curves[1]
+    assert len(curves[0]) == STEPS and curves[0] == curves[1]
     assert [row["y_r_ids"] for row in runs[0].rows] == [row["y_r_ids"] for row in corpus.rows]
 
 
 def test_a_checkpoint_can_be_evaluated_by_itself(opsd, tmp_path):
-    model = opsd.directory / "checkpoints" / "step-000003" / "model"
+    model = opsd.directory / "checkpoints" / f"step-{STEPS:06d}" / "model"
     done = run(tmp_path / "run", "evaluate", "miniature_opsd", *SMALL, f"student.path={model}")
     assert done.code == 0, done.output[-3000:]
     score = json.loads((done.directory / "evaluation" / "checkpoint.json").read_text())
@@ -158,7 +158,7 @@ def test_a_checkpoint_can_be_evaluated_by_itself(opsd, tmp_path):
 
 def test_a_real_checkpoint_goes_through_the_same_path(tmp_path):
     """SmolLM2-135M-Instruct: tied embeddings, byte-level BPE, another architecture than the miniature's."""
-    short = ["sampler.max_response_tokens=24", "refiner.max_response_tokens=24", "rollouts_per_step=2"]
+    short = ["sampler.max_response_tokens=16", "refiner.max_response_tokens=16", "rollouts_per_step=2"]
     done = run(tmp_path / "run", "train", "smollm2_smoke", *NO_EVALUATION, *short, timeout_s=580)
     assert done.code == 0, done.output[-3000:]
     assert [m["version"] for m in done.metrics] == [1, 2]

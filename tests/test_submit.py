@@ -57,7 +57,7 @@ def head(tmp_path):
     below = descendants(process.pid)
     process.terminate()
     process.wait(60)
-    for left in psutil.wait_procs(below, timeout=20)[1]:
+    for left in psutil.wait_procs(below, timeout=3)[1]:
         left.kill()
     shutil.rmtree(temp, ignore_errors=True)
 
