@@ -82,13 +82,20 @@ def finish(process: subprocess.Popen, directory: Path, timeout_s: float = 400) -
         seen |= descendants(process.pid)
         time.sleep(0.2)
     ended = process.poll() is not None
-    left = [p for p in psutil.wait_procs(seen, timeout=15)[1] if p.status() != psutil.STATUS_ZOMBIE]
+    left = [p for p in psutil.wait_procs(seen, timeout=60)[1] if _lives(p)]
     output = Path(f"{directory}.out").read_text()
     if not ended:
         for p in [psutil.Process(process.pid), *left]:
             p.kill()
         raise AssertionError(f"the run did not end:\n{output[-3000:]}")
     return Finished(process.returncode, output, directory, left)
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def run(directory: Path, command: str, recipe: str, *arguments: str, timeout_s: float = 400) -> Finished:
