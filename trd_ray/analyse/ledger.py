@@ -72,10 +72,13 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
     return out
 
 
-def stage_seconds(rows: Iterable[dict], window: tuple[float, float]) -> dict[str, float]:
+def stage_seconds(
+    rows: Iterable[dict], window: tuple[float, float], others: Iterable[tuple[float, float]] = ()
+) -> dict[str, float]:
     """Wall time in which each stage had work under way within the window (Unix seconds).
 
-    Requests overlap, so a stage's time is the length of the union of their intervals; `busy` is that of all stages.
+    Requests overlap, so a stage's time is the length of the union of their intervals; `busy` is that of all
+    stages and of `others`, the intervals of work that no row records.
     """
     rows = list(rows)
     spans = {
@@ -87,7 +90,7 @@ def stage_seconds(rows: Iterable[dict], window: tuple[float, float]) -> dict[str
         ]
         for stage, columns in STAGES.items()
     }
-    spans["busy"] = [span for stage in spans.values() for span in stage]
+    spans["busy"] = [span for stage in spans.values() for span in stage] + list(others)
     return {stage: union_seconds(intervals, window) for stage, intervals in spans.items()}
 
 

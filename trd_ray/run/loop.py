@@ -289,22 +289,14 @@ class Training:
         Overhead is the time in which nothing sampled, verified, refined or trained: scheduling, feeding, sync.
         """
         begin = self.began
-        seconds = stage_seconds(rows, (begin, done))
-        spans = [
-            (row[f"{y}_{what}start_s"], row[f"{y}_{what}start_s"] + row[f"{y}_{what}seconds"])
-            for row in rows
-            for y in ("y_o", "y_r")
-            for what in ("", "verify_")
-            if row[f"{y}_{what}start_s"] is not None
-        ]
+        seconds = stage_seconds(rows, (begin, done), others=[train, self.saving])
         saving = union_seconds([self.saving], (begin, done))
-        busy = union_seconds([*spans, train, self.saving], (begin, done))
         tokens = {y: sum(len(row[f"{y}_ids"] or ()) for row in rows) for y in ("y_o", "y_r")}
         out = {f"seconds/{stage}": seconds[stage] for stage in ("sample", "verify", "refine")}
         out |= {
             "seconds/step": done - begin - saving,
             "seconds/train": train[1] - train[0],
-            "seconds/overhead": done - begin - busy,
+            "seconds/overhead": done - begin - seconds["busy"],
         }
         for name, y, stage in (("sampler", "y_o", "sample"), ("refiner", "y_r", "refine")):
             if seconds[stage]:
