@@ -60,7 +60,7 @@ def test_a_dumped_recipe_loads_to_an_equal_one(recipe_file):
     [
         ({"learnr": {}}, "unknown key learnr (did you mean learner?)"),
         ({"learner": {"lrr": 1}}, "unknown key learner.lrr (did you mean lr?)"),
-        ({"checkpoint": {"zzz": 1}}, "unknown key checkpoint.zzz (known here: every_steps)"),
+        ({"cluster": {"zzz": 1}}, "unknown key cluster.zzz (known here: address, local_cpus, object_store_gib)"),
         ({"learner": {"lr": "fast"}}, "learner.lr must be a number, but found 'fast'"),
         ({"learner": {"lr": float("nan")}}, "learner.lr must be a finite number, but found nan"),
         ({"sync": {"timeout_s": float("inf")}}, "sync.timeout_s must be a finite number, but found inf"),

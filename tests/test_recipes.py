@@ -76,7 +76,8 @@ def test_a_paper_recipe_has_the_paper_s_settings(name):
     opt = r.learner
     assert 2e-6 <= opt.lr <= 5e-6
     assert (opt.betas, opt.weight_decay, opt.grad_clip) == ((0.9, 0.95), 0.005, 1.0)
-    assert (opt.warmup_ratio, opt.min_lr_ratio, opt.temperature) == (0.1, 0.1, 1.0)
+    assert (opt.warmup_ratio, opt.min_lr_ratio, r.loss.temperature) == (0.1, 0.1, 1.0)
+    assert opt.lora and (opt.lora.rank, opt.lora.alpha, opt.lora.targets) == (64, 128, None)
     assert r.teacher.follow == "frozen" and r.teacher.view == "refine"
     assert (r.train.trajectory, r.train.subset, r.train.when_refinement_fails) == ("y_r", "all", "train")
 

@@ -57,7 +57,10 @@ class Student(Model):
 class Teacher(Model):
     path: str | None = Field(default=None, description="OPD: the stronger model. OPSD: leave empty, it is the student")
     mode: Literal["opsd", "opd"] = "opsd"
-    follow: Literal["frozen", "live"] = "frozen"
+    follow: Literal["frozen", "ema", "live"] = Field(
+        default="frozen", description="OPSD: the initial student, a moving average of it, or the newest one"
+    )
+    ema_decay: float = Field(default=0.99, gt=0, lt=1, description="of teacher.follow=ema, an optimizer update")
     view: Literal["refine", "vanilla"] = Field(
         default="refine", description="what the teacher sees when it scores the response for the KL"
     )
@@ -151,6 +154,36 @@ class Train(Node):
     )
 
 
+class Loss(Node):
+    """What is minimised a token, and how tokens are weighed. The default is TRD's: full-vocabulary forward KL."""
+
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    beta: float = Field(default=0.5, ge=0, le=1, description="of jsd: weight of the teacher in the mixture")
+    top_k: int | None = Field(default=None, ge=1, description="support: the teacher's k likeliest tokens; empty: all")
+    rest: Literal["renormalise", "tail"] = Field(
+        default="renormalise", description="of top_k: both sides renormalised over the k, or the rest as one more token"
+    )
+    temperature: float = Field(default=1.0, gt=0, description="of both distributions")
+    token_clip: float | None = Field(default=None, gt=0, description="largest divergence of a token, in nats")
+    vocab_clip: float | None = Field(
+        default=None, gt=0, description="largest contribution of one vocabulary entry to a token's divergence, in nats"
+    )
+    mean: Literal["tokens", "trajectories"] = Field(
+        default="tokens", description="over all of a step's tokens, or over trajectories of each one's mean"
+    )
+
+
+class LoRA(Node):
+    """Adapters on every linear layer of attention and MLP; the defaults are the paper's."""
+
+    rank: int = Field(default=64, ge=1)
+    alpha: float = Field(default=128, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: list[str] | None = Field(
+        default=None, description="names of linear modules; default: all of attention and MLP"
+    )
+
+
 class Learner(Node):
     workers: int = Field(default=1, ge=1, description="FSDP ranks")
     cpus: float = Field(default=1.0, ge=0, description="Ray CPUs a rank reserves")
@@ -158,9 +191,12 @@ class Learner(Node):
     # In float16 gradients of single tokens vanish unless the loss is scaled, which nothing here does.
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     updates_per_step: int = Field(default=1, ge=1)
-    tokens_per_micro_batch: int = Field(default=32768, ge=1, description="padded tokens, student or teacher side")
+    tokens_per_micro_batch: int = Field(default=32768, ge=1, description="of the student's or the teacher's side")
     chunk_tokens: int = Field(default=1024, ge=1, description="response tokens whose logits exist at a time")
-    temperature: float = Field(default=1.0, gt=0, description="of both distributions in the KL")
+    lora: LoRA | None = Field(default=None, description="{} for rank 64, alpha 128; empty: all weights train")
+    packing: bool = Field(default=True, description="sequences end to end without padding, kept apart in attention")
+    compile: bool = Field(default=False, description="torch.compile of layers and loss; needs a C++ compiler or a GPU")
+    cpu_offload: bool = Field(default=False, description="weights, gradients and optimizer state in host memory")
     lr: float = Field(default=2e-6, gt=0)
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
     warmup_ratio: float = Field(default=0.1, ge=0, le=1)
@@ -177,6 +213,9 @@ class Sync(Node):
         default="drain", description="drain: requests finish on the old weights; keep: they go on with the new ones"
     )
     timeout_s: float = Field(default=600, gt=0)
+    lora: Literal["merged", "adapter"] = Field(
+        default="merged", description="what engines get of a student with learner.lora"
+    )
     probe_rows: int = Field(
         default=8, ge=0, description="rollouts a step whose engine and learner log-probs are compared"
     )
@@ -202,11 +241,21 @@ class Evaluation(Node):
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="empty: the student's")
     before: bool = True
     after: bool = True
+    every_steps: int | None = Field(default=None, ge=1, description="also during training")
     bootstrap: int = Field(default=10000, ge=100, description="resamples of problems")
 
 
 class Checkpoint(Node):
     every_steps: int = Field(default=50, ge=1)
+    keep_last: int = Field(default=2, ge=1, description="older ones are deleted")
+    best: str | None = Field(
+        default=None, description="a metric of metrics.jsonl, whose best checkpoint is kept too, e.g. evaluation/avg"
+    )
+    best_is: Literal["max", "min"] = "max"
+    asynchronous: bool = Field(default=True, description="write while the next steps train")
+    export: Literal["merged", "adapter"] = Field(
+        default="merged", description="of the Hugging Face folder of a student with learner.lora"
+    )
 
 
 class Cluster(Node):
@@ -229,6 +278,7 @@ class Recipe(Node):
     refiner: Refiner = Field(default_factory=Refiner)
     verify: Verify = Field(default_factory=Verify)
     train: Train = Field(default_factory=Train)
+    loss: Loss = Field(default_factory=Loss)
     learner: Learner = Field(default_factory=Learner)
     sync: Sync = Field(default_factory=Sync)
     stream: Stream = Field(default_factory=Stream)
@@ -260,9 +310,10 @@ class Recipe(Node):
                 "teacher.mode is opsd, where the teacher is the student itself, but teacher.path names another model: "
                 "leave teacher.path empty, or set teacher.mode=opd"
             )
-        if t.mode == "opd" and t.follow == "live":
+        if t.mode == "opd" and t.follow != "frozen":
             raise ValueError(
-                "teacher.follow=live has no meaning in OPD, whose teacher is another model: set teacher.follow=frozen"
+                f"teacher.follow={t.follow} has no meaning in OPD, whose teacher is another model: "
+                "set teacher.follow=frozen"
             )
         if r.share_sampler and not (t.mode == "opsd" and t.follow == "live"):
             raise ValueError(
@@ -273,6 +324,31 @@ class Recipe(Node):
             raise ValueError(
                 f"rollouts_per_step ({self.rollouts_per_step}) must be a multiple of sampler.n ({self.sampler.n})"
             )
+        if self.loss.divergence != "jsd" and "beta" in self.loss.model_fields_set and self.loss.beta != 0.5:
+            raise ValueError(
+                f"loss.beta is of jsd, but loss.divergence is {self.loss.divergence}: leave one of them out"
+            )
+        if self.loss.rest == "tail" and not self.loss.top_k:
+            raise ValueError("loss.rest=tail has no meaning without loss.top_k: set loss.top_k=32, or leave it out")
+        for key, value in (("sync.lora", self.sync.lora), ("checkpoint.export", self.checkpoint.export)):
+            if value == "adapter" and not self.learner.lora:
+                raise ValueError(f"{key}=adapter needs adapters: set learner.lora={{}}, or {key}=merged")
+        if self.sync.lora == "adapter":
+            if self.sync.in_flight == "keep":
+                raise ValueError(
+                    "sync.in_flight=keep cannot give running requests another adapter: set sync.in_flight=drain, or "
+                    "sync.lora=merged"
+                )
+            if self.learner.lora and self.learner.lora.rank > 512:
+                raise ValueError(
+                    f"vLLM takes adapters of rank 512 at most, but learner.lora.rank is {self.learner.lora.rank}: "
+                    "lower it, or set sync.lora=merged"
+                )
+            if t.follow == "ema":
+                raise ValueError(
+                    "teacher.follow=ema has the refiner follow an average of the adapters, but sync.lora=adapter sends "
+                    "the newest ones: set sync.lora=merged"
+                )
         if isinstance(self.stream.max_staleness, int) and self.stream.max_staleness < 0:
             raise ValueError("stream.max_staleness must be 0, a positive number of versions, or never")
         return self

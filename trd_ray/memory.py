@@ -44,33 +44,63 @@ def sequence_gib(engine: Engine, recipe: Recipe, model: ModelFacts, tokens: int)
 def rank_gib(
     recipe: Recipe, student: ModelFacts, teacher: ModelFacts, on_gpu: bool, longest_sequence_tokens: int = 0
 ) -> dict[str, float]:
-    """Memory of one FSDP rank: float32 master weights, computation in learner.dtype, heads gathered for the loss."""
+    """Memory of one FSDP rank: what trains in float32, computation in learner.dtype, heads gathered for the loss."""
     learner = recipe.learner
     width, teacher_width = BYTES[learner.dtype], BYTES[recipe.teacher.dtype or learner.dtype]
-    frozen = recipe.teacher.follow == "frozen"  # else the student teaches, and takes nothing more
     tokens = max(learner.tokens_per_micro_batch, longest_sequence_tokens)
-    master = 4 * student.parameters / learner.workers
     head = student.vocab_size * student.hidden_size
+    shards = _shards(recipe, student, teacher)
     parts = {
-        "weights": master,
-        "gradients": master,
-        "optimizer": 2 * master,  # AdamW, after its first step
-        "teacher": teacher.parameters * teacher_width / learner.workers if frozen else 0,
-        "gathered": 2 * width * _gathered(student) + (teacher_width * _gathered(teacher) if frozen else 0),
-        "loss chunk": 4 * _CHUNK_COPIES * learner.chunk_tokens * student.vocab_size + (4 + 4 + width) * head,
+        **shards,
+        "gathered": 2 * width * _gathered(student) + ("teacher" in shards) * teacher_width * _gathered(teacher),
+        "loss chunk": 4 * _CHUNK_COPIES * learner.chunk_tokens * student.vocab_size,
+        "head gradient": 0 if learner.lora else (4 + width) * head,
         "activations": _activations(student, tokens, width, learner.activation_checkpointing),
     }
     # Each rank loads a whole model before it keeps its shard; FSDP shards the student before the teacher is loaded.
-    loading = max(4 * student.parameters, master + teacher.parameters * teacher_width * frozen)
+    loading = max(
+        (width if learner.lora else 4) * student.parameters,
+        shards["weights"] + ("teacher" in shards) * teacher.parameters * teacher_width,
+    )
     parts["loading"] = max(0, loading - sum(parts.values()))
+    if learner.cpu_offload and on_gpu:
+        parts = {name: size for name, size in parts.items() if name not in shards}
     gib = {name: size / GIB for name, size in parts.items() if size}
     return gib | ({"runtime": _LEARNER_GPU_OVERHEAD_GIB} if on_gpu else {"process": HOST_OVERHEAD_GIB["learner"]})
 
 
 def rank_host_gib(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> float:
-    """Host memory of a rank on a GPU, which loads each model there first."""
+    """Host memory of a rank on a GPU, which loads each model there first, and keeps its shards there if so told."""
     teacher_width = BYTES[recipe.teacher.dtype or recipe.learner.dtype]
-    return HOST_OVERHEAD_GIB["learner"] + max(4 * student.parameters, teacher_width * teacher.parameters) / GIB
+    width = BYTES[recipe.learner.dtype] if recipe.learner.lora else 4
+    loading = max(width * student.parameters, teacher_width * teacher.parameters)
+    shards = sum(_shards(recipe, student, teacher).values()) if recipe.learner.cpu_offload else 0
+    return HOST_OVERHEAD_GIB["learner"] + (loading + shards) / GIB
+
+
+def _shards(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> dict[str, float]:
+    """Bytes of what FSDP spreads over the ranks, on each of them."""
+    learner, ranks = recipe.learner, recipe.learner.workers
+    width, teacher_width = BYTES[learner.dtype], BYTES[recipe.teacher.dtype or learner.dtype]
+    trained = adapter_parameters(student, learner.lora.rank) if learner.lora else student.parameters
+    parts = {
+        "weights": (width * student.parameters + 4 * trained if learner.lora else 4 * trained) / ranks,
+        "gradients": 4 * trained / ranks,
+        "optimizer": 8 * trained / ranks,  # AdamW, after its first step
+    }
+    if recipe.teacher.follow == "ema":
+        parts["average"] = 4 * trained / ranks
+    elif recipe.teacher.follow == "frozen" and not (learner.lora and recipe.teacher.mode == "opsd"):
+        parts["teacher"] = teacher_width * teacher.parameters / ranks
+    return parts
+
+
+def adapter_parameters(model: ModelFacts, rank: int) -> int:
+    """LoRA on every linear layer of attention and of a SwiGLU MLP."""
+    hidden, inner = model.hidden_size, model.intermediate_size
+    heads, kv = model.attention_heads * model.head_dim, model.kv_heads * model.head_dim
+    sides = 2 * (hidden + heads) + 2 * (hidden + kv) + 3 * (hidden + inner)
+    return model.layers * rank * sides
 
 
 def _gathered(model: ModelFacts) -> int:

@@ -121,6 +121,8 @@ def _engines(name: str, engine: Engine, gpus_available: bool) -> ActorSpec:
 
 def sync_backend(recipe: Recipe, gpus_available: bool) -> str:
     """How weights travel from the learner to the sampler; raises UserError for a backend that cannot work there."""
+    if recipe.sync.lora == "adapter":
+        return "adapter"
     asked = recipe.sync.backend
     per_engine, per_rank = gpus_per_engine(recipe.sampler, gpus_available), gpus_per_rank(recipe, gpus_available)
     workers = recipe.sampler.replicas * recipe.sampler.tensor_parallel
