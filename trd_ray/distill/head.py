@@ -1,75 +1,45 @@
-"""Full-vocabulary forward KL from hidden states, one chunk of tokens at a time.
+"""Divergence of student and teacher from their hidden states, one chunk of tokens at a time.
 
-    student hidden_NH, lm_head_VH ┐
-                                  ├─ chunk of C tokens: logits_CV -> KL, d(KL)/d(logits) -> hidden and head gradients
-    teacher hidden_NG, lm_head_VG ┘
+    chunk of C tokens ─┬─ piece: student, teacher hidden @ lm_head -> logits_PV, logits_PV (float32)
+                       │    block: LogitTransform -> statistics, D, d D / d logits   (see divergences.py)
+                       ├─ ... the pieces' gradients side by side: grad_CV, in the hidden states' type
+                       └─ grad_CV @ lm_head -> hidden gradient;  grad_CV.T @ hidden added to the head's gradient
 
-    KL(pi_T || pi_S) = sum_v pi_T(v) (log pi_T(v) - log pi_S(v)),    d KL / d logits_S = (pi_S - pi_T) / temperature
+Gradients are formed in the forward pass: nothing of [N, V] is ever made and nothing is projected twice. The logits of
+both sides exist for a piece only, so that a chunk can be long: each chunk reads and writes the whole gradient of the
+head once. A block is what the elementwise part takes at a time when it is not compiled: so small that what it makes on
+the way stays in the processor's cache.
 
-Gradients are formed in the forward pass, so no [N, V] tensor is ever made and nothing is projected twice. Products run
-in the type of the hidden states; probabilities, sums and the head's gradient in float32 (float64 for float64 inputs).
-Shapes: N response tokens, C tokens of a chunk, V vocabulary, H and G hidden sizes of student and teacher.
+Products run in the type of the hidden states; probabilities, statistics and the head's gradient in float32, of CUDA's
+float32 sums without rounding to bfloat16 (float64 for float64 inputs).
+Shapes: N response tokens, C tokens of a chunk, P of a piece, R of a block, V vocabulary, H and G hidden sizes of
+student and teacher, S statistics, W watched token ids.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 
-STATISTICS = ("kl", "student_nll", "teacher_nll", "student_entropy", "teacher_entropy")
+from trd_ray.distill.divergences import Divergence, forward_kl_terms, pair, value_and_gradient
+from trd_ray.distill.logits import PLAIN, LogitTransform
+from trd_ray.errors import UserError
 
+STATISTICS = (
+    "divergence",  # what is minimised: with temperature, support and clips
+    "kl",  # the diagnostic: full-vocabulary KL(teacher || student); this and all below at temperature 1
+    "student_nll",
+    "teacher_nll",
+    "student_entropy",
+    "teacher_entropy",
+    "teacher_mass",  # the teacher's probability of the watched ids together
+)
 
-class _ChunkedForwardKL(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_NH, head_VH, teacher_hidden_NG, teacher_head_VG, targets_N, weight_N, temperature, chunk_tokens
-    ):
-        needs_hidden, needs_head = ctx.needs_input_grad[:2]
-        N = hidden_NH.shape[0]
-        exact = torch.promote_types(hidden_NH.dtype, torch.float32)
-        statistics_SN = hidden_NH.new_zeros((len(STATISTICS), N), dtype=exact)
-        hidden_grad_NH = torch.empty_like(hidden_NH) if needs_hidden else None
-        # Summing thousands of chunks in bf16 would lose the small ones.
-        head_grad_VH = torch.zeros_like(head_VH, dtype=exact) if needs_head else None
-        for begin in range(0, N, chunk_tokens):
-            c = slice(begin, begin + chunk_tokens)
-            hidden_CH, targets_C1 = hidden_NH[c], targets_N[c].unsqueeze(1)
-            student_CV = linear(hidden_CH, head_VH).to(exact)
-            teacher_CV = linear(teacher_hidden_NG[c], teacher_head_VG).to(exact)
-            for i, logits_CV in ((1, student_CV), (2, teacher_CV)):
-                statistics_SN[i, c] = logits_CV.logsumexp(-1) - logits_CV.gather(1, targets_C1).squeeze(1)
-            student_CV = (student_CV / temperature).log_softmax(-1)
-            teacher_CV = (teacher_CV / temperature).log_softmax(-1)
-            p_student_CV, p_teacher_CV = student_CV.exp(), teacher_CV.exp()
-            statistics_SN[0, c] = (p_teacher_CV * (teacher_CV - student_CV)).sum(-1)
-            statistics_SN[3, c] = -(p_student_CV * student_CV).sum(-1)
-            statistics_SN[4, c] = -(p_teacher_CV * teacher_CV).sum(-1)
-            if needs_hidden or needs_head:
-                grad_CV = p_student_CV.sub_(p_teacher_CV).mul_((weight_N[c] / temperature).unsqueeze(1))
-                grad_CV = grad_CV.to(hidden_NH.dtype)
-                if hidden_grad_NH is not None:
-                    hidden_grad_NH[c] = grad_CV @ head_VH
-                if head_grad_VH is not None:
-                    head_grad_VH += grad_CV.T @ hidden_CH
-        ctx.save_for_backward(hidden_grad_NH, head_grad_VH)
-        ctx.head_dtype = head_VH.dtype
-        loss = (statistics_SN[0] * weight_N).sum()
-        ctx.mark_non_differentiable(statistics_SN)
-        return loss, statistics_SN
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss, _grad_statistics):  # type: ignore[override]
-        hidden_grad_NH, head_grad_VH = ctx.saved_tensors
-        if hidden_grad_NH is not None:
-            hidden_grad_NH = hidden_grad_NH * grad_loss
-        if head_grad_VH is not None:
-            head_grad_VH = (head_grad_VH * grad_loss).to(ctx.head_dtype)
-        return hidden_grad_NH, head_grad_VH, None, None, None, None, None, None
+_PIECES = 2  # of a chunk
 
 
-def forward_kl(
+def fused_divergence(
     hidden_NH: torch.Tensor,
     head_VH: torch.Tensor,
     teacher_hidden_NG: torch.Tensor,
@@ -77,36 +47,189 @@ def forward_kl(
     targets_N: torch.Tensor,
     weight_N: torch.Tensor,
     *,
-    temperature: float = 1.0,
+    divergence: Divergence,
+    student_logits: LogitTransform = PLAIN,
+    teacher_logits: LogitTransform = PLAIN,
+    watch_ids: torch.Tensor | None = None,
     chunk_tokens: int = 1024,
+    compile: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted sum of per-token forward KL, and per-token statistics.
+    """Weighted sum of the tokens' divergence, and per-token statistics.
 
-    `targets_N` are the tokens of the trajectory (for the NLLs, at temperature 1); `weight_N` multiplies each token's
-    KL, e.g. 1 / (global token count). Returns (loss [], statistics_SN in nats, rows named by STATISTICS; not
-    differentiable).
-    Teacher inputs get no gradient. TRD eq. "full-vocabulary forward KL on y_r"; no clip, no top-k.
+    `targets_N` are the tokens of the trajectory (for the NLLs); `weight_N` multiplies each token's divergence, e.g.
+    1 / (global token count); `watch_ids` [W] are distinct token ids whose teacher mass is reported (0 without). Returns
+    (loss [], statistics_SN in nats, rows named by STATISTICS; not differentiable). The teacher gets no gradient; a
+    head that requires none costs no product. No tokens give a loss of 0 with gradients of 0.
+    `compile` fuses the elementwise part with torch.compile: on a GPU it is otherwise most of the time.
     """
-    return _ChunkedForwardKL.apply(
+    if len(head_VH) != len(teacher_head_VG):
+        raise UserError(
+            f"the student has {len(head_VH)} vocabulary entries and the teacher {len(teacher_head_VG)}, but they are "
+            "compared entry by entry: choose a teacher with the student's tokenizer and as many rows of lm_head"
+        )
+    return _FusedDivergence.apply(
         hidden_NH,
         head_VH,
         teacher_hidden_NG.detach(),
         teacher_head_VG.detach(),
         targets_N,
         weight_N,
-        temperature,
+        watch_ids,
+        divergence,
+        (student_logits, teacher_logits),
         chunk_tokens,
+        compile,
     )  # type: ignore[return-value]
+
+
+def forward_kl(
+    *args: torch.Tensor, temperature: float = 1.0, chunk_tokens: int = 1024, **kwargs: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`fused_divergence` of forward KL."""
+    spec = Divergence(temperature=temperature)
+    return fused_divergence(*args, **kwargs, divergence=spec, chunk_tokens=chunk_tokens)  # type: ignore[misc]
 
 
 @torch.no_grad()
 def token_logprobs(
-    hidden_NH: torch.Tensor, head_VH: torch.Tensor, targets_N: torch.Tensor, chunk_tokens: int = 1024
+    hidden_NH: torch.Tensor,
+    head_VH: torch.Tensor,
+    targets_N: torch.Tensor,
+    chunk_tokens: int = 1024,
+    logits: LogitTransform = PLAIN,
 ) -> torch.Tensor:
-    """Log-probability of each target token at temperature 1, [N] float32."""
-    out_N = hidden_NH.new_empty(hidden_NH.shape[0], dtype=torch.float32)
-    for begin in range(0, len(out_N), chunk_tokens):
-        c = slice(begin, begin + chunk_tokens)
-        logits_CV = linear(hidden_NH[c], head_VH).float()
-        out_N[c] = logits_CV.gather(1, targets_N[c].unsqueeze(1)).squeeze(1) - logits_CV.logsumexp(-1)
+    """Log-probability of each target token at temperature 1, [N] float32 (float64 for float64)."""
+    exact = torch.promote_types(hidden_NH.dtype, torch.float32)
+    out_N = hidden_NH.new_empty(len(hidden_NH), dtype=exact)
+    for p in _slices(len(out_N), -(-chunk_tokens // _PIECES)):
+        logits_PV = logits(_project(hidden_NH[p], head_VH).to(exact))
+        out_N[p] = logits_PV.gather(1, targets_N[p].unsqueeze(1)).squeeze(1) - logits_PV.logsumexp(-1)
     return out_N
+
+
+class _FusedDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_NH: torch.Tensor,
+        head_VH: torch.Tensor,
+        teacher_hidden_NG: torch.Tensor,
+        teacher_head_VG: torch.Tensor,
+        targets_N: torch.Tensor,
+        weight_N: torch.Tensor,
+        watch_ids: torch.Tensor | None,
+        divergence: Divergence,
+        transforms: tuple[LogitTransform, LogitTransform],
+        chunk_tokens: int,
+        compile: bool,
+    ):
+        needs_hidden, needs_head = ctx.needs_input_grad[:2]
+        (N, _), (V, _), dtype = hidden_NH.shape, head_VH.shape, hidden_NH.dtype
+        exact = torch.promote_types(dtype, torch.float32)
+        statistics_SN = hidden_NH.new_empty((len(STATISTICS), N), dtype=exact)
+        hidden_grad_NH = torch.empty_like(hidden_NH) if needs_hidden else None
+        # Summing many chunks in bfloat16 would lose the small ones.
+        head_grad_VH = torch.zeros_like(head_VH, dtype=exact) if needs_head else None
+        piece = -(-chunk_tokens // _PIECES)
+        grad_buffer_CV = head_VH.new_empty((min(N, chunk_tokens), V), dtype=dtype)
+        elementwise = _compiled() if compile else _in_blocks
+        for c in _slices(N, chunk_tokens):
+            hidden_CH = hidden_NH[c]
+            grad_CV = grad_buffer_CV[: len(hidden_CH)]
+            for p in _slices(len(hidden_CH), piece):
+                n = slice(c.start + p.start, c.start + p.stop)
+                # In float32 the gradient takes the place of the student's logits.
+                student_PV = _project(hidden_CH[p], head_VH, out=grad_CV[p] if dtype == exact else None)
+                teacher_PV = _project(teacher_hidden_NG[n], teacher_head_VG)
+                statistics_SN[:, n] = elementwise(
+                    student_PV, teacher_PV, grad_CV[p], targets_N[n], weight_N[n], watch_ids, divergence, transforms
+                )
+                del student_PV, teacher_PV  # before the next piece's are made
+            if hidden_grad_NH is not None:
+                torch.mm(grad_CV, head_VH, out=hidden_grad_NH[c])
+            if head_grad_VH is not None:
+                _add_product(head_grad_VH, grad_CV.T, hidden_CH)
+        loss = (statistics_SN[0] * weight_N).sum()
+        del grad_buffer_CV
+        ctx.save_for_backward(hidden_grad_NH, None if head_grad_VH is None else head_grad_VH.to(head_VH.dtype))
+        ctx.mark_non_differentiable(statistics_SN)
+        return loss, statistics_SN
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss, _grad_statistics):  # type: ignore[override]
+        grads = [None if grad is None else grad * grad_loss for grad in ctx.saved_tensors]
+        return *grads, *(None,) * 9
+
+
+def _project(hidden_PH: torch.Tensor, head_VH: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """[P, V] in the operands' type, on CUDA in float32."""
+    if hidden_PH.is_cuda and hidden_PH.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(hidden_PH, head_VH.T, out_dtype=torch.float32)
+    return torch.mm(hidden_PH, head_VH.T, out=out)
+
+
+def _add_product(sum_VH: torch.Tensor, a_VC: torch.Tensor, b_CH: torch.Tensor) -> None:
+    """sum += a @ b in the sum's type, without a [V, H] tensor between."""
+    if a_VC.is_cuda and a_VC.dtype in (torch.bfloat16, torch.float16):
+        torch.addmm(sum_VH, a_VC, b_CH, out_dtype=torch.float32, out=sum_VH)
+    else:
+        sum_VH.addmm_(a_VC.to(sum_VH.dtype), b_CH.to(sum_VH.dtype))
+
+
+def _statistics(
+    student_RV: torch.Tensor,
+    teacher_RV: torch.Tensor,
+    grad_RV: torch.Tensor,
+    targets_R: torch.Tensor,
+    weight_R: torch.Tensor,
+    watch_ids: torch.Tensor | None,
+    divergence: Divergence,
+    transforms: tuple[LogitTransform, LogitTransform],
+) -> torch.Tensor:
+    """Statistics [S, R] of products with lm_head; fills `grad_RV` with weight * d D / d student's product.
+
+    `grad_RV` may be `student_RV` itself.
+    """
+    exact = torch.promote_types(student_RV.dtype, torch.float32)
+    (student_transform, teacher_transform), targets_R1 = transforms, targets_R.unsqueeze(1)
+    student_RV, teacher_RV = student_transform(student_RV.to(exact)), teacher_transform(teacher_RV.to(exact))
+    both = pair(student_RV, teacher_RV)
+    value_R, gradient_RV = value_and_gradient(student_RV, teacher_RV, divergence, both)
+    statistics_SR = torch.stack(
+        [
+            value_R,
+            value_R if divergence == Divergence() else forward_kl_terms(both).sum(-1),
+            (both.student_logsumexp_N1 - student_RV.gather(1, targets_R1)).squeeze(1),
+            (both.teacher_logsumexp_N1 - teacher_RV.gather(1, targets_R1)).squeeze(1),
+            (both.p_NM * (both.student_logsumexp_N1 - student_RV)).sum(-1),
+            (both.q_NM * (both.teacher_logsumexp_N1 - teacher_RV)).sum(-1),
+            torch.zeros_like(value_R) if watch_ids is None else both.q_NM[:, watch_ids].sum(-1),
+        ]
+    )
+    gradient_RV = student_transform.gradient(gradient_RV.mul_(weight_R.unsqueeze(1)), student_RV)
+    grad_RV.copy_(gradient_RV)
+    return statistics_SR
+
+
+def _in_blocks(student_PV, teacher_PV, grad_PV, targets_P, weight_P, *rest: Any) -> torch.Tensor:
+    """`_statistics` of a few rows at a time."""
+    rows = -(-_block_logits(student_PV.device) // student_PV.shape[1])
+    of_rows = (student_PV, teacher_PV, grad_PV, targets_P, weight_P)
+    return torch.cat([_statistics(*(t[r] for t in of_rows), *rest) for r in _slices(len(student_PV), rows)], dim=1)
+
+
+def _block_logits(device: torch.device) -> int:
+    """As many as keep every core busy and what is made of them in the cache."""
+    if device.type == "cuda":
+        return 2**15 * torch.cuda.get_device_properties(device).multi_processor_count
+    return 2**17 * torch.get_num_threads()
+
+
+@cache
+def _compiled():
+    return torch.compile(_statistics)
+
+
+def _slices(n: int, size: int) -> list[slice]:
+    return [slice(begin, min(begin + size, n)) for begin in range(0, n, size)]
