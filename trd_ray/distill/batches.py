@@ -1,15 +1,23 @@
-"""From a step's examples to micro-batches: balanced over ranks, bounded in padded tokens, as many on every rank.
+"""From a step's examples to micro-batches: balanced over ranks, bounded in tokens, in step with one another.
 
-    examples -> updates (in row order) -> ranks (longest first to the lightest) -> micro-batches (similar lengths)
+    examples -> updates (in row order) -> ranks (equal cost) -> micro-batches (as many on every rank, i-th ones alike)
+             -> Side: one row without padding, or padded rows
 
-Pure. FSDP's collectives need every rank to run the same number of micro-batches, so the shorter lists are filled with
-empty ones.
+Pure. FSDP's collectives need every rank to run the same number of micro-batches, and a rank that is done with one waits
+for the others: what a step takes is the sum over i of the dearest i-th micro-batch.
 """
 
 import heapq
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate, count
+from typing import Any
 
 import torch
+
+from trd_ray.models import ModelFacts
+
+_ROUNDS = 3  # of exchanges; more gain nothing on samples of 8 to 64 rows a rank
 
 
 @dataclass
@@ -22,20 +30,55 @@ class Example:
     response_ids: list[int]
 
     @property
+    def sides(self) -> tuple[int, int]:
+        """Tokens of the student's and of the teacher's sequence."""
+        return len(self.student_ids) + len(self.response_ids), len(self.teacher_ids) + len(self.response_ids)
+
+    @property
     def tokens(self) -> int:
         """The longer of the two sequences: what a micro-batch of it is bounded by."""
-        return max(len(self.student_ids), len(self.teacher_ids)) + len(self.response_ids)
+        return max(self.sides)
 
 
 @dataclass
 class Side:
     """Sequences of one side and, for each response token, the flat position that predicts it.
 
-    Padding is on the right, where causal attention never sees it, so no mask is needed and the fast kernels apply.
+    Packed: one row [1, T], sequences end to end, whose lengths keep them apart in attention (`attention.prepare`).
+    Padded: on the right, where causal attention never sees it, so no mask is needed and the fast kernels apply.
     """
 
     input_ids_BT: torch.Tensor
     predicts_N: torch.Tensor  # into B*T
+    # Packed alone: positions from 0 in each of S sequences, their cumulative lengths from 0, and the longest.
+    position_ids_BT: torch.Tensor | None = None
+    starts_S1: torch.Tensor | None = None
+    longest: int = 0
+
+    def model_inputs(self) -> dict[str, Any]:
+        """Keyword arguments of a transformers model's forward, the same for our attention and for FlashAttention."""
+        if self.starts_S1 is None:
+            return {"input_ids": self.input_ids_BT}
+        return {
+            "input_ids": self.input_ids_BT,
+            "position_ids": self.position_ids_BT,
+            "cu_seq_lens_q": self.starts_S1,
+            "cu_seq_lens_k": self.starts_S1,
+            "max_length_q": self.longest,
+            "max_length_k": self.longest,
+        }
+
+    def to(self, device: torch.device) -> "Side":
+        def move(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x.to(device)
+
+        return Side(
+            self.input_ids_BT.to(device),
+            self.predicts_N.to(device),
+            move(self.position_ids_BT),
+            move(self.starts_S1),
+            self.longest,
+        )
 
 
 @dataclass
@@ -46,64 +89,214 @@ class MicroBatch:
     targets_N: torch.Tensor
 
     def to(self, device: torch.device) -> "MicroBatch":
-        def move(s: Side) -> Side:
-            return Side(s.input_ids_BT.to(device), s.predicts_N.to(device))
-
-        return MicroBatch(self.rows, move(self.student), move(self.teacher), self.targets_N.to(device))
+        return MicroBatch(self.rows, self.student.to(device), self.teacher.to(device), self.targets_N.to(device))
 
 
-def split(examples: list[Example], updates: int, ranks: int) -> list[list[list[Example]]]:
-    """[update][rank] -> examples. Rows keep their order over updates; in one, tokens are balanced over the ranks."""
+@dataclass(frozen=True)
+class Cost:
+    """Estimated floating-point operations of training on one example, in tokens and squared lengths of each side."""
+
+    student_token: float
+    student_square: float
+    teacher_token: float
+    teacher_square: float
+    response_token: float
+
+    @classmethod
+    def of(cls, student: ModelFacts, teacher: ModelFacts, activation_checkpointing: bool = False) -> "Cost":
+        """A product of a matrix's entry takes 2 operations, a backward pass twice the forward's, causal scores L^2/2.
+
+        Experts of a mixture count as if all were used. J. Kaplan et al., arXiv:2001.08361, section 2.1.
+        """
+        passes = 4 if activation_checkpointing else 3
+        (s_token, s_square), (t_token, t_square) = _forward(student), _forward(teacher)
+        head = 2 * student.vocab_size * (3 * student.hidden_size + teacher.hidden_size)
+        return cls(passes * s_token, passes * s_square, t_token, t_square, head)
+
+    def __call__(self, example: Example) -> float:
+        s, t = example.sides
+        return (
+            self.student_token * s
+            + self.student_square * s**2
+            + self.teacher_token * t
+            + self.teacher_square * t**2
+            + self.response_token * len(example.response_ids)
+        )
+
+
+def _forward(model: ModelFacts) -> tuple[float, float]:
+    """Operations of the layers' forward pass, a token and a squared length."""
+    tables = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
+    return 2 * (model.parameters - tables), 2 * model.layers * model.attention_heads * model.head_dim
+
+
+def token_count(example: Example) -> float:
+    """The cost where nothing is known of the models: tokens of the longer side."""
+    return example.tokens
+
+
+def split(
+    examples: list[Example], updates: int, ranks: int, cost: Callable[[Example], float] = token_count
+) -> list[list[list[Example]]]:
+    """[update][rank] -> examples. Rows keep their order over updates; in one, `cost` is balanced over the ranks."""
     per_update = [examples[i * len(examples) // updates : (i + 1) * len(examples) // updates] for i in range(updates)]
-    return [_balance(u, ranks) for u in per_update if u]
+    return [_balance(sorted(u, key=lambda e: e.row), ranks, cost) for u in per_update if u]
 
 
-def _balance(examples: list[Example], ranks: int) -> list[list[Example]]:
-    # Longest processing time first: at most 4/3 of the best possible load, and close to it for many rows.
-    loads: list[tuple[int, int]] = [(0, r) for r in range(ranks)]
-    shares: list[list[Example]] = [[] for _ in range(ranks)]
-    for example in sorted(examples, key=lambda e: (-e.tokens, e.row)):
-        load, rank = heapq.heappop(loads)
-        shares[rank].append(example)
-        heapq.heappush(loads, (load + example.tokens, rank))
-    return shares
+def _balance(examples: list[Example], ranks: int, cost: Callable[[Example], float]) -> list[list[Example]]:
+    parts = partition([cost(e) for e in examples], ranks)
+    return [[examples[i] for i in sorted(part)] for part in parts]
 
 
-def micro_batches(shares: list[list[Example]], budget_tokens: int) -> list[list[list[Example]]]:
-    """[rank][micro-batch] -> examples, as many lists on every rank; an empty list is a micro-batch without tokens."""
-    cut = [_cut(share, budget_tokens) for share in shares]
-    most = max(len(c) for c in cut)
-    return [c + [[]] * (most - len(c)) for c in cut]
+def partition(costs: list[float], parts: int) -> list[list[int]]:
+    """Indices of `costs` in `parts` groups whose sums are nearly equal: the largest differencing method.
+
+    N. Karmarkar, R. M. Karp, The Differencing Method of Set Partitioning (UCB/CSD 82/113, 1982). Every partial solution
+    is a list of groups; the two with the largest differences are merged, the heaviest groups of one with the lightest
+    of the other. What alone costs as much as the mean of a group gets one for itself, which no partition can better.
+    """
+    order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
+    alone: list[list[int]] = []
+    total = sum(costs[i] for i in order)
+    while order and parts > 1 and costs[order[0]] * parts >= total:
+        alone.append([order.pop(0)])
+        total -= costs[alone[-1][0]]
+        parts -= 1
+    if not order:
+        return alone + [[] for _ in range(parts)]
+    age = count()
+    heap = [(-costs[i], next(age), [(costs[i], [i])] + [(0.0, [])] * (parts - 1)) for i in order]
+    while len(heap) > 1:
+        (_, _, one), (_, _, other) = heapq.heappop(heap), heapq.heappop(heap)
+        merged = sorted(
+            ((a + b, p + q) for (a, p), (b, q) in zip(one, reversed(other), strict=True)), key=lambda g: -g[0]
+        )
+        heapq.heappush(heap, (merged[-1][0] - merged[0][0], next(age), merged))
+    return alone + [group for _, group in heap[0][2]]
+
+
+def micro_batches(
+    shares: list[list[Example]],
+    budget_tokens: int,
+    packed: bool = False,
+    cost: Callable[[Example], float] = token_count,
+) -> list[list[list[Example]]]:
+    """[rank][micro-batch] -> examples, as many lists on every rank; an empty list is a micro-batch without tokens.
+
+    Neither side of a micro-batch has more than `budget_tokens`, padding counted, unless it is a single longer example.
+    """
+    if not packed:
+        cut = [_cut(share, budget_tokens) for share in shares]
+        most = max(len(c) for c in cut)
+        return [c + [[]] * (most - len(c)) for c in cut]
+    # As few as their tokens allow; then one more until all examples find a place.
+    full = max(sum(min(e.sides[s], budget_tokens) for e in share) for share in shares for s in (0, 1))
+    batches = next(
+        filter(None, (_in_step(shares, budget_tokens, n, cost) for n in count(max(1, -(-full // budget_tokens)))))
+    )
+    _shorten(batches, budget_tokens, cost)
+    used = [i for i in range(len(batches[0])) if any(rank[i] for rank in batches)]
+    return [[rank[i] for i in used] for rank in batches]
+
+
+def _fits(batch: list[Example], budget_tokens: int) -> bool:
+    return len(batch) <= 1 or all(sum(e.sides[s] for e in batch) <= budget_tokens for s in (0, 1))
+
+
+def _in_step(
+    shares: list[list[Example]], budget_tokens: int, n: int, cost: Callable[[Example], float]
+) -> list[list[list[Example]]] | None:
+    """Dearest first, each to the micro-batch of its rank where all ranks together wait least; None if one fits nowhere.
+
+    List scheduling (R. L. Graham, Bounds on Multiprocessing Timing Anomalies, 1969) for this sum of maxima.
+    """
+    batches: list[list[list[Example]]] = [[[] for _ in range(n)] for _ in shares]
+    load = [[0.0] * n for _ in shares]
+    peak = [0.0] * n
+    rows = [(cost(e), e.row, rank, e) for rank, share in enumerate(shares) for e in share]
+    for c, _, rank, example in sorted(rows, key=lambda r: (-r[0], r[1])):
+        open_ = [i for i in range(n) if _fits([*batches[rank][i], example], budget_tokens)]
+        if not open_:
+            return None
+        best = min(open_, key=lambda i: (max(0.0, load[rank][i] + c - peak[i]), load[rank][i], i))
+        batches[rank][best].append(example)
+        load[rank][best] += c
+        peak[best] = max(peak[best], load[rank][best])
+    return batches
+
+
+def _shorten(batches: list[list[list[Example]]], budget_tokens: int, cost: Callable[[Example], float]) -> None:
+    """Take rows out of the dearest i-th micro-batch, or exchange them for cheaper ones, while the step gets shorter."""
+    load = [[sum(map(cost, batch)) for batch in rank] for rank in batches]
+    steps = range(len(batches[0]))
+    for _ in range(_ROUNDS):
+        for i in steps:
+            dearest = max(range(len(batches)), key=lambda rank: load[rank][i])
+            mine, ours = load[dearest], batches[dearest]
+            other = [max((one[j] for rank, one in enumerate(load) if rank != dearest), default=0.0) for j in steps]
+            best = 1e-9 * mine[i]  # more than rounding
+            change = None
+            for j in (j for j in steps if j != i):
+                now = max(other[i], mine[i]) + max(other[j], mine[j])
+                for gone in ours[i]:
+                    for come in (None, *ours[j]):
+                        less = cost(gone) - (cost(come) if come else 0.0)
+                        gain = now - max(other[i], mine[i] - less) - max(other[j], mine[j] + less)
+                        if less > 0 and gain > best:
+                            here = [e for e in ours[i] if e is not gone] + ([come] if come else [])
+                            there = [e for e in ours[j] if e is not come] + [gone]
+                            if _fits(here, budget_tokens) and _fits(there, budget_tokens):
+                                best, change = gain, (j, here, there, less)
+            if change:
+                j, ours[i], ours[j], less = change
+                mine[i] -= less
+                mine[j] += less
 
 
 def _cut(share: list[Example], budget_tokens: int) -> list[list[Example]]:
+    """Longest first, so that the first of a padded micro-batch sets its width and neighbours waste little."""
     batches: list[list[Example]] = []
-    for example in sorted(share, key=lambda e: (e.tokens, e.row)):
-        # Sorted by length, so this one is the longest of its batch and sets the padding.
-        if batches and (len(batches[-1]) + 1) * example.tokens <= budget_tokens:
+    for example in sorted(share, key=lambda e: (-e.tokens, e.row)):
+        if batches and (len(batches[-1]) + 1) * batches[-1][0].tokens <= budget_tokens:
             batches[-1].append(example)
         else:
             batches.append([example])
     return batches
 
 
-def collate(examples: list[Example], pad_id: int) -> MicroBatch:
-    """Pad one micro-batch; without examples it is one pad token that predicts nothing."""
+def collate(examples: list[Example], pad_id: int, packed: bool = False) -> MicroBatch:
+    """The tensors of one micro-batch; without examples it is one pad token that predicts nothing."""
+    side = _packed if packed else _padded
     return MicroBatch(
         rows=[e.row for e in examples],
-        student=_side([(e.student_ids, e.response_ids) for e in examples], pad_id),
-        teacher=_side([(e.teacher_ids, e.response_ids) for e in examples], pad_id),
+        student=side([(e.student_ids, e.response_ids) for e in examples], pad_id),
+        teacher=side([(e.teacher_ids, e.response_ids) for e in examples], pad_id),
         targets_N=torch.tensor([t for e in examples for t in e.response_ids], dtype=torch.long),
     )
 
 
-def _side(pairs: list[tuple[list[int], list[int]]], pad_id: int) -> Side:
+def _padded(pairs: list[tuple[list[int], list[int]]], pad_id: int) -> Side:
     width = max((len(p) + len(r) for p, r in pairs), default=1)
     ids = torch.full((max(1, len(pairs)), width), pad_id, dtype=torch.long)
-    predicts: list[int] = []
     for b, (prompt, response) in enumerate(pairs):
-        sequence = prompt + response
-        ids[b, : len(sequence)] = torch.tensor(sequence)
-        first = b * width + len(prompt) - 1
-        predicts.extend(range(first, first + len(response)))
-    return Side(ids, torch.tensor(predicts, dtype=torch.long))
+        ids[b, : len(prompt) + len(response)] = torch.tensor(prompt + response)
+    return Side(ids, _predicts(pairs, [b * width for b in range(len(pairs))]))
+
+
+def _packed(pairs: list[tuple[list[int], list[int]]], pad_id: int) -> Side:
+    lengths = [len(p) + len(r) for p, r in pairs] or [1]
+    starts = list(accumulate(lengths, initial=0))
+    return Side(
+        torch.tensor([[t for prompt, response in pairs for t in prompt + response] or [pad_id]]),
+        _predicts(pairs, starts),
+        position_ids_BT=torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0),
+        starts_S1=torch.tensor(starts, dtype=torch.int32),
+        longest=max(lengths),
+    )
+
+
+def _predicts(pairs: list[tuple[list[int], list[int]]], starts: list[int]) -> torch.Tensor:
+    """A response token is predicted at the position before its own."""
+    firsts = [start + len(prompt) - 1 for start, (prompt, _) in zip(starts, pairs, strict=False)]
+    ranges = [range(first, first + len(r)) for first, (_, r) in zip(firsts, pairs, strict=True)]
+    return torch.tensor([i for positions in ranges for i in positions], dtype=torch.long)
