@@ -53,7 +53,10 @@ def tiny_untied(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def pools(ray_cluster, tiny_tied, tiny_untied, tmp_path_factory):
-    """name -> pool: `tied` has two engines and drains before an update, `untied` has one and keeps requests."""
+    """name -> pool: `tied` has two engines and drains before an update, `untied` has one and keeps requests.
+
+    `adapted` has one, which takes LoRA adapters in place of weights.
+    """
     import ray
     import torch.distributed as dist
     from serving import Served, pool_spec
@@ -62,6 +65,7 @@ def pools(ray_cluster, tiny_tied, tiny_untied, tmp_path_factory):
     served = {
         "tied": Served(pool_spec("tied", tiny_tied, logs, replicas=2)),
         "untied": Served(pool_spec("untied", tiny_untied, logs, in_flight="keep")),
+        "adapted": Served(pool_spec("adapted", tiny_untied, logs, transfer_backend="adapter", max_lora_rank=8)),
     }
     dist.init_process_group("gloo", init_method=f"file://{logs}/rendezvous", rank=0, world_size=1)
     ray.get([s.started for s in served.values()], timeout=300)

@@ -88,8 +88,8 @@ class Served:
     def push(self) -> str | None:
         """Send the model's weights as the next version; what went wrong, if anything did."""
         if self.sync is None:
-            student = _WithHook(self.model, lambda: self.during_send())
-            self.sync = WeightSync(student, [self.pool], backend="gloo", dtype=torch.float32, timeout_s=120)
+            learner = _Whole(self.model, lambda: self.during_send())
+            self.sync = WeightSync(learner, [self.pool], backend="gloo", dtype=torch.float32, timeout_s=120)
         problem = self.sync.push(self.version + 1)
         self.version += problem is None
         return problem
@@ -157,21 +157,21 @@ class Served:
         return actor
 
 
-class _WithHook(torch.nn.Module):
-    """A model that calls a hook in the middle of every second pass over its parameters: the pass that sends them."""
+class _Whole:
+    """A model as a learner of one rank gives it to the sync; calls a hook in the middle of every transfer."""
 
     def __init__(self, model: torch.nn.Module, hook: Callable[[], None]):
-        super().__init__()
-        self.model, self.hook, self.passes = model, hook, 0
+        self.model, self.hook = model, hook
 
-    def named_parameters(self, *args, **kwargs) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        self.passes += 1
-        sends = self.passes % 2 == 0
+    def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
+        return [(name, tuple(p.shape)) for name, p in self.model.named_parameters()]
+
+    def weights(self, who: str, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
         parameters = list(self.model.named_parameters())
-        for i, named in enumerate(parameters):
-            if sends and i == len(parameters) // 2:
+        for i, (name, p) in enumerate(parameters):
+            if i == len(parameters) // 2:
                 self.hook()
-            yield named
+            yield name, p.detach().to(dtype)
 
 
 def logprobs(model: torch.nn.Module, prompt: list[int], response: list[int]) -> list[float]:

@@ -217,7 +217,7 @@ def test_smollm2_with_its_shipped_recipe_passes():
 
 
 @pytest.mark.parametrize("who", ["student", "teacher"])
-def test_a_model_that_changes_its_logits_after_lm_head_is_refused_by_what_trains(who):
-    capped = dataclasses.replace(FACTS, path="gemma", logit_transforms=("final_logit_softcapping",))
-    assert "gemma" in (said := refusal(**{who: capped})) and "final_logit_softcapping" in said
-    assert check(**{who: capped, "trains": False}).problems == 3
+def test_a_model_that_adds_a_bias_to_its_logits_is_refused_by_what_trains(who):
+    biased = dataclasses.replace(FACTS, path="phi", head_bias=True)
+    assert "phi" in (said := refusal(**{who: biased})) and "bias" in said
+    assert check(**{who: biased, "trains": False}).problems == 3

@@ -6,10 +6,16 @@ import time
 
 import pytest
 import ray
+import torch
+from peft import PeftModel
 from serving import Served, greedy_requests, logprobs, processes_writing_to, prompts, until
+from transformers import AutoModelForCausalLM
 
+from trd_ray import config
+from trd_ray.distill.learner import Learner
 from trd_ray.engine.actor import Request
 from trd_ray.engine.pool import PoolFailed
+from trd_ray.engine.sync import WeightSync
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -105,6 +111,38 @@ def test_keep_lets_requests_go_on_with_the_new_weights_and_records_the_oldest_ve
         assert switch > 0 and all(of_new[switch:])
         went_on += len(g.ids) - switch
     assert went_on > 50
+
+
+@pytest.mark.parametrize(("name", "backend"), [("adapted", "adapter"), ("untied", "gloo")])
+def test_engines_answer_as_the_learner_s_adapters_do_sent_merged_or_as_they_are(
+    pools, tiny_untied, tmp_path, name, backend
+):
+    served: Served = pools[name]
+    lora = {"dtype": "float32", "lora": {"rank": 8, "alpha": 16}}
+    learner = Learner(
+        config.from_tree({"student": {"path": tiny_untied}, "learner": lora}), student_path=tiny_untied,
+        teacher_path=tiny_untied, tokenizer_path=tiny_untied, total_steps=1, device=torch.device("cpu"),
+    )  # fmt: skip
+    sync = WeightSync(learner, [served.pool], backend=backend, dtype=torch.float32, timeout_s=120)
+    asked, before = prompts(6, 10), []
+    for step in range(2):
+        torch.manual_seed(step)
+        with torch.no_grad():
+            for p in learner.trained.values():
+                p.to_local().add_(0.1 * torch.randn(p.shape))
+        assert sync.push(served.version + 1) is None
+        served.version += 1
+        for file, content in learner.adapter_files().items():
+            (tmp_path / file).write_bytes(content)
+        base = AutoModelForCausalLM.from_pretrained(tiny_untied, dtype=torch.float32)
+        served.model = PeftModel.from_pretrained(base, tmp_path).merge_and_unload()  # type: ignore[operator]
+        answers = served.ask(greedy_requests(asked, 30), min_version=served.version)
+        assert [g.ids for g in answers] == [served.greedy(p, 30) for p in asked] != before
+        before = [g.ids for g in answers]
+        for prompt, g in zip(asked, answers, strict=True):
+            assert g.logprobs == pytest.approx(learner.logprobs([(prompt, g.ids)])[0], abs=1e-3)
+    sync.close()
+    served.sync = None  # the next push connects anew
 
 
 def test_an_engine_that_dies_before_the_transfer_delays_it_and_the_others_answer(tied):

@@ -18,17 +18,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-# Config entries that change logits after lm_head, and the value at which they do not.
-_LOGIT_TRANSFORMS = {
-    "final_logit_softcapping": None,
-    "logits_soft_cap": None,
-    "output_logit_soft_cap": None,
-    "logit_scale": 1.0,
-    "logits_scaling": 1.0,
-    "lm_head_multiplier": 1.0,
-    "output_multiplier": 1.0,
-}
-
 _WANTED = "give a folder that holds config.json and weights, a Hugging Face name such as Qwen/Qwen3-1.7B, or smollm2"
 
 
@@ -48,7 +37,7 @@ class ModelFacts:
     max_positions: int
     dtype: str
     eos_ids: tuple[int, ...]  # at which generation ends: of generation_config.json, else of config.json
-    logit_transforms: tuple[str, ...] = ()  # what happens to logits besides the product with lm_head's matrix
+    head_bias: bool = False  # of lm_head
 
 
 def resolve(path: str, revision: str | None = None) -> str:
@@ -136,10 +125,6 @@ def facts_of(
         ) from e
     eos = eos if eos is not None else text.eos_token_id
     heads = text.num_attention_heads
-    # A config has the entries of its own family only.
-    transforms = [k for k, neutral in _LOGIT_TRANSFORMS.items() if getattr(text, k, None) not in (None, neutral)]
-    if getattr(model.get_output_embeddings(), "bias", None) is not None:
-        transforms.append("lm_head.bias")
     return ModelFacts(
         path=path,
         architecture=type(model).__name__,
@@ -156,7 +141,7 @@ def facts_of(
         max_positions=text.max_position_embeddings,
         dtype=str(text.dtype or torch.float32).removeprefix("torch."),
         eos_ids=tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,),
-        logit_transforms=tuple(transforms),
+        head_bias=getattr(model.get_output_embeddings(), "bias", None) is not None,
     )
 
 

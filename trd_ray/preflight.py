@@ -74,7 +74,7 @@ def check(
 ) -> Findings:
     """Refuse what cannot work, as a UserError. `problems` is None for a corpus, `evaluation` where there is none."""
     if trains:
-        _plain_logits(student, teacher)
+        _no_bias(student, teacher)
     _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
     kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
     student_end = _turn_ends(student, student_tokenizer, "student", kwargs[0])
@@ -138,13 +138,12 @@ def _same_vocabulary(
         )
 
 
-def _plain_logits(*models: ModelFacts) -> None:
+def _no_bias(*models: ModelFacts) -> None:
     for model in models:
-        if model.logit_transforms:
+        if model.head_bias:
             raise UserError(
-                f"{model.path} ({model.architecture}) changes its logits after the product with lm_head's matrix "
-                f"({', '.join(model.logit_transforms)}), which the learner's chunked KL does not do: choose a model "
-                "without it, such as one of the Llama, Qwen or Mistral families"
+                f"{model.path} ({model.architecture}) adds a bias to its logits, which the learner's fused head does not: "
+                "choose a model without it, such as one of the Llama, Qwen, Gemma or Mistral families"
             )
 
 

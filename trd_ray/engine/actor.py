@@ -11,8 +11,10 @@ driver's terminal does not reach them.
 import asyncio
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import uuid
@@ -80,9 +82,10 @@ class EngineSpec:
     max_concurrent: int
     seed: int
     version: int  # of the weights that it starts with
-    transfer_backend: str | None  # None: this pool never receives weights
+    transfer_backend: str | None  # of vLLM; "adapter": it receives LoRA adapters; None: it receives nothing
     log_path: str
     extra: dict[str, Any]
+    max_lora_rank: int = 0
 
 
 class Engine:
@@ -91,6 +94,8 @@ class Engine:
     def __init__(self, spec: EngineSpec):
         self.spec = spec
         self.version = spec.version
+        self.adapter: Any = None  # the LoRARequest that goes with every request
+        self.adapters = tempfile.TemporaryDirectory(prefix="trd_ray-adapters-")
         _redirect_output(spec.log_path)
         take_descendants_along()
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
@@ -135,7 +140,9 @@ class Engine:
                 options["distributed_executor_backend"] = "uni"
             # A seeded request whose prompt comes in two chunks ends vLLM's CPU engine: "Generator does not use offset".
             options["enable_chunked_prefill"] = False
-        if s.transfer_backend:
+        if s.transfer_backend == "adapter":
+            options |= {"enable_lora": True, "max_lora_rank": s.max_lora_rank}
+        elif s.transfer_backend:
             options["weight_transfer_config"] = WeightTransferConfig(backend=s.transfer_backend)
         try:
             self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(options | s.extra)))
@@ -177,7 +184,8 @@ class Engine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         start, version = time.time(), self.version
-        outputs = self.llm.generate({"prompt_token_ids": r.prompt_ids}, params, uuid.uuid4().hex)
+        prompt = {"prompt_token_ids": r.prompt_ids}
+        outputs = self.llm.generate(prompt, params, uuid.uuid4().hex, lora_request=self.adapter)
         [final] = [output async for output in outputs]
         seconds = time.time() - start
         scored = [
@@ -206,16 +214,37 @@ class Engine:
         await self._control(self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info)))
 
     async def start_weight_update(self) -> None:
+        if self.spec.transfer_backend == "adapter":
+            return
         await self._control(self.llm.start_weight_update())
 
     async def update_weights(self, update_info: Any) -> None:
+        if self.spec.transfer_backend == "adapter":
+            return await self._load_adapter(update_info)
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await self._control(self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info)))
 
     async def finish_weight_update(self, version: int) -> None:
-        await self._control(self.llm.finish_weight_update(str(version)))
+        if self.spec.transfer_backend != "adapter":
+            await self._control(self.llm.finish_weight_update(str(version)))
         self.version = version
+
+    async def _load_adapter(self, files: dict[str, bytes]) -> None:
+        """Each adapter has a number of its own, by which vLLM also tells their keys apart."""
+        from vllm.lora.request import LoRARequest
+
+        old, number = self.adapter, 1 if self.adapter is None else self.adapter.lora_int_id + 1
+        folder = Path(self.adapters.name) / str(number)
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        request = LoRARequest(f"student-{number}", number, str(folder))
+        await self._control(self.llm.add_lora(request))
+        self.adapter = request
+        if old is not None:
+            await self._control(self.llm.remove_lora(old.lora_int_id))
+            shutil.rmtree(old.lora_path)
 
     async def pause(self, in_flight: str) -> None:
         """Stop scheduling: `drain` lets running requests finish first, `keep` freezes them. The cache is emptied."""
@@ -244,6 +273,7 @@ class Engine:
 
     def shutdown(self) -> None:
         self.llm.shutdown()
+        self.adapters.cleanup()
 
 
 def _of_tokens(ids: Any, logprobs: Any) -> list[float]:

@@ -13,6 +13,7 @@ from trd_ray.engine.actor import EngineSpec
 from trd_ray.engine.pool import Pool, PoolSpec
 from trd_ray.placement import ActorSpec
 
+VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 POOL_CALLS = 10_000  # requests that may wait in a pool at a time
 
 
@@ -45,6 +46,7 @@ def create_pool(
         transfer_backend=transfer_backend,
         log_path=str(logs),
         extra=config.extra,
+        max_lora_rank=max_lora_rank(recipe),
     )
     spec = PoolSpec(
         name=actor.name,
@@ -57,6 +59,12 @@ def create_pool(
     )
     pool: Any = ray.remote(Pool).options(num_cpus=0, max_concurrency=POOL_CALLS)
     return pool.remote(spec)
+
+
+def max_lora_rank(recipe: Recipe) -> int:
+    """The smallest of the ranks that vLLM has room for."""
+    rank = recipe.learner.lora.rank if recipe.learner.lora else 0
+    return next((size for size in VLLM_LORA_RANKS if size >= rank), rank)
 
 
 def engine_dtype(config: EngineConfig, recipe: Recipe) -> str:

@@ -1,6 +1,7 @@
 """The trainer's side of the weight sync: vLLM's transfer engines over our pools.
 
-    student (FSDP shards) -> WeightSource (full tensors in the engines' dtype) -> vLLM's trainer engine -> every pool
+    learner (FSDP shards) -> WeightSource (full tensors in the engines' dtype) -> vLLM's trainer engine -> every pool
+                          -> adapter files (sync.lora=adapter) -> object store -> every pool
 
 Every rank calls `WeightSync.push`, since gathering a shard is a collective; rank 0 sends. The transfer group is made
 once and made again when a pool's set of engines has changed. Each wait on a pool ends after `timeout_s` with a
@@ -18,7 +19,6 @@ import torch
 import torch.distributed as dist
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError
-from torch.distributed.tensor import DTensor
 from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine, WeightSource
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
@@ -31,19 +31,33 @@ class SyncFailed(RuntimeError):
     """Rank 0 could not do its part of a push; the message says why."""
 
 
-class StudentWeights(WeightSource):
-    """The student's parameters under their checkpoint names, cast before they are gathered: fewer bytes move."""
+class LearnerWeights(WeightSource):
+    """The student's parameters, or its moving average, under their checkpoint names; gathered as they are sent."""
 
-    def __init__(self, student: torch.nn.Module, dtype: torch.dtype):
-        self.student, self.dtype = student, dtype
+    def __init__(self, learner: Any, who: str, dtype: torch.dtype):
+        self.learner, self.who, self.dtype = learner, who, dtype
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(name, self.dtype, tuple(p.shape)) for name, p in self.student.named_parameters()]
+        return [ParamMeta(name, self.dtype, shape) for name, shape in self.learner.shapes()]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for name, p in self.student.named_parameters():
-            tensor = p.detach().to(self.dtype)
-            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        return self.learner.weights(self.who, self.dtype)
+
+
+class AdapterSender:
+    """Stands in for vLLM's trainer engine where engines take adapters: small files, by way of Ray's object store."""
+
+    def __init__(self, learner: Any, client: "PoolsClient", rank: int):
+        self.learner, self.client, self.rank = learner, client, rank
+
+    def send_weights(self) -> None:
+        files = self.learner.adapter_files()
+        if self.rank == 0:
+            self.client.update_weights(files)
+            self.client.finish_weight_update()
+
+    def shutdown(self) -> None:
+        """Nothing: there is no transfer group."""
 
 
 class PoolsClient:
@@ -98,12 +112,23 @@ class PoolsClient:
 
 class WeightSync:
     def __init__(
-        self, student: torch.nn.Module, pools: list[ActorHandle], *, backend: str, dtype: torch.dtype, timeout_s: float
+        self,
+        learner: Any,
+        pools: list[ActorHandle],
+        *,
+        who: str = "student",
+        backend: str,
+        dtype: torch.dtype,
+        timeout_s: float,
     ):
+        """`learner` gives `shapes()`, `weights(who, dtype)` and, for backend "adapter", `adapter_files()`.
+
+        See distill.learner; `who` is "student" or "teacher".
+        """
         self.backend, self.timeout_s, self.rank = backend, timeout_s, dist.get_rank()
-        self.source = StudentWeights(student, dtype)
+        self.source = LearnerWeights(learner, who, dtype)
         self.client = PoolsClient(pools, timeout_s)
-        self.engine: TrainerWeightTransferEngine | None = None
+        self.engine: TrainerWeightTransferEngine | AdapterSender | None = None
 
     def push(self, version: int) -> str | None:
         """Give every engine the student's weights as policy version `version`; collective over the trainer's ranks.
@@ -147,6 +172,9 @@ class WeightSync:
     def _connect(self, receivers: Receivers) -> None:
         self.close()
         self.client.connected = receivers
+        if self.backend == "adapter":
+            self.engine = AdapterSender(self.source.learner, self.client, self.rank)
+            return
         world_size = 1 + sum(workers for _, workers in receivers)
         self.engine = WeightTransferTrainerFactory.trainer_init(
             self._init_info(world_size), client=self.client, source=self.source

@@ -55,6 +55,12 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
             "train.trajectory=y_o with teacher.view=refine shows the teacher the very attempt that it scores; the "
             "baselines of the paper score y_o with teacher.view=vanilla"
         )
+    if job == "train" and r.loss.divergence == "reverse_kl" and r.stream.max_staleness != 0:
+        logger.warning(
+            "loss.divergence=reverse_kl with stream.max_staleness=%s trains on rollouts of older weights, which forward KL "
+            "tolerates and reverse KL does not (arXiv:2606.24143): set stream.max_staleness=0",
+            r.stream.max_staleness,
+        )
     problems = held_out = None
     corpus_steps = 0
     if job == "refine" or (job == "train" and r.data.source == "problems"):
