@@ -109,6 +109,17 @@ def test_a_run_may_be_resumed_for_longer_and_on_another_cluster(directory):
     assert load(str(directory.path / "recipe.yaml")) == longer
 
 
+def test_a_run_may_be_resumed_on_other_machines_but_not_with_other_numbers(directory):
+    directory.release()
+    elsewhere = {"workers": 4, "activation_checkpointing": True, "tokens_per_micro_batch": 1000}
+    moved = from_tree({"name": "r", "steps": 4, "sampler": {"replicas": 3}, "learner": elsewhere})
+    RunDirectory.create(directory.path, moved, resume=True).release()
+    assert load(str(directory.path / "recipe.yaml")) == moved
+    other = from_tree({"name": "r", "steps": 4, "sampler": {"temperature": 1.0}, "learner": {"updates_per_step": 2}})
+    with pytest.raises(UserError, match=r"updates_per_step=1 \(now 2\); sampler.temperature=0.6 \(now 1.0\)"):
+        RunDirectory.create(directory.path, other, resume=True)
+
+
 def test_rows_come_back_in_the_order_of_steps(directory):
     for step in (2, 0, 1):
         directory.write_rows(step, rows(step))
@@ -129,23 +140,44 @@ def test_rows_that_are_not_text_are_kept(directory):
     assert directory.read_rows().to_table()["y_o_text"].to_pylist() == ["a?\x00b"]
 
 
+def save(directory: RunDirectory, steps: int, **metrics: float) -> None:
+    directory.commit_checkpoint(directory.begin_checkpoint(steps, {"metrics": metrics}))
+
+
+def saved(directory: RunDirectory) -> list[int]:
+    return [steps for steps, _ in directory.checkpoints()]
+
+
 def test_a_checkpoint_counts_only_when_it_is_whole(directory):
-    assert directory.latest_checkpoint() is None
-    with directory.checkpoint(2) as folder:
-        (folder / "weights").write_text("2")
-    with pytest.raises(RuntimeError), directory.checkpoint(3) as folder:
-        (folder / "weights").write_text("3")
-        raise RuntimeError
-    (directory.path / "checkpoints" / ".step-000004.tmp").mkdir()  # what a killed process leaves
-    steps, folder = directory.latest_checkpoint()
-    assert (steps, (folder / "weights").read_text()) == (2, "2")
+    assert directory.checkpoints() == [] and directory.resume_point() is None
+    save(directory, 2)
+    directory.begin_checkpoint(3, {})  # and a killed process never commits it
+    assert saved(directory) == [2]
+    directory.rewind(2)
+    assert [p.name for p in (directory.path / "checkpoints").iterdir()] == ["step-000002"]
 
 
-def test_the_latest_checkpoint_is_the_highest_number_not_the_highest_name(directory):
-    for steps in (999_999, 1_000_000):
-        with directory.checkpoint(steps):
-            pass
-    assert directory.latest_checkpoint()[0] == 1_000_000
+def test_checkpoints_are_in_the_order_of_their_numbers_not_of_their_names(directory):
+    for steps in (1_000_000, 999_999):
+        save(directory, steps)
+    assert saved(directory) == [999_999, 1_000_000]
+
+
+def test_the_newest_checkpoints_are_kept(directory):
+    for steps in (1, 2, 3, 4):
+        save(directory, steps)
+        directory.keep_checkpoints(last=2)
+    assert saved(directory) == [3, 4]
+    assert len(list((directory.path / "checkpoints").iterdir())) == 2  # nothing half deleted is left
+
+
+@pytest.mark.parametrize(("best_is", "kept"), [("max", [2, 5]), ("min", [3, 5])])
+def test_the_best_checkpoint_by_a_metric_is_kept_too(directory, best_is, kept):
+    """The fourth was not evaluated, so it is not compared."""
+    for steps, value in ((1, 0.2), (2, 0.9), (3, 0.1), (4, None), (5, 0.5)):
+        save(directory, steps, **({} if value is None else {"evaluation/avg": value}))
+        directory.keep_checkpoints(last=1, best="evaluation/avg", best_is=best_is)
+    assert saved(directory) == kept
 
 
 def test_rewinding_forgets_exactly_the_steps_after_the_checkpoint(directory):
@@ -154,12 +186,16 @@ def test_rewinding_forgets_exactly_the_steps_after_the_checkpoint(directory):
     for step in range(5):
         directory.write_rows(step, rows(step))
     for steps in (2, 4):
-        with directory.checkpoint(steps):
-            pass
+        save(directory, steps)
+    for name, step in (("base", 0), ("step-000002", 2), ("step-000004", 4)):
+        made = score(rows(0), name=name, step=step, version=step, resamples=100, seed=0)
+        directory.write_evaluation(made, rows(0))
     directory.rewind(2)
     assert [m["step"] for m in directory.read_metrics()] == [0, 1]
     assert directory.read_rows().to_table()["step"].to_pylist() == [0, 1]
-    assert directory.latest_checkpoint()[0] == 2
+    assert saved(directory) == [2]
+    assert [s.name for s in directory.read_evaluations()] == ["base", "step-000002"]
+    assert len(list((directory.path / "evaluation").iterdir())) == 4
 
 
 def test_an_evaluation_comes_back_with_its_rows(directory):

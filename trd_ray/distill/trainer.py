@@ -3,7 +3,8 @@
     driver --command--> Mailbox (actor) --> rank 0..n: Learner and WeightSync --answer--> Mailbox --> driver
 
 The worker group lives for the whole run; a step, a sync and a checkpoint are commands to it, so the loop stays in one
-place. `stop` ends the group; an error on any rank ends it too and reaches the driver with the next answer it awaits.
+place. `stop` ends the group, with it what a checkpoint has not written yet; an error on any rank ends it too and
+reaches the driver with the next answer it awaits, as a UserError if it is one.
 """
 
 import asyncio
@@ -18,13 +19,14 @@ import ray
 from ray.actor import ActorHandle
 
 from trd_ray.config import Recipe
+from trd_ray.errors import UserError
 
 POLL_S = 1.0
 
 
 @dataclass
 class Command:
-    name: str  # "step" | "sync" | "checkpoint" | "logprobs" | "stop"
+    name: str  # "step" | "sync" | "logprobs" | "begin_checkpoint" | "finish_checkpoint" | "stop"
     arguments: dict[str, Any] = field(default_factory=dict)
     per_rank: list[Any] | None = None  # one argument a rank, e.g. its shard
 
@@ -36,6 +38,7 @@ class Mailbox:
         self.ranks = ranks
         self.commands: list[Command | None] = []
         self.answers: dict[int, dict[int, Any]] = {}
+        self.refusal: str | None = None
         self.changed = asyncio.Condition()
 
     async def post(self, command: Command) -> int:
@@ -68,6 +71,13 @@ class Mailbox:
             return True, self.answers.pop(number)[0]
         return False, None
 
+    async def refuse(self, message: str) -> None:
+        """A rank ends for a reason that the user can mend."""
+        self.refusal = self.refusal or message
+
+    async def refused(self) -> str | None:
+        return self.refusal
+
 
 @dataclass
 class LearnerSpec:
@@ -80,22 +90,30 @@ class LearnerSpec:
     total_steps: int
     resume_from: str | None
     mailbox: ActorHandle
-    pools: list[ActorHandle]  # those that follow the student
+    pools: dict[str, list[ActorHandle]]  # "student", "teacher" -> those that follow it
     sync_backend: str
     engine_dtype: str
 
 
 def work(config: dict[str, Any]) -> None:
     """One rank, inside Ray Train: build the learner, then carry out commands until told to stop."""
+    spec: LearnerSpec = config["spec"]
+    try:
+        _work(spec)
+    except UserError as e:
+        ray.get(spec.mailbox.refuse.remote(str(e)))
+        raise
+
+
+def _work(spec: LearnerSpec) -> None:
     import ray.train
     import ray.train.torch
-    import torch
     from transformers.utils import logging
 
+    from trd_ray.distill.checkpoint import Checkpointer
     from trd_ray.distill.learner import Learner
 
     logging.disable_progress_bar()
-    spec: LearnerSpec = config["spec"]
     rank = ray.train.get_context().get_world_rank()
     learner = Learner(
         spec.recipe,
@@ -105,19 +123,10 @@ def work(config: dict[str, Any]) -> None:
         total_steps=spec.total_steps,
         device=ray.train.torch.get_device(),
     )
+    checkpointer = Checkpointer(learner, spec.recipe.learner.step_timeout_s)
     if spec.resume_from:
-        learner.load(Path(spec.resume_from))
-    sync = None
-    if spec.pools:
-        from trd_ray.engine.sync import WeightSync
-
-        sync = WeightSync(
-            learner.student.model,
-            spec.pools,
-            backend=spec.sync_backend,
-            dtype=getattr(torch, spec.engine_dtype),
-            timeout_s=spec.recipe.sync.timeout_s,
-        )
+        checkpointer.load(Path(spec.resume_from))
+    syncs = _syncs(spec, learner)
     number = 0
     while True:
         command: Any = ray.get(spec.mailbox.take.remote(number, rank))
@@ -126,18 +135,43 @@ def work(config: dict[str, Any]) -> None:
             assert command.per_rank is not None
             value = learner.step(ray.get(command.per_rank[0][0]))
         elif command.name == "sync":
-            assert sync is not None, "a sync was asked for, but no pool follows the student"
-            value = sync.push(**command.arguments)
+            assert syncs, "a sync was asked for, but no pool follows the learner"
+            # All of them, also after a problem: every rank must come to the same pushes.
+            problems = [sync.push(**command.arguments) for sync in syncs]
+            value = next((problem for problem in problems if problem), None)
         elif command.name == "logprobs":
             value = learner.logprobs(**command.arguments)
-        elif command.name == "checkpoint":
-            learner.save(Path(command.arguments["folder"]), command.arguments["state"])
+        elif command.name == "begin_checkpoint":
+            checkpointer.begin(Path(command.arguments["folder"]))
+        elif command.name == "finish_checkpoint":
+            value = checkpointer.done(**command.arguments)
         ray.get(spec.mailbox.answer.remote(number, rank, value))
         if command.name == "stop":
             break
         number += 1
-    if sync is not None:
+    for sync in syncs:
         sync.close()
+
+
+def _syncs(spec: LearnerSpec, learner: Any) -> list[Any]:
+    if not any(spec.pools.values()):
+        return []
+    import torch
+
+    from trd_ray.engine.sync import WeightSync
+
+    return [
+        WeightSync(
+            learner,
+            pools,
+            who=who,
+            backend=spec.sync_backend,
+            dtype=getattr(torch, spec.engine_dtype),
+            timeout_s=spec.recipe.sync.timeout_s,
+        )
+        for who, pools in spec.pools.items()
+        if pools
+    ]
 
 
 class Trainer:
@@ -178,17 +212,23 @@ class Trainer:
             self.error = e
 
     def call(self, name: str, timeout_s: float, *, per_rank: list[Any] | None = None, **arguments: Any) -> Any:
-        """Give a command and wait for every rank; raises what a rank raised, or TimeoutError."""
+        """Give a command and wait for every rank; raises what a rank raised, or TimeoutError.
+
+        The answer is rank 0's.
+        """
         number = ray.get(self.mailbox.post.remote(Command(name, arguments, per_rank)))
         deadline = time.monotonic() + timeout_s
         while True:
             done, value = ray.get(self.mailbox.result.remote(number, POLL_S))
             if done:
                 return value
+            what = name.replace("_", " ")
             if not self.thread.is_alive():
-                raise RuntimeError(f"the learner ended while it was asked to {name}") from self.error
+                if refusal := ray.get(self.mailbox.refused.remote()):
+                    raise UserError(refusal) from self.error
+                raise RuntimeError(f"the learner ended while it was asked to {what}") from self.error
             if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {timeout_s:.0f} s for the learner to {name}")
+                raise TimeoutError(f"waited {timeout_s:.0f} s for the learner to {what}")
 
     def stop(self, timeout_s: float = 60) -> None:
         """End the worker group; safe to call in any state."""

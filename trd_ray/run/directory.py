@@ -10,14 +10,12 @@ by being written beside its place and renamed into it, so a crash at any moment 
 claim is a file lock, which the kernel drops when the process dies, however it dies.
 """
 
-import contextlib
 import fcntl
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.dataset as ds
@@ -31,7 +29,19 @@ from trd_ray.evaluate.stats import Score, from_json, to_json
 from trd_ray.run.environment import environment
 
 FOLDERS = ("rows", "tensorboard", "checkpoints", "evaluation", "logs")
-MAY_CHANGE = {"name", "steps", "run_dir", "cluster", "checkpoint", "evaluation"}  # recipe keys, on resume
+_ENGINE = ["replicas", "tensor_parallel", "cpus", "gpus", "memory_utilization", "cpu_kv_cache_gib", "max_concurrent"]
+_ENGINE += ["start_timeout_s", "request_timeout_s"]
+_LEARNER = ["workers", "cpus", "gpus", "tokens_per_micro_batch", "chunk_tokens", "packing", "compile", "cpu_offload"]
+_LEARNER += ["activation_checkpointing", "step_timeout_s"]
+# Recipe keys that a resumed run may change: how long, where and in which portions it works. No number of what it has
+# begun depends on them by more than rounding.
+MAY_CHANGE = {
+    *("name", "steps", "run_dir", "cluster", "checkpoint", "evaluation"),
+    *(f"{pool}.{key}" for pool in ("sampler", "refiner") for key in _ENGINE),
+    *(f"learner.{key}" for key in _LEARNER),
+    *("verify.cpus", "verify.max_tasks", "stream.rows_per_block", "stream.stall_timeout_s"),
+    *("sync.backend", "sync.lora", "sync.timeout_s", "sync.probe_rows"),
+}
 
 
 class RunDirectory:
@@ -127,24 +137,64 @@ class RunDirectory:
 
     # Checkpoints
 
-    @contextlib.contextmanager
-    def checkpoint(self, steps: int) -> Iterator[Path]:
-        """A folder to write the state after `steps` steps into; it counts once the block ends without an exception."""
-        place = self.path / "checkpoints" / _step(steps)
-        folder = place.with_name(f".{place.name}.tmp")
+    def begin_checkpoint(self, steps: int, state: dict) -> Path:
+        """A new folder for the state after `steps` steps, which counts from `commit_checkpoint` on.
+
+        `state` goes into its state.json: "metrics" with those of the last step, and what else is to be known of it.
+        """
+        # With the process id: what a killed run's processes still write goes elsewhere.
+        folder = self.path / "checkpoints" / f".{_step(steps)}.{os.getpid()}.tmp"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        try:
-            yield folder
-            shutil.rmtree(place, ignore_errors=True)
-            os.rename(folder, place)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        write_atomically(folder / "state.json", json.dumps({"steps": steps} | state, indent=2))
+        return folder
 
-    def latest_checkpoint(self) -> tuple[int, Path] | None:
-        """The complete checkpoint with the most steps, as (steps, folder)."""
-        complete = sorted((self.path / "checkpoints").glob("step-*"), key=_number)
-        return (_number(complete[-1]), complete[-1]) if complete else None
+    def commit_checkpoint(self, folder: Path) -> Path:
+        """Give a folder of `begin_checkpoint`, now that all of it is written, its name."""
+        place = folder.with_name(folder.name.removeprefix(".").split(".")[0])
+        os.rename(folder, place)
+        return place
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """The complete ones as (steps, folder), in order."""
+        return [(_number(p), p) for p in sorted((self.path / "checkpoints").glob("step-*"), key=_number)]
+
+    def keep_checkpoints(self, last: int, best: str | None = None, best_is: str = "max") -> None:
+        """Delete all but the `last` newest and, where `best` names a metric of theirs, the best by it."""
+        found = self.checkpoints()
+        kept = [folder for _, folder in found[-last:]]
+        values = {folder: self._metric(folder, best) for _, folder in found} if best else {}
+        known = {folder: value for folder, value in values.items() if value is not None}
+        if known:
+            kept.append((max if best_is == "max" else min)(known, key=lambda folder: known[folder]))
+        for _, folder in found:
+            if folder not in kept:
+                self._delete_checkpoint(folder)
+
+    def _metric(self, checkpoint: Path, name: str) -> float | None:
+        return json.loads((checkpoint / "state.json").read_text())["metrics"].get(name)
+
+    def _delete_checkpoint(self, folder: Path) -> None:
+        """In one moment, as far as anyone who looks for checkpoints can tell."""
+        if folder.exists():
+            away = folder.with_name(f".{folder.name}.{os.getpid()}.deleted")
+            shutil.rmtree(away, ignore_errors=True)
+            os.rename(folder, away)
+            shutil.rmtree(away, ignore_errors=True)
+
+    def resume_point(self) -> tuple[int, Path] | None:
+        """The newest checkpoint as (steps, folder), None where there is none; raises UserError if it is damaged."""
+        # Imported here: it brings in all of torch, which reading rows and metrics should not cost.
+        from trd_ray.distill.checkpoint import flaw
+
+        found = self.checkpoints()
+        if not found:
+            return None
+        steps, folder = found[-1]
+        if problem := flaw(folder):
+            then = f"go on from step {found[-2][0]}" if len(found) > 1 else "begin again from the first step"
+            raise UserError(f"checkpoint {folder} cannot be resumed from ({problem}): delete it to {then}")
+        return steps, folder
 
     def rewind(self, steps: int) -> None:
         """Forget what was recorded after `steps` steps, before they are done again."""
@@ -153,9 +203,15 @@ class RunDirectory:
         for file in (self.path / "rows").glob("step-*.parquet"):
             if _number(file) >= steps:
                 file.unlink()
-        for folder in (self.path / "checkpoints").glob("step-*"):
-            if _number(folder) > steps:
-                shutil.rmtree(folder)
+        for number, folder in self.checkpoints():
+            if number > steps:
+                self._delete_checkpoint(folder)
+        for folder in (self.path / "checkpoints").glob(".step-*"):  # what a crash left half written or half deleted
+            shutil.rmtree(folder)
+        for score in self.read_evaluations():
+            if score.step > steps:
+                for suffix in (".json", ".parquet"):
+                    (self.path / "evaluation" / f"{score.name}{suffix}").unlink()
 
     # Evaluations
 

@@ -1,0 +1,188 @@
+"""The learner's state on disk, and back. Torch only, no Ray.
+
+    Checkpointer(learner).begin(folder) -> copies in host memory -> threads -> folder/learner/  shards of all ranks
+                         .done(wait_s)                                      -> folder/model/    Hugging Face export
+
+Only the copying keeps the learner from its next step; the threads write while it trains, over a process group of their
+own. In it are the trained weights (with LoRA the adapters alone), the optimizer, the place in the schedule, the moving
+average and the random states; the frozen weights are read from the base again. Whoever calls makes the folder, and
+gives it its name once every rank is done: one that a crash left half written never has one. Every rank must call every
+method. A thread under way at exit is waited for.
+"""
+
+import copy
+import json
+import os
+import pickle
+import random
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load as load_shards
+from torch.distributed.checkpoint.state_dict_saver import async_save
+
+from trd_ray.errors import UserError
+
+if TYPE_CHECKING:  # `flaw` is asked before anything starts, and must not wait for their libraries
+    from transformers import PreTrainedModel
+
+    from trd_ray.distill.learner import Learner
+
+STATE, SHARDS, EXPORT = "state.json", "learner", "model"  # in a checkpoint's folder
+
+
+class Checkpointer:
+    def __init__(self, learner: "Learner", timeout_s: float):
+        """`timeout_s` is how long the ranks wait for each other in the background."""
+        self.learner, self.rank = learner, dist.get_rank()
+        # The default group is busy with the steps meanwhile, and NCCL has no CPU tensors.
+        self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        self.shell = _shell(learner.student.model, learner.dtype)
+        self.exporting = ThreadPoolExecutor(1, thread_name_prefix="export")
+        self.writing: list[Future] = []
+
+    def begin(self, folder: Path) -> None:
+        """Copy the state as it is now, and write it into an empty folder from here on; `done` tells when it is there.
+
+        One at a time: what was begun before is waited for, and its failure raised here if `done` has not told it.
+        """
+        self._outcome(None)
+        export = self._gather()
+        state = _tensors(self.learner) | {
+            "updates": self.learner.schedule.last_epoch,
+            "random": {str(self.rank): pickle.dumps(_random_state())},
+        }
+        saving: Any = async_save(state, checkpoint_id=folder / SHARDS, process_group=self.group)
+        self.writing = [saving]
+        if self.rank == 0:
+            self.writing.append(self.exporting.submit(self._export, export, folder / EXPORT))
+
+    def done(self, wait_s: float) -> tuple[bool, str | None]:
+        """(whether nothing is being written any more, what went wrong if it could not), after `wait_s` at most."""
+        _, unfinished = wait(self.writing, wait_s)
+        if unfinished:
+            return False, None
+        try:
+            self._outcome(None)
+        except (Exception, CheckpointException) as e:  # the latter is a BaseException
+            return True, reason(e)
+        return True, None
+
+    def _outcome(self, wait_s: float | None) -> None:
+        writing, self.writing = self.writing, []
+        for future in writing:
+            future.result(wait_s)
+
+    def _gather(self) -> dict[str, Any]:
+        """What the export holds, on rank 0: files of adapters as bytes, or whole tensors of the student."""
+        if self.learner.recipe.checkpoint.export == "adapter":
+            return self.learner.adapter_files()
+        # Tensors of a group of one rank are the parameters themselves, so copied in any case.
+        whole = self.learner.weights("student", self.learner.dtype)
+        return {name: p.to("cpu", copy=True) for name, p in whole if self.rank == 0}
+
+    def _export(self, export: dict[str, Any], folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.learner.recipe.checkpoint.export == "adapter":
+            for name, content in export.items():
+                (folder / name).write_bytes(content)
+        else:
+            self.shell.save_pretrained(folder, state_dict=export)
+        self.learner.tokenizer.save_pretrained(folder)
+        for file in folder.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint of any number of ranks; raises UserError where its files cannot be read."""
+        learner, ranks = self.learner, dist.get_world_size()
+        saved = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
+        if any(name.startswith("optimizer.") for name in saved):
+            get_optimizer_state_dict(learner.student, learner.optimizer)  # makes the tensors to load into
+        state: dict[str, Any] = _tensors(learner) | {"updates": 0}
+        same_ranks = sum(name.startswith("random.") for name in saved) == ranks
+        if same_ranks:
+            state["random"] = {str(self.rank): b""}
+        try:
+            load_shards(state, checkpoint_id=folder / SHARDS, process_group=self.group)
+        except CheckpointException as e:
+            raise UserError(
+                f"checkpoint {folder} cannot be read ({reason(e)}): delete it, and --resume goes on from the one before"
+            ) from None
+        for _ in range(state["updates"]):
+            learner.schedule.step()
+        if same_ranks:
+            _set_random_state(pickle.loads(state["random"][str(self.rank)]))
+        else:  # nothing says whose state a rank should have; a seed of its own makes it at least reproducible
+            steps = json.loads((folder / STATE).read_text())["steps"]
+            seed = random.Random(f"{learner.recipe.seed} {steps} {self.rank}").getrandbits(63)
+            torch.manual_seed(seed)
+            random.seed(seed)
+
+
+def flaw(folder: Path) -> str | None:
+    """What is missing from a checkpoint to resume from, found without reading its tensors; None if it is whole."""
+    try:
+        int(json.loads((folder / STATE).read_text())["steps"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{STATE} is missing or damaged"
+    try:
+        stored = FileSystemReader(folder / SHARDS).read_metadata().storage_data
+    except Exception:  # whatever a damaged pickle raises
+        return f"{SHARDS}/.metadata is missing or damaged"
+    sizes: dict[str, int] = {}
+    for part in stored.values():
+        sizes[part.relative_path] = max(sizes.get(part.relative_path, 0), part.offset + part.length)
+    for name, size in sorted(sizes.items()):
+        file = folder / SHARDS / name
+        if not file.is_file():
+            return f"{SHARDS}/{name} is missing"
+        if file.stat().st_size < size:
+            return f"{SHARDS}/{name} has {file.stat().st_size} of {size} bytes"
+    return None
+
+
+def reason(e: BaseException) -> str:
+    """A failure in one line, and on which ranks it happened."""
+    if isinstance(e, CheckpointException):
+        return "; ".join(f"rank {rank}: {reason(cause)}" for rank, (cause, _) in sorted(e.failures.items()))
+    return " ".join(f"{type(e).__name__}: {e}".split())[:300]
+
+
+def _tensors(learner: "Learner") -> dict[str, Any]:
+    """The learner's own tensors by name, which are read when saving and written in place when loading."""
+    tensors: dict[str, Any] = {"model": {name: p.detach() for name, p in learner.trained.items()}}
+    if learner.optimizer.state:  # there is none before the first update
+        tensors["optimizer"] = {name: dict(learner.optimizer.state[p]) for name, p in learner.trained.items()}
+    if learner.average:
+        tensors["average"] = learner.average.average
+    return tensors
+
+
+def _shell(model: "PreTrainedModel", dtype: torch.dtype) -> Any:
+    """The same model without weights, adapters or shards, to write an export with while the real one trains."""
+    with torch.device("meta"):
+        shell: Any = type(model)._from_config(copy.deepcopy(model.config), dtype=dtype, attn_implementation="eager")
+    shell.generation_config = copy.deepcopy(model.generation_config)
+    # How names and shapes differ from the files that the model was loaded from.
+    shell._weight_conversions = getattr(model, "_weight_conversions", None)
+    return shell
+
+
+def _random_state() -> dict[str, Any]:
+    state = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])
