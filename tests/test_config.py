@@ -97,6 +97,23 @@ def test_every_fault_is_told_at_once():
         ({"teacher": {"mode": "opd", "path": "other", "follow": "live"}}, "set teacher.follow=frozen"),
         ({"refiner": {"share_sampler": True}}, "teacher.follow=live"),
         ({"rollouts_per_step": 10, "sampler": {"n": 4}}, "multiple of sampler.n"),
+        ({"teacher": {"mode": "opd", "path": "other", "follow": "ema"}}, "set teacher.follow=frozen"),
+        ({"loss": {"beta": 0.2}}, "loss.divergence is forward_kl"),
+        ({"loss": {"rest": "tail"}}, "set loss.top_k"),
+        ({"sync": {"lora": "adapter"}}, "set learner.lora={}, or sync.lora=merged"),
+        ({"checkpoint": {"export": "adapter"}}, "set learner.lora={}, or checkpoint.export=merged"),
+        ({"sync": {"lora": "adapter", "in_flight": "keep"}, "learner": {"lora": {}}}, "set sync.in_flight=drain"),
+        ({"sync": {"lora": "adapter"}, "learner": {"lora": {"rank": 513}}}, "rank 512 at most"),
+        ({"sync": {"lora": "adapter"}, "learner": {"lora": {}}, "teacher": {"follow": "ema"}}, "set sync.lora=merged"),
+        ({"evaluation": {"every_steps": 5}, "stream": {"max_staleness": "never"}}, "set stream.max_staleness"),
+        ({"checkpoint": {"best": "evaluation/avg"}, "evaluation": {"path": None}}, "set evaluation.path"),
+        (
+            {
+                "checkpoint": {"best": "evaluation/avg", "every_steps": 3},
+                "evaluation": {"after": False, "every_steps": 2},
+            },
+            "a multiple of evaluation.every_steps",
+        ),
     ],
 )
 def test_a_combination_that_cannot_work_is_refused_with_what_to_set(tree, remedy):

@@ -265,3 +265,29 @@ def test_the_rendered_plan_names_every_actor_and_ends_with_yes_or_the_reasons():
     assert text.endswith("fits: yes")
     assert "fits: no\n  - the placement needs" in placement.render(on({"CPU": 1.0}))
     assert max(map(len, text.splitlines())) <= 140
+
+
+def test_adapters_are_counted_as_peft_makes_them():
+    from peft import LoraConfig
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=100, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8,
+        )
+    )  # fmt: skip
+    model.requires_grad_(False)
+    model.add_adapter(LoraConfig(r=5, target_modules="all-linear"))
+    made = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert memory.adapter_parameters(models.facts_of(model.config, "tiny"), 5) == made
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_adapters_with_a_frozen_self_teacher_take_no_second_copy_of_the_weights(workers):
+    full, adapted = (
+        memory.rank_gib(recipe(learner={"workers": workers, **lora}), TINY, TINY, False)
+        for lora in ({}, {"lora": {"rank": 4}})
+    )
+    assert "teacher" in full and "teacher" not in adapted
+    assert adapted["optimizer"] == pytest.approx(8 * memory.adapter_parameters(TINY, 4) / workers / GIB)

@@ -242,6 +242,11 @@ class Evaluation(Node):
     before: bool = True
     after: bool = True
     every_steps: int | None = Field(default=None, ge=1, description="also during training")
+
+    @property
+    def in_training(self) -> bool:
+        return bool(self.path and (self.before or self.after or self.every_steps))
+
     bootstrap: int = Field(default=10000, ge=100, description="resamples of problems")
 
 
@@ -333,6 +338,19 @@ class Recipe(Node):
         for key, value in (("sync.lora", self.sync.lora), ("checkpoint.export", self.checkpoint.export)):
             if value == "adapter" and not self.learner.lora:
                 raise ValueError(f"{key}=adapter needs adapters: set learner.lora={{}}, or {key}=merged")
+        e = self.evaluation
+        if e.every_steps and self.stream.max_staleness == "never" and self.data.source == "problems":
+            raise ValueError(
+                "evaluation.every_steps gives the engines the newest weights, but with stream.max_staleness=never they "
+                "sample with the initial ones: leave it out, or set stream.max_staleness to a number"
+            )
+        if (self.checkpoint.best or "").startswith("evaluation/"):
+            meets = e.path and (e.after or (e.every_steps and not self.checkpoint.every_steps % e.every_steps))
+            if not meets:
+                raise ValueError(
+                    f"checkpoint.best is {self.checkpoint.best}, but no evaluation falls on a checkpoint: set "
+                    "evaluation.path, and checkpoint.every_steps to a multiple of evaluation.every_steps"
+                )
         if self.sync.lora == "adapter":
             if self.sync.in_flight == "keep":
                 raise ValueError(
@@ -365,7 +383,7 @@ def recipe_path(name: str) -> Path:
     if stem in names and path.parent == Path("."):
         return Path(str(shipped / f"{stem}.yaml"))
     raise UserError(
-        f"there is no recipe {name!r}: give a YAML file or one of {', '.join(names)}{_did_you_mean(stem, names)}"
+        f"there is no recipe {name!r}: give a YAML file or one of {', '.join(names)}{did_you_mean(stem, names)}"
     )
 
 
@@ -382,7 +400,7 @@ def load(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     if not isinstance(tree, dict):
         raise UserError(f"recipe {path} must be a mapping of keys to values, but holds a {type(tree).__name__}")
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return from_tree(tree)
 
 
@@ -399,7 +417,8 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
-def _apply(tree: dict, override: str) -> None:
+def apply_override(tree: dict, override: str) -> None:
+    """Set `key.sub=value` in a plain nested dict; raises UserError."""
     key, sep, value = override.partition("=")
     if not sep or not key:
         raise UserError(f"override {override!r} must have the form key.sub=value")
@@ -448,7 +467,7 @@ def _sentences(errors: list[Any]) -> list[str]:
         where = ".".join(map(str, _in_tree(error["loc"])))
         if error["type"] == "extra_forbidden":
             known = list(_node(error["loc"][:-1]).model_fields)
-            sentences.append(f"unknown key {where}{_did_you_mean(str(error['loc'][-1]), known)}")
+            sentences.append(f"unknown key {where}{did_you_mean(str(error['loc'][-1]), known)}")
         elif error["type"] == "value_error":
             sentences.append(f"{where} {error['ctx']['error']}".strip())
         elif error["type"] == "missing":
@@ -480,6 +499,7 @@ def _node(keys: tuple) -> type[Node]:
     return node
 
 
-def _did_you_mean(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known: list[str]) -> str:
+    """The end of a sentence about an unknown word: what is close to it, or all that is known."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]}?)" if close else f" (known here: {', '.join(known)})"

@@ -74,8 +74,12 @@ def rank_host_gib(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> f
     teacher_width = BYTES[recipe.teacher.dtype or recipe.learner.dtype]
     width = BYTES[recipe.learner.dtype] if recipe.learner.lora else 4
     loading = max(width * student.parameters, teacher_width * teacher.parameters)
-    shards = sum(_shards(recipe, student, teacher).values()) if recipe.learner.cpu_offload else 0
-    return HOST_OVERHEAD_GIB["learner"] + (loading + shards) / GIB
+    shards = _shards(recipe, student, teacher)
+    # A checkpoint copies what it saves to the host, rank 0 the whole export too, while the next steps train.
+    saved = sum(shards.get(name, 0) for name in ("optimizer", "average")) + shards["gradients"]
+    saved += BYTES[recipe.learner.dtype] * student.parameters
+    offloaded = sum(shards.values()) if recipe.learner.cpu_offload else 0
+    return HOST_OVERHEAD_GIB["learner"] + (max(loading, saved) + offloaded) / GIB
 
 
 def _shards(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> dict[str, float]:

@@ -76,8 +76,7 @@ class Plan:
 
 def needs_sampler(recipe: Recipe, job: Job = "train") -> bool:
     """A corpus already holds its rollouts; engines then only serve an evaluation."""
-    e = recipe.evaluation
-    return job != "train" or recipe.data.source == "problems" or bool(e.path and (e.before or e.after))
+    return job != "train" or recipe.data.source == "problems" or recipe.evaluation.in_training
 
 
 def needs_refiner(recipe: Recipe, job: Job = "train") -> bool:

@@ -142,7 +142,7 @@ def _no_bias(*models: ModelFacts) -> None:
     for model in models:
         if model.head_bias:
             raise UserError(
-                f"{model.path} ({model.architecture}) adds a bias to its logits, which the learner's fused head does not: "
+                f"{model.path} ({model.architecture}) adds a bias to its logits, which the fused head does not: "
                 "choose a model without it, such as one of the Llama, Qwen, Gemma or Mistral families"
             )
 

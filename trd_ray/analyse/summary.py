@@ -27,6 +27,7 @@ COURSE = {
     "Refined tokens": ("y_r/tokens_mean", ".1f"),
     "KL": ("kl/mean", ".4f"),
     "Gradient norm": ("grad_norm", ".3f"),
+    "Held-out Avg@k": ("evaluation/avg", ".3f"),
 }
 ORDINARY = ("", "not equal", None)  # details of a verdict that need no mention
 PLACES = {
@@ -108,8 +109,13 @@ def _evaluation(evaluations: list[Score]) -> str:
     )
     if last.paired_with:
         note += " The last column compares problem by problem."
-    header, *lines = score_table(evaluations)
+    header, *lines = score_table(first_and_last(evaluations))
     return f"{table([[inline(cell) for cell in header], *lines])}\n\n{note}"
+
+
+def first_and_last(evaluations: list[Score]) -> list[Score]:
+    """A table holds two scores; those between them stand in the course of training."""
+    return [*evaluations[:1], *evaluations[1:][-1:]]
 
 
 def _ledger(totals: dict[str, float]) -> str:

@@ -68,7 +68,7 @@ class Learner:
         if opt.activation_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})
         switches: Any = {"cpu_offload": opt.cpu_offload, "compiled": opt.compile}
-        self.student = shard(student, mesh, self.dtype, **switches)
+        self.student: Any = shard(student, mesh, self.dtype, **switches)
         self.trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
         self.average = MovingAverage(self.trained, r.teacher.ema_decay) if r.teacher.follow == "ema" else None
         if r.teacher.follow != "frozen" or (opt.lora and r.teacher.mode == "opsd"):

@@ -184,7 +184,7 @@ class Engine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         start, version = time.time(), self.version
-        prompt = {"prompt_token_ids": r.prompt_ids}
+        prompt: Any = {"prompt_token_ids": r.prompt_ids}
         outputs = self.llm.generate(prompt, params, uuid.uuid4().hex, lora_request=self.adapter)
         [final] = [output async for output in outputs]
         seconds = time.time() - start

@@ -57,8 +57,8 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
         )
     if job == "train" and r.loss.divergence == "reverse_kl" and r.stream.max_staleness != 0:
         logger.warning(
-            "loss.divergence=reverse_kl with stream.max_staleness=%s trains on rollouts of older weights, which forward KL "
-            "tolerates and reverse KL does not (arXiv:2606.24143): set stream.max_staleness=0",
+            "loss.divergence=reverse_kl with stream.max_staleness=%s trains on rollouts of older weights, which "
+            "forward KL tolerates and reverse KL does not (arXiv:2606.24143): set stream.max_staleness=0",
             r.stream.max_staleness,
         )
     problems = held_out = None
@@ -73,7 +73,7 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
                 f"the corpus {r.data.path} has {rows} rows, but a step needs {r.rollouts_per_step}: lower "
                 "rollouts_per_step, or build a larger corpus with jobs/refine.py"
             )
-    if job == "evaluate" or (job == "train" and r.evaluation.path and (r.evaluation.before or r.evaluation.after)):
+    if job == "evaluate" or (job == "train" and r.evaluation.in_training):
         held_out = load_problems(r.evaluation)
     student_path = models.resolve(r.student.path, r.student.revision)
     teacher_path = models.resolve(r.teacher.path, r.teacher.revision) if r.teacher.path else student_path
