@@ -1,4 +1,4 @@
-"""The command line: `trd train | evaluate | refine RECIPE key.sub=value ...` and `trd miniature build`.
+"""The command line: `trd train | evaluate | refine RECIPE key.sub=value ...`, `trd compare` and `trd miniature build`.
 
 Everything a user can mend is one sentence on standard error and exit code 2.
 """
@@ -43,6 +43,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--resume", action="store_true", help="continue the run in its directory")
         else:
             command.add_argument("--name", default="checkpoint", help="what to call the score")
+    text = "the same runs with several methods, modes and seeds, and one table; started again, it goes on"
+    command = commands.add_parser("compare", help=text, description=text)
+    command.add_argument("comparison", help="a YAML file, or the name of a shipped comparison such as miniature")
+    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override it; values are YAML")
+    command.add_argument("--dry-run", action="store_true", help="print the cells, done and left, and end")
     commands.add_parser("miniature", help="build the miniature world's models again (trd miniature build --help)")
     return parser
 
@@ -50,9 +55,13 @@ def _parser() -> argparse.ArgumentParser:
 def _job(options: argparse.Namespace) -> int:
     from trd_ray import config
 
-    recipe = config.load(options.recipe, options.overrides)
     # Read by Ray when it is imported: a message about its own inner life that looks like an error and is none.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
+    if options.command == "compare":
+        from trd_ray.compare import run
+
+        return (run.dry_run if options.dry_run else run.compare)(options.comparison, options.overrides)
+    recipe = config.load(options.recipe, options.overrides)
     from trd_ray.run import commands
 
     if options.dry_run:

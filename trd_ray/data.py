@@ -34,7 +34,7 @@ _USUAL = {
 def load_problems(spec: config.Data | config.Evaluation) -> pa.Table:
     """The problems that `data` or `evaluation` names, as a table of rows.PROBLEM with unique problem_ids.
 
-    `spec.path` is `miniature:train|test`, `word_problems:train|test`, a .jsonl, .json or .parquet file, a folder
+    `spec.path` is `miniature:train|tune|test`, `word_problems:train|test`, a .jsonl, .json or .parquet file, a folder
     or a glob of such files, or a Hugging Face data set, `org/name` or `org/name:config`. Without a problem_id column
     the id is a hash of the problem's text, which survives appending and reordering; the second copy of a text gets
     the suffix -2. `spec.limit` keeps the first rows. A missing reference becomes "", or with

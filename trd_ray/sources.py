@@ -146,8 +146,9 @@ def _hub(path: str, split: str, group: str) -> tuple[list[Row], list[str]]:
 
 
 def _made_here(name: str, part: str, group: str) -> tuple[list[Row], list[str]]:
-    if part not in ("train", "test"):
-        raise UserError(f"{name} comes in two parts: set {group}.path to {name}:train or {name}:test")
+    parts = ("train", "test", "tune") if name == "miniature" else ("train", "test")
+    if part not in parts:
+        raise UserError(f"{name} comes in parts: set {group}.path to {' or '.join(f'{name}:{p}' for p in parts)}")
     if name == "miniature":
         from trd_ray.miniature import problems
 

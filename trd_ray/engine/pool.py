@@ -6,9 +6,10 @@
 The gate stands here because the pool is where the version is: a request that demands version v is not even given to an
 engine before every engine serves v, and during a weight update no engine is given anything. A restarted engine has the
 weights the pool started with; when the pool has moved on since, it waits for the learner to send the weights again
-(`needs_weights`, answered by the loop) before it gets a request. An engine that dies twice without an answer in
-between fails the pool, and with it every caller, with the tail of its log. Shutdown stops every engine process, then
-the actors; a pool that is killed takes its engines with it.
+(`needs_weights`, answered by the loop) before it gets a request. So it is with all engines when another run takes over
+the pool (`forget_weights`): they serve no one before that run's learner has sent its weights. An engine that dies twice
+without an answer in between fails the pool, and with it every caller, with the tail of its log. Shutdown stops every
+engine process, then the actors; a pool that is killed takes its engines with it.
 """
 
 import asyncio
@@ -33,6 +34,10 @@ HEALTH_TIMEOUT_S = 120
 
 class PoolFailed(RuntimeError):
     """The pool cannot go on; the message says why and ends with the log of the engine that died."""
+
+
+class RunEnded(RuntimeError):
+    """The pool serves another run by now than the one whose request still waited at its gate."""
 
 
 class EngineFailed(RuntimeError):
@@ -85,6 +90,7 @@ class Pool:
         self.version = spec.engine.version
         self.members: list[Member] = []
         self.generation = 0  # changes whenever the set of engine processes does
+        self.run = 0  # counts the runs that the pool has served before this one
         self.update: Update | None = None
         self.restarts = 0
         self.answered = {"requests": 0, "tokens": 0}
@@ -202,10 +208,13 @@ class Pool:
     async def generate(self, requests: list[Request], min_version: int = 0) -> list[list[Generation]]:
         """Generations for each request, sampled by weights of at least `min_version`, however long that takes."""
         self.waiting += len(requests)
+        run = self.run
         try:
-            await self._wait(lambda: self.version >= min_version and bool(self._open()))
+            await self._wait(lambda: self.run != run or (self.version >= min_version and bool(self._open())))
         finally:
             self.waiting -= len(requests)
+        if self.run != run:
+            raise RunEnded(f"the run that asked pool {self.spec.name} has ended")
         # No await from the open gate to the last request given away: the gate may close and loads change in one.
         load = {m: m.outstanding for m in self._open()}
         shares: dict[Member, list[int]] = {}
@@ -326,6 +335,18 @@ class Pool:
         else:
             with contextlib.suppress(EngineFailed):
                 await self._each([(m, m.handle) for m in alive], "resume", timeout_s=HEALTH_TIMEOUT_S)
+        await self._notify()
+
+    async def forget_weights(self) -> None:
+        """Make ready for another run, whose versions may begin anew: no request is served before it sends weights.
+
+        Requests of the run before that still wait at the gate fail with RunEnded.
+        """
+        await self.abort_weight_update()
+        self.version = -1
+        self.run += 1
+        for member in self.members:
+            member.ready = False
         await self._notify()
 
     def _up(self) -> list[Member]:

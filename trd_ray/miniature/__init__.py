@@ -1,7 +1,7 @@
 """A world small enough to measure Trajectory-Refined Distillation in minutes on two CPU cores.
 
 miniature:student, miniature:teacher  ->  model_path  ->  a Hugging Face folder, shipped with the package
-miniature:train, miniature:test       ->  problems    ->  rows of problem_id, problem, answer, reference
+miniature:train, :tune, :test         ->  problems    ->  rows of problem_id, problem, answer, reference
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ from trd_ray.miniature import task
 
 TRAIN_PROBLEMS = 3200
 TEST_PROBLEMS = 200
+TUNE_PROBLEMS = 200
 SEED = 0
 
 
@@ -28,6 +29,12 @@ def model_path(name: Literal["student", "teacher"]) -> Path:
     return folder / name
 
 
-def problems(split: Literal["train", "test"]) -> list[dict]:
-    """The recipes' problems, always the same: 2 to 6 steps to train on, 200 held-out chains of 6 to evaluate."""
-    return task.problems(split, TRAIN_PROBLEMS if split == "train" else TEST_PROBLEMS, SEED)
+def problems(split: Literal["train", "tune", "test"]) -> list[dict]:
+    """The recipes' problems, always the same: 2 to 6 steps to train on, 200 held-out chains of 6 to evaluate.
+
+    Those to tune on are 200 other held-out chains of 6.
+    """
+    if split == "train":
+        return task.problems("train", TRAIN_PROBLEMS, SEED)
+    held_out = task.problems("test", TEST_PROBLEMS + TUNE_PROBLEMS, SEED)
+    return held_out[:TEST_PROBLEMS] if split == "test" else held_out[TEST_PROBLEMS:]

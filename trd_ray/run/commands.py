@@ -8,13 +8,14 @@ checkpoint to resume from).
 import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from trd_ray import placement
 from trd_ray.analyse.ledger import row_metrics
-from trd_ray.analyse.summary import write_summary
+from trd_ray.analyse.summary import first_and_last, write_summary
 from trd_ray.config import Recipe, dump
 from trd_ray.errors import UserError
 from trd_ray.evaluate import stats
@@ -43,41 +44,51 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     inputs = prepare(recipe)
     steps = inputs.total_steps
     if resume:
-        checkpoint = RunDirectory(recipe.directory).latest_checkpoint()
+        checkpoint = RunDirectory(recipe.directory).resume_point()
         done, folder = checkpoint or (0, None)
         if done >= steps:
             raise UserError(f"the run in {recipe.directory} has done its {steps} steps: raise steps to go on")
     else:
         done, folder = 0, None
-    held_out = inputs.held_out
     with _job(inputs, lambda: RunDirectory.create(recipe.directory, recipe, resume), steps, done) as session:
         session.directory.rewind(done)
         session.display.phase("starting engines and learner")
-        session.start(student_path=str(folder / "model") if folder else inputs.student_path, version=done)
-        training = Training(session, done, folder)
-        try:
-            training.trainer.start()
-            session.wait_until_started()
-            # Before the evaluation, so that the stages start, and the first step's rows are sampled, meanwhile.
-            feed = start_feed(session, start_step=done, version=done)
-            if held_out is not None and recipe.evaluation.before and not folder:
-                session.evaluate("base", 0, 0, held_out)
-            session.display.phase("training")
-            training.run(feed)
-            if held_out is not None and recipe.evaluation.after:
-                if training.served != training.version:
-                    training.sync()
-                session.evaluate("trained", training.step, training.version, held_out)
-        except BaseException:
-            with contextlib.suppress(Exception):  # a learner that failed itself has nothing to save
-                training.checkpoint()
-            raise
-        finally:
-            training.close()
-            with contextlib.suppress(Exception):  # of a run that recorded nothing yet
-                write_summary(session.directory)
+        session.start(student_path=inputs.student_path, version=0)
+        train_run(session, done, folder)
     _report(session.directory)
     return 0
+
+
+def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
+    """Train from the step `done` to the end, and evaluate, on a session whose pools run or start.
+
+    `checkpoint` holds the state after `done` steps, None for the initial weights. Raises what ended the run early, once
+    a checkpoint is written.
+    """
+    evaluation, held_out = session.recipe.evaluation, session.inputs.held_out
+    training, feed = Training(session, done, checkpoint), None
+    try:
+        training.trainer.start()
+        session.wait_until_started()
+        if checkpoint and not training.offline:
+            training.sync()  # engines begin with the initial weights
+        # Before the evaluation, so that the stages start, and the first step's rows are sampled, meanwhile.
+        feed = start_feed(session, start_step=done, version=training.served)
+        training.watch()  # engines that served another run get this one's weights
+        if held_out is not None and evaluation.before and not checkpoint:
+            session.evaluate("base", 0, 0, held_out)
+        session.display.phase("training")
+        training.run(feed)
+    except BaseException:
+        with contextlib.suppress(Exception):  # a learner that failed itself has nothing to save
+            training.checkpoint()
+        raise
+    finally:
+        if feed is not None:
+            feed.close()
+        training.close()
+        with contextlib.suppress(Exception):  # of a run that recorded nothing yet
+            write_summary(session.directory)
 
 
 def evaluate(recipe: Recipe, name: str = "checkpoint") -> int:
@@ -154,7 +165,7 @@ def _report(directory: RunDirectory) -> None:
         console.print(f"{headline.strip()}\n", markup=False)
     scores = directory.read_evaluations()
     if scores:
-        header, *lines = stats.table(scores)
+        header, *lines = stats.table(first_and_last(scores))
         table = Table(*header, box=None, pad_edge=False)
         for line in lines:
             table.add_row(*line)

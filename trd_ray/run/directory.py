@@ -66,7 +66,7 @@ class RunDirectory:
         if path.is_dir() and any(path.iterdir()):
             if not (path / "recipe.yaml").exists():
                 raise UserError(f"run directory {path} holds other files: set run_dir to a new or empty place")
-            os.close(_claim(path))  # a run under way is the better answer
+            os.close(claim(path))  # a run under way is the better answer
             raise UserError(
                 f"run directory {path} already holds a run: continue it with --resume, or set run_dir to a new place"
             )
@@ -78,7 +78,7 @@ class RunDirectory:
                 (fresh / folder).mkdir()
             (fresh / "recipe.yaml").write_text(dump(recipe))
             (fresh / "environment.json").write_text(json.dumps([environment()], indent=2))
-            lock = _claim(fresh)
+            lock = claim(fresh)
             os.rename(fresh, path)
         except OSError as e:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -99,7 +99,7 @@ class RunDirectory:
             raise UserError(
                 f"there is no run to resume in {path}: leave --resume out, or set run_dir to the run's place"
             )
-        lock = _claim(path)
+        lock = claim(path)
         try:
             began = from_tree(yaml.safe_load((path / "recipe.yaml").read_text()))
             changed = _differences(began.model_dump(mode="json"), recipe.model_dump(mode="json"))
@@ -253,7 +253,7 @@ def _encodable(value):
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def _claim(path: Path) -> int:
+def claim(path: Path) -> int:
     """Lock the directory for this process; UserError when another one holds it."""
     lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -1,7 +1,7 @@
 """The run: one place that knows the order of things.
 
-    start pools, learner, stream -> evaluate the base -> each step: take rows, build examples, train, sync, record
-                                 -> checkpoint -> evaluate the student -> summary
+    start pools, learner, stream -> evaluate the base -> each step: take rows, build examples, train, sync,
+                                                         evaluate if due, record, checkpoint if due -> summary
 
 A step is recorded (rows, metrics) after its update and its sync, and a checkpoint holds everything up to its step, so
 a resumed run begins at the first problem that the checkpoint has not trained. Leaving, by success, error or signal,
@@ -19,12 +19,13 @@ from ray.actor import ActorHandle
 from trd_ray import placement
 from trd_ray.analyse.ledger import row_metrics, stage_seconds, union_seconds
 from trd_ray.data import order
-from trd_ray.distill.batches import Example, micro_batches, split
+from trd_ray.distill.batches import Cost, Example, micro_batches, split
 from trd_ray.distill.trainer import Trainer
 from trd_ray.engine.actor import Request
 from trd_ray.engine.launch import create_pool, engine_dtype, stop_pools
 from trd_ray.evaluate import stats
 from trd_ray.evaluate.run import evaluation_rows
+from trd_ray.run.checkpoints import Checkpoints, require_metric
 from trd_ray.run.directory import RunDirectory
 from trd_ray.run.display import Display
 from trd_ray.run.metrics import Metrics
@@ -36,6 +37,8 @@ from trd_ray.stream.graph import blocks, graph
 from trd_ray.stream.stages import StageSpec
 from trd_ray.views import Views, load_views
 
+EVALUATED = ("evaluation/avg", "evaluation/pass")  # metrics of a step after which the student was evaluated
+
 
 class RunFailed(RuntimeError):
     """The run cannot go on; the message says what failed. What was trained is in the last checkpoint."""
@@ -46,6 +49,7 @@ class Session:
 
     def __init__(self, inputs: Inputs, directory: RunDirectory, display: Display, stop: StopSignals, resources: dict):
         self.inputs, self.directory, self.display, self.stop = inputs, directory, display, stop
+        self.resources = resources
         self.recipe = inputs.recipe
         self.gpus = resources.get("GPU", 0) > 0
         self.actors = placement.resources(self.recipe, self.gpus, inputs.job)
@@ -58,7 +62,7 @@ class Session:
         """Begin to start the pools; `student_path` holds the weights of policy version `version`."""
         r, logs = self.recipe, self.directory.path / "logs"
         backend = placement.sync_backend(r, self.gpus) if self.inputs.job == "train" else None
-        follows_live = r.teacher.mode == "opsd" and r.teacher.follow == "live"
+        moves = r.teacher.follow != "frozen"
         if "sampler" in self.actors:
             self.pools["sampler"] = create_pool(
                 r.sampler, r.student, student_path, r, actor=self.actors["sampler"], version=version,
@@ -67,9 +71,9 @@ class Session:
         if "refiner" in self.actors:
             self.pools["refiner"] = create_pool(
                 r.refiner, r.teacher if r.teacher.path else r.student,
-                student_path if follows_live else self.inputs.teacher_path, r,
-                actor=self.actors["refiner"], version=version if follows_live else 0,
-                transfer_backend=backend if follows_live else None, logs=logs,
+                student_path if moves else self.inputs.teacher_path, r,
+                actor=self.actors["refiner"], version=version if moves else 0,
+                transfer_backend=backend if moves else None, logs=logs,
             )  # fmt: skip
         self.starting = [pool.start.remote() for pool in self.pools.values()]
 
@@ -80,14 +84,33 @@ class Session:
             ray.get(done)
             self.stop.check()
 
+    def lend(self, inputs: Inputs, directory: RunDirectory, display: Display) -> "Session":
+        """A session of another run on these running pools, which are the lender's to close.
+
+        What the other run asks of an engine when it starts (model, precision, lengths) must be the same. A run that
+        trains also needs `forget_weights`.
+        """
+        other = Session(inputs, directory, display, self.stop, self.resources)
+        other.pools = {name: pool for name, pool in self.pools.items() if name in other.actors}
+        return other
+
+    def forget_weights(self) -> None:
+        """The engines that follow the learner hold another run's weights: they wait until this run's sends its own."""
+        ray.get([pool.forget_weights.remote() for pools in self.following().values() for pool in pools])
+
     @property
     def refiner(self) -> ActorHandle:
         return self.pools.get("refiner") or self.pools["sampler"]
 
-    def following(self) -> list[ActorHandle]:
-        """The pools that get the student's weights after every step."""
-        live = self.recipe.teacher.follow == "live"
-        return [pool for name, pool in self.pools.items() if name == "sampler" or live]
+    def following(self) -> dict[str, list[ActorHandle]]:
+        """The pools that get weights after every step: whose, "student" or its moving average, "teacher" -> pools."""
+        refines = {"live": "student", "ema": "teacher"}.get(self.recipe.teacher.follow)
+        whose = {"sampler": "student"} | ({"refiner": refines} if refines else {})
+        out: dict[str, list[ActorHandle]] = {}
+        for name, pool in self.pools.items():
+            if name in whose:
+                out.setdefault(whose[name], []).append(pool)
+        return out
 
     def look(self) -> dict[str, dict]:
         """Show what the pools are doing; raises when one has failed or the run was asked to stop."""
@@ -158,13 +181,15 @@ class Training:
         self.start_step = self.step = start_step
         self.total_steps = s.inputs.total_steps
         self.corpus = s.inputs.problems is None
+        self.cost = Cost.of(s.inputs.student, s.inputs.teacher, r.learner.activation_checkpointing)
         self.offline = r.stream.max_staleness == "never"
-        self.served = self.version = start_step
+        self.version = start_step
+        self.served = 0  # engines start with the initial weights
         learner = s.actors["learner"]
         self.trainer = Trainer(
             {
                 "recipe": r,
-                "student_path": str(resume_from / "model") if resume_from else s.inputs.student_path,
+                "student_path": s.inputs.student_path,
                 "teacher_path": s.inputs.teacher_path,
                 "tokenizer_path": s.inputs.student_path,
                 "total_steps": self.total_steps,
@@ -178,20 +203,23 @@ class Training:
             storage=s.directory.path / "logs" / "ray_train",
         )
         self.trained = start_step  # steps in the learner's weights; ahead of `step` between update and record
-        self.saved = start_step  # of them in the newest checkpoint; the initial weights need none
-        self.saving = (0.0, 0.0)  # when it was written
+        self.checkpoints = Checkpoints(r, s.directory, self.trainer, saved=start_step)
+        self.pauses: list[tuple[float, float]] = []  # evaluations and checkpoints since the last step's end
         self.began = time.time()
         self.metrics = Metrics(s.directory.path, self.total_steps, start_step)
+        self.recorded: dict[str, Any] = {}  # the last step's metrics
 
     def run(self, feed: Feed) -> None:
         self.began = time.time()
         while self.step < self.total_steps:
             self.one_step(feed)
-            if self.step % self.recipe.checkpoint.every_steps == 0 or self.step == self.total_steps:
-                self.checkpoint()
+            self.checkpoints.finish(wait=False)
+            if self.checkpoints.due(self.step, self.total_steps):
+                self.checkpoint(wait=False)
+        self.checkpoints.finish(wait=True)
 
     def one_step(self, feed: Feed) -> None:
-        """Take the step's rows, train on their examples, give the engines the new weights, record."""
+        """Take the step's rows, train on their examples, give the engines the new weights, evaluate if due, record."""
         begin = time.time()  # of the wait; the step itself began when the engines got its weights
         rows = feed.take(self.step, self.watch, self.session.inputs.rows_in_step(self.step))
         taken = time.time()
@@ -210,11 +238,43 @@ class Training:
         metrics |= self._times(rows, done, train_window) | {"seconds/sync": done - synced}
         metrics |= {"seconds/wait": taken - begin, "version": self.version, "epoch": rows[-1]["epoch"], "time_s": done}
         metrics |= {f"queue/{name}": status["waiting"] for name, status in statuses.items()}
-        self.began = done
+        self.began, self.pauses = done, []
+        try:
+            metrics |= self.evaluate(self.step + 1)
+        finally:  # a step that has trained is recorded, also when its evaluation was stopped
+            self._record(rows, metrics)
+
+    def _record(self, rows: list[dict], metrics: dict[str, Any]) -> None:
         self.directory.write_rows(self.step, rows)
         self.metrics.log(self.step, metrics)
         self.session.display.step({"step": self.step} | metrics)
-        self.step += 1
+        self.step, self.recorded = self.step + 1, metrics
+        best = self.recipe.checkpoint.best
+        if best and self.step == self.start_step + 1:
+            require_metric(best, {*metrics, *EVALUATED})
+
+    def evaluate(self, steps: int) -> dict[str, float]:
+        """Avg@k and Pass@k of the newest weights on the held-out problems, if that is due after `steps` steps."""
+        name = self._evaluation(steps)
+        if name is None:
+            return {}
+        begin = time.time()
+        if self.served != self.version:
+            self.sync()
+        score = self.session.evaluate(name, steps, self.version, self.session.inputs.held_out)
+        self.pauses.append((begin, time.time()))
+        self.session.display.phase("training")
+        measures = (f"avg@{score.samples}", f"pass@{2 ** (score.samples.bit_length() - 1)}")
+        return {name: score.scores[measure].value for name, measure in zip(EVALUATED, measures, strict=True)}
+
+    def _evaluation(self, steps: int) -> str | None:
+        """The name of the evaluation that is due after so many steps."""
+        e = self.recipe.evaluation
+        if self.session.inputs.held_out is None:
+            return None
+        if steps == self.total_steps and e.after:
+            return "trained"
+        return f"step-{steps:06d}" if e.every_steps and steps % e.every_steps == 0 else None
 
     def watch(self) -> None:
         """While rows are awaited: engines that were restarted get the current weights again."""
@@ -226,8 +286,8 @@ class Training:
         self.trained = self.step + 1
         r = self.recipe
         per_update = [
-            micro_batches(shares, r.learner.tokens_per_micro_batch)
-            for shares in split(examples, r.learner.updates_per_step, r.learner.workers)
+            micro_batches(shares, r.learner.tokens_per_micro_batch, r.learner.packing, self.cost)
+            for shares in split(examples, r.learner.updates_per_step, r.learner.workers, self.cost)
         ]
         shares = [ray.put([update[rank] for update in per_update]) for rank in range(r.learner.workers)]
         learned = self.trainer.call("step", r.learner.step_timeout_s, per_rank=[[ref] for ref in shares])
@@ -235,7 +295,7 @@ class Training:
         return learned if examples else {"lr": learned["lr"]}, (begin, time.time())
 
     def sync(self) -> None:
-        """Every engine that follows the student serves `version` when this returns; a failed one is restarted first."""
+        """Every engine that follows the learner serves `version` when this returns; a failed one is restarted first."""
         if not self.session.following():
             return
         for attempt in range(3):
@@ -284,17 +344,17 @@ class Training:
         return {"sync/gap_mean": sum(gaps) / len(gaps), "sync/gap_max": max(gaps)}
 
     def _times(self, rows: list[dict], done: float, train: tuple[float, float]) -> dict[str, float]:
-        """Seconds by stage from the last sync to this one, a checkpoint between them left out.
+        """Seconds by stage from the last sync to this one, without an evaluation or a checkpoint between them.
 
         Overhead is the time in which nothing sampled, verified, refined or trained: scheduling, feeding, sync.
         """
         begin = self.began
-        seconds = stage_seconds(rows, (begin, done), others=[train, self.saving])
-        saving = union_seconds([self.saving], (begin, done))
+        seconds = stage_seconds(rows, (begin, done), others=[train, *self.pauses])
+        paused = union_seconds(self.pauses, (begin, done))
         tokens = {y: sum(len(row[f"{y}_ids"] or ()) for row in rows) for y in ("y_o", "y_r")}
         out = {f"seconds/{stage}": seconds[stage] for stage in ("sample", "verify", "refine")}
         out |= {
-            "seconds/step": done - begin - saving,
+            "seconds/step": done - begin - paused,
             "seconds/train": train[1] - train[0],
             "seconds/overhead": done - begin - seconds["busy"],
         }
@@ -303,19 +363,16 @@ class Training:
                 out[f"tokens_per_s/{name}"] = tokens[y] / seconds[stage]
         return out
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, wait: bool = True) -> None:
         """Save the state after `step` steps, if it is new and if the learner is there, not in a step that failed."""
-        if self.saved == self.step or self.trained != self.step:
-            return
-        begin = time.time()
-        self.session.display.phase(f"writing checkpoint {self.step}")
-        with self.directory.checkpoint(self.step) as folder:
-            self.trainer.call(
-                "checkpoint", self.recipe.learner.step_timeout_s, folder=str(folder),
-                state={"steps": self.step, "version": self.version},
-            )  # fmt: skip
-        self.saved, self.saving = self.step, (begin, time.time())
-        self.session.display.phase("training")
+        if self.trained == self.step:
+            begin = time.time()
+            self.session.display.phase(f"writing checkpoint {self.step}")
+            self.checkpoints.begin(self.step, self.version, self.recorded)
+            self.pauses.append((begin, time.time()))
+            self.session.display.phase("training")
+        if wait:
+            self.checkpoints.finish(wait=True)
 
     def close(self) -> None:
         self.metrics.close()

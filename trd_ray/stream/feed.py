@@ -3,7 +3,7 @@
     dataset --thread--> queue --> Feed.take(step) -> rows of that step
 
 The thread only moves blocks, and no more than AHEAD_STEPS steps' rows before they are wanted; rows of later steps wait
-here. It ends with the dataset, or as a daemon with the process.
+here. It ends with the dataset, after `close` with the block that it waits for, or as a daemon with the process.
 """
 
 import queue
@@ -32,6 +32,7 @@ class Feed:
         self.waiting: dict[int, list[dict]] = {}
         self.queue: queue.SimpleQueue = queue.SimpleQueue()
         self.room = threading.Semaphore(AHEAD_STEPS * rows_per_step)
+        self.closed = False
         self.thread = threading.Thread(target=self._move, args=(tables,), name="feed", daemon=True)
         self.thread.start()
 
@@ -40,10 +41,17 @@ class Feed:
             for table in tables:
                 for _ in range(table.num_rows):
                     self.room.acquire()
+                if self.closed:
+                    return
                 self.queue.put(table)
             self.queue.put(StreamEnded("the stream ended before the step was complete"))
         except BaseException as e:  # noqa: BLE001 - handed to the loop
             self.queue.put(e)
+
+    def close(self) -> None:
+        """Take no more blocks: without its reader a stream that is not at its end stops, and so do its stages."""
+        self.closed = True
+        self.room.release(AHEAD_STEPS * self.rows_per_step)
 
     def take(self, step: int, while_waiting: Callable[[], object], rows: int | None = None) -> list[dict]:
         """The rows of `step`, sorted; `while_waiting` is called several times a second and may raise to give up."""

@@ -1,0 +1,244 @@
+"""A comparison as it is written down, and the cells that it asks for.
+
+    comparison.yaml + key.sub=value ...  ->  load()  ->  Comparison
+    Comparison                           ->  cells() ->  base, tuning and final cells, in the order they are run
+    Comparison, Cell, learning rate      ->  recipe() -> the Recipe of one run
+
+A recipe is made in layers, each of which holds only what differs: the mode's recipe, `set`, the mode's `set`, the
+method's `set`, the method's part for that mode, and for a tuning cell `tuning.set`. What must be equal for a
+comparison to be one (student, problems, steps, evaluation) no method may set.
+"""
+
+import copy
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from trd_ray import config
+from trd_ray.config import Node, Recipe
+from trd_ray.errors import UserError
+
+SHIPPED = "compare"  # the folder of shipped comparisons beside the recipes
+GIVEN = {"name": "name", "run_dir": "directory", "seed": "seeds"}  # key of a recipe -> what the comparison sets it by
+SHARED = ("student", "data", "verify", "steps", "rollouts_per_step", "evaluation", "cluster")
+OF_TUNING = ("steps", "data", "evaluation", "checkpoint")
+FOLDERS = ("base", "tuning", "logs")  # of a mode, beside those of its methods
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+class Mode(Node):
+    recipe: str = Field(description="a YAML file, or the name of a shipped recipe")
+    set: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, as a tree")
+
+
+class Method(Node):
+    set: dict[str, Any] = Field(default_factory=dict)
+    modes: dict[str, dict[str, Any]] = Field(default_factory=dict, description="mode -> what differs in it")
+
+
+class Tuning(Node):
+    """Every method is trained once with every learning rate; that of the highest Avg@k goes into its final runs."""
+
+    learning_rates: list[float] = Field(min_length=1)
+    seed: int = Field(default=0, ge=0)
+    set: dict[str, Any] = Field(default_factory=dict, description="other problems (evaluation) and fewer steps")
+
+
+class Comparison(Node):
+    name: str
+    directory: str | None = Field(default=None, description="default: runs/<name>")
+    seeds: list[int] = Field(min_length=1)
+    against: str | None = Field(default=None, description="a method: each other is compared with it, as with the base")
+    modes: dict[str, Mode] = Field(min_length=1)
+    set: dict[str, Any] = Field(default_factory=dict)
+    methods: dict[str, Method] = Field(min_length=1)
+    tuning: Tuning | None = Field(default=None, description="empty: learning rates are those of the recipes")
+
+    @property
+    def path(self) -> Path:
+        return Path(self.directory or f"runs/{self.name}").expanduser().absolute()
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("holds a seed twice")
+        return seeds
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Comparison":
+        for kind, names in (("modes", self.modes), ("methods", self.methods)):
+            for name in names:
+                if not NAME.fullmatch(name) or name in FOLDERS:
+                    raise ValueError(
+                        f"{kind}.{name} cannot be the name of a folder of runs: use letters, digits, _ and -, and "
+                        f"none of {', '.join(FOLDERS)}"
+                    )
+        if self.against is not None and self.against not in self.methods:
+            raise ValueError(f"against names no method{config.did_you_mean(self.against, list(self.methods))}")
+        for name, method in self.methods.items():
+            for mode in method.modes.keys() - self.modes.keys():
+                hint = config.did_you_mean(mode, list(self.modes))
+                raise ValueError(f"methods.{name}.modes.{mode} names no mode of the comparison{hint}")
+        for where, tree, methods_own in self._layers():
+            for key in tree:
+                if key in GIVEN:
+                    raise ValueError(f"{where} sets {key}, which every cell gets from the comparison's {GIVEN[key]}")
+                if methods_own and key in SHARED:
+                    raise ValueError(
+                        f"{where} sets {key}, which must be equal for all methods: move it to `set`, or to a mode's"
+                    )
+            if methods_own and self.tuning and "lr" in (tree.get("learner") or {}):
+                raise ValueError(f"{where} sets learner.lr, which is tuned: leave one of them out")
+        for key in self.tuning.set if self.tuning else ():
+            if key not in OF_TUNING:
+                raise ValueError(f"tuning.set.{key} is not for tuning alone (known here: {', '.join(OF_TUNING)})")
+        return self
+
+    def _layers(self) -> Iterator[tuple[str, dict, bool]]:
+        """(where, tree, whether it is a method's) of each layer that the file holds."""
+        yield "set", self.set, False
+        for name, mode in self.modes.items():
+            yield f"modes.{name}.set", mode.set, False
+        for name, method in self.methods.items():
+            yield f"methods.{name}.set", method.set, True
+            for mode, tree in method.modes.items():
+                yield f"methods.{name}.modes.{mode}", tree, True
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. `lr` is None where the recipe's holds, and for a final cell before its learning rate is tuned."""
+
+    kind: Literal["base", "tuning", "final"]
+    mode: str
+    method: str  # "" of the base
+    seed: int
+    lr: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Also its folder within the comparison's."""
+        if self.kind == "base":
+            return f"{self.mode}/base/seed-{self.seed}"
+        if self.kind == "tuning":
+            return f"{self.mode}/tuning/{self.method}/lr-{self.lr:g}"
+        return f"{self.mode}/{self.method}/seed-{self.seed}"
+
+
+def cells(comparison: Comparison, mode: str, methods: list[str]) -> list[Cell]:
+    """Tuning and final cells of these methods: seed by seed, so that the methods can be compared early."""
+    t = comparison.tuning
+    tuned = [Cell("tuning", mode, m, t.seed, lr) for m in methods for lr in t.learning_rates] if t else []
+    return tuned + [Cell("final", mode, m, seed) for seed in comparison.seeds for m in methods]
+
+
+def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recipe:
+    """The recipe of a cell, validated; `lr` is that of a final cell."""
+    mode = comparison.modes[cell.mode]
+    tree = _read(config.recipe_path(mode.recipe))
+    layers = [comparison.set, mode.set]
+    if cell.method:
+        method = comparison.methods[cell.method]
+        layers += [method.set, method.modes.get(cell.mode, {})]
+    if cell.kind == "tuning":
+        assert comparison.tuning is not None
+        layers.append(comparison.tuning.set)
+    lr = cell.lr if cell.lr is not None else lr
+    layers.append({"learner": {"lr": lr}} if lr is not None else {})
+    given = {"name": cell.name.replace("/", "-"), "run_dir": str(comparison.path / cell.name), "seed": cell.seed}
+    # The base is scored once for all methods.
+    for layer in [*layers, given, {"evaluation": {"before": False, "after": True}}]:
+        tree = merged(tree, layer)
+    try:
+        return config.from_tree(tree)
+    except UserError as e:
+        raise UserError(f"{cell.name}: {e}") from e
+
+
+def merged(tree: dict, layer: dict) -> dict:
+    """`tree` with the keys of `layer`: groups key by key, everything else, lists too, replaced."""
+    out = copy.copy(tree)
+    for key, value in layer.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = merged(out[key], value) if both else copy.deepcopy(value)
+    return out
+
+
+def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Comparison:
+    """Read a comparison, or a shipped one by its name, and apply `key.sub=value` overrides; raises UserError.
+
+    A mode or a method that is set to null is left out.
+    """
+    tree = _read(_path(name))
+    for override in overrides:
+        config.apply_override(tree, override)
+    tree = _without_null(tree)
+    try:
+        return Comparison.model_validate(tree)
+    except ValidationError as e:
+        raise UserError("; ".join(_sentence(error) for error in e.errors())) from e
+
+
+def _without_null(tree: dict) -> dict:
+    modes, methods = tree.get("modes"), tree.get("methods")
+    if not isinstance(modes, dict) or not isinstance(methods, dict):
+        return tree
+    left_out = {name for name, mode in modes.items() if mode is None}
+    kept: dict[str, Any] = {}
+    for name, method in methods.items():
+        if isinstance(method, dict) and isinstance(method.get("modes"), dict):
+            method = method | {"modes": {m: part for m, part in method["modes"].items() if m not in left_out}}
+        if method is not None:
+            kept[name] = method
+    return tree | {"modes": {m: mode for m, mode in modes.items() if m not in left_out}, "methods": kept}
+
+
+def _path(name: str) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = Path(str(resources.files("trd_ray"))) / "recipes" / SHIPPED
+    names = sorted(p.stem for p in folder.glob("*.yaml"))
+    if name in names:
+        return folder / f"{name}.yaml"
+    raise UserError(
+        f"there is no comparison {name!r}: give a YAML file or one of {', '.join(names)}"
+        f"{config.did_you_mean(path.stem, names)}"
+    )
+
+
+def _read(path: Path) -> dict:
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must be a mapping of keys to values, but holds a {type(tree).__name__}")
+    return tree
+
+
+def _sentence(error: Any) -> str:
+    """A fault of the comparison's own keys; those of recipes are told when a cell's recipe is made."""
+    where = ".".join(map(str, error["loc"]))
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key {where}{config.did_you_mean(str(error['loc'][-1]), _known(error['loc']))}"
+        case "missing":
+            return f"{where} is missing"
+        case "value_error":
+            return f"{where} {error['ctx']['error']}".strip()
+        case "too_short":
+            return f"{where} is empty"
+    return f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, but found {error['input']!r}"
+
+
+def _known(loc: tuple) -> list[str]:
+    node = {"modes": Mode, "methods": Method, "tuning": Tuning}.get(str(loc[0])) if len(loc) > 1 else Comparison
+    return list((node or Comparison).model_fields)

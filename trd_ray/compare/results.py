@@ -1,0 +1,170 @@
+"""Finished cells to numbers: scores over seeds, differences, costs, and what the methods trained on.
+
+    Plan -> results() -> a plain dict, which is comparison.json and what the tables show
+
+Seeds are averaged within each problem, then problems are resampled: an interval says how far a number would move with
+other problems of the same kind. How far it moves with another seed is told beside it, as the seeds' own means and their
+standard deviation. Only seeds that both sides have finished enter a difference.
+"""
+
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from trd_ray.compare.cells import Plan
+from trd_ray.compare.grid import Cell
+from trd_ray.evaluate.stats import LEVEL, Estimate, Score, estimate, measures, paired_difference
+from trd_ray.run.directory import RunDirectory
+
+STAGES = ["sample", "verify", "refine", "train", "sync", "overhead"]
+TRAINED_ON = {  # of the metrics of a step
+    "raw_passed": "y_o/passed",
+    "refined_passed": "y_r/passed",
+    "raw_tokens": "y_o/tokens_mean",
+    "refined_tokens": "y_r/tokens_mean",
+    "grad_norm": "grad_norm",
+}
+
+
+def results(plan: Plan, failures: dict[str, str]) -> dict[str, Any]:
+    comparison = plan.comparison
+    out: dict[str, Any] = {
+        "name": comparison.name,
+        "level": LEVEL,
+        "seeds": comparison.seeds,
+        "against": comparison.against,
+        "modes": {},
+        "tuning": _tuning(plan),
+        "failures": failures,
+        "unfinished": [c.name for c in plan.cells() if plan.score(c) is None],
+    }
+    for mode in comparison.modes:
+        bases = _scores(plan, [plan.base(mode, seed) for seed in comparison.seeds])
+        finals = {m: _scores(plan, [Cell("final", mode, m, s) for s in comparison.seeds]) for m in comparison.methods}
+        resamples = plan.recipe(Cell("base", mode, "", 0)).evaluation.bootstrap
+        against = finals.get(comparison.against or "", {})
+        found = {"base": _line(bases, {}, {}, resamples)} if bases else {}
+        for method, scores in finals.items():
+            if scores:
+                line = _line(scores, bases, {} if method == comparison.against else against, resamples)
+                runs = [RunDirectory(plan.path / Cell("final", mode, method, seed).name) for seed in scores]
+                lr = plan.recipe(Cell("final", mode, method, 0)).learner.lr
+                found[method] = {"learning_rate": lr} | line | {"cost": _cost(runs), "trained_on": _trained_on(runs)}
+        out["modes"][mode] = found
+    return out
+
+
+def _scores(plan: Plan, cells: list[Cell]) -> dict[int, Score]:
+    """Seed -> score of the finished ones."""
+    return {cell.seed: score for cell in cells if (score := plan.score(cell))}
+
+
+def _line(scores: dict[int, Score], bases: dict, against: dict, resamples: int) -> dict[str, Any]:
+    some = next(iter(scores.values()))
+    by_seed = {seed: _measures(score) for seed, score in scores.items()}
+    line: dict[str, Any] = {
+        "seeds": list(scores),
+        "problems": some.problems,
+        "samples": some.samples,
+        "scores": {},
+        "tokens_mean": fmean(s.tokens_mean for s in scores.values()),
+        "truncated": fmean(s.truncated for s in scores.values()),
+        "answered": fmean(s.answered for s in scores.values()),
+    }
+    some_seed = next(iter(by_seed))
+    for measure in by_seed[some_seed]:
+        values = [float(np.mean(by_seed[seed][measure])) for seed in scores]
+        line["scores"][measure] = _estimate(over_seeds(by_seed, measure, list(scores)), resamples) | {
+            "by_seed": values,
+            "std_over_seeds": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        }
+    for name, others in (("minus_base", bases), ("minus_against", against)):
+        common = [seed for seed in scores if seed in others]
+        if common and others[common[0]].per_problem.keys() == some.per_problem.keys():
+            theirs = {seed: _measures(others[seed]) for seed in common}
+            line[name] = {
+                measure: _as_json(
+                    paired_difference(
+                        over_seeds(theirs, measure, common), over_seeds(by_seed, measure, common), resamples, 0
+                    )
+                )
+                for measure in by_seed[some_seed]
+                if measure in theirs[common[0]]
+            }
+    return line
+
+
+def over_seeds(by_seed: dict[int, dict[str, np.ndarray]], measure: str, seeds: list[int]) -> np.ndarray:
+    """The mean over seeds of each problem's value."""
+    return np.mean([by_seed[seed][measure] for seed in seeds], axis=0)
+
+
+def _measures(score: Score) -> dict[str, np.ndarray]:
+    """Per problem, in the order of the problems' ids."""
+    return measures(np.array([score.per_problem[p] for p in sorted(score.per_problem)], dtype=bool))
+
+
+def _estimate(values_P: np.ndarray, resamples: int) -> dict[str, Any]:
+    return _as_json(estimate(values_P, resamples, 0))
+
+
+def _as_json(e: Estimate) -> dict[str, Any]:
+    return {"value": e.value, "low": e.low, "high": e.high}
+
+
+def _tuning(plan: Plan) -> list[dict[str, Any]]:
+    found = []
+    for mode in plan.comparison.modes:
+        for method in plan.comparison.methods:
+            best = plan.best_lr(mode, method)
+            for cell in plan.tuning_cells(mode, method):
+                score = plan.score(cell)
+                if score:
+                    measure = f"avg@{score.samples}"
+                    found.append(
+                        {"mode": mode, "method": method, "learning_rate": cell.lr, "seed": cell.seed}
+                        | {"measure": measure, "chosen": cell.lr == best, "steps": score.step}
+                        | {"problems": score.problems, "score": _as_json(score.scores[measure])}
+                    )
+    return found
+
+
+def _cost(runs: list[RunDirectory]) -> dict[str, Any]:
+    """A run's mean over seeds: tokens made and trained on, seconds of its steps by stage (stages overlap)."""
+    metrics = [run.read_metrics() for run in runs]
+    tokens = [_tokens(run) for run in runs]
+    return {
+        "tokens": {y: fmean(t[y] for t in tokens) for y in ("sampled", "refined")}
+        | {"trained": fmean(sum(m.get("trained_tokens") or 0 for m in steps) for steps in metrics)},
+        "seconds": {
+            stage: fmean(sum(m.get(f"seconds/{stage}") or 0 for m in steps) for steps in metrics)
+            for stage in ["step", *STAGES]
+        },
+    }
+
+
+def _tokens(run: RunDirectory) -> dict[str, int]:
+    columns = {
+        # pyarrow.compute makes its functions when it is imported, out of a type checker's sight.
+        name: pc.list_value_length(pc.field(f"{y}_ids"))  # pyright: ignore
+        for name, y in (("sampled", "y_o"), ("refined", "y_r"))
+    }
+    lengths = run.read_rows().scanner(columns=columns).to_table()
+    return {name: pc.sum(lengths[name]).as_py() or 0 for name in columns}  # pyright: ignore
+
+
+def _trained_on(runs: list[RunDirectory]) -> dict[str, Any]:
+    """Means over steps and seeds, and of the KL also those of the first and of the last quarter of the steps."""
+    metrics = [run.read_metrics() for run in runs]
+    out = {name: _mean([m for steps in metrics for m in steps], key) for name, key in TRAINED_ON.items()}
+    quarter = max(1, len(metrics[0]) // 4)
+    out["kl_first"] = _mean([m for steps in metrics for m in steps[:quarter]], "kl/mean")
+    out["kl_last"] = _mean([m for steps in metrics for m in steps[-quarter:]], "kl/mean")
+    return out
+
+
+def _mean(metrics: list[dict], name: str) -> float | None:
+    values = [m[name] for m in metrics if m.get(name) is not None]
+    return fmean(values) if values else None
