@@ -431,6 +431,21 @@ def test_the_export_loads_in_transformers_and_says_what_the_learner_says(folder,
         assert torch.equal(dict(exported.named_parameters())[name], weight)
 
 
+def parameter_bytes(learner: Learner) -> int:
+    """Of student and teacher, what they share counted once."""
+    both = {id(p): p for side in (learner.student, learner.teacher) for p in side.parameters()}
+    return sum(p.numel() * p.element_size() for p in both.values())
+
+
+def test_adapters_with_a_frozen_self_as_teacher_need_no_second_copy_of_the_weights(folder, alone):
+    base = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder / "student").parameters())
+    whole, adapted = (make_learner(folder, {"learner": settings}) for settings in ({}, LORA))
+    adapters = sum(p.numel() for p in adapted.trained.values())
+    assert parameter_bytes(whole) == 4 * (base + base)
+    assert parameter_bytes(adapted) == 4 * (base + adapters)
+    assert set(adapted.trained) == {name for name, _ in adapted.student.model.named_parameters() if ".lora_" in name}
+
+
 def test_asking_for_logprobs_between_steps_changes_no_step(folder, alone):
     asked, undisturbed = (make_learner(folder, {"teacher": {"follow": "live"}}) for _ in range(2))
     curve = []

@@ -138,11 +138,18 @@ class _FusedDivergence(torch.autograd.Function):
             grad_CV = grad_buffer_CV[: len(hidden_CH)]
             for p in _slices(len(hidden_CH), piece):
                 n = slice(c.start + p.start, c.start + p.stop)
-                # In float32 the gradient takes the place of the student's logits.
-                student_PV = _project(hidden_CH[p], head_VH, out=grad_CV[p] if dtype == exact else None)
+                in_place = dtype == exact  # the gradient takes the place of the student's logits
+                student_PV = _project(hidden_CH[p], head_VH, out=grad_CV[p] if in_place else None)
                 teacher_PV = _project(teacher_hidden_NG[n], teacher_head_VG)
                 statistics_SN[:, n] = elementwise(
-                    student_PV, teacher_PV, grad_CV[p], targets_N[n], weight_N[n], watch_ids, divergence, transforms
+                    student_PV,
+                    teacher_PV,
+                    None if in_place else grad_CV[p],
+                    targets_N[n],
+                    weight_N[n],
+                    watch_ids,
+                    divergence,
+                    transforms,
                 )
                 del student_PV, teacher_PV  # before the next piece's are made
             if hidden_grad_NH is not None:
@@ -174,24 +181,24 @@ def _add_product(sum_VH: torch.Tensor, a_VC: torch.Tensor, b_CH: torch.Tensor) -
     if a_VC.is_cuda and a_VC.dtype in (torch.bfloat16, torch.float16):
         torch.addmm(sum_VH, a_VC, b_CH, out_dtype=torch.float32, out=sum_VH)
     else:
-        sum_VH.addmm_(a_VC.to(sum_VH.dtype), b_CH.to(sum_VH.dtype))
+        torch.addmm(sum_VH, a_VC.to(sum_VH.dtype), b_CH.to(sum_VH.dtype), out=sum_VH)
 
 
 def _statistics(
     student_RV: torch.Tensor,
     teacher_RV: torch.Tensor,
-    grad_RV: torch.Tensor,
+    grad_RV: torch.Tensor | None,
     targets_R: torch.Tensor,
     weight_R: torch.Tensor,
     watch_ids: torch.Tensor | None,
     divergence: Divergence,
     transforms: tuple[LogitTransform, LogitTransform],
 ) -> torch.Tensor:
-    """Statistics [S, R] of products with lm_head; fills `grad_RV` with weight * d D / d student's product.
+    """Statistics [S, R] of products with lm_head; weight * d D / d student's product goes into `grad_RV`.
 
-    `grad_RV` may be `student_RV` itself.
+    None stands for `student_RV` itself: what torch.compile makes of two views of the same memory is wrong.
     """
-    exact = torch.promote_types(student_RV.dtype, torch.float32)
+    exact, out_RV = torch.promote_types(student_RV.dtype, torch.float32), student_RV if grad_RV is None else grad_RV
     (student_transform, teacher_transform), targets_R1 = transforms, targets_R.unsqueeze(1)
     student_RV, teacher_RV = student_transform(student_RV.to(exact)), teacher_transform(teacher_RV.to(exact))
     both = pair(student_RV, teacher_RV)
@@ -207,8 +214,7 @@ def _statistics(
             torch.zeros_like(value_R) if watch_ids is None else both.q_NM[:, watch_ids].sum(-1),
         ]
     )
-    gradient_RV = student_transform.gradient(gradient_RV.mul_(weight_R.unsqueeze(1)), student_RV)
-    grad_RV.copy_(gradient_RV)
+    out_RV.copy_(student_transform.gradient(gradient_RV.mul_(weight_R.unsqueeze(1)), student_RV))
     return statistics_SR
 
 
@@ -216,7 +222,8 @@ def _in_blocks(student_PV, teacher_PV, grad_PV, targets_P, weight_P, *rest: Any)
     """`_statistics` of a few rows at a time."""
     rows = -(-_block_logits(student_PV.device) // student_PV.shape[1])
     of_rows = (student_PV, teacher_PV, grad_PV, targets_P, weight_P)
-    return torch.cat([_statistics(*(t[r] for t in of_rows), *rest) for r in _slices(len(student_PV), rows)], dim=1)
+    blocks = [[None if t is None else t[r] for t in of_rows] for r in _slices(len(student_PV), rows)]
+    return torch.cat([_statistics(*block, *rest) for block in blocks], dim=1)  # type: ignore[arg-type]
 
 
 def _block_logits(device: torch.device) -> int:

@@ -29,10 +29,10 @@ def model_path(name: Literal["student", "teacher"]) -> Path:
     return folder / name
 
 
-def problems(split: Literal["train", "tune", "test"]) -> list[dict]:
+def problems(split: str) -> list[dict]:
     """The recipes' problems, always the same: 2 to 6 steps to train on, 200 held-out chains of 6 to evaluate.
 
-    Those to tune on are 200 other held-out chains of 6.
+    `split` is "train", "test" or "tune"; those to tune on are 200 other held-out chains of 6.
     """
     if split == "train":
         return task.problems("train", TRAIN_PROBLEMS, SEED)
