@@ -446,6 +446,25 @@ def test_adapters_with_a_frozen_self_as_teacher_need_no_second_copy_of_the_weigh
     assert set(adapted.trained) == {name for name, _ in adapted.student.model.named_parameters() if ".lora_" in name}
 
 
+@pytest.mark.parametrize("settings", [{}, LORA], ids=["whole", "adapters"])
+def test_the_refiner_is_sent_the_moving_average_of_the_students(folder, alone, settings):
+    learner = make_learner(folder, {"teacher": {"follow": "ema", "ema_decay": 0.7}, "learner": settings})
+    trained = {name: p.full_tensor().detach().clone() for name, p in learner.trained.items()}
+    for rows in STEPS:
+        train(learner, [rows])
+        for name, p in learner.trained.items():
+            trained[name] = 0.7 * trained[name] + 0.3 * p.full_tensor().detach()
+    sent, newest = (
+        {name: w.clone() for name, w in learner.weights(who, torch.float32)} for who in ("teacher", "student")
+    )
+    assert {name for name, _ in learner.shapes()} == sent.keys()
+    for p, average in zip(learner.trained.values(), trained.values(), strict=True):
+        p.to_local().detach().copy_(average)
+    for name, expected in learner.weights("student", torch.float32):
+        torch.testing.assert_close(sent[name], expected, rtol=1e-5, atol=1e-6)
+    assert any((sent[name] - newest[name]).abs().max() > 1e-4 for name in sent)
+
+
 def test_asking_for_logprobs_between_steps_changes_no_step(folder, alone):
     asked, undisturbed = (make_learner(folder, {"teacher": {"follow": "live"}}) for _ in range(2))
     curve = []

@@ -1,10 +1,12 @@
 """Whole runs on the miniature world: vLLM, Ray Data, Ray Train and the weight sync together, as a user starts them."""
 
+import contextlib
 import json
 import os
 import signal
 from statistics import fmean
 
+import psutil
 import pytest
 from runs import NO_EVALUATION, ROWS, SMALL, STEPS, Finished, engines, finish, run, start, wait_for_step
 
@@ -129,16 +131,28 @@ def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_
     assert done.metrics[0]["y_r/passed"] > done.metrics[0]["y_o/passed"]
 
 
-def test_training_on_a_corpus_gives_the_same_loss_curve_each_time(corpus, tmp_path):
+def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_an_uninterrupted_one(corpus, tmp_path):
     assert corpus.code == 0, corpus.output[-3000:]
     on_corpus = [*SMALL, *NO_EVALUATION, "data.source=corpus", f"data.path={corpus.directory}"]
+    on_corpus += ["checkpoint.every_steps=2"]
     places = [tmp_path / "run0", tmp_path / "run1"]
-    started = [start(place, "train", "miniature_opsd", *on_corpus) for place in places]
-    runs = [finish(process, place) for process, place in zip(started, places, strict=True)]
-    assert [r.code for r in runs] == [0, 0], runs[0].output[-3000:]
-    curves = [[m["loss"] for m in r.metrics] for r in runs]
-    assert len(curves[0]) == STEPS and curves[0] == curves[1]
-    assert [row["y_r_ids"] for row in runs[0].rows] == [row["y_r_ids"] for row in corpus.rows]
+    whole, killed = (start(place, "train", "miniature_opd", *on_corpus) for place in places)
+    wait_for_step(killed, places[1], 3)
+    of_killed = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.wait()
+    for process in of_killed:  # a driver that is killed leaves Ray's own agents behind
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    uninterrupted = finish(whole, places[0])
+    assert uninterrupted.code == 0, uninterrupted.output[-3000:]
+    resumed = run(places[1], "train", "miniature_opd", *on_corpus, "--resume", "learner.workers=2", "learner.cpus=0.25")
+    assert resumed.code == 0, resumed.output[-3000:]
+    curves = [[m["loss"] for m in r.metrics] for r in (uninterrupted, resumed)]
+    assert len(curves[0]) == STEPS and curves[1] == pytest.approx(curves[0], rel=1e-5)
+    for r in (uninterrupted, resumed):
+        assert [row["row"] for row in r.rows] == list(range(ROWS))
+        assert [row["y_r_ids"] for row in r.rows] == [row["y_r_ids"] for row in corpus.rows]
 
 
 def test_a_checkpoint_can_be_evaluated_by_itself(opsd, tmp_path):
@@ -156,11 +170,15 @@ def test_a_checkpoint_can_be_evaluated_by_itself(opsd, tmp_path):
     assert agree > 0.9  # the same weights and seeds
 
 
-def test_a_real_checkpoint_goes_through_the_same_path(tmp_path):
+def test_a_real_checkpoint_trains_adapters_which_engines_and_export_get_as_they_are(tmp_path):
     """SmolLM2-135M-Instruct: tied embeddings, byte-level BPE, another architecture than the miniature's."""
     short = ["sampler.max_response_tokens=16", "refiner.max_response_tokens=16", "rollouts_per_step=2"]
-    done = run(tmp_path / "run", "train", "smollm2_smoke", *NO_EVALUATION, *short, timeout_s=580)
+    adapters = ["learner.lora={rank: 8, alpha: 16}", "sync.lora=adapter", "checkpoint.export=adapter"]
+    done = run(tmp_path / "run", "train", "smollm2_smoke", *NO_EVALUATION, *short, *adapters, timeout_s=580)
     assert done.code == 0, done.output[-3000:]
     assert [m["version"] for m in done.metrics] == [1, 2]
     assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics)
-    assert (done.directory / "checkpoints" / "step-000002" / "model" / "model.safetensors").is_file()
+    export = done.directory / "checkpoints" / "step-000002" / "model"
+    assert (export / "adapter_model.safetensors").stat().st_size > 10_000 and not (
+        export / "model.safetensors"
+    ).exists()

@@ -223,7 +223,10 @@ class Learner:
         return merged_shapes(self.student.model)
 
     def weights(self, who: str, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full tensors of the "student" or, if it moves, of the "teacher", adapters merged in; collective."""
+        """Full tensors of the "student" or, if it moves, of the "teacher", adapters merged in; collective.
+
+        On a single rank they may be the parameters themselves: good until the next one is asked for.
+        """
         with self.teaching() if who == "teacher" else contextlib.nullcontext():
             yield from merged_weights(self.student.model, dtype, self.device)
 
