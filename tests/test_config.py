@@ -61,6 +61,9 @@ def test_a_dumped_recipe_loads_to_an_equal_one(recipe_file):
         ({"learnr": {}}, "unknown key learnr (did you mean learner?)"),
         ({"learner": {"lrr": 1}}, "unknown key learner.lrr (did you mean lr?)"),
         ({"cluster": {"zzz": 1}}, "unknown key cluster.zzz (known here: address, local_cpus, object_store_gib)"),
+        ({"learner": {"lora": {"rnk": 1}}}, "unknown key learner.lora.rnk (did you mean rank?)"),
+        ({"learner": {"lora": {"rank": 0}}}, "learner.lora.rank must be at least 1, but found 0"),
+        ({"learner": {"lora": True}}, "learner.lora must not be true or false"),
         ({"learner": {"lr": "fast"}}, "learner.lr must be a number, but found 'fast'"),
         ({"learner": {"lr": float("nan")}}, "learner.lr must be a finite number, but found nan"),
         ({"sync": {"timeout_s": float("inf")}}, "sync.timeout_s must be a finite number, but found inf"),
@@ -106,6 +109,7 @@ def test_every_fault_is_told_at_once():
         ({"sync": {"lora": "adapter"}, "learner": {"lora": {"rank": 513}}}, "rank 512 at most"),
         ({"sync": {"lora": "adapter"}, "learner": {"lora": {}}, "teacher": {"follow": "ema"}}, "set sync.lora=merged"),
         ({"evaluation": {"every_steps": 5}, "stream": {"max_staleness": "never"}}, "set stream.max_staleness"),
+        ({"checkpoint": {"best": "evaluation/av"}}, "did you mean evaluation/avg?"),
         ({"checkpoint": {"best": "evaluation/avg"}, "evaluation": {"path": None}}, "set evaluation.path"),
         (
             {

@@ -221,3 +221,9 @@ def test_a_model_that_adds_a_bias_to_its_logits_is_refused_by_what_trains(who):
     biased = dataclasses.replace(FACTS, path="phi", head_bias=True)
     assert "phi" in (said := refusal(**{who: biased})) and "bias" in said
     assert check(**{who: biased, "trains": False}).problems == 3
+
+
+def test_adapters_on_a_layer_that_the_student_does_not_have_are_refused_with_those_it_has():
+    lora = {"learner": {"lora": {"targets": ["q_proj", "w_proj"]}}}
+    said = refusal(lora, student=dataclasses.replace(FACTS, linear_layers=("q_proj", "v_proj")))
+    assert "'w_proj'" in said and "did you mean v_proj?" in said

@@ -10,7 +10,7 @@ import difflib
 import types
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -26,6 +26,7 @@ from pydantic import (
 from trd_ray.errors import UserError
 
 DType = Literal["float32", "bfloat16", "float16"]
+EVALUATED = ("evaluation/avg", "evaluation/pass")  # metrics of a step after which the student was evaluated
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -345,6 +346,10 @@ class Recipe(Node):
                 "sample with the initial ones: leave it out, or set stream.max_staleness to a number"
             )
         if (self.checkpoint.best or "").startswith("evaluation/"):
+            if self.checkpoint.best not in EVALUATED:
+                raise ValueError(
+                    f"checkpoint.best names no metric{did_you_mean(str(self.checkpoint.best), list(EVALUATED))}"
+                )
             meets = e.path and (e.after or (e.every_steps and not self.checkpoint.every_steps % e.every_steps))
             if not meets:
                 raise ValueError(
@@ -488,15 +493,21 @@ def _in_tree(loc: tuple) -> tuple:
             return loc[:depth]
         if not (isinstance(node, type) and issubclass(node, Node) and part in node.model_fields):
             return loc
-        node = node.model_fields[part].annotation
+        node = _present(node.model_fields[part].annotation)
     return loc
 
 
 def _node(keys: tuple) -> type[Node]:
     node: Any = Recipe
     for key in keys:
-        node = node.model_fields[key].annotation
+        node = _present(node.model_fields[key].annotation)
     return node
+
+
+def _present(annotation: Any) -> Any:
+    """The group of keys in `Group | None`; anything else as it is."""
+    groups = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, Node)]
+    return groups[0] if groups else annotation
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from trd_ray.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _WANTED = "give a folder that holds config.json and weights, a Hugging Face name such as Qwen/Qwen3-1.7B, or smollm2"
@@ -38,6 +38,7 @@ class ModelFacts:
     dtype: str
     eos_ids: tuple[int, ...]  # at which generation ends: of generation_config.json, else of config.json
     head_bias: bool = False  # of lm_head
+    linear_layers: tuple[str, ...] = ()  # last parts of the names of linear modules, without lm_head
 
 
 def resolve(path: str, revision: str | None = None) -> str:
@@ -141,8 +142,17 @@ def facts_of(
         max_positions=text.max_position_embeddings,
         dtype=str(text.dtype or torch.float32).removeprefix("torch."),
         eos_ids=tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,),
+        linear_layers=_linear_layers(model),
         head_bias=getattr(model.get_output_embeddings(), "bias", None) is not None,
     )
+
+
+def _linear_layers(model: "PreTrainedModel") -> tuple[str, ...]:
+    from torch.nn import Linear
+
+    head = model.get_output_embeddings()
+    names = (name for name, m in model.named_modules() if isinstance(m, Linear) and m is not head)
+    return tuple(sorted({name.rpartition(".")[2] for name in names}))
 
 
 def tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from trd_ray import data
-from trd_ray.config import Recipe
+from trd_ray.config import Recipe, did_you_mean
 from trd_ray.errors import UserError
 from trd_ray.models import ModelFacts
 from trd_ray.views import Views, ViewTooLong
@@ -75,6 +75,7 @@ def check(
     """Refuse what cannot work, as a UserError. `problems` is None for a corpus, `evaluation` where there is none."""
     if trains:
         _no_bias(student, teacher)
+        _has_targets(recipe, student)
     _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
     kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
     student_end = _turn_ends(student, student_tokenizer, "student", kwargs[0])
@@ -144,6 +145,15 @@ def _no_bias(*models: ModelFacts) -> None:
             raise UserError(
                 f"{model.path} ({model.architecture}) adds a bias to its logits, which the fused head does not: "
                 "choose a model without it, such as one of the Llama, Qwen, Gemma or Mistral families"
+            )
+
+
+def _has_targets(recipe: Recipe, student: ModelFacts) -> None:
+    for target in (recipe.learner.lora and recipe.learner.lora.targets) or ():
+        if target.rpartition(".")[2] not in student.linear_layers:
+            raise UserError(
+                f"learner.lora.targets names {target!r}, but {student.path} has no such linear layer"
+                f"{did_you_mean(target, list(student.linear_layers))}"
             )
 
 

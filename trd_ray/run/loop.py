@@ -18,6 +18,7 @@ from ray.actor import ActorHandle
 
 from trd_ray import placement
 from trd_ray.analyse.ledger import row_metrics, stage_seconds, union_seconds
+from trd_ray.config import EVALUATED
 from trd_ray.data import order
 from trd_ray.distill.batches import Cost, Example, micro_batches, split
 from trd_ray.distill.trainer import Trainer
@@ -36,8 +37,6 @@ from trd_ray.stream.feed import Feed, corpus_tables
 from trd_ray.stream.graph import blocks, graph
 from trd_ray.stream.stages import StageSpec
 from trd_ray.views import Views, load_views
-
-EVALUATED = ("evaluation/avg", "evaluation/pass")  # metrics of a step after which the student was evaluated
 
 
 class RunFailed(RuntimeError):
