@@ -56,7 +56,7 @@ class Learner:
             tokenizer_path, revision=r.student.revision, trust_remote_code=r.student.trust_remote_code
         )
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
-        self.onset_ids = torch.tensor(onset_ids(self.tokenizer), device=device)
+        self.onset_ids = torch.tensor(onset_ids(self.tokenizer), dtype=torch.long, device=device)
         self.divergence = Divergence.from_config(r.loss)
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         student = load(r.student, student_path, self.dtype if opt.lora else torch.float32, opt)
