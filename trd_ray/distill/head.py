@@ -36,7 +36,7 @@ STATISTICS = (
     "teacher_mass",  # the teacher's probability of the watched ids together
 )
 
-_PIECES = 2  # of a chunk
+_PIECES = 4  # of a chunk
 
 
 def fused_divergence(
@@ -80,14 +80,6 @@ def fused_divergence(
         chunk_tokens,
         compile,
     )  # type: ignore[return-value]
-
-
-def forward_kl(
-    *args: torch.Tensor, temperature: float = 1.0, chunk_tokens: int = 1024, **kwargs: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """`fused_divergence` of forward KL."""
-    spec = Divergence(temperature=temperature)
-    return fused_divergence(*args, **kwargs, divergence=spec, chunk_tokens=chunk_tokens)  # type: ignore[misc]
 
 
 @torch.no_grad()
@@ -165,7 +157,10 @@ class _FusedDivergence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss, _grad_statistics):  # type: ignore[override]
-        grads = [None if grad is None else grad * grad_loss for grad in ctx.saved_tensors]
+        grads = ctx.saved_tensors
+        # Another [V, H] where it is needed; to look at a number on a GPU would wait for it.
+        if grad_loss.is_cuda or grad_loss != 1:
+            grads = [None if grad is None else grad * grad_loss for grad in grads]
         return *grads, *(None,) * 9
 
 
