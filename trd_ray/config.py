@@ -167,7 +167,9 @@ class Loss(Node):
     temperature: float = Field(default=1.0, gt=0, description="of both distributions")
     token_clip: float | None = Field(default=None, gt=0, description="largest divergence of a token, in nats")
     vocab_clip: float | None = Field(
-        default=None, gt=0, description="largest contribution of one vocabulary entry to a token's divergence, in nats"
+        default=None,
+        gt=0,
+        description="largest contribution of a vocabulary entry to a token's divergence, in nats (the rest may be < 0)",
     )
     mean: Literal["tokens", "trajectories"] = Field(
         default="tokens", description="over all of a step's tokens, or over trajectories of each one's mean"
@@ -193,10 +195,12 @@ class Learner(Node):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     updates_per_step: int = Field(default=1, ge=1)
     tokens_per_micro_batch: int = Field(default=32768, ge=1, description="of the student's or the teacher's side")
-    chunk_tokens: int = Field(default=1024, ge=1, description="response tokens whose logits exist at a time")
+    chunk_tokens: int = Field(default=1024, ge=1, description="response tokens whose logit gradients exist at a time")
     lora: LoRA | None = Field(default=None, description="{} for rank 64, alpha 128; empty: all weights train")
     packing: bool = Field(default=True, description="sequences end to end without padding, kept apart in attention")
-    compile: bool = Field(default=False, description="torch.compile of layers and loss; needs a C++ compiler or a GPU")
+    compile: bool = Field(
+        default=False, description="torch.compile of the layers and, which a GPU always does, of the loss"
+    )
     cpu_offload: bool = Field(default=False, description="weights, gradients and optimizer state in host memory")
     lr: float = Field(default=2e-6, gt=0)
     min_lr_ratio: float = Field(default=0.1, ge=0, le=1)

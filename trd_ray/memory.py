@@ -16,7 +16,8 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 HOST_OVERHEAD_GIB = {"engine": 2.5, "learner": 1.0, "verifier": 0.4}
 _ENGINE_GPU_OVERHEAD_GIB = 2.0  # activations of vLLM's profiling run, CUDA context and graphs
 _LEARNER_GPU_OVERHEAD_GIB = 2.0  # CUDA and NCCL contexts, fragmentation
-_CHUNK_COPIES = 6  # float32 [C, V] at once: logits, log-softmax and softmax of both sides
+_CHUNK_BYTES = 5  # of an entry of [C, V]: its gradient, and the logits of both sides for a quarter of the chunk
+_CHUNK_GIB = 0.2  # and what the elementwise part makes of a block
 
 
 def engine_gib(
@@ -53,7 +54,7 @@ def rank_gib(
     parts = {
         **shards,
         "gathered": 2 * width * _gathered(student) + ("teacher" in shards) * teacher_width * _gathered(teacher),
-        "loss chunk": 4 * _CHUNK_COPIES * learner.chunk_tokens * student.vocab_size,
+        "loss chunk": _CHUNK_BYTES * learner.chunk_tokens * student.vocab_size + _CHUNK_GIB * GIB * on_gpu,
         "head gradient": 0 if learner.lora else (4 + width) * head,
         "activations": _activations(student, tokens, width, learner.activation_checkpointing),
     }

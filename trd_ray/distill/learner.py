@@ -149,7 +149,8 @@ class Learner:
                 teacher_logits=self.teacher.logits,
                 watch_ids=self.onset_ids,
                 chunk_tokens=self.recipe.learner.chunk_tokens,
-                compile=self.recipe.learner.compile,
+                # On a GPU its elementwise part, a kernel an operation, would take longer than the products.
+                compile=self.recipe.learner.compile or self.device.type == "cuda",
             )
 
         return self.student(batch.student, loss)
