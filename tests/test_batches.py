@@ -183,15 +183,19 @@ def test_ranks_in_lock_step_wait_for_one_another_a_tenth_of_the_time_at_most(ran
         assert len(batches[0]) <= 1.15 * full + 2
 
 
+@pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
-def test_cost_is_what_torch_counts(tied):
+def test_cost_is_what_torch_counts(tied, adapters):
     config = Qwen3Config(
         vocab_size=500, hidden_size=64, intermediate_size=160, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, tie_word_embeddings=tied,
     )  # fmt: skip
     config._attn_implementation = "eager"
     model, known = Qwen3ForCausalLM(config), facts_of(config, "")
-    cost = Cost.of(known, known)
+    cost = Cost.of(known, known, adapters=adapters)
+    if adapters:  # frozen weights, through which gradients pass on to those before them
+        model.requires_grad_(False)
+        model.enable_input_require_grads()
     example = Example(0, [3] * 100, [3] * 250, [3] * 50)
     with FlopCounterMode(display=False) as counted:
         for prompt, backward in ((example.student_ids, True), (example.teacher_ids, False)):

@@ -31,7 +31,7 @@ from transformers import (
 )
 
 from trd_ray import config
-from trd_ray.distill.batches import Example, micro_batches, split
+from trd_ray.distill.batches import Example, collate, micro_batches, split
 from trd_ray.distill.checkpoint import Checkpointer
 from trd_ray.distill.learner import Learner
 from trd_ray.distill.model import _full, load
@@ -465,6 +465,34 @@ def test_the_refiner_is_sent_the_moving_average_of_the_students(folder, alone, s
     assert any((sent[name] - newest[name]).abs().max() > 1e-4 for name in sent)
 
 
+def test_a_teacher_has_no_dropout_and_neither_have_the_logprobs(folder, alone):
+    """Of a student with dropout that is its own teacher in the same view."""
+    dropout = {"lora": {"rank": 4, "alpha": 8, "dropout": 0.5}, "lr": 1e-2}
+    learner = make_learner(folder, {"teacher": {"follow": "live"}, "learner": dropout})
+    train(learner, STEPS)
+    sequences = [(e.student_ids, e.response_ids) for e in STEPS[0]]
+    assert learner.logprobs(sequences) == learner.logprobs(sequences)
+    batch = collate(STEPS[0], 0, packed=True)
+    with torch.no_grad():
+        with learner.teaching():
+            one, two = learner.teacher(batch.student), learner.teacher(batch.student)
+        three = learner.student(batch.student)
+    assert torch.equal(one, two) and not torch.equal(one, three)  # which learns with dropout
+
+
+@pytest.mark.parametrize("follow", ["frozen", "ema"])
+def test_adapters_in_bfloat16_train_close_to_float32(folder, alone, follow):
+    curves = []
+    for dtype in ("float32", "bfloat16"):
+        learner = make_learner(folder, {"teacher": {"follow": follow}, "learner": LORA | {"dtype": dtype}})
+        curves.append(train(learner, STEPS))
+        assert {p.dtype for p in learner.trained.values()} == {torch.float32}
+        kept = {p.dtype for name, p in learner.student.named_parameters() if not p.requires_grad}
+        assert kept == {getattr(torch, dtype)}
+    for exact, rounded in zip(*curves, strict=True):
+        assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.05)
+
+
 def test_asking_for_logprobs_between_steps_changes_no_step(folder, alone):
     asked, undisturbed = (make_learner(folder, {"teacher": {"follow": "live"}}) for _ in range(2))
     curve = []
@@ -500,6 +528,8 @@ def test_a_model_that_caps_its_logits_trains_as_its_own_forward_does(folder, alo
         assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-4)
     for name, weight in expected.items():
         torch.testing.assert_close(trained[name], weight, rtol=0, atol=1e-5)
+    rounded = train(make_learner(folder, tree | {"learner": LORA | {"dtype": "bfloat16"}}), STEPS[:1])
+    assert rounded[0]["loss"] == pytest.approx(expected_curve[0]["loss"], rel=0.05)
 
 
 def test_a_model_that_adds_a_bias_to_its_logits_is_known_from_its_config_and_refused(folder):

@@ -30,6 +30,10 @@ EVALUATED = ("evaluation/avg", "evaluation/pass")  # metrics of a step after whi
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or bool in get_args(annotation)
+
+
 class Node(BaseModel):
     # Not strict: YAML reads 2e-6 as text, and pydantic then makes the number of it.
     model_config = ConfigDict(
@@ -39,7 +43,7 @@ class Node(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _a_switch_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("must not be true or false")
         return value
 
@@ -198,8 +202,8 @@ class Learner(Node):
     chunk_tokens: int = Field(default=1024, ge=1, description="response tokens whose logit gradients exist at a time")
     lora: LoRA | None = Field(default=None, description="{} for rank 64, alpha 128; empty: all weights train")
     packing: bool = Field(default=True, description="sequences end to end without padding, kept apart in attention")
-    compile: bool = Field(
-        default=False, description="torch.compile of the layers and, which a GPU always does, of the loss"
+    compile: bool | None = Field(
+        default=None, description="torch.compile of the layers and the loss; default: of the loss, on a GPU"
     )
     cpu_offload: bool = Field(default=False, description="weights, gradients and optimizer state in host memory")
     lr: float = Field(default=2e-6, gt=0)
@@ -248,11 +252,11 @@ class Evaluation(Node):
     after: bool = True
     every_steps: int | None = Field(default=None, ge=1, description="also during training")
 
+    bootstrap: int = Field(default=10000, ge=100, description="resamples of problems")
+
     @property
     def in_training(self) -> bool:
         return bool(self.path and (self.before or self.after or self.every_steps))
-
-    bootstrap: int = Field(default=10000, ge=100, description="resamples of problems")
 
 
 class Checkpoint(Node):

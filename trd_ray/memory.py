@@ -63,7 +63,8 @@ def rank_gib(
         (width if learner.lora else 4) * student.parameters,
         shards["weights"] + ("teacher" in shards) * teacher.parameters * teacher_width,
     )
-    parts["loading"] = max(0, loading - sum(parts.values()))
+    if not on_gpu:  # to which only shards are moved
+        parts["loading"] = max(0, loading - sum(parts.values()))
     if learner.cpu_offload and on_gpu:
         parts = {name: size for name, size in parts.items() if name not in shards}
     gib = {name: size / GIB for name, size in parts.items() if size}

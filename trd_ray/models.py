@@ -67,6 +67,11 @@ def resolve(path: str, revision: str | None = None) -> str:
 
 
 def _check_folder(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"model folder {folder} holds adapters alone: merge them into their base (PEFT's merge_and_unload), or "
+            "write checkpoints with checkpoint.export=merged"
+        )
     if not (folder / "config.json").is_file():
         raise UserError(f"there is no such model: folder {folder} holds no config.json; {_WANTED}")
     weights = [f for pattern in ("*.safetensors", "pytorch_model*.bin") for f in folder.glob(pattern)]

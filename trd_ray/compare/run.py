@@ -168,8 +168,8 @@ class Work:
         try:
             done, folder = directory.resume_point() or (0, None)
             steps = 0 if cell.kind == "base" else inputs.total_steps
-            if recipe.stream.max_staleness == "never" or done >= steps:
-                # Its rollouts are of the initial weights, which these engines may not hold; or its score was deleted.
+            if recipe.stream.max_staleness == "never":
+                # Its rollouts are of the initial weights, which these engines may not hold.
                 done, folder = 0, None
             with self._display(steps, done) as display:
                 display.phase(f"{cell.name}: starting")

@@ -103,15 +103,24 @@ class Cost:
     response_token: float
 
     @classmethod
-    def of(cls, student: ModelFacts, teacher: ModelFacts, activation_checkpointing: bool = False) -> "Cost":
+    def of(
+        cls,
+        student: ModelFacts,
+        teacher: ModelFacts,
+        activation_checkpointing: bool = False,
+        adapters: bool = False,
+    ) -> "Cost":
         """A product of a matrix's entry takes 2 operations, a backward pass twice the forward's, causal scores L^2/2.
+
+        Beside adapters the weights are frozen: their backward pass, and that of lm_head, is as long as the forward's.
 
         Experts of a mixture count as if all were used. J. Kaplan et al., arXiv:2001.08361, section 2.1.
         """
-        passes = 4 if activation_checkpointing else 3
+        again = 1 if activation_checkpointing else 0
+        passes, scores = (2 if adapters else 3) + again, 3 + again
         (s_token, s_square), (t_token, t_square) = _forward(student), _forward(teacher)
-        head = 2 * student.vocab_size * (3 * student.hidden_size + teacher.hidden_size)
-        return cls(passes * s_token, passes * s_square, t_token, t_square, head)
+        head = 2 * student.vocab_size * ((2 if adapters else 3) * student.hidden_size + teacher.hidden_size)
+        return cls(passes * s_token, scores * s_square, t_token, t_square, head)
 
     def __call__(self, example: Example) -> float:
         s, t = example.sides

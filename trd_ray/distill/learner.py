@@ -64,10 +64,12 @@ class Learner:
             torch.manual_seed(r.seed)  # the same adapters on every rank
             add_adapters(student, opt.lora)
         torch.manual_seed(r.seed + 1 + dist.get_rank())  # of dropout
-        student.to(device).train()
+        student.train()
         if opt.activation_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})
-        switches: Any = {"cpu_offload": opt.cpu_offload, "compiled": opt.compile}
+        # On a GPU the loss's elementwise part, a kernel an operation, would take longer than its products.
+        self.compiles_loss = device.type == "cuda" if opt.compile is None else opt.compile
+        switches: Any = {"cpu_offload": opt.cpu_offload, "compiled": bool(opt.compile)}
         self.student: Any = shard(student, mesh, self.dtype, **switches)
         self.trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
         self.average = MovingAverage(self.trained, r.teacher.ema_decay) if r.teacher.follow == "ema" else None
@@ -76,7 +78,7 @@ class Learner:
         else:
             dtype = getattr(torch, r.teacher.dtype or opt.dtype)
             teacher = load(r.teacher if r.teacher.path else r.student, teacher_path, dtype, opt)
-            self.teacher = shard(teacher.requires_grad_(False).to(device).eval(), mesh, dtype, **switches)
+            self.teacher = shard(teacher.requires_grad_(False).eval(), mesh, dtype, **switches)
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), lr=opt.lr, betas=opt.betas, weight_decay=opt.weight_decay
         )
@@ -93,7 +95,8 @@ class Learner:
         for micro in updates:
             share = self._share_of_each(micro)
             for i, examples in enumerate(micro):
-                # Embeddings and lm_head stay gathered from the first micro-batch to the update.
+                # Embeddings and lm_head stay gathered from the first micro-batch to the update, unless a moving average
+                # takes their place in between.
                 self.student.set_reshard_after_backward(i == len(micro) - 1, recurse=False)
                 batch = collate(examples, self.pad_id, packed=self.recipe.learner.packing).to(self.device)
                 loss, statistics_SN = self._loss(batch, share(examples))
@@ -149,15 +152,23 @@ class Learner:
                 teacher_logits=self.teacher.logits,
                 watch_ids=self.onset_ids,
                 chunk_tokens=self.recipe.learner.chunk_tokens,
-                # On a GPU its elementwise part, a kernel an operation, would take longer than the products.
-                compile=self.recipe.learner.compile or self.device.type == "cuda",
+                compile=self.compiles_loss,
             )
 
         return self.student(batch.student, loss)
 
     @contextlib.contextmanager
     def teaching(self) -> Iterator[None]:
-        """`self.teacher` has the weights that teach, within the block."""
+        """`self.teacher` has the weights that teach, and no dropout, within the block."""
+        with contextlib.ExitStack() as after:
+            if self.teacher is self.student:
+                self.student.eval()
+                after.callback(self.student.train)
+            after.enter_context(self._weights_that_teach())
+            yield
+
+    @contextlib.contextmanager
+    def _weights_that_teach(self) -> Iterator[None]:
         if self.average:
             with self.average.in_place(self.student):
                 yield
@@ -203,6 +214,7 @@ class Learner:
     def logprobs(self, sequences: list[tuple[list[int], list[int]]]) -> list[list[float]]:
         """Log-probability of each response token after its prompt, under the current student; same input everywhere."""
         answers = []
+        self.student.eval()
         for prompt_ids, response_ids in sequences:
             example = Example(0, prompt_ids, prompt_ids, response_ids)
             batch = collate([example], self.pad_id, packed=self.recipe.learner.packing).to(self.device)
@@ -213,6 +225,7 @@ class Learner:
                 ),
             )
             answers.append(out_N.tolist())
+        self.student.train()
         # Without a backward pass the root would stay gathered in `dtype`, and that copy would be read as the weights.
         self.student.reshard()
         return answers
@@ -233,4 +246,4 @@ class Learner:
 
     def adapter_files(self) -> dict[str, bytes]:
         """A PEFT folder of the student's adapters; collective."""
-        return adapter_files(self.student.model, self.recipe.student.path)
+        return adapter_files(self.student.model, self.recipe.student.path, self.device)

@@ -9,6 +9,7 @@ reaches the driver with the next answer it awaits, as a UserError if it is one.
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 
 POLL_S = 1.0
+SYNC_WAITS = 6  # of sync.timeout_s at most, in one push
 
 
 @dataclass
@@ -201,7 +203,12 @@ class Trainer:
                 use_gpu=self.gpus > 0,
                 resources_per_worker=resources,
             ),
-            torch_config=TorchConfig(backend="nccl" if self.gpus else "gloo"),
+            # Gloo beside NCCL for what lies in host memory: offloaded gradients, objects. A rank may wait for another's
+            # whole sync or step.
+            torch_config=TorchConfig(
+                backend="cpu:gloo,cuda:nccl" if self.gpus else "gloo",
+                timeout_s=math.ceil(max(self.recipe.learner.step_timeout_s, SYNC_WAITS * self.recipe.sync.timeout_s)),
+            ),
             run_config=RunConfig(
                 name="learner", storage_path=str(self.storage), failure_config=FailureConfig(max_failures=0)
             ),

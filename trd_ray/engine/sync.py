@@ -6,7 +6,7 @@
 Every rank calls `WeightSync.push`, since gathering a shard is a collective; rank 0 sends. The transfer group is made
 once and made again when a pool's set of engines has changed. Each wait on a pool ends after `timeout_s` with a
 sentence. A push that fails is given up on both sides: no rank waits in a gather that another does not join, and no
-pool keeps its gate closed.
+pool keeps its gate closed. (With NCCL a peer that dies within a broadcast is noticed by NCCL's own deadline.)
 """
 
 import contextlib
@@ -61,7 +61,7 @@ class AdapterSender:
 
 
 class PoolsClient:
-    """vLLM's control-plane calls, made on every pool that follows the student."""
+    """vLLM's control-plane calls, made on every pool that gets these weights."""
 
     def __init__(self, pools: list[ActorHandle], timeout_s: float):
         self.pools, self.timeout_s = pools, timeout_s
@@ -131,7 +131,7 @@ class WeightSync:
         self.engine: TrainerWeightTransferEngine | AdapterSender | None = None
 
     def push(self, version: int) -> str | None:
-        """Give every engine the student's weights as policy version `version`; collective over the trainer's ranks.
+        """Give every engine the weights as policy version `version`; collective over the trainer's ranks.
 
         Returns what went wrong, if an engine died meanwhile: the pool restarts it, and the push may be tried again.
         """

@@ -41,7 +41,10 @@ class Checkpoints:
         self.finish(wait=True)
         measured = {k: v for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
         rows = steps * self.recipe.rollouts_per_step
-        folder = self.directory.begin_checkpoint(steps, {"version": version, "rows": rows, "metrics": measured})
+        try:
+            folder = self.directory.begin_checkpoint(steps, {"version": version, "rows": rows, "metrics": measured})
+        except OSError as e:
+            raise _unwritten(steps, self.directory.path / "checkpoints", str(e)) from e
         self.trainer.call("begin_checkpoint", self.timeout_s, folder=str(folder))
         self.writing = (steps, folder)
         if not self.recipe.checkpoint.asynchronous:
@@ -68,16 +71,19 @@ class Checkpoints:
             return
         self.writing = None
         if problem:
-            raise UserError(
-                f"checkpoint {steps} could not be written to {folder.parent} ({problem}): mend that, and go on with "
-                "--resume"
-            )
+            raise _unwritten(steps, folder.parent, problem)
         self.directory.commit_checkpoint(folder)
         self.saved, c = steps, self.recipe.checkpoint
         self.directory.keep_checkpoints(c.keep_last, c.best, c.best_is)
 
     def _ask(self, wait_s: float) -> tuple[bool, str | None]:
         return self.trainer.call("finish_checkpoint", wait_s + ANSWER_S, wait_s=wait_s)
+
+
+def _unwritten(steps: int, place: Path, problem: str) -> UserError:
+    return UserError(
+        f"checkpoint {steps} could not be written to {place} ({problem}): mend that, and go on with --resume"
+    )
 
 
 def require_metric(name: str, measured: Collection[str]) -> None:

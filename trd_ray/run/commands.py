@@ -46,7 +46,8 @@ def train(recipe: Recipe, resume: bool = False) -> int:
     if resume:
         checkpoint = RunDirectory(recipe.directory).resume_point()
         done, folder = checkpoint or (0, None)
-        if done >= steps:
+        scored = (recipe.directory / "evaluation" / "trained.json").exists()
+        if done > steps or (done == steps and (scored or not (recipe.evaluation.path and recipe.evaluation.after))):
             raise UserError(f"the run in {recipe.directory} has done its {steps} steps: raise steps to go on")
     else:
         done, folder = 0, None
@@ -72,6 +73,10 @@ def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
         session.wait_until_started()
         if checkpoint and not training.offline:
             training.sync()  # engines begin with the initial weights
+        if checkpoint:
+            training.evaluate_missed()
+            if done == training.total_steps:
+                return
         # Before the evaluation, so that the stages start, and the first step's rows are sampled, meanwhile.
         feed = start_feed(session, start_step=done, version=training.served)
         training.watch()  # engines that served another run get this one's weights

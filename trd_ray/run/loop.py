@@ -9,6 +9,7 @@ stops every actor.
 """
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from trd_ray.analyse.ledger import row_metrics, stage_seconds, union_seconds
 from trd_ray.config import EVALUATED
 from trd_ray.data import order
 from trd_ray.distill.batches import Cost, Example, micro_batches, split
-from trd_ray.distill.trainer import Trainer
+from trd_ray.distill.trainer import SYNC_WAITS, Trainer
 from trd_ray.engine.actor import Request
 from trd_ray.engine.launch import create_pool, engine_dtype, stop_pools
 from trd_ray.evaluate import stats
@@ -132,13 +133,23 @@ class Session:
         self.display.pools(shown)
         return statuses
 
-    def evaluate(self, name: str, step: int, version: int, problems: pa.Table) -> stats.Score:
-        """Sample, verify and score the held-out problems with the weights of `version`, and keep the score."""
+    def evaluate(
+        self,
+        name: str,
+        step: int,
+        version: int,
+        problems: pa.Table,
+        while_waiting: Callable[[], object] | None = None,
+    ) -> stats.Score:
+        """Sample, verify and score the held-out problems with the weights of `version`, and keep the score.
+
+        `while_waiting` is called meanwhile, in place of `look`.
+        """
         e = self.recipe.evaluation
         self.display.phase(f"evaluating {name}: {problems.num_rows} problems x {e.samples} samples")
         rows = evaluation_rows(
             self.recipe, problems, self.views, self.pools["sampler"], step=step, min_version=version,
-            while_waiting=self.look,
+            while_waiting=while_waiting or self.look,
         )  # fmt: skip
         score = stats.score(rows, name=name, step=step, version=version, resamples=e.bootstrap, seed=self.recipe.seed)
         base = next((s for s in self.directory.read_evaluations() if s.name == "base"), None)
@@ -180,7 +191,9 @@ class Training:
         self.start_step = self.step = start_step
         self.total_steps = s.inputs.total_steps
         self.corpus = s.inputs.problems is None
-        self.cost = Cost.of(s.inputs.student, s.inputs.teacher, r.learner.activation_checkpointing)
+        self.cost = Cost.of(
+            s.inputs.student, s.inputs.teacher, r.learner.activation_checkpointing, adapters=bool(r.learner.lora)
+        )
         self.offline = r.stream.max_staleness == "never"
         self.version = start_step
         self.served = 0  # engines start with the initial weights
@@ -260,11 +273,17 @@ class Training:
         begin = time.time()
         if self.served != self.version:
             self.sync()
-        score = self.session.evaluate(name, steps, self.version, self.session.inputs.held_out)
+        score = self.session.evaluate(name, steps, self.version, self.session.inputs.held_out, self.watch)
         self.pauses.append((begin, time.time()))
         self.session.display.phase("training")
         measures = (f"avg@{score.samples}", f"pass@{2 ** (score.samples.bit_length() - 1)}")
         return {name: score.scores[measure].value for name, measure in zip(EVALUATED, measures, strict=True)}
+
+    def evaluate_missed(self) -> None:
+        """The evaluation after the last step that is recorded, if the run was stopped in it."""
+        name = self._evaluation(self.step) if self.step else None
+        if name and all(score.name != name for score in self.directory.read_evaluations()):
+            self.evaluate(self.step)
 
     def _evaluation(self, steps: int) -> str | None:
         """The name of the evaluation that is due after so many steps."""
@@ -298,11 +317,12 @@ class Training:
         if not self.session.following():
             return
         for attempt in range(3):
-            problem = self.trainer.call("sync", self.recipe.sync.timeout_s * 2, version=self.version)
+            patience = SYNC_WAITS * self.recipe.sync.timeout_s * len(self.session.following())
+            problem = self.trainer.call("sync", patience, version=self.version)
             if problem is None:
                 self.served = self.version
                 return
-            self._wait_for_restart(problem if attempt < 2 else f"{problem} (twice)")
+            self._wait_for_restart(problem if attempt < 2 else f"{problem} (three times)")
         raise RunFailed(f"the engines could not be given policy version {self.version}: {problem}")
 
     def _wait_for_restart(self, problem: str) -> None:
