@@ -5,6 +5,7 @@ Engines take long to start, so their pools are shared, and the tests that use th
 
 import contextlib
 import os
+import shutil
 
 import pytest
 
@@ -16,6 +17,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: "ray_cluster" in item.fixturenames)
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        for item in items:
+            if item.get_closest_marker("compiler"):
+                item.add_marker(pytest.mark.skip(reason="torch.compile needs a C++ compiler on a CPU"))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

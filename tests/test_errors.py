@@ -117,5 +117,5 @@ def test_a_dry_run_says_yes_or_no_and_starts_nothing(capsys, tmp_path, data):
     said = capsys.readouterr().out
     assert "fits: yes" in said and "sampler" in said and "KV cache" in said
     assert not (tmp_path / "run").exists()
-    assert main(["train", "miniature_opsd", source, "learner.cpus=64", "--dry-run"]) == 2
+    assert main(["train", "miniature_opsd", "--dry-run", source, "learner.cpus=64"]) == 2
     assert "fits: no" in capsys.readouterr().out

@@ -234,6 +234,7 @@ def test_improbable_tokens_keep_the_loss_and_its_gradient_finite():
     assert statistics_SN.isfinite().all() and all(g.isfinite().all() for g in gradients(loss, i))
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("spec", [FORWARD_KL, Divergence("jsd", 0.3, vocab_clip=0.02)], ids=name)
 def test_compiling_changes_no_number_beyond_rounding(spec):
     i = inputs(torch.float32) | {"watch_ids": torch.tensor([3, 50, 7])}

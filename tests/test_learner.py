@@ -480,6 +480,13 @@ def test_a_teacher_has_no_dropout_and_neither_have_the_logprobs(folder, alone):
     assert torch.equal(one, two) and not torch.equal(one, three)  # which learns with dropout
 
 
+@pytest.mark.compiler
+def test_a_compiled_learner_trains_as_one_that_is_not(folder, alone):
+    plain, compiled = (train(make_learner(folder, OPD | {"learner": {"compile": c}}), STEPS) for c in (False, True))
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 @pytest.mark.parametrize("follow", ["frozen", "ema"])
 def test_adapters_in_bfloat16_train_close_to_float32(folder, alone, follow):
     curves = []

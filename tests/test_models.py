@@ -149,3 +149,9 @@ def test_a_model_that_is_no_language_model_is_refused():
 
     with pytest.raises(UserError, match="not a causal language model"):
         models.facts_of(ViTConfig(vocab_size=2), "a picture model")
+
+
+def test_a_folder_of_adapters_alone_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="adapters alone: merge them .* checkpoint.export=merged"):
+        models.resolve(str(tmp_path))

@@ -227,3 +227,10 @@ def test_adapters_on_a_layer_that_the_student_does_not_have_are_refused_with_tho
     lora = {"learner": {"lora": {"targets": ["q_proj", "w_proj"]}}}
     said = refusal(lora, student=dataclasses.replace(FACTS, linear_layers=("q_proj", "v_proj")))
     assert "'w_proj'" in said and "did you mean v_proj?" in said
+
+
+def test_compilation_without_a_compiler_is_refused(monkeypatch):
+    tree = {"learner": {"compile": True}}
+    monkeypatch.setenv("PATH", "")
+    assert "learner.compile=false" in refusal(tree)
+    assert check({"learner": {"compile": False}}).problems == 3

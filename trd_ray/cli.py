@@ -16,7 +16,11 @@ def main(argv: list[str] | None = None) -> int:
         from trd_ray.miniature import build
 
         return _run(lambda: build.main(arguments[1:]))
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, after = parser.parse_known_args(arguments)
+    if unknown := [a for a in after if a.startswith("-") or "=" not in a]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides += after  # those that stand behind an option
     return _run(lambda: _job(options))
 
 

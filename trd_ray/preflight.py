@@ -6,6 +6,7 @@ The vocabularies of student and teacher, the token that ends a turn, the lengths
 and the references that OPSD shows its teacher. (The placement is checked by `placement`, the run directory by `run`.)
 """
 
+import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -76,6 +77,7 @@ def check(
     if trains:
         _no_bias(student, teacher)
         _has_targets(recipe, student)
+        _has_compiler(recipe)
     _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
     kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
     student_end = _turn_ends(student, student_tokenizer, "student", kwargs[0])
@@ -155,6 +157,14 @@ def _has_targets(recipe: Recipe, student: ModelFacts) -> None:
                 f"learner.lora.targets names {target!r}, but {student.path} has no such linear layer"
                 f"{did_you_mean(target, list(student.linear_layers))}"
             )
+
+
+def _has_compiler(recipe: Recipe) -> None:
+    if recipe.learner.compile and not any(map(shutil.which, ("g++", "clang++"))):
+        raise UserError(
+            "learner.compile=true needs a C++ compiler, but neither g++ nor clang++ is in PATH: install one on every "
+            "node (apt install g++), or set learner.compile=false"
+        )
 
 
 def _turn_ends(model: ModelFacts, tokenizer: "PreTrainedTokenizerBase", who: str, kwargs: dict[str, Any]) -> int:
