@@ -64,6 +64,7 @@ def pools(ray_cluster, tiny_tied, tiny_untied, tmp_path_factory):
     """
     import ray
     import torch.distributed as dist
+
     from serving import Served, pool_spec
 
     logs = tmp_path_factory.mktemp("logs")

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import ray
 from ray.exceptions import RayTaskError
+
 from runs import Finished, finish
 from serving import greedy_requests, prompts
-
 from trd_ray import config, miniature
 from trd_ray.compare import grid, table
 from trd_ray.compare.cells import Plan

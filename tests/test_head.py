@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_divergences import SPECS, name
-from test_divergences import naive as naive_divergence
 from torch.autograd.graph import saved_tensors_hooks
 from torch.distributions import Categorical, kl_divergence
 from torch.nn.functional import cross_entropy, embedding
@@ -26,6 +24,8 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
+from test_divergences import SPECS, name
+from test_divergences import naive as naive_divergence
 from trd_ray.distill.divergences import Divergence
 from trd_ray.distill.head import STATISTICS, fused_divergence, token_logprobs
 from trd_ray.distill.logits import LogitTransform

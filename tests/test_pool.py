@@ -9,8 +9,8 @@ import psutil
 import pytest
 import ray
 from ray.exceptions import RayTaskError
-from serving import CONTEXT, EOS, Served, greedy_requests, pool_spec, processes_writing_to, prompts, until
 
+from serving import CONTEXT, EOS, Served, greedy_requests, pool_spec, processes_writing_to, prompts, until
 from trd_ray.engine.actor import Request
 from trd_ray.engine.pool import PoolFailed
 

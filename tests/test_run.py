@@ -8,6 +8,7 @@ from statistics import fmean
 
 import psutil
 import pytest
+
 from runs import NO_EVALUATION, ROWS, SMALL, STEPS, Finished, engines, finish, run, start, wait_for_step
 
 pytestmark = pytest.mark.timeout(600)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from runs import NO_EVALUATION, SMALL, Finished, descendants, engines
 
 ROOT = Path(__file__).parent.parent

@@ -8,9 +8,9 @@ import pytest
 import ray
 import torch
 from peft import PeftModel
-from serving import Served, greedy_requests, logprobs, processes_writing_to, prompts, until
 from transformers import AutoModelForCausalLM
 
+from serving import Served, greedy_requests, logprobs, processes_writing_to, prompts, until
 from trd_ray import config
 from trd_ray.distill.learner import Learner
 from trd_ray.engine.actor import Request

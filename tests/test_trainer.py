@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import ray
-from serving import make_tiny_model
 
+from serving import make_tiny_model
 from trd_ray import config
 from trd_ray.distill.batches import Example
 from trd_ray.distill.trainer import Trainer
