@@ -251,7 +251,6 @@ class Evaluation(Node):
     before: bool = True
     after: bool = True
     every_steps: int | None = Field(default=None, ge=1, description="also during training")
-
     bootstrap: int = Field(default=10000, ge=100, description="resamples of problems")
 
     @property
@@ -406,15 +405,21 @@ def load(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     Raises UserError for anything that is not a valid recipe.
     """
     path = recipe_path(recipe)
-    try:
-        tree = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"recipe {path} is not valid YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(tree, dict):
-        raise UserError(f"recipe {path} must be a mapping of keys to values, but holds a {type(tree).__name__}")
+    tree = read_tree(path, f"recipe {path}")
     for override in overrides:
         apply_override(tree, override)
     return from_tree(tree)
+
+
+def read_tree(path: Path, name: str) -> dict:
+    """A YAML file as a plain nested dict; raises UserError, in which the file is called `name`."""
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise UserError(f"{name} is not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(tree, dict):
+        raise UserError(f"{name} must be a mapping of keys to values, but holds a {type(tree).__name__}")
+    return tree
 
 
 def from_tree(tree: dict) -> Recipe:

@@ -19,7 +19,7 @@ from trd_ray.compare.grid import Cell, Comparison, cells, recipe
 from trd_ray.config import Engine, Recipe, from_tree
 from trd_ray.errors import UserError
 from trd_ray.evaluate.stats import Score, from_json
-from trd_ray.run.directory import RunDirectory
+from trd_ray.run.directory import RunDirectory, differences
 from trd_ray.run.prepare import Inputs, prepare
 
 # Between a cell that was begun and the comparison that goes on with it.
@@ -138,10 +138,9 @@ class Plan:
         place = self.path / cell.name / "recipe.yaml"
         if not place.is_file():
             return
-        began, now = (_flat(r.model_dump(mode="json")) for r in (_stored(place), self.recipe(cell)))
-        if cell.kind == "final" and self.comparison.tuning and self.best_lr(cell.mode, cell.method) is None:
-            began.pop("learner.lr")
-        differ = [f"{k}={json.dumps(began[k])} (now {json.dumps(now.get(k))})" for k in began if began[k] != now.get(k)]
+        began, now = (r.model_dump(mode="json") for r in (_stored(place), self.recipe(cell)))
+        untuned = cell.kind == "final" and self.comparison.tuning and self.best_lr(cell.mode, cell.method) is None
+        differ = differences(began, now, MAY_DIFFER | ({"learner.lr"} if untuned else set()))
         if differ:
             raise UserError(
                 f"{cell.name} was begun with another recipe: put back {'; '.join(differ)}, set directory to a new "
@@ -177,18 +176,6 @@ def _stored(place: Path) -> Recipe:
         return from_tree(yaml.safe_load(place.read_text()))
     except UserError as e:
         raise UserError(f"{place} is of another version of this program: delete {place.parent} ({e})") from e
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if prefix + key in MAY_DIFFER:
-            continue
-        if isinstance(value, dict):
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[prefix + key] = value
-    return out
 
 
 def _texts(problems: Any) -> set[str]:

@@ -17,7 +17,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from trd_ray import config
@@ -142,7 +141,8 @@ def cells(comparison: Comparison, mode: str, methods: list[str]) -> list[Cell]:
 def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recipe:
     """The recipe of a cell, validated; `lr` is that of a final cell."""
     mode = comparison.modes[cell.mode]
-    tree = _read(config.recipe_path(mode.recipe))
+    path = config.recipe_path(mode.recipe)
+    tree = config.read_tree(path, str(path))
     layers = [comparison.set, mode.set]
     if cell.method:
         method = comparison.methods[cell.method]
@@ -176,7 +176,8 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Comparison:
 
     A mode or a method that is set to null is left out.
     """
-    tree = _read(_path(name))
+    path = _path(name)
+    tree = config.read_tree(path, str(path))
     for override in overrides:
         config.apply_override(tree, override)
     tree = _without_null(tree)
@@ -212,16 +213,6 @@ def _path(name: str) -> Path:
         f"there is no comparison {name!r}: give a YAML file or one of {', '.join(names)}"
         f"{config.did_you_mean(path.stem, names)}"
     )
-
-
-def _read(path: Path) -> dict:
-    try:
-        tree = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} must be a mapping of keys to values, but holds a {type(tree).__name__}")
-    return tree
 
 
 def _sentence(error: Any) -> str:

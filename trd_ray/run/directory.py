@@ -102,7 +102,7 @@ class RunDirectory:
         lock = claim(path)
         try:
             began = from_tree(yaml.safe_load((path / "recipe.yaml").read_text()))
-            changed = _differences(began.model_dump(mode="json"), recipe.model_dump(mode="json"))
+            changed = differences(began.model_dump(mode="json"), recipe.model_dump(mode="json"), MAY_CHANGE)
             if changed:
                 raise UserError(
                     f"the run in {path} began with another recipe: put back {'; '.join(changed)}, "
@@ -270,15 +270,15 @@ def claim(path: Path) -> int:
     return lock
 
 
-def _differences(began: dict, now: dict, prefix: str = "") -> list[str]:
+def differences(began: dict, now: dict, may_change: set[str], prefix: str = "") -> list[str]:
     """`key=value` of the recipe that a run began with, for each key that may not change and did."""
     found = []
     for key in sorted(began.keys() | now.keys()):
         old, new = began.get(key), now.get(key)
-        if old == new or prefix + key in MAY_CHANGE:
+        if old == new or prefix + key in may_change:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
+            found += differences(old, new, may_change, f"{prefix}{key}.")
         else:
             found.append(f"{prefix}{key}={json.dumps(old)} (now {json.dumps(new)})")
     return found
