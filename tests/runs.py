@@ -75,6 +75,15 @@ def engines(pid: int) -> list[psutil.Process]:
     return found
 
 
+def wait_for_engines(process: subprocess.Popen, count: int, timeout_s: float = 60) -> list[psutil.Process]:
+    """All engines of a run that serves. Not one look: a listing of processes that start and end can miss one."""
+    deadline = time.monotonic() + timeout_s
+    while len(found := engines(process.pid)) != count:
+        assert process.poll() is None and time.monotonic() < deadline, f"expected {count} engines, found {found}"
+        time.sleep(0.2)
+    return found
+
+
 def finish(process: subprocess.Popen, directory: Path, timeout_s: float = 400) -> Finished:
     """Wait for a run, remembering every process it has; one that ran on would lose its parent, not its identity."""
     deadline, seen = time.monotonic() + timeout_s, set()

@@ -9,7 +9,7 @@ from statistics import fmean
 import psutil
 import pytest
 
-from runs import NO_EVALUATION, ROWS, SMALL, STEPS, Finished, engines, finish, run, start, wait_for_step
+from runs import NO_EVALUATION, ROWS, SMALL, STEPS, Finished, finish, run, start, wait_for_engines, wait_for_step
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -120,9 +120,7 @@ def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_
     wide = ["sampler.replicas=2", "sampler.cpus=0.25", "learner.workers=2", "learner.cpus=0.25", "steps=10"]
     process = start(directory, "train", "miniature_opd", *SMALL, *NO_EVALUATION, *wide)
     wait_for_step(process, directory, 1)
-    running = engines(process.pid)
-    assert len(running) == 3
-    running[0].kill()
+    wait_for_engines(process, 3)[0].kill()
     done = finish(process, directory)
     assert done.code == 0, done.output[-3000:]
     assert done.left == []
