@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from trd_ray import config
 from trd_ray.analyse.ledger import row_metrics
 from trd_ray.engine.actor import Generation
-from trd_ray.rows import ROW, ROW_WITH_CANDIDATES, to_table
+from trd_ray.rows import ROW, WITH_CANDIDATES, to_table
 from trd_ray.stream.examples import build
 from trd_ray.stream.stages import min_version, select, select_refined
 from trd_ray.verify import Verdict
@@ -123,7 +123,7 @@ def test_the_student_sees_the_problem_alone_and_the_teacher_its_view(made, token
 
 
 def test_the_teacher_scores_under_the_very_prompt_that_it_refined_from(made, tokenizer):
-    row, example = made(refiner={"feed_back": True})
+    row, example = made(refiner={"feedback": "verdict"})
     assert example.teacher_ids == row["refine_prompt_ids"]
     assert tokenizer.decode(example.teacher_ids).endswith("tried raw A checker found the attempt's final answer wrong.")
 
@@ -183,7 +183,7 @@ def test_y_r_is_the_selected_candidate_with_its_own_verdict(made):
     texts = [("so \\boxed{2}", 3), ("so then \\boxed{1}", 5), ("\\boxed{1}", 4), ("no answer", 2)]
     candidates = [asdict(generation(text, tokens)) for text, tokens in texts]
     recipe = config.from_tree({"refiner": {"select": "shortest_passed", "n": 4}})
-    [out] = select_refined(to_table([row | {"candidates": candidates}], ROW_WITH_CANDIDATES), recipe).to_pylist()
+    [out] = select_refined(to_table([row | {"candidates": candidates}], WITH_CANDIDATES), recipe).to_pylist()
     assert (out["y_r_text"], out["y_r_ids"], out["y_r_passed"]) == ("\\boxed{1}", [0, 1, 2, 3], True)
     assert (out["y_r_version"], out["y_r_engine"], out["y_r_logprobs"]) == (3, "refiner-0", [-0.5] * 4)
     assert (out["refine_candidates"], out["refine_candidates_passed"]) == (4, 2)

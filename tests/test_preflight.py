@@ -17,7 +17,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant> {% endif %}"
 )
 SPECIAL = ["<unk>", "<user>", "<assistant>", "<end>", "<stop>"]
-WORDS = sorted({word for wording in WORDINGS.values() for word in wording.split()} | set("0123456789+=?"))
+WORDS = sorted({word for wording in WORDINGS["math"].values() for word in wording.split()} | set("0123456789+=?"))
 
 
 def tokenizer(words: list[str] = WORDS, template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
@@ -85,11 +85,11 @@ def refusal(tree: dict | None = None, **given) -> str:
 def test_a_sound_run_passes_and_its_lengths_are_counted():
     found = check()
     # <user>, the problem, the words around it, <end>, <assistant>.
-    around = len(WORDINGS["solve"].replace("{problem}", "").split()) + 3
+    around = len(WORDINGS["math"]["solve"].replace("{problem}", "").split()) + 3
     assert found.student_prompt == preflight.Tokens(median=5 + around, longest=40 + around)
     assert found.evaluation_prompt == preflight.Tokens(median=round(13.5) + around, longest=20 + around)
     assert found.length == data.Length(steps=1, rows=2, dropped_rows=1)
-    refine = len(WORDINGS["refine_with_reference"].split()) - 3 + 3 + 40 + 5
+    refine = len(WORDINGS["math"]["refine_with_reference"].split()) - 3 + 3 + 40 + 5
     assert found.teacher_prompt is not None and found.teacher_prompt.longest == refine
     assert found.longest_sequence_tokens == refine + 100 + 100  # an attempt of full length, and the response
     assert "1 rollouts of a partial last step left out" in str(found)

@@ -126,7 +126,10 @@ class Refiner(Engine, Sampling):
     )
     select: Literal["first", "first_passed", "shortest_passed"] = "first"
     max_prompt_tokens: int = Field(default=18432, ge=16, description="longer: the tail of y_o is cut, then of y*")
-    feed_back: bool = Field(default=False, description="tell the refiner whether the attempt passed")
+    feedback: Literal["none", "verdict", "details"] = Field(
+        default="none",
+        description="tell the refiner whether the attempt passed, or also what failed (code: the case, stderr's tail)",
+    )
 
 
 class Prompts(Node):
@@ -143,8 +146,18 @@ class Prompts(Node):
 
 
 class Verify(Node):
-    task: Literal["math"] = "math"
-    timeout_s: float = Field(default=5.0, gt=0, description="a single answer")
+    """A problem with tests is code and runs in the sandbox, any other is mathematics."""
+
+    task: Literal["math", "code"] = Field(default="math", description="which default wordings the prompts have")
+    timeout_s: float = Field(default=5.0, gt=0, description="math: a single answer")
+    answer_in_prose: bool = Field(default=False, description="math: accept a stated answer where no \\boxed{} is")
+    sandbox: Literal["auto", "bubblewrap", "unshare", "unsafe_no_sandbox"] = Field(
+        default="auto", description="code: auto takes bubblewrap, else util-linux's unshare, and refuses without them"
+    )
+    time_limit_s: float = Field(default=10.0, gt=0, description="code: a test case whose data names no limit")
+    memory_mib: int = Field(default=1024, ge=64, description="code: a program whose data names no limit")
+    program_timeout_s: float = Field(default=120.0, gt=0, description="code: all test cases of a program")
+    max_tests: int | None = Field(default=None, ge=1, description="code: only a problem's first test cases")
     cpus: float = Field(default=1.0, gt=0, description="Ray CPUs a verifier task reserves")
     max_tasks: int = Field(default=8, ge=1)
 

@@ -8,15 +8,16 @@ The same schema is written to `rows/step-NNNNNN.parquet` in the run directory an
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _IDS = pa.list_(pa.int32())
 
 PROBLEM = [
     pa.field("problem_id", pa.string(), nullable=False),
     pa.field("problem", pa.string(), nullable=False),
-    pa.field("answer", pa.string(), nullable=False),  # what the verifier compares with
+    pa.field("answer", pa.string(), nullable=False),  # what the verifier compares with, "" for code
     pa.field("reference", pa.string(), nullable=False),  # y*, "" when the data has none
+    pa.field("tests", pa.binary()),  # code: verify.tests.Tests, packed; null for mathematics
 ]
 
 # One row is one rollout of one problem, admitted to one step.
@@ -43,6 +44,7 @@ def _generation(prefix: str) -> list[pa.Field]:
         pa.field(f"{prefix}_score", pa.float32()),
         pa.field(f"{prefix}_extracted", pa.string()),
         pa.field(f"{prefix}_detail", pa.string()),
+        pa.field(f"{prefix}_feedback", pa.string()),  # what a refiner may be told of the verdict
         pa.field(f"{prefix}_verify_start_s", pa.float64()),
         pa.field(f"{prefix}_verify_seconds", pa.float32()),
     ]
@@ -86,10 +88,12 @@ CANDIDATES = pa.field(  # the refinements of one rollout, between the refine sta
     ),
 )
 
-ROW = pa.schema([*PROBLEM, *ORDER, *ROLLOUT, *REFINED, *EXAMPLE], metadata={"trd_ray.rows": str(SCHEMA_VERSION)})
+_FIELDS = [*PROBLEM, *ORDER, *ROLLOUT, *REFINED, *EXAMPLE]
 
-
-ROW_WITH_CANDIDATES = ROW.append(CANDIDATES)
+# In the stream, and as it is stored: tests can be megabytes a problem, and nothing that reads a stored row needs them.
+IN_STREAM = pa.schema(_FIELDS, metadata={"trd_ray.rows": str(SCHEMA_VERSION)})
+ROW = pa.schema([f for f in _FIELDS if f.name != "tests"], metadata=IN_STREAM.metadata)
+WITH_CANDIDATES = IN_STREAM.append(CANDIDATES)
 
 
 def to_table(rows: list[dict], schema: pa.Schema = ROW) -> pa.Table:

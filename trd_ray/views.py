@@ -29,8 +29,9 @@ from trd_ray.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The default wordings, for mathematics; `prompts` in the recipe replaces each.
-WORDINGS = {
+# The default wordings by verify.task; `prompts` in the recipe replaces each.
+WORDINGS: dict[str, dict[str, str]] = {}
+WORDINGS["math"] = {
     "solve": """{problem}
 
 Reason step by step, and put the final answer in \\boxed{}.""",
@@ -69,18 +70,70 @@ Attempt:
 find every error, fix it where it occurs, and leave out detours, repetition and second thoughts. Output only the \
 rewritten solution, without mentioning the reference or the attempt, and put the final answer in \\boxed{}.""",
 }
+WORDINGS["code"] = {
+    "solve": """{problem}
+
+Solve this in Python. Where the problem gives a function or a class to complete, define it under that name; otherwise \
+write a program that reads standard input and writes standard output. Reason first, then give the whole program in one \
+```python code block.""",
+    "solve_with_reference": """{problem}
+
+Here is a reference solution to this problem:
+
+{reference}
+
+Solve the problem yourself in Python. Where it gives a function or a class to complete, define it under that name; \
+otherwise write a program that reads standard input and writes standard output. Reason first, then give the whole \
+program in one ```python code block. Let the reference guide you, but do not mention it.""",
+    "refine": """Below are a programming problem and an attempt at solving it. Rewrite the attempt as a correct, \
+complete solution in Python.
+
+Problem:
+{problem}
+
+Attempt:
+{attempt}
+
+{feedback}Keep what is useful in the attempt: its approach, its names and the code that works. Fix every error where \
+it occurs, mind the edge cases and the time limit, and leave out detours, repetition and second thoughts. Output only \
+the rewritten solution, without mentioning the attempt: brief reasoning, then the whole program in one ```python code \
+block.""",
+    "refine_with_reference": """Below are a programming problem, a reference solution, and an attempt at solving the \
+problem. Rewrite the attempt as a correct, complete solution in Python.
+
+Problem:
+{problem}
+
+Reference solution:
+{reference}
+
+Attempt:
+{attempt}
+
+{feedback}Keep what is useful in the attempt: its approach, its names and the code that works. Use the reference to \
+find every error, fix it where it occurs, and leave out detours, repetition and second thoughts. Output only the \
+rewritten solution, without mentioning the reference or the attempt: brief reasoning, then the whole program in one \
+```python code block.""",
+}
 
 # What {feedback} stands for: a paragraph of its own, or nothing where the verdict of y_o is not to be told.
 FEEDBACK = {
-    None: "",
-    True: "A checker found the attempt's final answer correct.\n\n",
-    False: "A checker found the attempt's final answer wrong.\n\n",
+    "math": {
+        None: "",
+        True: "A checker found the attempt's final answer correct.\n\n",
+        False: "A checker found the attempt's final answer wrong.\n\n",
+    },
+    "code": {
+        None: "",
+        True: "The attempt passed all of the problem's tests.\n\n",
+        False: "The attempt failed the problem's tests.\n\n",
+    },
 }
 
 # {name} is a placeholder and {{name}} the literal text {name}. All other braces are plain text: \boxed{}, \frac{1}{x}.
 _PLACEHOLDER = re.compile(r"\{\{([a-z_]{2,})\}\}|\{([a-z_]{2,})\}")
 _SENTINEL = "trd8c1fslot{}slot8c1fdrt"
-_SLOTS = re.compile(_SENTINEL.format("(problem|reference|attempt)"))
+_SLOTS = re.compile(_SENTINEL.format("(problem|reference|attempt|details)"))
 
 
 class ViewTooLong(ValueError):
@@ -90,7 +143,7 @@ class ViewTooLong(ValueError):
 @dataclass(frozen=True)
 class View:
     ids: list[int]
-    cut_tokens: int  # taken from the tail of y_o, then of y*, to fit refiner.max_prompt_tokens
+    cut_tokens: int  # taken from the tail of y_o, then of y* and the feedback, to fit refiner.max_prompt_tokens
 
 
 class Views:
@@ -104,18 +157,19 @@ class Views:
     ):
         self._student_tokens, self._teacher_tokens = _Tokens(student_tokenizer), _Tokens(teacher_tokenizer)
         self._limit = recipe.refiner.max_prompt_tokens
-        self._feed_back = recipe.refiner.feed_back
+        self._feedback = recipe.refiner.feedback
         self._teacher_refines = recipe.teacher.view == "refine"
 
         own = recipe.prompts.model_dump(exclude_none=True)
-        words = {key: _parse(key, own.get(key, default)) for key, default in WORDINGS.items()}
+        task = recipe.verify.task
+        words = {key: _parse(key, own.get(key, default)) for key, default in WORDINGS[task].items()}
         system = _parse("system", own["system"]) if "system" in own else None
         suffix = "_with_reference" if recipe.teacher.mode == "opsd" else ""
         solve, refine = words["solve" + suffix], words["refine" + suffix]
-        if self._feed_back and _SENTINEL.format("feedback") not in refine:
+        if self._feedback != "none" and _SENTINEL.format("feedback") not in refine:
             raise UserError(
-                f"refiner.feed_back is true, but prompts.refine{suffix} has no place for it: "
-                "put {feedback} into the wording, or set refiner.feed_back=false"
+                f"refiner.feedback is {self._feedback}, but prompts.refine{suffix} has no place for it: "
+                "put {feedback} into the wording, or set refiner.feedback=none"
             )
 
         asked = recipe.student.chat_template_kwargs
@@ -124,11 +178,13 @@ class Views:
         self._student = _Layout(student_tokenizer, "student", words["solve"], system, asked)
         self._evaluation = _Layout(student_tokenizer, "student", words["solve"], system, evaluated)
         self._vanilla = _Layout(teacher_tokenizer, "teacher", solve, system, taught)
+        told = FEEDBACK[task] | {"details": FEEDBACK[task][False] + _SENTINEL.format("details") + "\n\n"}
         self._refine = {
-            passed: _Layout(
+            key: _Layout(
                 teacher_tokenizer, "teacher", refine.replace(_SENTINEL.format("feedback"), sentence), system, taught
             )
-            for passed, sentence in FEEDBACK.items()
+            for key, sentence in told.items()
+            if key is None or self._feedback != "none"
         }
 
     def student(self, problem: str) -> list[int]:
@@ -139,32 +195,52 @@ class Views:
         """The student view under evaluation.chat_template_kwargs, or the student's own where those are empty."""
         return self._evaluation.fill({"problem": self._student_tokens.of_text(problem)})
 
-    def refine(self, problem: str, reference: str, attempt_ids: Sequence[int], passed: bool | None = None) -> View:
+    def refine(
+        self,
+        problem: str,
+        reference: str,
+        attempt_ids: Sequence[int],
+        passed: bool | None = None,
+        details: str | None = None,
+    ) -> View:
         """What y_r is sampled from; OPD leaves the reference out. Raises ViewTooLong.
 
-        `passed`, the verdict of y_o, is told under refiner.feed_back only.
+        The verdict of y_o is told by refiner.feedback only: that it `passed`, or in `details` why it did not.
         """
-        layout = self._refine[passed if self._feed_back else None]
-        return self._fit(layout, problem, reference, attempt_ids)
+        key: bool | str | None = None if self._feedback == "none" else passed
+        if self._feedback == "details" and passed is False and details:
+            key = "details"
+        return self._fit(self._refine[key], problem, reference, attempt_ids, details or "")
 
-    def teacher(self, problem: str, reference: str, attempt_ids: Sequence[int], passed: bool | None = None) -> View:
+    def teacher(
+        self,
+        problem: str,
+        reference: str,
+        attempt_ids: Sequence[int],
+        passed: bool | None = None,
+        details: str | None = None,
+    ) -> View:
         """The teacher's context in the loss: by teacher.view the refine view, or no attempt. Raises ViewTooLong."""
         if self._teacher_refines:
-            return self.refine(problem, reference, attempt_ids, passed)
+            return self.refine(problem, reference, attempt_ids, passed, details)
         return self.vanilla(problem, reference)
 
     def vanilla(self, problem: str, reference: str) -> View:
         """The teacher's context without an attempt: OPD x, OPSD x and y*. Raises ViewTooLong."""
         return self._fit(self._vanilla, problem, reference, ())
 
-    def _fit(self, layout: "_Layout", problem: str, reference: str, attempt_ids: Sequence[int]) -> View:
+    def _fit(
+        self, layout: "_Layout", problem: str, reference: str, attempt_ids: Sequence[int], details: str = ""
+    ) -> View:
         inserted = {"problem": self._teacher_tokens.of_text(problem)}
         if "reference" in layout.slots:
             inserted["reference"] = self._teacher_tokens.of_text(reference)
         if "attempt" in layout.slots:
             inserted["attempt"] = self._teacher_tokens.of_attempt(attempt_ids)
+        if "details" in layout.slots:
+            inserted["details"] = self._teacher_tokens.of_text(details)
         over = excess = len(layout.fill(inserted)) - self._limit
-        for slot in ("attempt", "reference"):
+        for slot in ("attempt", "reference", "details"):  # the details of a verdict are short: they stay longest
             if excess > 0 and slot in inserted:
                 ids = inserted[slot]
                 inserted[slot] = ids[: max(0, len(ids) - excess)]
@@ -243,7 +319,7 @@ class _Tokens:
 def _parse(key: str, text: str) -> str:
     """The wording prompts.<key> with sentinels in place of its placeholders."""
     # A wording holds the placeholders of its default, once each; {feedback} may be left out.
-    known = sorted(name for _, name in _PLACEHOLDER.findall(WORDINGS.get(key, "")))
+    known = sorted(name for _, name in _PLACEHOLDER.findall(WORDINGS["math"].get(key, "")))
     found: list[str] = []
 
     def replace(match: re.Match) -> str:

@@ -42,7 +42,7 @@ def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
 
 
 def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[list[int], int]:
-    problem = row["problem"], row["reference"], row["y_o_ids"], row["y_o_passed"]
+    problem = row["problem"], row["reference"], row["y_o_ids"], row["y_o_passed"], row["y_o_feedback"]
     if trajectory != recipe.train.trajectory:
         # A raw rollout in place of a failed refinement: the refine view would show the teacher the text it scores.
         view = views.vanilla(row["problem"], row["reference"])

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from trd_ray.errors import UserError
+from trd_ray.rows import ROW
 
 POLL_S = 0.25
 AHEAD_STEPS = 4  # a corpus would otherwise be read whole into memory
@@ -105,4 +106,4 @@ def open_corpus(folder: str | Path) -> ds.Dataset:
             f"the corpus in {folder} is not complete: its {len(numbers)} rows should be numbered 0, 1, 2 and on, but "
             f"row number {gaps[0]} in order has number {numbers[gaps[0]]}; {remedy}"
         )
-    return dataset
+    return dataset.replace_schema(ROW)  # columns that an older version did not write are null

@@ -19,7 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
 
 from trd_ray.config import Recipe
-from trd_ray.rows import to_table
+from trd_ray.rows import IN_STREAM, to_table
 from trd_ray.stream.stages import Refine, Sample, StageSpec, select_refined, verify_rollouts
 
 
@@ -30,10 +30,10 @@ def blocks(rows: Iterator[dict], recipe: Recipe) -> list[pa.Table]:
     pending: list[dict] = []
     for row in rows:
         if pending and (len(pending) == size or pending[-1]["step"] != row["step"]):
-            tables.append(to_table(pending))
+            tables.append(to_table(pending, IN_STREAM))
             pending = []
         pending.append(row)
-    return tables + ([to_table(pending)] if pending else [])
+    return tables + ([to_table(pending, IN_STREAM)] if pending else [])
 
 
 def graph(tables: list[pa.Table], spec: StageSpec) -> Dataset:

@@ -3,7 +3,7 @@
     Sample: problem -> y_o          verify_rollouts: y_o -> verdict
     Refine: y_o -> n candidates     select_refined:  candidates -> verdicts -> y_r
 
-Each takes and returns a table of `rows.ROW`; one table is one block of rows of one step. The classes hold no state but
+Each takes and returns a table of `rows.IN_STREAM`; one table is one block of rows of one step. The classes hold no state but
 their tokenizers: a stage that Ray restarts goes on with the block it is given.
 """
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from trd_ray.config import Evaluation, Recipe, Sampling
 from trd_ray.engine.actor import Generation, Request
-from trd_ray.rows import ROW_WITH_CANDIDATES, to_table
+from trd_ray.rows import IN_STREAM, WITH_CANDIDATES, to_table
 from trd_ray.verify import Verdict, verifier
 
 
@@ -72,7 +72,7 @@ class Sample:
         )
         for row, [generation] in zip(rows, answers, strict=True):
             record(row, "y_o", generation)
-        yield to_table(rows)
+        yield to_table(rows, IN_STREAM)
 
 
 class Refine:
@@ -82,7 +82,9 @@ class Refine:
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         refiner, rows = self.spec.recipe.refiner, block.to_pylist()
         for row in rows:
-            view = self.views.refine(row["problem"], row["reference"], row["y_o_ids"], row["y_o_passed"])
+            view = self.views.refine(
+                row["problem"], row["reference"], row["y_o_ids"], row["y_o_passed"], row["y_o_feedback"]
+            )
             row["refine_prompt_ids"], row["refine_cut_tokens"] = view.ids, view.cut_tokens
         answers = await self.spec.refiner.generate.remote(
             # Another seed than y_o's: the same one would couple the two samples.
@@ -90,7 +92,7 @@ class Refine:
         )
         for row, generations in zip(rows, answers, strict=True):
             row["candidates"] = [asdict(g) for g in generations]
-        yield to_table(rows, ROW_WITH_CANDIDATES)
+        yield to_table(rows, WITH_CANDIDATES)
 
 
 def verify_rollouts(block: pa.Table, recipe: Recipe) -> pa.Table:
@@ -98,7 +100,7 @@ def verify_rollouts(block: pa.Table, recipe: Recipe) -> pa.Table:
     for row in rows:
         start = time.time()
         record_verdict(row, "y_o", verify(row["y_o_text"], row), start)
-    return to_table(rows)
+    return to_table(rows, IN_STREAM)
 
 
 def select_refined(block: pa.Table, recipe: Recipe) -> pa.Table:
@@ -133,5 +135,5 @@ def record(row: dict[str, Any], y: str, generation: Generation) -> None:
 def record_verdict(row: dict[str, Any], y: str, verdict: Verdict, start_s: float) -> None:
     row[f"{y}_verify_start_s"] = start_s
     row[f"{y}_verify_seconds"] = verdict.seconds
-    for name in ("passed", "score", "extracted", "detail"):
+    for name in ("passed", "score", "extracted", "detail", "feedback"):
         row[f"{y}_{name}"] = getattr(verdict, name)

@@ -1,6 +1,7 @@
 """Verifiers: a response and its problem enter, a verdict leaves.
 
-    text, {"answer": ...}  ->  verifier(recipe.verify)  ->  Verdict(passed, score, extracted, detail, seconds)
+    text, problem without tests  ->  MathVerifier  ->  Verdict(passed, score, extracted, detail, seconds, feedback)
+    text, problem with tests     ->  CodeVerifier  ->  the same
 
 A verifier never raises on what a model wrote: empty, endless and hostile text all end in a verdict, by the deadline.
 """
@@ -18,9 +19,10 @@ EMPTY = "empty"  # the detail of a verdict on a response without text, whatever 
 class Verdict:
     passed: bool
     score: float  # 0 to 1; for mathematics 1 if passed, else 0
-    extracted: str  # the answer that was compared, "" when the text holds none; always valid UTF-8
+    extracted: str  # the answer that was compared or the program that ran, "" without one; always valid UTF-8
     detail: str  # why it did not pass, "" when there is nothing to say
     seconds: float
+    feedback: str = ""  # a bounded text on what failed, for the refine prompt; math: without the expected answer
 
 
 class Verifier(Protocol):
@@ -35,11 +37,38 @@ class Verifier(Protocol):
 
 def verifier(config: Verify) -> Verifier:
     """The verifier of a recipe. One process makes one and keeps it, so call this inside the task that verifies."""
-    return _kept(config.task, config.timeout_s)
+    return _kept(config.model_dump_json())
 
 
 @lru_cache(maxsize=8)
-def _kept(task: str, timeout_s: float) -> Verifier:
-    from trd_ray.verify.math import MathVerifier
+def _kept(config: str) -> Verifier:
+    return _ByTests(Verify.model_validate_json(config))
 
-    return {"math": MathVerifier}[task](timeout_s)
+
+class _ByTests:
+    """What a problem has to be judged by decides who judges; each starts with its first problem."""
+
+    def __init__(self, config: Verify):
+        self._config = config
+        self._made: dict[str, Verifier] = {}
+
+    def __call__(self, text: str | None, problem: dict) -> Verdict:
+        return self._verifier("code" if problem.get("tests") else "math")(text, problem)
+
+    def close(self) -> None:
+        for made in self._made.values():
+            made.close()
+
+    def _verifier(self, task: str) -> Verifier:
+        # Two threads that race make two, of which one is dropped unused: both start their processes lazily.
+        if task not in self._made:
+            if task == "code":
+                from trd_ray.verify.code import CodeVerifier
+
+                made = CodeVerifier(self._config)
+            else:
+                from trd_ray.verify.math import MathVerifier
+
+                made = MathVerifier(self._config.timeout_s, self._config.answer_in_prose)
+            self._made.setdefault(task, made)
+        return self._made[task]
