@@ -47,8 +47,10 @@ def test_every_shipped_recipe_loads_by_its_name_and_reads_back(name, tmp_path):
     assert config.load(str(copy)) == recipe
 
 
-def test_the_four_set_ups_of_the_paper_are_shipped():
-    assert PAPER == ["paper_opd_1p7b", "paper_opd_4b", "paper_opsd_4b", "paper_opsd_8b"]
+def test_the_set_ups_of_the_paper_are_shipped():
+    code = ["paper_opd_code_1p7b", "paper_opd_code_4b"]
+    assert PAPER == ["paper_opd_1p7b", "paper_opd_4b", *code, "paper_opsd_4b", "paper_opsd_8b"]
+    assert [name for name in PAPER if config.load(name).verify.task == "code"] == code
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -72,7 +74,9 @@ def test_a_paper_recipe_has_the_paper_s_settings(name):
     assert r.refiner.max_prompt_tokens == (18432 if r.teacher.mode == "opd" else 22528)
     assert r.refiner.max_model_len == r.learner.tokens_per_micro_batch == (34816 if r.teacher.mode == "opd" else 38912)
     assert (r.rollouts_per_step, r.steps) == (128, None)  # one epoch
-    assert (r.evaluation.samples, r.evaluation.max_response_tokens) == (16, 38912)
+    longest = {"math": 38912, "code": 16384}[r.verify.task]
+    assert (r.evaluation.samples, r.evaluation.max_response_tokens) == (16, longest)
+    assert r.refiner.feedback == "none"
     opt = r.learner
     assert 2e-6 <= opt.lr <= 5e-6
     assert (opt.betas, opt.weight_decay, opt.grad_clip) == ((0.9, 0.95), 0.005, 1.0)

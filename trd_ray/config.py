@@ -78,7 +78,10 @@ class Data(Node):
         default="miniature:train", description="JSONL, Parquet, Hugging Face data set, or a corpus folder"
     )
     split: str = "train"
-    format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
+    format: Literal["auto", "jsonl", "parquet", "hub", "taco"] = Field(
+        default="auto", description="taco: programming problems in TACO's schema, from any of these"
+    )
+    difficulty: list[str] | None = Field(default=None, description="taco: only these, e.g. [EASY, MEDIUM]")
     columns: dict[str, str] = Field(
         default_factory=dict, description="our name -> column name, for problem_id, problem, answer, reference"
     )
@@ -250,7 +253,10 @@ class Stream(Node):
 
 
 class Evaluation(Node):
-    path: str | None = Field(default="miniature:test", description="held-out problems; empty: no evaluation")
+    path: str | None = Field(
+        default="miniature:test",
+        description="held-out problems: as data.path, or a benchmark such as aime24; empty: no evaluation",
+    )
     split: str = "test"
     format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
     columns: dict[str, str] = Field(default_factory=dict)

@@ -39,7 +39,7 @@ MAY_CHANGE = {
     *("name", "steps", "run_dir", "cluster", "checkpoint", "evaluation"),
     *(f"{pool}.{key}" for pool in ("sampler", "refiner") for key in _ENGINE),
     *(f"learner.{key}" for key in _LEARNER),
-    *("verify.cpus", "verify.max_tasks", "stream.rows_per_block", "stream.stall_timeout_s"),
+    *("verify.cpus", "verify.max_tasks", "verify.sandbox", "stream.rows_per_block", "stream.stall_timeout_s"),
     *("sync.backend", "sync.lora", "sync.timeout_s", "sync.probe_rows"),
 }
 

