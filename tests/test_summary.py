@@ -119,3 +119,17 @@ def test_long_and_wide_text_keeps_to_its_column():
 def test_a_cell_is_one_line_without_markup():
     assert inline("a|b\n<img> *x* `c` [l](u)") == r"a\|b \<img\> \*x\* \`c\` \[l\](u)"
     json.dumps(inline("\ud800"))
+
+
+def test_verdicts_on_programs_are_counted_by_kind_and_a_repaired_one_says_what_failed(directory):
+    made = rows(0)
+    for i, row in enumerate(made):
+        row |= {"answer": "", "y_o_extracted": "print(1)", "y_r_extracted": "print(2)"}
+        if not row["y_o_passed"]:
+            row["y_o_detail"] = f"wrong answer in case {i} of 12"
+    directory.write_rows(0, made)
+    with Metrics(directory.path, 1) as metrics:
+        metrics.log(0, {"y_o/passed": 0.25})
+    text = write_summary(directory)
+    assert "| wrong answer in case N of N | 3 | 0 |" in text
+    assert "y_o, failed: wrong answer in case" in text and "expected" not in text

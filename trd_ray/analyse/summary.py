@@ -7,6 +7,7 @@ and bidirectional characters replaced; everything else that a person or model wr
 """
 
 import json
+import re
 from collections import Counter
 from statistics import fmean, median
 
@@ -30,6 +31,8 @@ COURSE = {
     "Held-out Avg@k": ("evaluation/avg", ".3f"),
 }
 ORDINARY = ("", "not equal", None)  # details of a verdict that need no mention
+NUMBER = re.compile(r"\d+(\.\d+)?")
+MAX_VERDICTS = 20
 PLACES = {
     "recipe.yaml": "the resolved recipe",
     "environment.json": "versions, machine and command of every start",
@@ -190,12 +193,20 @@ def _time(metrics: list[dict]) -> str:
 
 
 def _verdicts(facts: list[dict]) -> str:
-    odd = {y: Counter(f[f"{y}_detail"] for f in facts if f[f"{y}_detail"] not in ORDINARY) for y in ("y_o", "y_r")}
-    details = sorted(odd["y_o"] | odd["y_r"])
+    # Numbers apart, which say where a program failed, verdicts are few.
+    odd = {
+        y: Counter(NUMBER.sub("N", f[f"{y}_detail"]) for f in facts if f[f"{y}_detail"] not in ORDINARY)
+        for y in ("y_o", "y_r")
+    }
+    details = sorted(odd["y_o"] | odd["y_r"], key=lambda d: (-odd["y_o"][d] - odd["y_r"][d], d))
     if not details:
         return "Every response held an answer that could be compared."
     lines = [["verdict", "raw", "refined"]]
-    return table(lines + [[inline(d), str(odd["y_o"][d]), str(odd["y_r"][d])] for d in details])
+    lines += [[inline(d), str(odd["y_o"][d]), str(odd["y_r"][d])] for d in details[:MAX_VERDICTS]]
+    if len(details) > MAX_VERDICTS:
+        rest = [str(sum(odd[y][d] for d in details[MAX_VERDICTS:])) for y in ("y_o", "y_r")]
+        lines.append([f"{len(details) - MAX_VERDICTS} others", *rest])
+    return table(lines)
 
 
 def _gap(metrics: list[dict]) -> str:
@@ -227,18 +238,27 @@ def _examples(directory: RunDirectory, facts: list[dict]) -> str:
         "y_r_text",
         "y_o_extracted",
         "y_r_extracted",
+        "y_o_detail",
     ]
     found = directory.read_rows().to_table(columns, filter=pc.field("row").isin([f["row"] for f in chosen]))
     blocks = [
         side_by_side(
             row["y_o_text"] or "",
             row["y_r_text"] or "",
-            (f"y_o, failed with {row['y_o_extracted'][:30]!r}", f"y_r, passed with {row['y_r_extracted'][:30]!r}"),
-            f"{row['problem']}\n[expected {row['answer']}; problem {row['problem_id']}, step {row['step']}]",
+            *_headings(row),
         )
         for row in found.to_pylist()
     ]
     return f"Of typical length among {len(repaired)} repaired rollouts.\n\n" + "\n\n".join(blocks)
+
+
+def _headings(row: dict) -> tuple[tuple[str, str], str]:
+    """Above the two texts, and the problem above both. A program is seen whole in its text, so its verdict stands."""
+    where = f"problem {row['problem_id']}, step {row['step']}]"
+    if not row["answer"]:
+        return (f"y_o, failed: {row['y_o_detail']}"[:60], "y_r, passed"), f"{row['problem']}\n[{where}"
+    headings = f"y_o, failed with {row['y_o_extracted'][:30]!r}", f"y_r, passed with {row['y_r_extracted'][:30]!r}"
+    return headings, f"{row['problem']}\n[expected {row['answer']}; {where}"
 
 
 def _places(directory: RunDirectory) -> str:

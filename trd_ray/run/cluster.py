@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
+
+SANDBOX_TIMEOUT_S = 120.0  # of a node to start a worker and a sandbox in it
 
 
 def is_local(recipe: Recipe) -> bool:
@@ -53,3 +56,31 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
         yield resources
     finally:
         ray.shutdown()
+
+
+def require_sandboxes(backend: str) -> None:
+    """Start a sandbox on every node that runs tasks; raises UserError, which names a node where none starts."""
+    here = ray.remote(num_cpus=0, max_retries=0)(_no_sandbox)
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+    asked = {
+        here.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(backend): name
+        for name in nodes
+    }
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=SANDBOX_TIMEOUT_S)
+    for ref in done:
+        if why := ray.get(ref):
+            raise UserError(f"node {nodes[asked[ref]]['NodeManagerHostname']}: {why}")
+    if late:
+        node = nodes[asked[late[0]]]["NodeManagerHostname"]
+        raise UserError(f"node {node} did not start a sandbox within {SANDBOX_TIMEOUT_S:.0f} s: look at its Ray logs")
+
+
+def _no_sandbox(backend: str) -> str:
+    """Why no sandbox starts here, "" if one does."""
+    from trd_ray.verify.sandbox import Sandbox
+
+    try:
+        Sandbox(backend)
+    except UserError as e:
+        return str(e)
+    return ""

@@ -19,7 +19,7 @@ from trd_ray.analyse.summary import first_and_last, write_summary
 from trd_ray.config import Recipe, dump
 from trd_ray.errors import UserError
 from trd_ray.evaluate import stats
-from trd_ray.run.cluster import cluster, is_local
+from trd_ray.run.cluster import cluster, is_local, require_sandboxes
 from trd_ray.run.directory import RunDirectory
 from trd_ray.run.display import Display
 from trd_ray.run.loop import Session, Training, start_feed
@@ -143,6 +143,8 @@ def _job(inputs: Inputs, claim: Callable[[], RunDirectory], steps: int, done: in
         local = is_local(recipe)
         resources = placement.local_cluster(recipe) if local else stack.enter_context(cluster(recipe))
         placement.require(inputs.plan(resources))
+        if inputs.runs_code and not local:
+            require_sandboxes(recipe.verify.sandbox)
         directory = claim()
         stack.callback(directory.release)
         stop = stack.enter_context(StopSignals())

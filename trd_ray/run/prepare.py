@@ -12,6 +12,7 @@ from trd_ray import models, placement, preflight
 from trd_ray.config import Recipe
 from trd_ray.data import load_problems
 from trd_ray.errors import UserError
+from trd_ray.run.cluster import is_local
 from trd_ray.stream.feed import open_corpus
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,10 @@ class Inputs:
     findings: preflight.Findings
     student: models.ModelFacts
     teacher: models.ModelFacts
+
+    @property
+    def runs_code(self) -> bool:
+        return _has_tests(self.problems, self.held_out)
 
     def rows_in_step(self, step: int) -> int:
         """All steps are full, but for the only step of a run with fewer problems."""
@@ -75,6 +80,10 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
             )
     if job == "evaluate" or (job == "train" and r.evaluation.in_training):
         held_out = load_problems(r.evaluation)
+    if is_local(r) and _has_tests(problems, held_out):
+        from trd_ray.verify.sandbox import Sandbox
+
+        Sandbox(r.verify.sandbox)  # a UserError where none starts; the nodes of a cluster are asked later
     student_path = models.resolve(r.student.path, r.student.revision)
     teacher_path = models.resolve(r.teacher.path, r.teacher.revision) if r.teacher.path else student_path
     student_tokenizer = models.tokenizer(student_path, r.student.revision, r.student.trust_remote_code)
@@ -96,3 +105,7 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
     )
     steps = findings.length.steps if findings.length else min(r.steps or corpus_steps, corpus_steps)
     return Inputs(job, r, student_path, teacher_path, problems, held_out, steps, findings, student, teacher)
+
+
+def _has_tests(*tables: pa.Table | None) -> bool:
+    return any(table is not None and table["tests"].null_count < table.num_rows for table in tables)

@@ -3,8 +3,8 @@
     Sample: problem -> y_o          verify_rollouts: y_o -> verdict
     Refine: y_o -> n candidates     select_refined:  candidates -> verdicts -> y_r
 
-Each takes and returns a table of `rows.IN_STREAM`; one table is one block of rows of one step. The classes hold no state but
-their tokenizers: a stage that Ray restarts goes on with the block it is given.
+Each takes and returns a table of `rows.IN_STREAM`; one table is one block of rows of one step. The classes hold no
+state but their tokenizers: a stage that Ray restarts goes on with the block it is given.
 """
 
 import time
