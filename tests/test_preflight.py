@@ -234,3 +234,18 @@ def test_compilation_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert "learner.compile=false" in refusal(tree)
     assert check({"learner": {"compile": False}}).problems == 3
+
+
+def test_a_thinking_mode_must_be_stated_for_student_teacher_and_evaluation():
+    thinker = tokenizer()
+    thinker.chat_template = "{% if enable_thinking %}{% endif %}" + thinker.chat_template
+    both, stated = {"student_tokenizer": thinker, "teacher_tokenizer": thinker}, {"enable_thinking": False}
+    groups = {name: {"chat_template_kwargs": stated} for name in ("student", "teacher")}
+    check(groups, **both)  # the evaluation follows the student
+    assert "set student.chat_template_kwargs={enable_thinking: true}" in refusal(groups | {"student": {}}, **both)
+    assert "set teacher.chat_template_kwargs={enable_thinking: true}" in refusal(groups | {"teacher": {}}, **both)
+    other = {"evaluation": {"chat_template_kwargs": {"x": 1}}}
+    assert "set evaluation.chat_template_kwargs={enable_thinking: true}" in refusal(groups | other, **both)
+    alone = both | {"problems": None, "trains": False}
+    check({"evaluation": {"chat_template_kwargs": stated}}, **alone)  # nothing else is sampled from
+    assert "set evaluation.chat_template_kwargs" in refusal({}, **alone)

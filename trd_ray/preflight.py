@@ -78,6 +78,7 @@ def check(
         _no_bias(student, teacher)
         _has_targets(recipe, student)
         _has_compiler(recipe)
+    _thinking_is_stated(recipe, student_tokenizer, teacher_tokenizer, problems is not None or trains, evaluation)
     _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
     kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
     student_end = _turn_ends(student, student_tokenizer, "student", kwargs[0])
@@ -165,6 +166,26 @@ def _has_compiler(recipe: Recipe) -> None:
             "learner.compile=true needs a C++ compiler, but neither g++ nor clang++ is in PATH: install one on every "
             "node (apt install g++), or set learner.compile=false"
         )
+
+
+def _thinking_is_stated(
+    recipe: Recipe,
+    student: "PreTrainedTokenizerBase",
+    teacher: "PreTrainedTokenizerBase",
+    samples: bool,
+    evaluation: pa.Table | None,
+) -> None:
+    """Lengths and scores differ by far between the two modes, so none is taken for granted."""
+    r = recipe
+    used = [("student", student, r.student), ("teacher", teacher, r.teacher)] if samples else []
+    if evaluation is not None:
+        used.append(("evaluation", student, r.evaluation if r.evaluation.chat_template_kwargs else r.student))
+    for group, tokenizer, asked in used:
+        if "enable_thinking" in str(tokenizer.chat_template) and "enable_thinking" not in asked.chat_template_kwargs:
+            raise UserError(
+                f"the chat template has a thinking mode, and {group}.chat_template_kwargs does not say whether it is "
+                f"used: set {group}.chat_template_kwargs={{enable_thinking: true}}, or false"
+            )
 
 
 def _turn_ends(model: ModelFacts, tokenizer: "PreTrainedTokenizerBase", who: str, kwargs: dict[str, Any]) -> int:
