@@ -8,7 +8,6 @@ Lengths are tokens, times are seconds, memory is GiB; the unit stands in the nam
 
 import difflib
 import types
-from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -261,8 +260,6 @@ class Evaluation(Node):
     split: str = "test"
     format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
     columns: dict[str, str] = Field(default_factory=dict)
-    since: date | None = Field(default=None, description="livecodebench_v6: contests from this day on, YYYY-MM-DD")
-    until: date | None = Field(default=None, description="livecodebench_v6: contests up to this day")
     limit: int | None = Field(default=None, ge=1)
     samples: int = Field(default=16, ge=1)
     temperature: float = Field(default=0.6, ge=0, le=2)
