@@ -1,0 +1,260 @@
+"""Process 1 of the sandbox: starts the untrusted program, watches it, and reports to the outside.
+
+    outside ==socket==> harness --fork--> program (script: one a case; function: one for all calls)
+                           |  whenever something moves, and every 20 ms: time, CPU, memory, files, output
+                           '- at the end of a case: kills every other process of the namespace
+
+The program cannot stop this process: it is process 1 of the namespace, so no signal from within reaches it, and it is
+not traceable. It ends, and with it all others, when the socket closes (however the outside ended) or the process that
+started the namespace dies. Its reports are no proof: only right outputs pass, and those it never sees.
+"""
+
+import contextlib
+import gc
+import importlib
+import os
+import re
+import select
+import signal
+import sys
+import time
+from functools import partial
+from types import CodeType
+
+from . import confine, frames, program
+from .child import REPLIES, REQUESTS, Child, Processes, limited_memory, queued_s
+
+TICK_S = 0.02
+MAX_FILES = 10_000  # in the temporary folder: each costs kernel memory beside its contents
+_POLLRDHUP = 0x2000
+# What programs import most: imported once, here, where it is trusted, and shared by every fork.
+_WARM = {"bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "math"}
+_WARM |= {"numpy", "operator", "random", "re", "statistics", "string", "typing"}
+_IMPORTED = re.compile(r"^[ \t]*(?:from|import)[ \t]+(\w+)", re.MULTILINE)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    null = os.open("/dev/null", os.O_RDWR)
+    channel = os.dup(0)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    config, _ = frames.receive(channel)
+    if config["isolated"]:
+        if os.getpid() != 1:
+            raise SystemExit("the harness is not process 1 of a namespace of its own")
+        if config["uid"] is not None:
+            confine.enter_user_namespace(config["uid"])
+        confine.confine()
+        confine.die_with_parent()
+    else:
+        confine.adopt_orphans()
+    os.chdir(config["folder"])
+    warm(config)
+    frames.send(channel, {"ready": True})
+    os.dup2(null, 2)
+    os.close(null)
+    with contextlib.suppress(EOFError, BrokenPipeError):
+        Harness(channel, config).serve()
+
+
+def warm(config: dict) -> None:
+    sys.path[:] = [path for path in sys.path if path != config["harness_path"]] + config["packages"]
+    for name in sorted(_WARM.intersection(_IMPORTED.findall(config["prelude"] + "\n" + config["source"]))):
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a collection in a child would otherwise write to, and so copy, every page of ours
+
+
+class Harness:
+    def __init__(self, channel: int, config: dict):
+        self.channel, self.config = channel, config
+        self.limits = config["limits"] | {"isolated": config["isolated"], "script": not config["entry_point"]}
+        self.processes = Processes(config["isolated"])
+        self.child: Child | None = None
+        program.show_source(config["source"])
+
+    def serve(self) -> None:
+        answer = partial(self.case, self.compiled()) if self.limits["script"] else self.call
+        try:
+            while True:
+                self.watch(idle=True)
+                _, body = frames.receive(self.channel)
+                start = time.monotonic()
+                report, payload = answer(body)
+                report |= {"seconds": time.monotonic() - start, "left_files": self.left_files()}
+                frames.send(self.channel, report, payload)
+        finally:
+            self.processes.kill()
+
+    def compiled(self) -> CodeType | str:
+        """The script, or why there is none. Compiling runs nothing of it; at worst it ends this sandbox."""
+        try:
+            with limited_memory(self.limits["memory_bytes"]):
+                return program.compiled(self.config["source"])
+        except Exception as e:
+            return program.described(e)
+
+    def case(self, code: CodeType | str, stdin: bytes) -> tuple[dict, bytes]:
+        """A run of the script."""
+        if isinstance(code, str):
+            return {"stderr": code} | _ending(1 << 8, code), b""
+        child = self.child = Child(self.limits, True, partial(program.run_script, code))
+        status, detail = self.watch(stdin)
+        self.end_program()
+        if child.out.overflowed:
+            status, detail = "output", f"more than {self.limits['output_bytes'] >> 10} KiB of output"
+        report = {"status": status, "detail": detail, "stderr": child.err.data.decode(errors="replace")}
+        if status == "ended":
+            assert child.ended is not None
+            report |= _ending(child.ended, report["stderr"])
+        return report, bytes(child.out.data)
+
+    def call(self, arguments: bytes) -> tuple[dict, bytes]:
+        """A call of the function, in a program that is started first where none runs. The payload is its reply."""
+        status, detail = "loaded", ""
+        if self.child is None:
+            c = self.config
+            body = partial(program.serve_calls, REQUESTS, REPLIES, c["source"], c["prelude"], c["entry_point"])
+            self.child = Child(self.limits, False, body)
+            status, detail = self.watch()
+            if status == "answered" and self.child.reply.data == program.LOADED:
+                status = "loaded"
+        child, running = self.child, status == "loaded"
+        if running:
+            for sink in child.sinks:
+                sink.clear()
+            status, detail = self.watch(arguments + b"\n")
+        if status == "answered":
+            for sink in child.sinks:
+                sink.read_what_is_there()
+        if status != "answered" or not running:
+            self.end_program()
+        if status == "ended":
+            assert child.ended is not None
+            status, detail = "died", _ending(child.ended, "")["detail"] or "exit code 0"
+        payload = bytes(child.reply.data) if status == "answered" else b""
+        report = {"status": status, "detail": detail, "stderr": child.err.data.decode(errors="replace")}
+        return report | {"stdout": child.out.data.decode(errors="replace")}, payload
+
+    def end_program(self) -> None:
+        """No process but this one remains; what they wrote is read."""
+        child, self.child = self.child, None
+        self.processes.kill()
+        self.processes.reap(child, block=True)
+        if child is not None:
+            for sink in child.sinks:
+                sink.read_what_is_there()
+            child.close()
+
+    def left_files(self) -> bool:
+        try:
+            return bool(os.listdir("."))
+        except OSError:  # the program locked or removed it
+            return True
+
+    def watch(self, feed: bytes = b"", idle: bool = False) -> tuple[str, str]:
+        """Until the child has answered or ended, or broken a limit; idle, until the outside asks.
+
+        Returns a status and its detail: "answered", "ended", "time", "memory", "output", "error".
+        """
+        child = self.child
+        poll = select.poll()
+        poll.register(self.channel, select.POLLIN if idle else _POLLRDHUP)
+        sinks = {}
+        if child is not None:
+            poll.register(child.pidfd, select.POLLIN)
+            sinks = {sink.fd: sink for sink in child.sinks}
+            for fd in sinks:
+                poll.register(fd, select.POLLIN)
+            if feed:
+                poll.register(child.feed, select.POLLOUT)
+            elif self.limits["script"]:
+                child.end_of_input()
+        rest = memoryview(feed)
+        start = time.monotonic()
+        deadline, next_tick = start + self.limits["time_s"], start + TICK_S
+        cpu_before = self.processes.cpu_s() if child else 0.0
+        queued_before = queued_s(child.pid) if child else 0.0
+        while True:
+            now = time.monotonic()
+            if child is not None and not idle and now >= deadline:
+                queued = queued_s(child.pid) - queued_before
+                deadline = start + min(self.limits["time_s"] + queued, self.limits["wall_s"])
+                if now >= deadline:
+                    return "time", f"more than {self.limits['time_s']:g} s"
+            until = next_tick if idle else min(next_tick, deadline)
+            for fd, event in poll.poll(max(0.0, until - now) * 1000 + 1 if child else None):
+                if fd == self.channel:
+                    if idle and event & select.POLLIN:
+                        return "asked", ""
+                    raise EOFError
+                if fd in sinks:
+                    if not sinks[fd].read():
+                        poll.unregister(fd)
+                elif child is not None and fd == child.feed:
+                    rest = self.write(child, rest, poll)
+                elif child is not None and fd == child.pidfd:
+                    self.processes.reap(child)
+            if child is None:
+                continue
+            if not idle and b"\n" in child.reply.data:
+                return "answered", ""
+            if not idle and child.answer.overflowed:
+                return "output", f"more than {self.limits['output_bytes'] >> 10} KiB of output"
+            if child.ended is not None:
+                if not idle:
+                    return "ended", ""
+                self.end_program()
+                return self.watch(idle=True)
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + TICK_S
+                self.processes.reap(child)
+                broken = self.broken_limit(cpu_before, idle)
+                if broken and idle:
+                    self.end_program()
+                    return self.watch(idle=True)
+                if broken:
+                    return broken
+
+    def write(self, child: Child, rest: memoryview, poll: select.poll) -> memoryview:
+        try:
+            rest = rest[os.write(child.feed, rest) :]
+        except BlockingIOError:
+            return rest
+        except BrokenPipeError:  # it closed its stdin
+            rest = rest[:0]
+        if not rest:
+            poll.unregister(child.feed)
+            if self.limits["script"]:
+                child.end_of_input()
+        return rest
+
+    def broken_limit(self, cpu_before: float, idle: bool) -> tuple[str, str] | None:
+        if self.processes.memory_bytes() > self.limits["memory_bytes"]:
+            return "memory", f"more than {self.limits['memory_bytes'] >> 20} MiB in all processes together"
+        if not idle and self.processes.cpu_s() - cpu_before > self.limits["time_s"]:
+            return "time", f"more than {self.limits['time_s']:g} s of CPU in all processes together"
+        if not self.config["isolated"] and len(self.processes.pids()) > self.limits["processes"]:
+            return "error", f"more than {self.limits['processes']} processes"
+        space = os.statvfs(self.config["folder"])
+        if self.config["isolated"] and space.f_files - space.f_ffree > MAX_FILES:
+            return "error", f"more than {MAX_FILES} files"
+        return None
+
+
+def _ending(wait_status: int, stderr: str) -> dict:
+    """What a script's end means."""
+    if os.WIFSIGNALED(wait_status):
+        number = os.WTERMSIG(wait_status)
+        name = next((s.name for s in signal.Signals if s == number), f"signal {number}")
+        late = number == signal.SIGXCPU
+        return {"status": "time" if late else "error", "exit_code": -number, "detail": f"killed by {name}"}
+    code = os.WEXITSTATUS(wait_status)
+    last = stderr.rstrip().rpartition("\n")[2]
+    if code == 0:
+        return {"status": "ok", "exit_code": 0, "detail": ""}
+    if code == 1 and "MemoryError" in last.partition(":")[0]:
+        return {"status": "memory", "exit_code": 1, "detail": "MemoryError"}
+    return {"status": "error", "exit_code": code, "detail": last[:200] if code == 1 and last else f"exit code {code}"}
