@@ -1,5 +1,6 @@
 """Problems come in whole or not at all, and a run meets them in an order that nothing but its recipe decides."""
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
@@ -8,9 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trd_ray import data
+from trd_ray import data, taco
 from trd_ray.config import Data, Evaluation
 from trd_ray.errors import UserError
+from trd_ray.verify.tests import Tests
 
 ROWS = [{"problem": f"{i} + 1 = ?", "answer": str(i + 1), "reference": f"\\boxed{{{i + 1}}}"} for i in range(7)]
 
@@ -43,7 +45,7 @@ def test_the_same_problems_come_from_jsonl_json_parquet_a_folder_and_a_glob(tmp_
     pq.write_table(pa.Table.from_pylist(ROWS[4:]), parts / "1.parquet")
     expected = load(whole)
     assert expected.schema == data.SCHEMA
-    assert expected.drop_columns("problem_id").to_pylist() == ROWS
+    assert expected.drop_columns(["problem_id", "tests"]).to_pylist() == ROWS
     for source in (tmp_path / "a.json", tmp_path / "a.parquet", parts, parts / "*"):
         assert load(str(source)).equals(expected), source
 
@@ -69,8 +71,8 @@ def test_columns_are_mapped_by_name_and_numbers_become_text(tmp_path):
     )
     table = load(path, columns={"problem": "question", "answer": "final", "problem_id": "n"})
     assert table.to_pylist() == [
-        {"problem_id": "1", "problem": "6*7?", "answer": "42", "reference": ""},
-        {"problem_id": "2", "problem": "1/2?", "answer": "0.5", "reference": ""},
+        {"problem_id": "1", "problem": "6*7?", "answer": "42", "reference": "", "tests": None},
+        {"problem_id": "2", "problem": "1/2?", "answer": "0.5", "reference": "", "tests": None},
     ]
 
 
@@ -95,6 +97,79 @@ def test_problems_without_a_reference_are_kept_or_left_out_as_asked(tmp_path):
     assert load(path, without_reference="drop").num_rows == 7
     bare = jsonl(tmp_path / "b.jsonl", [{"problem": "?", "answer": "1"}])
     assert "data.columns.reference=NAME" in refusal(bare, without_reference="drop")
+
+
+STDIO = {"inputs": ["1 2\n", "3 4\n"], "outputs": ["3\n", "7\n"]}
+CALLS = {"fn_name": "add", "inputs": [[1, 2]], "outputs": [3]}
+
+
+def unpacked(path: str, **spec) -> list[Tests | None]:
+    return [packed and Tests.unpack(packed) for packed in load(path, **spec)["tests"].to_pylist()]
+
+
+def test_tests_come_as_objects_as_their_text_and_packed_and_need_no_answer(tmp_path):
+    full = {"kind": "function", "entry_point": "add", "inputs": [[1, 2]], "outputs": [3], "time_limit_s": 2.5}
+    cells = [STDIO, json.dumps(STDIO), CALLS, full]
+    path = jsonl(tmp_path / "a.jsonl", [{"problem": f"Add {i}.", "tests": cell} for i, cell in enumerate(cells)])
+    found = unpacked(path)
+    assert found[0] == found[1] == taco.tests_of(STDIO)
+    assert (found[0].kind, found[0].compare, found[0].inputs) == ("stdio", "tokens", ["1 2\n", "3 4\n"])
+    assert (found[2].kind, found[2].compare, found[2].entry_point) == ("function", "equal", "add")
+    assert (found[3].inputs, found[3].outputs, found[3].time_limit_s) == ([[1, 2]], [3], 2.5)
+    table = load(path)
+    assert table["answer"].to_pylist() == [""] * 4
+    pq.write_table(table, tmp_path / "again.parquet")  # packed
+    assert load(str(tmp_path / "again.parquet")).equals(table)
+    nested = [{"problem": "Add.", "tests": STDIO | {"kind": "stdio"}}]  # a struct of Parquet, with nulls for the rest
+    schema = pa.struct(
+        [("kind", pa.string()), ("time_limit_s", pa.float64()), *[(n, pa.list_(pa.string())) for n in STDIO]]
+    )
+    rows = pa.Table.from_pylist(nested, schema=pa.schema({"problem": pa.string(), "tests": schema}))
+    pq.write_table(rows, tmp_path / "struct.parquet")
+    [struct] = unpacked(str(tmp_path / "struct.parquet"))
+    assert (struct.kind, struct.inputs, struct.outputs) == ("stdio", STDIO["inputs"], STDIO["outputs"])
+
+
+def test_mathematics_and_code_may_stand_in_one_file(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"problem": "1+1?", "answer": 2}, {"problem": "Add.", "tests": STDIO}])
+    assert load(path)["answer"].to_pylist() == ["2", ""]
+    assert [tests is None for tests in unpacked(path)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"tests": None}, "tests is empty, and there is no answer"),
+        ({"tests": "", "answer": ""}, "answer is empty"),
+        ({"tests": "{"}, "tests holds no tests"),
+        ({"tests": [1]}, "tests holds no tests (a list)"),
+        ({"tests": {"inputs": ["1"], "outputs": []}}, "1 inputs but 0 outputs"),
+        ({"tests": {"inputs": [], "outputs": []}}, "has no case"),
+        ({"tests": {"inputs": [1], "outputs": ["1"]}}, "inputs and outputs of a stdio test are text"),
+        ({"tests": {"kind": "stdio", "inputs": [], "outputs": [], "timeout": 1}}, "timeout"),
+        ({"tests": CALLS | {"inputs": [1]}}, "list of its arguments"),
+        ({"input_output": "{}"}, "set data.columns.tests=input_output"),
+    ],
+)
+def test_rows_without_tests_that_could_judge_are_refused(tmp_path, row, told):
+    message = refusal(jsonl(tmp_path / "bad.jsonl", [{"problem": "Add."} | row]))
+    assert told in message and "bad.jsonl" in message
+
+
+def test_lines_of_a_gzip_file_and_of_an_arrow_stream_are_read(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(Path(jsonl(tmp_path / "a.jsonl", ROWS)).read_bytes()))
+    table = pa.Table.from_pylist(ROWS)
+    for name, writer in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        with writer(tmp_path / f"{name}.arrow", table.schema) as out:
+            out.write_table(table)
+    expected = load(str(tmp_path / "a.jsonl"))
+    for name in ("a.jsonl.gz", "stream.arrow", "file.arrow"):
+        assert load(str(tmp_path / name)).equals(expected), name
+    cut = tmp_path / "cut.jsonl.gz"
+    cut.write_bytes((tmp_path / "a.jsonl.gz").read_bytes()[:-12])
+    assert "is not a whole gzip file" in refusal(str(cut))
+    (tmp_path / "cut.arrow").write_bytes((tmp_path / "file.arrow").read_bytes()[:200])
+    assert "is not a readable Arrow file" in refusal(str(tmp_path / "cut.arrow"))
 
 
 def test_unicode_line_separators_inside_a_string_do_not_end_the_row(tmp_path):

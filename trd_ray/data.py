@@ -1,6 +1,7 @@
 """Problem sources to one Arrow schema, and the order in which a run meets the problems.
 
     what sources.read() finds, a column map      ->  load_problems()  ->  table of rows.PROBLEM
+                               (data.format=taco ->  taco.load())
     table, seed, sizes                           ->  order()          ->  rows of rows.PROBLEM + rows.ORDER
 
 Everything wrong with the data is refused here as a UserError that names the place and the remedy. The order is a pure
@@ -9,6 +10,7 @@ function of its arguments, so a resumed run asks for its tail and gets what it w
 
 import difflib
 import hashlib
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,9 +20,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trd_ray import config, rows
+from trd_ray import config, rows, taco
 from trd_ray.errors import UserError
 from trd_ray.sources import Row, read
+from trd_ray.verify.tests import Tests
 
 SCHEMA = pa.schema(rows.PROBLEM)
 
@@ -31,23 +34,29 @@ _USUAL = {
 }
 
 
-def load_problems(spec: config.Data | config.Evaluation) -> pa.Table:
+def load_problems(spec: config.Data | config.Evaluation, verify: config.Verify | None = None) -> pa.Table:
     """The problems that `data` or `evaluation` names, as a table of rows.PROBLEM with unique problem_ids.
 
-    `spec.path` is `miniature:train|tune|test`, `word_problems:train|test`, a .jsonl, .json or .parquet file, a folder
-    or a glob of such files, or a Hugging Face data set, `org/name` or `org/name:config`. Without a problem_id column
-    the id is a hash of the problem's text, which survives appending and reordering; the second copy of a text gets
-    the suffix -2. `spec.limit` keeps the first rows. A missing reference becomes "", or with
-    `without_reference: drop` its problem is left out. Raises UserError.
+    `spec.path` is `miniature:train|tune|test`, `word_problems:train|test`, a .jsonl, .json, .parquet or .arrow file,
+    a folder or a glob of such files, or a Hugging Face data set, `org/name` or `org/name:config`. Without a problem_id
+    column the id is a hash of the problem's text, which survives appending and reordering; the second copy of a text
+    gets the suffix -2. `spec.limit` keeps the first rows. A missing reference becomes "", or with
+    `without_reference: drop` its problem is left out.
+
+    A row's `tests` are what `Tests.pack()` gave, or an object (in JSON Lines also as its text): the fields of Tests,
+    or TACO's input_output. A row with tests needs no answer. With `spec.format` taco the rows are TACO's, whose
+    references are chosen under the limits of `verify` (see `taco.load`, which also tells what it set aside).
+    Raises UserError.
     """
     group = "evaluation" if isinstance(spec, config.Evaluation) else "data"
     if not spec.path:
         raise UserError(f"{group}.path is empty: set it to a file of problems")
+    if isinstance(spec, config.Data) and spec.format == "taco":
+        return taco.load(spec, verify or config.Verify()).problems
     found, names = read(spec, group)
     if not found:
         raise UserError(f"{spec.path} holds no problems: check {group}.path")
-    names = _columns(spec.columns, names, group, str(spec.path))
-    table = _table(found[: spec.limit], names, group)
+    table = problems(found[: spec.limit], spec.columns, names, group, str(spec.path))
     if isinstance(spec, config.Data) and spec.without_reference == "drop":
         table = table.filter(pa.array([bool(text.strip()) for text in table["reference"].to_pylist()]))
         if not table.num_rows:
@@ -56,6 +65,11 @@ def load_problems(spec: config.Data | config.Evaluation) -> pa.Table:
                 "data.columns.reference=NAME to the column with them"
             )
     return table
+
+
+def problems(found: list[Row], mapped: dict[str, str], names: list[str], group: str, source: str) -> pa.Table:
+    """Rows as they were read, and a map of our column names to theirs, as a table of rows.PROBLEM."""
+    return _table(found, _columns(mapped, names, group, source), group)
 
 
 def _columns(mapped: dict[str, str], found: list[str], group: str, source: str) -> dict[str, str]:
@@ -76,27 +90,31 @@ def _columns(mapped: dict[str, str], found: list[str], group: str, source: str) 
         if name not in names and name in found:
             names[name] = name
     for name in ("problem", "answer"):
-        if name not in names:
+        if name not in names and not (name == "answer" and "tests" in names):
             usual = [u for u in _USUAL[name] if u in found]
             close = [*usual, *difflib.get_close_matches(name, found, n=1), "NAME"][0]
-            raise UserError(
-                f"{source} has no column {name!r}, only {', '.join(found)}: set {group}.columns.{name}={close}"
-            )
+            key = f"{name}={close}"
+            if name == "answer" and "input_output" in found:
+                key = "tests=input_output"
+            raise UserError(f"{source} has no column {name!r}, only {', '.join(found)}: set {group}.columns.{key}")
     return names
 
 
 def _table(found: list[Row], names: dict[str, str], group: str) -> pa.Table:
-    columns: dict[str, list[str]] = {name: [] for name in SCHEMA.names}
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
     seen: dict[str, str] = {}  # problem_id -> where
     copies: dict[str, int] = {}
     for where, row in found:
-        text = {name: _text(row.get(column), where, column) for name, column in names.items()}
-        for name in names.keys() - {"reference"}:
-            if not text[name].strip():
+        text = {name: _text(row.get(column), where, column) for name, column in names.items() if name != "tests"}
+        tests = _tests(row.get(names["tests"]), where, names["tests"]) if "tests" in names else None
+        for name in text.keys() - {"reference"}:
+            if not text[name].strip() and not (name == "answer" and tests):
                 raise UserError(
                     f"{where}: {names[name]} is empty: fill it in, remove that row, or set {group}.columns.{name} "
                     "to another column"
                 )
+        if "answer" not in text and not tests:
+            raise UserError(f"{where}: {names['tests']} is empty, and there is no answer: give the row one of them")
         if "problem_id" not in text:
             digest = hashlib.sha256(text["problem"].encode()).hexdigest()[:16]
             copies[digest] = copies.get(digest, 0) + 1
@@ -109,8 +127,35 @@ def _table(found: list[Row], names: dict[str, str], group: str) -> pa.Table:
             )
         seen[key] = where
         for name, column in columns.items():
-            column.append(text.get(name, ""))
+            column.append(tests if name == "tests" else text.get(name, ""))
     return pa.table(columns, schema=SCHEMA)
+
+
+def _tests(value: Any, where: str, column: str) -> bytes | None:
+    """A cell of tests, packed; a null or an empty text as None."""
+    try:
+        match value:
+            case None | "" | b"":
+                return None
+            case bytes():
+                return Tests.unpack(value).pack()
+            case str():
+                value = json.loads(value)
+        if not isinstance(value, dict):
+            raise ValueError(f"a {type(value).__name__}")
+        if "kind" not in value:
+            return taco.tests_of(value).pack()
+        # Parquet fills the fields that a row leaves out with nulls.
+        fields: dict[str, Any] = {
+            name: field for name, field in value.items() if field is not None and name != "format"
+        }
+        fields.setdefault("compare", "tokens" if fields["kind"] == "stdio" else "equal")
+        return Tests(**fields).pack()
+    except (ValueError, TypeError) as e:
+        raise UserError(
+            f"{where}: {column} holds no tests ({e}): give an object with inputs and outputs (lists of one length), "
+            'and for a function fn_name, or {"kind": "stdio" or "function", "inputs", "outputs", "entry_point"}'
+        ) from e
 
 
 def _text(value: Any, where: str, column: str) -> str:

@@ -78,6 +78,7 @@ def check(
         _no_bias(student, teacher)
         _has_targets(recipe, student)
         _has_compiler(recipe)
+    _wordings_fit(recipe, problems, evaluation)
     _thinking_is_stated(recipe, student_tokenizer, teacher_tokenizer, problems is not None or trains, evaluation)
     _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
     kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
@@ -166,6 +167,24 @@ def _has_compiler(recipe: Recipe) -> None:
             "learner.compile=true needs a C++ compiler, but neither g++ nor clang++ is in PATH: install one on every "
             "node (apt install g++), or set learner.compile=false"
         )
+
+
+def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
+    """A prompt that asks for a boxed answer gets no program, and the other way round."""
+    if recipe.prompts.solve:
+        return
+    task = recipe.verify.task
+    for group, table in zip(("data", "evaluation"), tables, strict=True):
+        if table is None or not table.num_rows:
+            continue
+        tests = table.num_rows - table["tests"].null_count
+        if tests == (table.num_rows if task == "math" else 0):
+            found, other = ("tests", "code") if task == "math" else ("no tests", "math")
+            apart = ", or evaluate this benchmark apart, with trd evaluate" if group == "evaluation" else ""
+            raise UserError(
+                f"verify.task is {task}, whose prompts do not fit the problems of {group}.path, which have {found}: "
+                f"set verify.task={other} or prompts.solve{apart}"
+            )
 
 
 def _thinking_is_stated(

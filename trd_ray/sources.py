@@ -1,17 +1,21 @@
 """Where problems come from: files, folders, the Hugging Face hub, and what ships with the package.
 
-    data.path, data.format, data.split  ->  read()  ->  rows as they are, each with its place, and the column names
+    data.path, data.format, data.split  ->  read()        ->  rows as they are, each with its place, and column names
+    a file                              ->  rows_of()     ->  the same rows one by one, for files larger than memory
+    a repository of the hub             ->  hub_folder()  ->  a local folder with its files
 
 A source that is missing, empty, cut off or not what its name says is refused as a UserError. What the columns mean is
-for `data` to say.
+for `data` and `benchmarks` to say.
 """
 
 import glob
+import gzip
 import json
 import re
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,8 +23,9 @@ import pyarrow.parquet as pq
 from trd_ray import config
 from trd_ray.errors import UserError
 
-_SUFFIXES = {".jsonl", ".json", ".parquet"}
+_SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".jsonl.gz")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
+_ROWS_AT_ONCE = 64
 
 # Where a row stands, for messages, and its columns.
 Row = tuple[str, dict[str, Any]]
@@ -34,27 +39,30 @@ def read(spec: config.Data | config.Evaluation, group: str) -> tuple[list[Row], 
         return _made_here(made, part, group)
     if spec.format == "hub":
         return _hub(path, spec.split, group)
-    files = _files(path)
+    files = data_files(path)
     if not files:
-        looks_local = Path(path).suffix in _SUFFIXES or not _HUB_NAME.fullmatch(path)
-        if looks_local or spec.format != "auto":
+        if not is_hub_name(path) or spec.format != "auto":
             raise UserError(f"there is no data file {path}: set {group}.path to a JSONL or Parquet file that exists")
         return _hub(path, spec.split, group)
-    found: list[Row] = []
-    names: dict[str, None] = {}
-    for file in files:
-        rows_of_file, columns = _parquet(file) if _is_parquet(file, spec.format) else _json(file)
-        found += rows_of_file
-        names |= dict.fromkeys(columns)
-    return found, list(names)
+    return _with_names([row for file in files for row in rows_of(file, spec.format)])
 
 
-def _files(path: str) -> list[Path]:
+def is_hub_name(path: str) -> bool:
+    """Whether a text that names nothing here may name a repository of the hub, `name` or `org/name`."""
+    return not is_data_file_name(path) and bool(_HUB_NAME.fullmatch(path))
+
+
+def is_data_file_name(path: str) -> bool:
+    return path.endswith(_SUFFIXES)
+
+
+def data_files(path: str) -> list[Path]:
+    """The file, the data files anywhere in the folder, or those that match the glob; sorted, [] if there is none."""
     here = Path(path).expanduser()
     if here.is_file():
         return [here]
     found = here.rglob("*") if here.is_dir() else map(Path, glob.glob(str(here), recursive=True))
-    files = sorted(f for f in found if f.is_file() and f.suffix in _SUFFIXES)
+    files = sorted(f for f in found if f.is_file() and f.name.endswith(_SUFFIXES))
     if here.is_dir() and not files:
         raise UserError(
             f"folder {path} holds no .jsonl, .json or .parquet file: put the problems there in one of these"
@@ -62,68 +70,133 @@ def _files(path: str) -> list[Path]:
     return files
 
 
-def _is_parquet(file: Path, form: str) -> bool:
-    return form == "parquet" or (form == "auto" and file.suffix == ".parquet")
+def rows_of(file: Path, form: str = "auto") -> Iterator[Row]:
+    """The rows of one file, read as they are asked for: JSON lines (also .gz), one JSON list, Parquet or Arrow."""
+    if form == "parquet" or (form != "jsonl" and file.suffix == ".parquet"):
+        return _batches(file, "Parquet")
+    if form != "jsonl" and file.suffix == ".arrow":
+        return _batches(file, "Arrow")
+    return _json_rows(file)
 
 
-def _json(file: Path) -> tuple[list[Row], list[str]]:
+def _json_rows(file: Path) -> Iterator[Row]:
     """A file of one object a line, or one list of objects (.json)."""
+    empty = True
+    opened = gzip.open if file.suffix == ".gz" else open
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        # Lines end at \n alone: JSON strings may hold U+2028 and its like.
+        with cast(Any, opened)(file, "rt", encoding="utf-8-sig", newline="\n") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                if empty and file.suffix == ".json" and line.lstrip()[0] == "[":
+                    yield from _json_list(file)
+                    return
+                empty = False
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as e:
+                    raise UserError(
+                        f"{file} line {number} is not valid JSON ({e.msg}); is the file cut off? Mend or remove that "
+                        "line"
+                    ) from e
+                yield _object(f"{file} line {number}", row)
     except UnicodeDecodeError as e:
         raise UserError(f"{file} is not UTF-8 text: save it as UTF-8 JSON lines, or name a Parquet file") from e
+    except (EOFError, gzip.BadGzipFile) as e:
+        raise UserError(f"{file} is not a whole gzip file ({e}): it may be cut off, so fetch it again") from e
     except OSError as e:
         raise UserError(f"{file} cannot be read ({e.strerror}): check its permissions") from e
-    if not text.strip():
+    if empty:
         raise UserError(f"data file {file} is empty: put one JSON object with problem and answer on each line")
-    if file.suffix == ".json" and text.lstrip()[0] == "[":
-        try:
-            found = json.loads(text)
-        except json.JSONDecodeError as e:
-            raise UserError(f"{file} line {e.lineno} is not valid JSON ({e.msg}); is the file cut off?") from e
-        if not found:
-            raise UserError(f"data file {file} is empty: put JSON objects with problem and answer into its list")
-        return _listed(str(file), found)
-    found = []
-    # Not splitlines(): JSON strings may hold U+2028 and its like.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                found.append((f"{file} line {number}", json.loads(line)))
-            except json.JSONDecodeError as e:
-                raise UserError(
-                    f"{file} line {number} is not valid JSON ({e.msg}); is the file cut off? Mend or remove that line"
-                ) from e
-    return _objects(found)
 
 
-def _listed(source: str, found: list[Any]) -> tuple[list[Row], list[str]]:
-    return _objects([(f"{source} row {i}", row) for i, row in enumerate(found, 1)])
+def _json_list(file: Path) -> Iterator[Row]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as e:
+        raise UserError(f"{file} line {e.lineno} is not valid JSON ({e.msg}); is the file cut off?") from e
+    if not found:
+        raise UserError(f"data file {file} is empty: put JSON objects with problem and answer into its list")
+    for number, row in enumerate(found, 1):
+        yield _object(f"{file} row {number}", row)
 
 
-def _objects(found: list[tuple[str, Any]]) -> tuple[list[Row], list[str]]:
-    names: dict[str, None] = {}
-    for where, row in found:
-        if not isinstance(row, dict):
-            raise UserError(f"{where} holds a {type(row).__name__}, expected an object such as {_EXAMPLE}")
-        names |= dict.fromkeys(row)
-    return found, list(names)
+def _object(where: str, row: Any) -> Row:
+    if not isinstance(row, dict):
+        raise UserError(f"{where} holds a {type(row).__name__}, expected an object such as {_EXAMPLE}")
+    return where, row
 
 
 _EXAMPLE = '{"problem": "1+1?", "answer": "2"}'
 
 
-def _parquet(file: Path) -> tuple[list[Row], list[str]]:
+def _batches(file: Path, form: str) -> Iterator[Row]:
+    number = 0
     try:
-        table = pq.read_table(file)
+        for batch in _parquet(file) if form == "Parquet" else _arrow(file):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{file} row {number}", row
     except (pa.ArrowException, OSError) as e:
         if file.stat().st_size == 0:
             raise UserError(f"data file {file} is empty: write problems to it") from e
         raise UserError(
-            f"{file} is not a readable Parquet file ({str(e).splitlines()[0]}): it may be cut off, so write it again"
+            f"{file} is not a readable {form} file ({str(e).splitlines()[0]}): it may be cut off, so write it again"
         ) from e
-    found = [(f"{file} row {i}", row) for i, row in enumerate(table.to_pylist(), 1)]
-    return found, table.column_names
+
+
+def _parquet(file: Path) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(file) as opened:
+        yield from opened.iter_batches(batch_size=_ROWS_AT_ONCE)
+
+
+def _arrow(file: Path) -> Iterator[pa.RecordBatch]:
+    """The stream that the datasets library saves, or an Arrow file."""
+    with pa.memory_map(str(file)) as source:
+        is_file = source.read(6) == b"ARROW1"
+        source.seek(0)
+        if is_file:
+            reader = pa.ipc.open_file(source)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        else:
+            batches = iter(pa.ipc.open_stream(source))
+        for batch in batches:
+            for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
+                yield batch.slice(start, _ROWS_AT_ONCE)
+
+
+def _with_names(found: list[Row]) -> tuple[list[Row], list[str]]:
+    names: dict[str, None] = {}
+    for _, row in found:
+        names |= dict.fromkeys(row)
+    return found, list(names)
+
+
+def _listed(source: str, found: list[Any]) -> tuple[list[Row], list[str]]:
+    return _with_names([_object(f"{source} row {i}", row) for i, row in enumerate(found, 1)])
+
+
+def _json(file: Path) -> tuple[list[Row], list[str]]:
+    return _with_names(list(_json_rows(file)))
+
+
+def hub_folder(repository: str, patterns: list[str], otherwise: str) -> Path:
+    """The files of a data set repository that match any pattern, downloaded unless they are in the hub's cache.
+
+    `repository` may name a revision, `org/name@revision`. A UserError names the repository, why it could not be had,
+    and ends with `otherwise`, the remedy.
+    """
+    from huggingface_hub import snapshot_download
+
+    name, _, revision = repository.partition("@")
+    try:
+        return Path(
+            snapshot_download(name, repo_type="dataset", revision=revision or None, allow_patterns=list(patterns))
+        )
+    except Exception as e:  # from the hub's HTTP client too, which differs between its versions
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        raise UserError(f"{repository} could not be had from the Hugging Face hub ({reason}): {otherwise}") from e
 
 
 def _hub(path: str, split: str, group: str) -> tuple[list[Row], list[str]]:
@@ -146,12 +219,16 @@ def _hub(path: str, split: str, group: str) -> tuple[list[Row], list[str]]:
 
 
 def _made_here(name: str, part: str, group: str) -> tuple[list[Row], list[str]]:
-    parts = ("train", "test", "tune") if name == "miniature" else ("train", "test")
-    if part not in parts:
-        raise UserError(f"{name} comes in parts: set {group}.path to {' or '.join(f'{name}:{p}' for p in parts)}")
     if name == "miniature":
-        from trd_ray.miniature import problems
+        from trd_ray.miniature import SPLITS, problems
 
+        _check_part(name, part, SPLITS, group)
         return _listed(f"{name}:{part}", problems(part))
+    _check_part(name, part, ("train", "test"), group)
     found, names = _json(Path(str(resources.files("trd_ray") / "recipes" / "word_problems.jsonl")))
     return [(where, row) for where, row in found if row["split"] == part], names
+
+
+def _check_part(name: str, part: str, parts: tuple[str, ...], group: str) -> None:
+    if part not in parts:
+        raise UserError(f"{name} comes in parts: set {group}.path to {' or '.join(f'{name}:{p}' for p in parts)}")

@@ -4,18 +4,21 @@ recipe -> resolved models, problems, held-out problems, the placement for the cl
 """
 
 import logging
+import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from trd_ray import models, placement, preflight
-from trd_ray.config import Recipe
+from trd_ray import benchmarks, models, placement, preflight, taco
+from trd_ray.config import Evaluation, Recipe
 from trd_ray.data import load_problems
 from trd_ray.errors import UserError
-from trd_ray.run.cluster import is_local
+from trd_ray.run.cluster import cluster, is_local, require_sandboxes
 from trd_ray.stream.feed import open_corpus
 
 logger = logging.getLogger(__name__)
+REPORT_EVERY_S = 10.0
 
 
 @dataclass
@@ -30,6 +33,7 @@ class Inputs:
     findings: preflight.Findings
     student: models.ModelFacts
     teacher: models.ModelFacts
+    set_aside: taco.Taco | None = None  # where the data is TACO's
 
     @property
     def runs_code(self) -> bool:
@@ -66,10 +70,14 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
             "forward KL tolerates and reverse KL does not (arXiv:2606.24143): set stream.max_staleness=0",
             r.stream.max_staleness,
         )
-    problems = held_out = None
+    problems = held_out = chosen = None
     corpus_steps = 0
     if job == "refine" or (job == "train" and r.data.source == "problems"):
-        problems = load_problems(r.data)
+        if r.data.format == "taco":
+            chosen = _taco(r)
+            problems = chosen.problems
+        else:
+            problems = load_problems(r.data)
     elif job == "train":
         rows = open_corpus(r.data.path).count_rows()
         corpus_steps = rows // r.rollouts_per_step
@@ -79,7 +87,7 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
                 "rollouts_per_step, or build a larger corpus with jobs/refine.py"
             )
     if job == "evaluate" or (job == "train" and r.evaluation.in_training):
-        held_out = load_problems(r.evaluation)
+        held_out = _held_out(r.evaluation, r.verify.sandbox)
     if is_local(r) and _has_tests(problems, held_out):
         from trd_ray.verify.sandbox import Sandbox
 
@@ -104,7 +112,33 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
         trains=job == "train",
     )
     steps = findings.length.steps if findings.length else min(r.steps or corpus_steps, corpus_steps)
-    return Inputs(job, r, student_path, teacher_path, problems, held_out, steps, findings, student, teacher)
+    return Inputs(job, r, student_path, teacher_path, problems, held_out, steps, findings, student, teacher, chosen)
+
+
+def _held_out(evaluation: Evaluation, sandbox: str) -> pa.Table:
+    path = str(evaluation.path)
+    if benchmarks.is_name(path):
+        return benchmarks.load(path, limit=evaluation.limit, sandbox=sandbox).problems
+    return load_problems(evaluation)
+
+
+def _taco(recipe: Recipe) -> taco.Taco:
+    """On a cluster all of its nodes choose references; here threads do, before anything is started."""
+    last = time.monotonic()
+
+    def report(done: int, aside: int, met: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > REPORT_EVERY_S:
+            last = time.monotonic()
+            print(f"choosing references: {done} problems done, {aside} of them set aside", flush=True)
+
+    with ExitStack() as stack:
+        if not is_local(recipe):
+            stack.enter_context(cluster(recipe))
+            require_sandboxes(recipe.verify.sandbox)
+        chosen = taco.load(recipe.data, recipe.verify, progress=report)
+    print(f"{recipe.data.path}: {chosen}", flush=True)
+    return chosen
 
 
 def _has_tests(*tables: pa.Table | None) -> bool:

@@ -1,0 +1,46 @@
+"""What is dear to make from a data set is kept on disk, under a hash of all that it was made from.
+
+    files and settings -> digest() -> kept() -> the table, made on the first call and read on every later one
+
+A file is written beside its place and renamed, so a crash or a second process never leaves half of one.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def folder() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "trd_ray" / "problems"
+
+
+def digest(files: Iterable[Path], *settings: object) -> str:
+    """Of the files' contents, not their names, so a data set that moved is the same one."""
+    total = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+    for file in files:
+        with file.open("rb") as opened:
+            total.update(hashlib.file_digest(opened, lambda: hashlib.blake2b(digest_size=16)).digest())
+    return total.hexdigest()
+
+
+def kept(name: str, schema: pa.Schema, make: Callable[[], pa.Table]) -> pa.Table:
+    """The table of this name, which `make` gives where there is none yet."""
+    file = folder() / f"{name}.parquet"
+    if file.is_file():
+        return pq.read_table(file).cast(schema)
+    table = make()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, half = tempfile.mkstemp(dir=file.parent, prefix=f"{name}.")
+    os.close(handle)
+    try:
+        pq.write_table(table, half)
+        Path(half).replace(file)
+    finally:
+        Path(half).unlink(missing_ok=True)
+    return table
