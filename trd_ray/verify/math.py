@@ -1,7 +1,8 @@
-r"""Is the answer in the last \boxed{...} the one that the problem expects?
+r"""Is the answer of a response, the last \boxed{...}, the one that the problem expects?
 
-    text -> last_boxed -> same string or whole number? -> verdict, here
-                       `-> else one JSON line ==pipe==> answer_process (math-verify) ==pipe==> verdict
+    text -> last_boxed -> read ----.
+                                   |-> Comparison -> verdict, most of them here
+    problem["answer"]  -> read ----'        `-> a formula: one JSON line ==pipe==> answer_process (math-verify)
 
 Symbolic comparison of what a model wrote can take for ever (`10^{10^{10}}`), eat all memory or overflow the stack, and
 math-verify's own deadline needs SIGALRM in a main thread. So it runs in a child that is kept warm, limits its memory,
@@ -12,7 +13,6 @@ process closes it or dies, however that happens.
 import contextlib
 import json
 import os
-import re
 import select
 import signal
 import subprocess
@@ -23,72 +23,119 @@ import unicodedata
 from pathlib import Path
 
 from trd_ray.verify import EMPTY, Verdict
+from trd_ray.verify.answer_equal import Comparison
+from trd_ray.verify.answer_extract import last_boxed, stated
+from trd_ray.verify.answer_forms import TooDeep, read, spelling
 
 MAX_ANSWER_CHARS = 2000  # longer is no answer, and only costs the parser time
+MAX_FORMULA_CHARS = 600  # of one part; longer ones are a model that repeats itself, and take the parser seconds
+MAX_FEEDBACK_CHARS = 200  # of the answer that a feedback quotes
 START_TIMEOUT_S = 120.0  # of the child: it imports SymPy, which a busy machine does slowly
+DEADLINE = "deadline passed"
+NO_STATEMENT = "no stated answer"
 GRACE_S = 2.0  # for the child to say that the deadline passed, before it is killed
-
-_BRACES = re.compile(r"\\{1,3}boxed\s*\{|\\.|[{}]", re.DOTALL)  # `\\.` skips \{ and \}, which balance nothing in TeX
-_FULL_STOP = re.compile(r"(?<![.])[.]$")  # but not the dots of 0.333...
-_WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 class MathVerifier:
-    r"""Compares the last `\boxed{...}` of a response with `problem["answer"]`; nothing outside a box counts."""
+    r"""Compares the last `\boxed{...}` of a response with `problem["answer"]`, within `timeout_s` of comparing.
 
-    def __init__(self, timeout_s: float):
+    `answer_in_prose`: a response without any box may also state it in prose ("The answer is 42.", "#### 18").
+    """
+
+    def __init__(self, timeout_s: float, answer_in_prose: bool = False):
         self.timeout_s = timeout_s
+        self.answer_in_prose = answer_in_prose
         self._lock = threading.Lock()
         self._child: _Child | None = None  # started by the first answer that needs it
 
     def __call__(self, text: str | None, problem: dict) -> Verdict:
         start = time.monotonic()
-        passed, extracted, detail = self._judge(text, problem["answer"])
-        return Verdict(passed, float(passed), extracted, detail, time.monotonic() - start)
+        passed, extracted, detail = self._judge(text, problem)
+        feedback = _feedback(extracted, detail)
+        return Verdict(passed, float(passed), extracted, detail, time.monotonic() - start, feedback)
 
     def close(self) -> None:
         with self._lock:
             self._stop()
 
-    def _judge(self, text: str | None, expected: str) -> tuple[bool, str, str]:
+    def _judge(self, text: str | None, problem: dict) -> tuple[bool, str, str]:
         if not isinstance(text, str) or not text.strip():
             return False, "", EMPTY
-        found = last_boxed(text)
-        if found is None:
-            return False, "", r"no \boxed{} answer"
-        answer = _bare(found)
-        if not answer:
+        answer = last_boxed(text)
+        if answer is None and self.answer_in_prose:
+            answer = stated(text)
+        if answer is None:
+            return False, "", NO_STATEMENT if self.answer_in_prose else r"no \boxed{} answer"
+        answer = answer.strip()
+        if not answer.strip("$ "):
             return False, "", r"empty \boxed{}"
         if len(answer) > MAX_ANSWER_CHARS:
             return False, _printable(answer[:200]) + "…", f"answer of more than {MAX_ANSWER_CHARS} characters"
         shown = _printable(answer)
         if shown != answer:
             return False, shown, "answer is not text"
-        gold = _bare(last_boxed(expected) or expected)
-        if answer == gold:
-            return True, shown, ""
-        if _WHOLE.fullmatch(answer) and _WHOLE.fullmatch(gold):
-            same = int(answer) == int(gold)
-            return same, shown, "" if same else "not equal"
-        passed, detail = self._compare(gold, answer)
+        boxed = last_boxed(problem["answer"])
+        expected = _printable((problem["answer"] if boxed is None else boxed)[:MAX_ANSWER_CHARS])
+        passed, detail = self._compare(expected, answer, problem.get("problem") or "")
         return passed, shown, detail
 
-    def _compare(self, gold: str, answer: str) -> tuple[bool, str]:
-        with self._lock:
-            if self._child is None or not self._child.alive:
-                self._stop()
-                self._child = _Child()
-            try:
-                reply = self._child.ask({"gold": gold, "answer": answer, "timeout_s": self.timeout_s}, self.timeout_s)
-            except (TimeoutError, EOFError, OSError) as e:
-                self._stop()
-                return False, "deadline passed" if isinstance(e, TimeoutError) else "verifier process died"
-            return reply["passed"], reply["detail"]
+    def _compare(self, expected: str, answer: str, problem: str) -> tuple[bool, str]:
+        try:
+            spelled = spelling(answer)
+            if not spelled:
+                return False, r"empty \boxed{}"
+            if spelling(expected) == spelled:
+                return True, ""
+            with self._lock:
+                asked = _Questions(self._ask, self.timeout_s)
+                passed = Comparison(asked, problem).equal(read(expected), read(answer))
+        except (TooDeep, RecursionError):
+            return False, "cannot be compared (too deeply nested)"
+        except _GivenUp as e:
+            return False, str(e)
+        return passed, "" if passed else asked.detail or "not equal"
+
+    def _ask(self, request: dict, timeout_s: float) -> dict:
+        """The child's reply to one question; starts it where there is none."""
+        if self._child is None or not self._child.alive:
+            self._stop()
+            self._child = _Child()
+        try:
+            return self._child.ask(request | {"timeout_s": timeout_s}, timeout_s)
+        except (TimeoutError, EOFError, OSError) as e:
+            self._stop()
+            return {"given_up": DEADLINE if isinstance(e, TimeoutError) else "verifier process died"}
 
     def _stop(self) -> None:
         if self._child is not None:
             self._child.kill()
             self._child = None
+
+
+class _GivenUp(Exception):
+    """The deadline passed, or the child died, and with it the comparison ends."""
+
+
+class _Questions:
+    """What one comparison asks of the child, within one deadline; starting the child does not count."""
+
+    def __init__(self, ask, timeout_s: float):
+        self._ask = ask
+        self._left_s = timeout_s
+        self.detail = ""  # why a question could not be answered
+
+    def __call__(self, ask: str, gold: str | list[str], answer: str | list[str]) -> bool:
+        if any(len(side) > MAX_FORMULA_CHARS for side in _strings(gold, answer)):
+            self.detail = f"formula of more than {MAX_FORMULA_CHARS} characters"
+            return False
+        if self._left_s <= 0.001:
+            raise _GivenUp(DEADLINE)
+        reply = self._ask({"ask": ask, "gold": gold, "answer": answer}, self._left_s)
+        if why := reply.get("given_up"):
+            raise _GivenUp(why)
+        self._left_s -= reply["seconds"]
+        self.detail = reply["detail"] or self.detail
+        return reply["passed"]
 
 
 class _Child:
@@ -146,28 +193,18 @@ class _Child:
         return json.loads(line)
 
 
-def last_boxed(text: str) -> str | None:
-    r"""The content of the `\boxed{...}` that opens last and is closed, in one pass over the text; None without one."""
-    found, opened_at, stack = None, -1, []
-    first = text.find("boxed")
-    if first < 0:
-        return None
-    for token in _BRACES.finditer(text, max(0, first - 3)):
-        word = token.group()
-        if "boxed" in word:
-            stack.append(token.end())
-        elif word == "{":
-            stack.append(-1)
-        elif word == "}" and stack:
-            start = stack.pop()
-            if start > opened_at:
-                found, opened_at = text[start : token.start()], start
-    return found
+def _strings(*sides: str | list[str]) -> list[str]:
+    return [s for side in sides for s in ([side] if isinstance(side, str) else side)]
 
 
-def _bare(answer: str) -> str:
-    """Without the blanks and dollar signs around it and the full stop after it."""
-    return _FULL_STOP.sub("", answer.strip().strip("$").strip())
+def _feedback(extracted: str, detail: str) -> str:
+    """What a refiner may be told: never the expected answer."""
+    if not extracted:
+        return {EMPTY: "The response is empty.", NO_STATEMENT: "No final answer was found."}.get(
+            detail, r"No final answer in \boxed{} was found."
+        )
+    cut = "…" if len(extracted) > MAX_FEEDBACK_CHARS else ""
+    return f"The final answer that was found is: {extracted[:MAX_FEEDBACK_CHARS]}{cut}"
 
 
 def _printable(text: str) -> str:
