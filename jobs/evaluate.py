@@ -1,4 +1,4 @@
-"""`python jobs/evaluate.py RECIPE key.sub=value ...`: `trd evaluate` as a script that `ray job submit` can run."""
+"""`python jobs/evaluate.py MODEL|RECIPE BENCHMARK ... key.sub=value ...`: `trd evaluate` for `ray job submit`."""
 
 import sys
 

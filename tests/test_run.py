@@ -158,7 +158,7 @@ def test_a_checkpoint_can_be_evaluated_by_itself(opsd, tmp_path):
     model = opsd.directory / "checkpoints" / f"step-{STEPS:06d}" / "model"
     done = run(tmp_path / "run", "evaluate", "miniature_opsd", *SMALL, f"student.path={model}")
     assert done.code == 0, done.output[-3000:]
-    score = json.loads((done.directory / "evaluation" / "checkpoint.json").read_text())
+    score = json.loads((done.directory / "evaluation" / "miniature-test.json").read_text())
     inside = json.loads((opsd.directory / "evaluation" / "trained.json").read_text())
     assert score["problems"] == 10 and score["samples"] == 4
     agree = fmean(

@@ -1,13 +1,18 @@
-"""The command line: `trd train | evaluate | refine RECIPE key.sub=value ...`, `trd compare` and `trd miniature build`.
+"""The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
+key.sub=value ...`, `trd compare` and `trd miniature build`.
 
 Everything a user can mend is one sentence on standard error and exit code 2.
 """
 
 import argparse
 import os
+import re
 import sys
 
 from trd_ray.errors import UserError
+
+# Anything else that holds "=" is a path.
+OVERRIDE = re.compile(r"[a-z_]\w*(\.\w+)*=.*", re.DOTALL)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,7 +23,8 @@ def main(argv: list[str] | None = None) -> int:
         return _run(lambda: build.main(arguments[1:]))
     parser = _parser()
     options, after = parser.parse_known_args(arguments)
-    if unknown := [a for a in after if a.startswith("-") or "=" not in a]:
+    takes_names = options.command == "evaluate"
+    if unknown := [a for a in after if a.startswith("-") or not (OVERRIDE.fullmatch(a) or takes_names)]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.overrides += after  # those that stand behind an option
     return _run(lambda: _job(options))
@@ -29,14 +35,21 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in {
         "train": "sample, verify, refine, verify, distil, sync; evaluate before and after",
-        "evaluate": "Avg@k and Pass@k of student.path on held-out problems",
+        "evaluate": "Avg@k and Pass@k of a checkpoint on benchmarks; started again, it goes on",
         "refine": "build a corpus of rollouts and refinements, to train on later with data.source=corpus",
     }.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("recipe", help="a YAML file, or the name of a shipped recipe such as miniature_opsd")
-        command.add_argument(
-            "overrides", nargs="*", metavar="key.sub=value", help="override the recipe; values are YAML"
-        )
+        recipe = "a YAML file, or the name of a shipped recipe such as miniature_opsd"
+        if name == "evaluate":
+            model = "a model folder, a hub name, a run or a checkpoint of it, or a recipe, whose student it is: "
+            command.add_argument("recipe", metavar="MODEL|RECIPE", help=model + recipe)
+            names = "aime24, aime24:/path, or a file of problems (default: the recipe's evaluation.path); and overrides"
+            command.add_argument("overrides", nargs="*", metavar="BENCHMARK|key.sub=value", help=names)
+        else:
+            command.add_argument("recipe", help=recipe)
+            command.add_argument(
+                "overrides", nargs="*", metavar="key.sub=value", help="override the recipe; values are YAML"
+            )
         command.add_argument(
             "--dry-run", action="store_true", help="print the resolved recipe and the placement, and end"
         )
@@ -46,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         if name != "evaluate":
             command.add_argument("--resume", action="store_true", help="continue the run in its directory")
         else:
-            command.add_argument("--name", default="checkpoint", help="what to call the score")
+            command.add_argument("--name", help="what to call the checkpoint in the tables (default: after its path)")
+            command.add_argument("--base", help="compare with a former evaluation: its directory, or a name beside")
     text = "the same runs with several methods, modes and seeds, and one table; started again, it goes on"
     command = commands.add_parser("compare", help=text, description=text)
     command.add_argument("comparison", help="a YAML file, or the name of a shipped comparison such as miniature")
@@ -65,16 +79,26 @@ def _job(options: argparse.Namespace) -> int:
         from trd_ray.compare import run
 
         return (run.dry_run if options.dry_run else run.compare)(options.comparison, options.overrides)
-    recipe = config.load(options.recipe, options.overrides)
     from trd_ray.run import commands
 
+    if options.command == "evaluate":
+        return _evaluate(options)
+    recipe = config.load(options.recipe, options.overrides)
     if options.dry_run:
         return commands.dry_run(recipe, options.command, options.gpu_gib)
     if options.command == "train":
         return commands.train(recipe, options.resume)
-    if options.command == "refine":
-        return commands.refine(recipe, options.resume)
-    return commands.evaluate(recipe, options.name)
+    return commands.refine(recipe, options.resume)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from trd_ray.evaluate import job
+
+    overrides = [a for a in options.overrides if OVERRIDE.fullmatch(a)]
+    benchmarks = [a for a in options.overrides if not OVERRIDE.fullmatch(a)]
+    if options.dry_run:
+        return job.dry_run(options.recipe, benchmarks, overrides, options.base, options.gpu_gib)
+    return job.evaluate(options.recipe, benchmarks, overrides, options.name, options.base)
 
 
 def _run(job) -> int:

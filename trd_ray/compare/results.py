@@ -70,8 +70,8 @@ def _line(scores: dict[int, Score], bases: dict, against: dict, resamples: int) 
         "samples": some.samples,
         "scores": {},
         "tokens_mean": fmean(s.tokens_mean for s in scores.values()),
-        "truncated": fmean(s.truncated for s in scores.values()),
-        "answered": fmean(s.answered for s in scores.values()),
+        "truncated": fmean(s.truncated.value for s in scores.values()),
+        "answered": fmean(s.answered.value for s in scores.values()),
     }
     some_seed = next(iter(by_seed))
     for measure in by_seed[some_seed]:

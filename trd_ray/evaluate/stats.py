@@ -1,20 +1,36 @@
 """Scores of an evaluation, never without their uncertainty.
 
-    rows (one sample of one problem each)  ->  score()  ->  Score  ->  compare(score, base)  ->  JSON, table()
+    answers (one sample of one problem each)  ->  score()  ->  Score  ->  compare(score, base)  ->  JSON, table()
 
 Benchmarks hold 30 to 100 problems, so the intervals resample problems, and two models are compared problem by problem.
 An interval says how far the score would move with other problems of the same kind; samples are taken as they came.
-Shape suffixes: P problems, S samples of each problem.
+Rates over samples (truncated, answer found) resample problems too: the samples of one problem are alike, and an
+interval that took them as independent would be too narrow. Only where the unit is a problem that counts or does not
+(ever solved) is the interval Wilson's.
+Shape suffixes: P problems, S samples of each problem, M measures.
 """
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
+RESAMPLED_VALUES = 16_000_000  # that exist at a time in a bootstrap
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the scores need to know of one sample."""
+
+    problem_id: str
+    passed: bool
+    tokens: int
+    truncated: bool  # it ended at the length limit
+    answered: bool  # an answer was found in it
 
 
 @dataclass(frozen=True)
@@ -46,10 +62,12 @@ class Score:
     version: int  # policy version the engines served
     samples: int
     problems: int
-    scores: dict[str, Estimate]  # "avg@16", "pass@1", "pass@2", ... as shares
+    scores: dict[str, Estimate]  # "avg@16", "pass@1", "pass@2", ... "pass@16" as shares
+    solved: Estimate  # share of problems with a sample that passed, which is Pass@n; Wilson's interval over problems
+    truncated: Estimate  # share of samples that ended at the length limit; bootstrap over problems
+    answered: Estimate  # share in which an answer was found
     tokens_mean: float
-    truncated: float  # share of samples that ended at the length limit
-    answered: float  # share in which an answer was found
+    tokens: dict[str, float]  # quantiles of the lengths of all samples, keys of QUANTILES
     per_problem: dict[str, list[bool]]
     paired_with: Comparison | None = None
 
@@ -76,25 +94,64 @@ def pass_at_k(n: np.ndarray | int, c: np.ndarray | int, k: int) -> np.ndarray:
 
 def bootstrap(values_P: np.ndarray, resamples: int, seed: int, level: float = LEVEL) -> tuple[float, float] | None:
     """The percentile bootstrap interval of the mean over problems; None for fewer than two problems."""
-    values_P = np.asarray(values_P, dtype=np.float64)
-    if len(values_P) < 2:
-        return None
+    [interval] = bootstraps(np.asarray(values_P)[None], resamples, seed, level)
+    return interval
+
+
+def bootstraps(
+    values_MP: np.ndarray, resamples: int, seed: int, level: float = LEVEL
+) -> list[tuple[float, float] | None]:
+    """An interval for each measure; all measures see the same resamples of the problems."""
+    values_MP = np.asarray(values_MP, dtype=np.float64)
+    if values_MP.shape[1] < 2:
+        return [None] * len(values_MP)
     result = stats.bootstrap(
-        (values_P,),
+        (values_MP,),
         np.mean,
         n_resamples=resamples,
-        batch=1000,  # bounds the memory: batch x problems values at a time
+        batch=max(1, min(resamples, RESAMPLED_VALUES // values_MP.size)),
         vectorized=True,
+        axis=-1,
         confidence_level=level,
         method="percentile",
         rng=np.random.default_rng(seed),
     )
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    low_M, high_M = result.confidence_interval
+    return [(float(low), float(high)) for low, high in zip(low_M, high_M, strict=True)]
 
 
 def estimate(values_P: np.ndarray, resamples: int, seed: int) -> Estimate:
-    low, high = bootstrap(values_P, resamples, seed) or (None, None)
-    return Estimate(float(np.mean(values_P)), low, high)
+    return estimates({"": values_P}, resamples, seed)[""]
+
+
+def estimates(values: Mapping[str, np.ndarray], resamples: int, seed: int) -> dict[str, Estimate]:
+    """The mean over problems of each measure, a value for each problem, with its bootstrap interval."""
+    values_MP = np.array(list(values.values()), dtype=np.float64)
+    intervals = [interval or (None, None) for interval in bootstraps(values_MP, resamples, seed)]
+    return {
+        measure: Estimate(float(np.mean(values_P)), *interval)
+        for measure, values_P, interval in zip(values, values_MP, intervals, strict=True)
+    }
+
+
+def mean_of_means(groups: list[np.ndarray], resamples: int, seed: int) -> Estimate:
+    """The unweighted mean over benchmarks of each one's mean over problems, which are resampled within a benchmark."""
+    value = float(np.mean([np.mean(values_P) for values_P in groups]))
+    if min(map(len, groups)) < 2:
+        return Estimate(value, None, None)
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros(resamples)
+    for values_P in groups:
+        counts_RP = rng.multinomial(len(values_P), np.full(len(values_P), 1 / len(values_P)), size=resamples)
+        drawn += counts_RP @ np.asarray(values_P, dtype=np.float64) / (len(values_P) * len(groups))
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def wilson(count: int, of: int, level: float = LEVEL) -> Estimate:
+    """A share of independent units (problems, not the samples of a problem) with Wilson's score interval."""
+    interval = stats.binomtest(count, of).proportion_ci(confidence_level=level, method="wilson")
+    return Estimate(count / of, float(interval.low), float(interval.high))
 
 
 def paired_difference(a_P: np.ndarray, b_P: np.ndarray, resamples: int, seed: int) -> Estimate:
@@ -106,48 +163,74 @@ def paired_difference(a_P: np.ndarray, b_P: np.ndarray, resamples: int, seed: in
 
 
 def measures(passed_PS: np.ndarray) -> dict[str, np.ndarray]:
-    """Avg@k and Pass@1, 2, 4, ... up to k, a value for each problem."""
+    """Avg@n and Pass@k for every k from 1 to the n samples, a value for each problem."""
     samples = passed_PS.shape[1]
     correct_P = passed_PS.sum(axis=1)
-    ks = [2**i for i in range(samples.bit_length())]
-    return {f"avg@{samples}": passed_PS.mean(axis=1)} | {f"pass@{k}": pass_at_k(samples, correct_P, k) for k in ks}
+    passes = {f"pass@{k}": pass_at_k(samples, correct_P, k) for k in range(1, samples + 1)}
+    return {f"avg@{samples}": passed_PS.mean(axis=1)} | passes
 
 
-def score(rows: Iterable[dict], *, name: str, step: int, version: int, resamples: int, seed: int) -> Score:
-    """From rows with problem_id, y_o_passed, y_o_ids, y_o_finish and y_o_extracted, in any order.
+def answers_of(rows: Iterable[dict]) -> list[Answer]:
+    """From rows with problem_id, y_o_passed, y_o_ids, y_o_finish and y_o_extracted."""
+    return [
+        Answer(
+            problem_id=row["problem_id"],
+            passed=bool(row["y_o_passed"]),
+            tokens=len(row["y_o_ids"]),
+            truncated=row["y_o_finish"] == "length",
+            answered=bool(row["y_o_extracted"]),
+        )
+        for row in rows
+    ]
 
-    Raises ValueError for no rows, and for problems that were not all sampled equally often.
+
+def score(
+    answers: Iterable[Answer] | Iterable[dict], *, name: str, step: int, version: int, resamples: int, seed: int
+) -> Score:
+    """From answers, or the rows of a run (see `answers_of`), in any order.
+
+    Raises ValueError for no answers, and for problems that were not all sampled equally often.
     """
-    passed: dict[str, list[bool]] = {}
-    tokens, truncated, answered = [], 0, 0
-    for row in rows:
-        passed.setdefault(row["problem_id"], []).append(bool(row["y_o_passed"]))
-        tokens.append(len(row["y_o_ids"]))
-        truncated += row["y_o_finish"] == "length"
-        answered += bool(row["y_o_extracted"])
-    passed = dict(sorted(passed.items()))
+    by_problem: dict[str, list[Answer]] = {}
+    for answer in answers:
+        [answer] = [answer] if isinstance(answer, Answer) else answers_of([answer])
+        by_problem.setdefault(answer.problem_id, []).append(answer)
+    by_problem = dict(sorted(by_problem.items()))
+    passed = {problem_id: [a.passed for a in found] for problem_id, found in by_problem.items()}
     passed_PS = _matrix(passed)
+    rates = {
+        rate: np.array([np.mean([getattr(a, rate) for a in found]) for found in by_problem.values()])
+        for rate in ("truncated", "answered")
+    }
+    found = estimates(measures(passed_PS) | rates, resamples, seed)
+    tokens = np.array([a.tokens for found in by_problem.values() for a in found])
     return Score(
         name=name,
         step=step,
         version=version,
         samples=passed_PS.shape[1],
         problems=passed_PS.shape[0],
-        scores={m: estimate(values_P, resamples, seed) for m, values_P in measures(passed_PS).items()},
+        truncated=found.pop("truncated"),
+        answered=found.pop("answered"),
+        scores=found,
+        solved=wilson(int(passed_PS.any(axis=1).sum()), len(passed_PS)),
         tokens_mean=float(np.mean(tokens)),
-        truncated=truncated / len(tokens),
-        answered=answered / len(tokens),
+        tokens={label: float(np.quantile(tokens, q)) for label, q in QUANTILES.items()},
         per_problem=passed,
     )
 
 
 def compare(trained: Score, base: Score, *, resamples: int, seed: int) -> Score:
-    """`trained` with its difference from `base`; raises ValueError unless both saw the same problems."""
+    """`trained` with its difference from `base`; raises ValueError unless both saw the same problems.
+
+    With unequal numbers of samples, Avg is compared all the same, and Pass@k for every k that both have.
+    """
     if trained.per_problem.keys() != base.per_problem.keys():
         raise ValueError(f"{trained.name} and {base.name} were not evaluated on the same problems")
     before = measures(_matrix({p: base.per_problem[p] for p in trained.per_problem}))
+    before[f"avg@{trained.samples}"] = before[f"avg@{base.samples}"]
     after = measures(_matrix(trained.per_problem))
-    differences = {m: paired_difference(before[m], after[m], resamples, seed) for m in after if m in before}
+    differences = estimates({m: after[m] - before[m] for m in after if m in before}, resamples, seed)
     return replace(trained, paired_with=Comparison(base.name, base.step, differences))
 
 
@@ -156,36 +239,53 @@ def to_json(score: Score) -> dict[str, Any]:
 
 
 def from_json(tree: dict[str, Any]) -> Score:
+    """The score in a tree of `to_json`, whatever else stands beside it."""
+
     def estimates(values: dict[str, dict]) -> dict[str, Estimate]:
         return {m: Estimate(**v) for m, v in values.items()}
 
     pair = tree["paired_with"]
     if pair is not None:
         pair = Comparison(pair["name"], pair["step"], estimates(pair["differences"]))
-    return Score(**{**tree, "scores": estimates(tree["scores"]), "paired_with": pair})
+    own: dict[str, Any] = {field.name: tree[field.name] for field in fields(Score)}
+    own |= estimates({rate: tree[rate] for rate in ("solved", "truncated", "answered")})
+    return Score(**own | {"scores": estimates(tree["scores"]), "paired_with": pair})
 
 
-def table(scores: list[Score]) -> list[list[str]]:
-    """Header and rows of text, one column a score, in percent; the last column is the last score's difference.
+def shown(samples: int) -> list[str]:
+    """The measures of a table: Avg@n, Pass@k for the powers of two and for n. Pass@1 is the same number as Avg@n."""
+    ks = {2**i for i in range(1, samples.bit_length())} | {samples}
+    return [f"avg@{samples}", *(f"pass@{k}" for k in sorted(ks) if k > 1)]
 
-    Pass@1 is left out: it is the same number as Avg@k.
-    """
+
+def table(scores: list[Score], header: list[str] | None = None) -> list[list[str]]:
+    """Header and rows of text, one column a score, in percent; the last column is the last score's difference."""
     pair = scores[-1].paired_with
-    header = ["", *(f"{s.name} (step {s.step})" for s in scores)]
+    header = ["", *(header or [f"{s.name} (step {s.step})" for s in scores])]
     if pair:
         header.append(f"{scores[-1].name} - {pair.name}")
     lines = [header]
-    for measure in dict.fromkeys(m for s in scores for m in s.scores if m != "pass@1"):
-        line = [measure.capitalize(), *(_percent(s.scores.get(measure)) for s in scores)]
-        lines.append(line + ([_percent(pair.differences.get(measure), signed=True)] if pair else []))
+    for measure in dict.fromkeys(m for s in scores for m in shown(s.samples)):
+        line = [measure.capitalize(), *(percent(s.scores.get(measure)) for s in scores)]
+        lines.append(line + ([percent(pair.differences.get(measure), signed=True)] if pair else []))
     blank = [""] if pair else []
+    lines.append(["Problems ever solved", *(f"{_solved(s)}: {percent(s.solved)}" for s in scores), *blank])
+    lines.append(["Cut at the length limit", *(percent(s.truncated) for s in scores), *blank])
+    lines.append(["Answer found", *(percent(s.answered) for s in scores), *blank])
     lines.append(["Mean tokens", *(f"{s.tokens_mean:.1f}" for s in scores), *blank])
-    lines.append(["Cut at the length limit", *(f"{100 * s.truncated:.1f}" for s in scores), *blank])
-    lines.append(["Answer found", *(f"{100 * s.answered:.1f}" for s in scores), *blank])
+    lines.append(["Tokens p5 / p50 / p95 / max", *(_lengths(s) for s in scores), *blank])
     return lines
 
 
-def _percent(e: Estimate | None, signed: bool = False) -> str:
+def _solved(s: Score) -> int:
+    return sum(map(any, s.per_problem.values()))
+
+
+def _lengths(s: Score) -> str:
+    return " / ".join(f"{s.tokens[label]:.0f}" for label in ("p5", "p50", "p95", "max"))
+
+
+def percent(e: Estimate | None, signed: bool = False) -> str:
     if e is None:
         return "-"
     sign = "+" if signed else ""

@@ -1,4 +1,4 @@
-"""The three jobs, from a recipe to what it leaves behind: train, evaluate, refine. The command line calls these.
+"""Two jobs, from a recipe to what it leaves behind: train and refine (the third is trd_ray.evaluate.job).
 
 Each checks everything first (models, data, placement, run directory), then starts Ray and engines, and stops them
 however it ends. Exit codes: 0 done, 1 failed, 2 the user can mend it, 128 + n stopped by signal n (training leaves a
@@ -96,18 +96,6 @@ def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
             write_summary(session.directory)
 
 
-def evaluate(recipe: Recipe, name: str = "checkpoint") -> int:
-    """Score `student.path` on the held-out problems; the base's score, if the directory holds one, is compared with."""
-    inputs = prepare(recipe, "evaluate")
-    with _job(inputs, lambda: RunDirectory.create(recipe.directory, recipe), 0) as session:
-        session.display.phase("starting engines")
-        session.start(student_path=inputs.student_path, version=0)
-        session.wait_until_started()
-        session.evaluate(name, 0, 0, inputs.held_out)
-    _report(session.directory)
-    return 0
-
-
 def refine(recipe: Recipe, resume: bool = False) -> int:
     """Build a corpus: sample, verify, refine and verify every problem once, and keep all of it as `rows/`."""
     if not recipe.refines:
@@ -147,6 +135,8 @@ def _job(inputs: Inputs, claim: Callable[[], RunDirectory], steps: int, done: in
             require_sandboxes(recipe.verify.sandbox)
         directory = claim()
         stack.callback(directory.release)
+        if inputs.set_aside and inputs.set_aside.set_aside:
+            inputs.set_aside.write_set_aside(directory.path / "set_aside.jsonl")
         stop = stack.enter_context(StopSignals())
         display = stack.enter_context(Display(steps, done=done))
         if local:

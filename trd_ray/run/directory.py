@@ -52,15 +52,17 @@ class RunDirectory:
         self._lock = lock
 
     @classmethod
-    def create(cls, path: Path | str, recipe: Recipe, resume: bool = False) -> "RunDirectory":
-        """Claim a directory for a new run, or for one that continues.
+    def create(
+        cls, path: Path | str, recipe: Recipe, resume: bool = False, may_change: set[str] = MAY_CHANGE
+    ) -> "RunDirectory":
+        """Claim a directory for a new run, or for one that continues, whose recipe differs in `may_change` at most.
 
         Raises UserError, having changed nothing, when a live run holds the directory, when it holds a run and `resume`
         is not set or nothing to resume, or when the recipe asks for another run than the one begun.
         """
         path = Path(path).expanduser().absolute()
         if resume:
-            return cls._continue(path, recipe)
+            return cls._continue(path, recipe, may_change)
         if path.exists() and not path.is_dir():
             raise UserError(f"run directory {path} is a file: set run_dir to another place")
         if path.is_dir() and any(path.iterdir()):
@@ -94,7 +96,7 @@ class RunDirectory:
         return cls(path)
 
     @classmethod
-    def _continue(cls, path: Path, recipe: Recipe) -> "RunDirectory":
+    def _continue(cls, path: Path, recipe: Recipe, may_change: set[str]) -> "RunDirectory":
         if not (path / "recipe.yaml").is_file():
             raise UserError(
                 f"there is no run to resume in {path}: leave --resume out, or set run_dir to the run's place"
@@ -102,7 +104,7 @@ class RunDirectory:
         lock = claim(path)
         try:
             began = from_tree(yaml.safe_load((path / "recipe.yaml").read_text()))
-            changed = differences(began.model_dump(mode="json"), recipe.model_dump(mode="json"), MAY_CHANGE)
+            changed = differences(began.model_dump(mode="json"), recipe.model_dump(mode="json"), may_change)
             if changed:
                 raise UserError(
                     f"the run in {path} began with another recipe: put back {'; '.join(changed)}, "

@@ -8,7 +8,7 @@ Ctrl-C too, gives the terminal back as it was, with the last panel left in its s
 
 import contextlib
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -42,7 +42,7 @@ class Display:
         )
         self._task = self._progress.add_task("starting", total=total_steps, completed=done)
 
-    def __enter__(self) -> "Display":
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live = Live(get_renderable=self._panel, console=self.console, refresh_per_second=4)
             with contextlib.suppress(*_GONE):

@@ -1,0 +1,189 @@
+"""Everything that is read and checked before an evaluation starts: model, benchmarks, prompts, lengths, the base.
+
+    model or recipe, names of benchmarks, overrides  ->  plan()  ->  Plan: a recipe to start engines with, and an Exam
+                                                                     (problems, prompts, settings) for each benchmark
+
+A benchmark brings its own number of samples and token limit; what the recipe or an override sets goes before. Raises
+UserError for anything that cannot work, before a directory is made or an engine starts.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from trd_ray import benchmarks, models, preflight
+from trd_ray.config import Evaluation, Recipe
+from trd_ray.data import load_problems
+from trd_ray.engine.launch import engine_dtype
+from trd_ray.errors import UserError
+from trd_ray.evaluate.run import Question
+from trd_ray.evaluate.samples import prompt_sha256, verifier_of
+from trd_ray.evaluate.stats import Score, from_json
+from trd_ray.evaluate.target import Target, target
+from trd_ray.evaluate.target import word as file_name
+from trd_ray.run.cluster import is_local
+from trd_ray.run.prepare import Inputs
+from trd_ray.views import Views
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a checkpoint is compared with."""
+
+    score: Score
+    settings: dict[str, Any] | None  # None: of an evaluation during training, which does not record them
+
+
+@dataclass(frozen=True)
+class Exam:
+    """One benchmark as this model will sit it."""
+
+    name: str  # also of its files
+    about: dict[str, Any]  # title, task, source, licence, notes
+    evaluation: Evaluation  # as resolved for this benchmark
+    questions: list[Question]
+    prompts: dict[str, str]  # problem_id -> digest of the prompt's tokens
+    verifiers: dict[str, str]  # problem_id -> what a verdict on it depends on
+    prompt_tokens: preflight.Tokens
+    thinking: str  # how the chat template is asked
+    base: Base | None
+
+    @property
+    def keys(self) -> list[tuple[str, int]]:
+        return [(q.problem_id, sample) for q in self.questions for sample in range(self.evaluation.samples)]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a sample depends on besides weights, prompt and seed."""
+        e = self.evaluation
+        sampling = {key: getattr(e, key) for key in ("temperature", "top_p", "top_k", "max_response_tokens")}
+        return {"evaluation": sampling | {"chat_template_kwargs": self.about["chat_template_kwargs"]}}
+
+    def __str__(self) -> str:
+        e = self.evaluation
+        return (
+            f"{self.name}: {len(self.questions)} problems x {e.samples} samples, temperature {e.temperature:g}, "
+            f"top-p {e.top_p:g}, top-k {e.top_k or 'off'}, at most {e.max_response_tokens} tokens, prompts of "
+            f"{self.prompt_tokens} tokens; {self.thinking}"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    target: Target
+    recipe: Recipe  # what the engines start with
+    inputs: Inputs
+    exams: list[Exam]
+    directory: Path
+
+    def settings(self, exam: Exam) -> dict[str, Any]:
+        """What tells whether samples on disk were made as these would be, but for the model's weights."""
+        engine = {"dtype": engine_dtype(self.recipe.sampler, self.recipe), "extra": self.recipe.sampler.extra}
+        return {"seed": self.recipe.seed} | exam.settings | {"sampler": engine}
+
+
+def plan(argument: str, names: list[str], overrides: list[str], base: str | None = None) -> Plan:
+    asked = target(argument, overrides)
+    r = asked.recipe
+    if not names and not (asked.has_path and r.evaluation.path):
+        raise UserError(
+            f"there is nothing to evaluate {argument} on: name a file of problems, or benchmarks of this list\n"
+            f"{benchmarks.listing()}"
+        )
+    directory = r.directory.absolute()
+    path = models.resolve(r.student.path, r.student.revision)
+    tokenizer = models.tokenizer(path, r.student.revision, r.student.trust_remote_code)
+    student = models.facts(path, r.student.revision, r.student.trust_remote_code)
+    exams: list[Exam] = []
+    tables: list[pa.Table] = []
+    findings, longest = None, 0
+    for name, about, evaluation, problems in [_problems(r, name) for name in names or [r.evaluation.path or ""]]:
+        if any(exam.name == name for exam in exams):
+            raise UserError(f"{name} is named twice: name each benchmark once")
+        verify = r.verify.model_copy(update={"task": about["task"]})
+        own = r.model_copy(update={"evaluation": evaluation, "verify": verify})
+        try:
+            findings = preflight.check(
+                own, problems=None, evaluation=problems, student=student, teacher=student,
+                student_tokenizer=tokenizer, teacher_tokenizer=tokenizer, trains=False,
+            )  # fmt: skip
+        except UserError as e:
+            raise UserError(f"{name}: {e}") from e
+        assert findings.evaluation_prompt is not None
+        views = Views(own, tokenizer, tokenizer)
+        questions = [
+            Question(name, problem, views.evaluation(problem["problem"]), evaluation, verify)
+            for problem in problems.to_pylist()
+        ]
+        kwargs = evaluation.chat_template_kwargs or r.student.chat_template_kwargs
+        exams.append(
+            Exam(
+                name=name,
+                about=about | {"chat_template_kwargs": kwargs},
+                evaluation=evaluation,
+                questions=questions,
+                prompts={q.problem_id: prompt_sha256(q.prompt_ids) for q in questions},
+                verifiers={q.problem_id: verifier_of(q.problem, q.verify) for q in questions},
+                prompt_tokens=findings.evaluation_prompt,
+                thinking=_thinking(kwargs),
+                base=_base(base, directory, name, questions) if base else None,
+            )
+        )
+        tables.append(problems)
+        longest = max(longest, findings.evaluation_prompt.longest + evaluation.max_response_tokens)
+    if not r.sampler.max_model_len:  # a longer context would only take cache from the sequences
+        r = r.model_copy(update={"sampler": r.sampler.model_copy(update={"max_model_len": longest})})
+    assert findings is not None
+    inputs = Inputs("evaluate", r, path, path, None, pa.concat_tables(tables), 0, findings, student, student)
+    if is_local(r) and inputs.runs_code:
+        from trd_ray.verify.sandbox import Sandbox
+
+        Sandbox(r.verify.sandbox)  # a UserError where none starts; the nodes of a cluster are asked later
+    return Plan(asked, r, inputs, exams, directory)
+
+
+def _problems(r: Recipe, spec: str) -> tuple[str, dict[str, Any], Evaluation, pa.Table]:
+    """(name, what is known of it, the settings it is sampled with, its problems)"""
+    e, given = r.evaluation, r.evaluation.model_fields_set
+    if spec == e.path and not benchmarks.is_name(spec):
+        problems = load_problems(e)  # in the columns that the recipe names
+        about = {"title": spec, "task": r.verify.task, "source": spec, "licence": "your own", "notes": []}
+        return file_name(spec if ":" in spec else Path(spec).stem), about, e, problems
+    b = benchmarks.load(spec, limit=e.limit, sandbox=r.verify.sandbox)
+    own = ("samples", "temperature", "top_p", "max_response_tokens")
+    evaluation = e.model_copy(update={key: getattr(b, key) for key in own if key not in given})
+    about = {"title": b.title, "task": b.task, "source": b.source, "licence": b.licence, "notes": list(b.notes)}
+    return file_name(b.name), about, evaluation, b.problems
+
+
+def _thinking(kwargs: dict[str, Any]) -> str:
+    """A template with a thinking mode is told whether to use it: preflight sees to that."""
+    told = ", ".join(f"{key}={json.dumps(value)}" for key, value in kwargs.items())
+    return f"chat template with {told}" if told else "chat template as it is, it has no thinking mode"
+
+
+def _base(base: str, directory: Path, name: str, questions: list[Question]) -> Base:
+    """The score to compare with: of another evaluation's directory, of one beside this one's, or a JSON file."""
+    places = [Path(base).expanduser(), directory.parent / base, directory / "evaluation" / base]
+    places = [place if place.suffix == ".json" else place / "evaluation" / f"{name}.json" for place in places]
+    place = next((place for place in places if place.is_file()), None)
+    if place is None:
+        raise UserError(
+            f"there is no score of {name} in {base}: evaluate the base on it first, with run_dir={base}, or correct "
+            "--base"
+        )
+    try:
+        tree = json.loads(place.read_text())
+        score = from_json(tree)
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(f"{place} holds no score of this version of the program: evaluate the base again") from e
+    ours, theirs = {q.problem_id for q in questions}, score.per_problem.keys()
+    if ours != theirs:
+        raise UserError(
+            f"{place} has {len(theirs)} problems, of which {len(theirs & ours)} are among the {len(ours)} of {name} "
+            "here: evaluate both on the same problems (evaluation.limit, the same file)"
+        )
+    return Base(score, tree.get("settings"))

@@ -1,0 +1,129 @@
+"""What a person sees while an evaluation goes on: a live table in a terminal, a few lines a minute in a log.
+
+with Progress(name -> (problems, samples)) as p:  p.kept(...);  p.sampled(name, tokens);  p.verified(name, ...)
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from trd_ray.run.display import Display
+
+LINE_S = 15.0
+
+
+@dataclass
+class Count:
+    problems: int
+    samples: int  # of each problem
+    sampled: int = 0
+    verified: int = 0
+    passed: int = 0
+    by_problem: Counter[str] = field(default_factory=Counter)  # verified samples
+
+    @property
+    def problems_done(self) -> int:
+        return sum(n == self.samples for n in self.by_problem.values())
+
+    @property
+    def total(self) -> int:
+        return self.problems * self.samples
+
+
+class Progress(Display):
+    def __init__(self, benchmarks: dict[str, tuple[int, int]], console: Console | None = None):
+        super().__init__(sum(problems * samples for problems, samples in benchmarks.values()), console)
+        self.counts = {name: Count(*sizes) for name, sizes in benchmarks.items()}
+        self._began: float | None = None  # when the first request of this start went out
+        self._made = self._tokens = 0  # since then
+        self._last = self._shown = 0.0
+
+    def kept(self, benchmark: str, problem_id: str, passed: bool | None) -> None:
+        """A sample of an earlier start; `passed` is None without a verdict."""
+        self.counts[benchmark].sampled += 1
+        if passed is not None:
+            self._judge(benchmark, problem_id, passed)
+
+    def begin(self) -> None:
+        self._began = self._shown = time.monotonic()
+
+    def sampled(self, benchmark: str, tokens: int) -> None:
+        self.counts[benchmark].sampled += 1
+        self._made, self._tokens, self._last = self._made + 1, self._tokens + tokens, time.monotonic()
+
+    def verified(self, benchmark: str, problem_id: str, passed: bool) -> None:
+        self._judge(benchmark, problem_id, passed)
+
+    def _judge(self, benchmark: str, problem_id: str, passed: bool) -> None:
+        count = self.counts[benchmark]
+        count.verified, count.passed = count.verified + 1, count.passed + passed
+        count.by_problem[problem_id] += 1
+        self._progress.update(self._task, completed=sum(c.verified for c in self.counts.values()))
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the live table too."""
+        self._print(text)
+
+    def look(self) -> None:
+        """A line in the log, if it is time for one; the terminal draws itself."""
+        if self._live is None and time.monotonic() - self._shown >= LINE_S:
+            self.lines()
+
+    def lines(self) -> None:
+        """What is under way, a line a benchmark, and the rest in one."""
+        self._shown = time.monotonic()
+        rate = f"{self._rate():.0f} tokens/s, {self._left_text()}"
+        for name, c in self.counts.items():
+            if c.sampled > 0 and c.verified < c.total:
+                self._print(
+                    f"{name}: {c.problems_done}/{c.problems} problems, {c.sampled}/{c.total} samples, "
+                    f"{_share(c)} of {c.verified} passed; {rate}"
+                )
+
+    def _rate(self) -> float:
+        return self._tokens / self._seconds() if self._seconds() > 0 else 0.0
+
+    def _seconds(self) -> float:
+        """Of sampling in this start."""
+        if self._began is None:
+            return 0.0
+        return (time.monotonic() if self._left() else self._last) - self._began
+
+    def _left(self) -> int:
+        return sum(c.total - c.sampled for c in self.counts.values())
+
+    def _left_text(self) -> str:
+        """Short answers come first, so this begins as too little; it is the mean pace of this start."""
+        if not self._made:
+            return "time left unknown"
+        return f"about {_duration(self._left() * self._seconds() / self._made)} left"
+
+    def _panel(self) -> Group:
+        drawn = Table("benchmark", box=None, padding=(0, 2))
+        for column in ("problems", "samples", "verified", "passed so far"):
+            drawn.add_column(column, justify="right")
+        for name, c in self.counts.items():
+            cells = (f"{c.problems_done}/{c.problems}", f"{c.sampled}/{c.total}", str(c.verified), _share(c))
+            drawn.add_row(Text(name), *cells)
+        pace = f"{self._rate():.0f} tokens/s" if self._began is not None else ""
+        return Group(self._progress, drawn, Text(pace))
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is None and self._began is not None:
+            self.lines()
+        super().__exit__(kind, e, trace)
+
+
+def _share(c: Count) -> str:
+    return f"{c.passed / c.verified:.1%}" if c.verified else "-"
+
+
+def _duration(seconds: float) -> str:
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}"

@@ -1,0 +1,275 @@
+"""The samples of one benchmark on disk, written as they come.
+
+    Samples.open(path, settings)  ->  what an earlier start left  ->  add(), judge()  ->  parquet()
+
+An append-only file of JSON lines: the settings, then samples and verdicts in the order in which they came, each keyed
+by (problem_id, sample). A line is handed to the operating system whole, so a killed process leaves at most one that was
+cut short, which is cut off when the file is opened again. A sample is never made twice, and never mixed with samples of
+other weights, settings or prompts: `open` and `check_prompt` refuse those. A verdict that another verifier, or another
+answer key, would have given is forgotten and made anew.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trd_ray.config import Verify
+from trd_ray.engine.actor import Generation
+from trd_ray.errors import UserError
+from trd_ray.evaluate.stats import Answer
+from trd_ray.evaluate.weights import difference
+from trd_ray.run.directory import differences
+from trd_ray.verify import Verdict
+
+FORMAT = 1
+ROWS_AT_A_TIME = 256
+# Settings of the verifier that a verdict does not depend on.
+_NOT_OF_VERDICTS = {"task", "sandbox", "cpus", "max_tasks"}
+
+SCHEMA = pa.schema(
+    [
+        pa.field("problem_id", pa.string(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("seed", pa.int64(), nullable=False),
+        pa.field("prompt_sha256", pa.string(), nullable=False),
+        pa.field("ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("tokens", pa.int32(), nullable=False),
+        pa.field("finish", pa.string(), nullable=False),  # "stop" | "length" | "abort"
+        pa.field("version", pa.int32(), nullable=False),
+        pa.field("engine", pa.string(), nullable=False),
+        pa.field("start_s", pa.float64(), nullable=False),  # Unix time
+        pa.field("seconds", pa.float32(), nullable=False),
+        pa.field("passed", pa.bool_(), nullable=False),
+        pa.field("score", pa.float32(), nullable=False),
+        pa.field("extracted", pa.string(), nullable=False),
+        pa.field("detail", pa.string(), nullable=False),
+        pa.field("feedback", pa.string(), nullable=False),
+        pa.field("verify_seconds", pa.float32(), nullable=False),
+    ]
+)
+
+Key = tuple[str, int]  # problem_id, number of the sample
+
+
+@dataclass
+class Kept:
+    """What is held in memory of a sample; the rest is read from the file when it is needed."""
+
+    place: int  # of its line in the file
+    prompt: str
+    tokens: int
+    finish: str
+    verdict_place: int | None = None
+    verdict_of: str = ""  # which verifier and answer key gave it
+    passed: bool = False
+    answered: bool = False
+
+
+class Samples:
+    """Open for one process at a time, which holds the run directory's claim."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]):
+        self.path, self.settings = path, settings
+        self._kept: dict[Key, Kept] = {}
+        self._begun = False
+        self._end = 0
+        self._file: Any = None
+
+    @classmethod
+    def open(cls, path: Path, settings: dict[str, Any]) -> "Samples":
+        """What is there already, if it was made in the same way; UserError names what differs. Nothing is written yet.
+
+        `settings` holds "model" (see `weights.fingerprint`) and whatever else the samples depend on.
+        """
+        samples = cls(path, settings)
+        if path.exists():
+            samples._load()
+        samples._file = open(path, "ab")  # noqa: SIM115
+        return samples
+
+    @classmethod
+    def model(cls, path: Path) -> dict[str, Any] | None:
+        """The fingerprint of the weights in a file that was begun."""
+        with open(path, "rb") as file:
+            line = file.readline()
+        return json.loads(line)["settings"]["model"] if line.endswith(b"\n") else None
+
+    def _load(self) -> None:
+        with open(self.path, "rb+") as file:
+            for number, line in enumerate(iter(file.readline, b"")):
+                if not line.endswith(b"\n"):
+                    file.truncate(self._end)
+                    break
+                try:
+                    self._take(number, json.loads(line))
+                except (ValueError, KeyError, TypeError) as e:
+                    raise UserError(
+                        f"line {number + 1} of {self.path} is damaged: delete that line, and the sample is made again"
+                    ) from e
+                self._end += len(line)
+
+    def _take(self, number: int, line: dict[str, Any]) -> None:
+        if number == 0:
+            self._same_settings(line["settings"])
+            self._begun = True
+        elif line["kind"] == "sample":
+            self._kept[_key(line)] = Kept(self._end, line["prompt_sha256"], line["tokens"], line["finish"])
+        elif kept := self._kept.get(_key(line)):  # None: its sample's line was deleted
+            self._judged(kept, line)
+
+    def _same_settings(self, began: dict[str, Any]) -> None:
+        remedy = "or set run_dir to a new place"
+        ours = {k: v for k, v in self.settings.items() if k != "model"}
+        theirs = {k: v for k, v in began.items() if k != "model"}
+        if changed := differences(theirs, ours, set()):
+            raise UserError(
+                f"{self.path} holds samples that were made with other settings: put back {'; '.join(changed)}, {remedy}"
+            )
+        if changed := difference(began["model"], self.settings["model"]):
+            raise UserError(f"{self.path} holds samples of other weights ({changed}): evaluate those again, {remedy}")
+
+    def _judged(self, kept: Kept, line: dict[str, Any]) -> None:
+        kept.verdict_place, kept.verdict_of = self._end, line["verifier"]
+        kept.passed, kept.answered = line["passed"], bool(line["extracted"])
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._kept
+
+    def check_prompt(self, problem_id: str, samples: int, prompt_sha256: str) -> None:
+        """Refuse a prompt other than the one that the problem's samples were made from."""
+        for sample in range(samples):
+            kept = self._kept.get((problem_id, sample))
+            if kept and kept.prompt != prompt_sha256:
+                raise UserError(
+                    f"{self.path} holds samples of another prompt for problem {problem_id}: put the problem, prompts.* "
+                    "and the chat template back as they were, or set run_dir to a new place"
+                )
+
+    def verified(self, key: Key, verifier: str) -> bool:
+        kept = self._kept.get(key)
+        return kept is not None and kept.verdict_place is not None and kept.verdict_of == verifier
+
+    def passed(self, key: Key) -> bool:
+        return self._kept[key].passed
+
+    def text(self, key: Key) -> str:
+        return self._read(self._kept[key].place)["text"]
+
+    def add(self, key: Key, seed: int, prompt_sha256: str, generation: Generation) -> None:
+        g = generation
+        place = self._append(
+            {
+                "kind": "sample",
+                "problem_id": key[0],
+                "sample": key[1],
+                "seed": seed,
+                "prompt_sha256": prompt_sha256,
+                "tokens": len(g.ids),
+                "finish": g.finish,
+                "version": g.version,
+                "engine": g.engine,
+                "start_s": g.start_s,
+                "seconds": g.seconds,
+                "text": g.text,
+                "ids": g.ids,
+            }
+        )
+        self._kept[key] = Kept(place, prompt_sha256, len(g.ids), g.finish)
+
+    def judge(self, key: Key, verifier: str, verdict: Verdict) -> None:
+        v = verdict
+        line = {
+            "kind": "verdict",
+            "problem_id": key[0],
+            "sample": key[1],
+            "verifier": verifier,
+            "passed": v.passed,
+            "score": v.score,
+            "extracted": v.extracted,
+            "detail": v.detail,
+            "feedback": v.feedback,
+            "verify_seconds": v.seconds,
+        }
+        kept = self._kept[key]
+        kept.verdict_place, kept.verdict_of = self._append(line), verifier
+        kept.passed, kept.answered = v.passed, bool(v.extracted)
+
+    def _append(self, line: dict[str, Any]) -> int:
+        """The place at which the line begins."""
+        if not self._begun:
+            self._begun = True
+            self._append({"format": FORMAT, "settings": self.settings})
+        place, written = self._end, json.dumps(line).encode() + b"\n"
+        self._file.write(written)
+        self._file.flush()
+        self._end += len(written)
+        return place
+
+    def _read(self, place: int) -> dict[str, Any]:
+        with open(self.path, "rb") as file:
+            file.seek(place)
+            return json.loads(file.readline())
+
+    def answers(self, keys: Iterable[Key]) -> list[Answer]:
+        return [
+            Answer(key[0], kept.passed, kept.tokens, kept.finish == "length", kept.answered)
+            for key in keys
+            for kept in [self._kept[key]]
+        ]
+
+    def parquet(self, place: Path, keys: list[Key]) -> None:
+        """These samples with their verdicts, in this order, as one file that appears whole."""
+        temporary = place.with_name(f".{place.name}.tmp")
+        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+            for i in range(0, len(keys), ROWS_AT_A_TIME):
+                rows = list(self._rows(keys[i : i + ROWS_AT_A_TIME]))
+                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+        os.replace(temporary, place)
+
+    def _rows(self, keys: list[Key]) -> Iterator[dict[str, Any]]:
+        for key in keys:
+            kept = self._kept[key]
+            assert kept.verdict_place is not None
+            line = self._read(kept.place) | self._read(kept.verdict_place)
+            yield {name: _encodable(line[name]) for name in SCHEMA.names}
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> "Samples":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def prompt_sha256(prompt_ids: list[int]) -> str:
+    return hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest()
+
+
+def verifier_of(problem: dict[str, Any], verify: Verify) -> str:
+    """What a verdict on the problem depends on besides the text: the verifier's settings and what it compares with."""
+    settings = verify.model_dump(mode="json", exclude=_NOT_OF_VERDICTS)
+    digest = hashlib.sha256(json.dumps([settings, problem["answer"]], sort_keys=True).encode())
+    digest.update(problem.get("tests") or b"")
+    return digest.hexdigest()[:16]
+
+
+def _key(line: dict[str, Any]) -> Key:
+    return line["problem_id"], line["sample"]
+
+
+def _encodable(value: Any) -> Any:
+    """Lone surrogates, which Arrow has no place for, become question marks."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

@@ -1,0 +1,139 @@
+"""What `trd evaluate` is told to evaluate, as a recipe.
+
+    a recipe  |  a model folder, hub name, miniature:student  |  a run, or a checkpoint of it
+        ->  target()  ->  Target: the recipe with student.path and run_dir set, a name, the steps behind the weights
+
+A checkpoint of a run is asked in the words that it was trained with: prompts, chat template, verifier, engines and
+evaluation settings come from the run's recipe.yaml, unless they are overridden.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trd_ray import benchmarks, config
+from trd_ray.config import Recipe
+from trd_ray.errors import UserError
+
+FROM_A_RUN = ("seed", "student", "prompts", "sampler", "verify", "evaluation", "cluster")
+# Of sampler and evaluation: what has a meaning in training only, or is found anew for what is evaluated.
+NOT_FROM_A_RUN = {"sampler": ("n", "max_model_len"), "evaluation": ("before", "after", "every_steps")}
+# Their models know the prompts of these recipes and no others.
+MINIATURE = {"miniature:code_": "miniature_code_opsd", "miniature:": "miniature_opsd"}
+DIRECTORY = Path("runs") / "evaluate"
+
+
+@dataclass(frozen=True)
+class Target:
+    recipe: Recipe
+    name: str  # of the checkpoint, for people and for its folder
+    step: int  # optimizer steps behind the weights, as far as that is known
+    has_path: bool  # whether evaluation.path was set by someone, so that it can stand for the benchmarks
+
+
+def target(argument: str, overrides: list[str]) -> Target:
+    """Raises UserError for what is no recipe and cannot be a model; whether a model exists is not looked at."""
+    tree = _tree(argument)
+    for override in overrides:
+        config.apply_override(tree, override)
+    recipe = config.from_tree(tree)
+    path = _model_folder(recipe.student.path)
+    name = _name(path)
+    student = recipe.student.model_copy(update={"path": path})
+    run_dir = recipe.run_dir or str(DIRECTORY / name)
+    recipe = recipe.model_copy(update={"student": student, "run_dir": run_dir, "name": name})
+    return Target(recipe, name, _step(path), "path" in recipe.evaluation.model_fields_set)
+
+
+def _tree(argument: str) -> dict[str, Any]:
+    """Of a recipe, with no more keys than were set by someone."""
+    place = Path(argument).expanduser()
+    if place.is_dir():
+        model = _model_folder(argument)
+        run = _run_of(Path(model))
+        return _of_run(run, model) if run else {"student": {"path": model}}
+    for prefix, recipe in MINIATURE.items():
+        if argument.startswith(prefix):
+            shipped = config.recipe_path(recipe)
+            return _kept(config.read_tree(shipped, f"recipe {shipped}"), argument)
+    yaml = place.suffix in (".yaml", ".yml")
+    if benchmarks.is_name(argument) or (place.is_file() and not yaml):
+        raise UserError(
+            f"{argument} is no model: name first a model folder, a hub name, a run or a recipe (.yaml), and then what "
+            "to evaluate it on"
+        )
+    if yaml or _is_recipe(argument):
+        shipped = config.recipe_path(argument)
+        return config.read_tree(shipped, f"recipe {shipped}")
+    return {"student": {"path": argument}}
+
+
+def _is_recipe(argument: str) -> bool:
+    """A file, the name of a shipped recipe, or a word that is nearly one and no hub name with its owner."""
+    try:
+        config.recipe_path(argument)
+    except UserError as e:
+        return "did you mean" in str(e) and "/" not in argument
+    return True
+
+
+def _model_folder(path: str) -> str:
+    """A run stands for its newest checkpoint, a checkpoint for the model in it; anything else is what it is."""
+    folder = Path(path).expanduser()
+    if (folder / "recipe.yaml").is_file() and (folder / "checkpoints").is_dir():
+        checkpoints = sorted((folder / "checkpoints").glob("step-*"))
+        if not checkpoints:
+            raise UserError(f"run {folder} has no checkpoint to evaluate: name another, or let it write one")
+        folder = checkpoints[-1]
+    if (folder / "state.json").is_file() and (folder / "model").is_dir():
+        folder = folder / "model"
+    return str(folder.resolve()) if folder.is_dir() else path
+
+
+def _run_of(model: Path) -> Path | None:
+    """The run directory of .../checkpoints/step-000300/model."""
+    run = model.parents[2] if len(model.parents) > 2 else model
+    ours = (model.parent / "state.json").is_file() and model.parents[1].name == "checkpoints"
+    return run if ours and (run / "recipe.yaml").is_file() else None
+
+
+def _of_run(run: Path, model: str) -> dict[str, Any]:
+    place = run / "recipe.yaml"
+    try:
+        recipe = config.from_tree(config.read_tree(place, f"recipe {place}"))
+    except UserError as e:
+        raise UserError(
+            f"{place} is of another version of this program ({e}): give a recipe instead, with student.path={model}"
+        ) from e
+    # A run's recipe.yaml holds every key: what equals the default counts as not set.
+    tree = _kept(recipe.model_dump(mode="json", exclude_defaults=True), model)
+    tree["evaluation"]["path"] = recipe.evaluation.path
+    tree["sampler"].setdefault("dtype", recipe.learner.dtype)
+    return tree
+
+
+def _kept(tree: dict[str, Any], model: str) -> dict[str, Any]:
+    kept = {key: tree[key] for key in FROM_A_RUN if key in tree}
+    for group, keys in NOT_FROM_A_RUN.items():
+        kept[group] = {k: v for k, v in (tree.get(group) or {}).items() if k not in keys}
+    kept["sampler"].setdefault("dtype", (tree.get("learner") or {}).get("dtype"))
+    return kept | {"student": (tree.get("student") or {}) | {"path": model}}
+
+
+def _name(path: str) -> str:
+    place = Path(path)
+    if run := _run_of(place):
+        return word(f"{run.name}-{place.parent.name}")
+    return word(place.name if place.is_dir() else path)
+
+
+def word(text: str) -> str:
+    """Any text as part of a file's name."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.") or "model"
+
+
+def _step(path: str) -> int:
+    state = Path(path).parent / "state.json"
+    return int(json.loads(state.read_text())["steps"]) if state.is_file() else 0
