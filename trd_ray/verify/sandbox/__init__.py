@@ -4,7 +4,8 @@
               '-function(source, "f", ...)-> program.call(args) -> Outcome(status, value=...)
 
 Outside: `backends` (bubblewrap, unshare), `interpreter` (what the sandbox shows of the host), `process` (the socket).
-Inside: `mounts`, `confine`, `harness` (process 1), `child`, `program`. Both: `frames`, `values`.
+In the folder `inside`: `mounts`, `confine`, `harness` (process 1), `child`, `program`, and for both sides `frames` and
+`values`.
 
 A program sees the interpreter and NumPy read-only, a folder of its own, no network, no process and no environment of
 ours, and expected outputs never enter. Leaving the `with` block, closing, an exception or the death of this process in
@@ -34,7 +35,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a case came to. All of it but `seconds` is the program's word.
+    """What a case came to. All of it but `seconds` is the program's word; text is valid UTF-8, but in `value`.
 
     status: "ok"; "error" (an exception, a non-zero exit, a signal); "time", "memory", "output" (a limit);
     "died" (the function's process, or the sandbox, ended before it answered).
@@ -120,7 +121,7 @@ class Function(_Program):
     def call(self, args: list) -> Outcome:
         report, line = self._ask(json.dumps([values.encode(arg) for arg in args]).encode(), loads=True)
         if report.get("status") != "answered":
-            return _outcome(report, stdout=str(report.get("stdout", "")))
+            return _outcome(report, stdout=report.get("stdout", ""))
         report["status"], value = "died", None
         try:
             reply = json.loads(line, parse_constant=_refuse)
@@ -132,7 +133,7 @@ class Function(_Program):
                 report["status"] = "ok"
         except (ValueError, KeyError, TypeError, RecursionError):
             report["detail"] = "the reply is no value"
-        return _outcome(report, stdout=str(report.get("stdout", "")), value=value)
+        return _outcome(report, stdout=report.get("stdout", ""), value=value)
 
 
 def _outcome(report: dict, stdout: str, value: Any = None) -> Outcome:
@@ -142,13 +143,18 @@ def _outcome(report: dict, stdout: str, value: Any = None) -> Outcome:
     seconds, exit_code = report.get("seconds"), report.get("exit_code")
     return Outcome(
         status=status,
-        stdout=stdout,
+        stdout=_text(stdout),
         value=value,
-        stderr=str(report.get("stderr", ""))[-4096:],
-        detail=str(report.get("detail", ""))[:500],
+        stderr=_text(report.get("stderr", ""))[-4096:],
+        detail=_text(report.get("detail", ""))[:500],
         seconds=seconds if isinstance(seconds, float) else 0.0,
         exit_code=exit_code if type(exit_code) is int else None,
     )
+
+
+def _text(text: object) -> str:
+    """Half a character becomes "?": neither Arrow nor a terminal takes it."""
+    return str(text).encode("utf-8", "replace").decode()
 
 
 def _refuse(constant: str) -> None:

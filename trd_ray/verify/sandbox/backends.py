@@ -4,7 +4,6 @@ As root with every right, the tools make the namespaces as root, and the harness
 user namespace of its own. As anyone else, and as root in a container, the namespaces belong to a user namespace.
 """
 
-import json
 import os
 import secrets
 import shutil
@@ -127,11 +126,12 @@ def _unshare(files_bytes: int, numpy: bool) -> Launch:
         "devices": _DEVICES,
         "links": list(_LINKS.items()),
         "folder_options": f"mode=1777,size={files_bytes},nr_inodes={MAX_FILES}",
+        "uid": uid,
         "command": _harness(python, HARNESS),
     }
-    mounts = os.path.join(os.path.dirname(__file__), "inside", "mounts.py")
-    command = [_tool("unshare"), *flags, "--", python.executable, "-S", "-s", "-P", mounts, json.dumps(plan)]
-    return Launch(command, _environment(python, "/tmp"), uid=uid, user=user)
+    mount = _python(python, os.path.dirname(__file__), f"from inside.mounts import main; main({plan!r})")
+    command = [_tool("unshare"), *flags, "--", *mount]
+    return Launch(command, _environment(python, "/tmp"), user=user)
 
 
 def _no_sandbox(files_bytes: int, numpy: bool) -> Launch:
@@ -155,8 +155,11 @@ _LAUNCHES: dict[str, Callable[[int, bool], Launch]] = {
 
 
 def _harness(python: Interpreter, path: str) -> list[str]:
-    start = f"import sys; sys.path.append({path!r}); from sandbox.inside.harness import main; main()"
-    return [python.executable, "-S", "-s", "-P", "-c", start]
+    return _python(python, path, "from inside.harness import main; main()")
+
+
+def _python(python: Interpreter, path: str, code: str) -> list[str]:
+    return [python.executable, "-S", "-s", "-P", "-c", f"import sys; sys.path.append({path!r}); {code}"]
 
 
 def _environment(python: Interpreter, folder: str) -> dict[str, str]:

@@ -68,10 +68,10 @@ def this_interpreter() -> Interpreter:
 
 
 def _harness() -> Binds:
-    here = Path(__file__).parent
-    if not sys.dont_write_bytecode:  # nothing of it is imported here, so nothing else would compile it
-        compileall.compile_dir(here / "inside", quiet=2)
-    return tuple((str(here / name), f"{HARNESS}/sandbox/{name}") for name in ("inside", "values.py"))
+    inside = Path(__file__).with_name("inside")
+    if not sys.dont_write_bytecode:  # most of it is imported only inside, where nothing can be written
+        compileall.compile_dir(inside, quiet=2)
+    return ((str(inside), f"{HARNESS}/inside"),)
 
 
 def _numpy() -> list[str]:

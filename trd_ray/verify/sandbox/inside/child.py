@@ -7,7 +7,7 @@ import contextlib
 import os
 import resource
 import signal
-import traceback
+import sys
 
 from . import confine
 
@@ -74,8 +74,8 @@ class Child:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 confine.limit_resources(limits)
                 status = body()
-            except BaseException:
-                traceback.print_exc()
+            except BaseException as e:
+                sys.__excepthook__(type(e), e, e.__traceback__)
             finally:
                 os._exit(status)
         self.pidfd = os.pidfd_open(self.pid)

@@ -11,7 +11,6 @@ import ctypes
 import errno
 import os
 import resource
-import signal
 import struct
 
 NOBODY = 65534
@@ -24,6 +23,7 @@ _CLONE_NEWUSER = 0x10000000
 _CLONE_NEW = 0x7E020000  # a new mount, cgroup, uts, ipc, user, pid or net namespace
 _X32 = 0x40000000
 _AF_UNIX = 1
+_SIGKILL = 9  # the signal module would cost every start some milliseconds
 _LAST_CAPABILITY = 40
 
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
@@ -88,12 +88,12 @@ def enter_user_namespace(uid: int) -> None:
     for name, text in (("setgroups", "deny"), ("uid_map", f"{NOBODY} {uid} 1"), ("gid_map", f"{NOBODY} {uid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+    for capability in range(_LAST_CAPABILITY + 1):
+        _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # refused for those that this kernel does not have
 
 
 def confine() -> None:
     """Give up what is left, for this process and all that it will start."""
-    for capability in range(_LAST_CAPABILITY + 1):
-        _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # refused where there is none to drop
     header, none = struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", *[0] * 6)
     _checked("capset", _libc.capset(header, none))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -102,7 +102,7 @@ def confine() -> None:
 
 
 def die_with_parent() -> None:
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
 
 
 def adopt_orphans() -> None:

@@ -63,7 +63,6 @@ def warm(config: dict) -> None:
     for name in sorted(_WARM.intersection(_IMPORTED.findall(config["prelude"] + "\n" + config["source"]))):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
-    gc.collect()
     gc.freeze()  # a collection in a child would otherwise write to, and so copy, every page of ours
 
 
@@ -73,7 +72,6 @@ class Harness:
         self.limits = config["limits"] | {"isolated": config["isolated"], "script": not config["entry_point"]}
         self.processes = Processes(config["isolated"])
         self.child: Child | None = None
-        program.show_source(config["source"])
 
     def serve(self) -> None:
         answer = partial(self.case, self.compiled()) if self.limits["script"] else self.call
@@ -100,7 +98,7 @@ class Harness:
         """A run of the script."""
         if isinstance(code, str):
             return {"stderr": code} | _ending(1 << 8, code), b""
-        child = self.child = Child(self.limits, True, partial(program.run_script, code))
+        child = self.child = Child(self.limits, True, partial(program.run_script, code, self.config["source"]))
         status, detail = self.watch(stdin)
         self.end_program()
         if child.out.overflowed:

@@ -2,14 +2,15 @@
 
     the host's files  ->  a tmpfs with read-only binds, /proc, /dev  ->  pivot_root  ->  exec the harness
 
-bubblewrap does the same by itself. Run as a script, whose argument is the plan of `backends.py` as JSON; it holds every
-capability over these namespaces alone (all of them, where the caller is root) and gives them up in the harness.
+bubblewrap does the same by itself. The plan comes from `backends.py`. What power this process has over
+its namespaces (and over all, where the caller is root) it gives up before it executes the harness: the kernel judges
+what others may do to a process by the user namespace in which it was executed.
 """
 
 import ctypes
-import json
 import os
-import sys
+
+from . import confine
 
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _REMOUNT, _BIND = 1, 2, 4, 8, 32, 4096
 _MNT_DETACH = 2
@@ -18,8 +19,7 @@ _KEEP = {os.ST_NOSUID: _NOSUID, os.ST_NODEV: _NODEV, os.ST_NOEXEC: _NOEXEC}  # f
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main() -> None:
-    plan = json.loads(sys.argv[1])
+def main(plan: dict) -> None:
     _libc.sethostname(b"sandbox", 7)
     sources = [(os.open(source, os.O_PATH), target) for source, target in plan["read_only"]]
     devices = [(os.open(f"/dev/{name}", os.O_PATH), f"/dev/{name}") for name in plan["devices"]]
@@ -48,6 +48,7 @@ def main() -> None:
     _mount("", "/", "", _REMOUNT | _BIND | _RDONLY | _NOSUID | _NODEV)
     os.chdir("/tmp")
     os.closerange(3, 1024)
+    confine.enter_user_namespace(plan["uid"])
     os.execv(plan["command"][0], plan["command"])
 
 
@@ -75,7 +76,3 @@ def _checked(result: int, what: str) -> None:
     if result != 0:
         number = ctypes.get_errno()
         raise OSError(number, f"{what}: {os.strerror(number)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,16 +12,15 @@ import atexit
 import builtins
 import contextlib
 import json
-import linecache
 import os
 import sys
-import traceback
 import types
 
-from .. import values
+from . import values
 
 FILE_NAME = "solution.py"
 LOADED = b"{}\n"
+_source = ""  # for tracebacks to quote
 
 
 def compiled(source: str, name: str = FILE_NAME) -> types.CodeType:
@@ -29,21 +28,16 @@ def compiled(source: str, name: str = FILE_NAME) -> types.CodeType:
     return compile(source.removeprefix("\ufeff"), name, "exec", dont_inherit=True)
 
 
-def show_source(source: str) -> None:
-    """Tracebacks quote it."""
-    linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(keepends=True), FILE_NAME)
-
-
-def run_script(code: types.CodeType) -> int:
+def run_script(code: types.CodeType, source: str) -> int:
     """The exit status."""
-    main = _become("__main__")
+    main = _become("__main__", source)
     status = _status_of(lambda: exec(code, main.__dict__))
     return _leave(status)
 
 
 def serve_calls(requests: int, replies: int, source: str, prelude: str, entry_point: str) -> int:
     """Answers until the requests end. The first reply says whether the source could be loaded."""
-    solution = _become("solution")
+    solution = _become("solution", source)
     reply = os.fdopen(replies, "wb", closefd=False)
     function = None
 
@@ -79,9 +73,11 @@ def serve_calls(requests: int, replies: int, source: str, prelude: str, entry_po
     return 0
 
 
-def _become(name: str) -> types.ModuleType:
+def _become(name: str, source: str) -> types.ModuleType:
     """A fresh module of that name, and an interpreter that looks as if nothing else had run in it."""
-    for loaded in [m for m in sys.modules if m == "sandbox" or m.startswith("sandbox.")]:
+    global _source
+    _source = source
+    for loaded in [m for m in sys.modules if m == "inside" or m.startswith("inside.")]:
         del sys.modules[loaded]
     module = types.ModuleType(name)
     module.__dict__.update(__builtins__=builtins, __file__=FILE_NAME)
@@ -131,6 +127,10 @@ def _flush() -> bool:
 def _print_exception(e: BaseException) -> None:
     """Without the frames of this file; never raises."""
     try:
+        import linecache  # here: most programs do not fail, and all would pay for it
+        import traceback
+
+        linecache.cache[FILE_NAME] = (len(_source), None, _source.splitlines(keepends=True), FILE_NAME)
         e.__traceback__ = _of_the_program(e.__traceback__)
         traceback.print_exception(e)
     except BaseException:  # no memory left, or a stderr or an exception that the program has broken
@@ -139,18 +139,20 @@ def _print_exception(e: BaseException) -> None:
 
 
 def described(e: BaseException) -> str:
-    """Of source that does not compile."""
+    """Its last lines, without a traceback: all that source which does not compile has."""
+    import traceback
+
     return "".join(traceback.format_exception_only(e))[-4096:]
 
 
 def _of_the_program(frames):
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+    while frames is not None and frames.tb_frame.f_code.co_filename == _of_the_program.__code__.co_filename:
         frames = frames.tb_next
     return frames
 
 
 def _summary(e: BaseException) -> str:
     try:
-        return "".join(traceback.format_exception_only(e)).strip()[-500:]
+        return described(e).strip()[-500:]
     except BaseException:
         return type(e).__name__
