@@ -38,13 +38,14 @@ from trd_ray.verify.answer_relations import (
     sides,
     without_labels,
 )
-from trd_ray.verify.answer_units import DEGREE, PERCENT, Unit
+from trd_ray.verify.answer_units import DEGREE, PERCENT, Unit, asked_unit
 
 EXACT_DIGITS = 6  # of a decimal that stands for 1/3 or \sqrt{2}: significant ones, and after the point
 
 Ask = Callable[..., bool]  # ask("value" | "equation" | "inequality" | "set", gold, answer, decimal=""): math-verify
 
 
+_INTERVAL = re.compile(r"\b(?:interval|inequalit)", re.IGNORECASE)  # a problem whose (1,3) is no pair
 _SUM_OF_LETTERS = re.compile(r"[a-zA-Z](?:[+]?[a-zA-Z])*")
 
 
@@ -74,6 +75,8 @@ class Comparison:
             return self._groups(gold, answer)
         if isinstance(gold, Based):  # the base may be left out, as the problem asks for it
             return isinstance(answer, Number) and answer.places is None and str(answer.value) == gold.digits
+        if isinstance(answer, Based) and isinstance(gold, Number):
+            return str(gold.value) == answer.digits and f"base {answer.base}" in re.sub("[-$ ]+", " ", self._problem)
         if isinstance(gold, Words) and isinstance(answer, Formula):
             return gold.words == answer.latex.lower()
         if isinstance(gold, Formula) and isinstance(answer, Words):
@@ -116,10 +119,13 @@ class Comparison:
             return self._scaled(gold, answer)
         if not isinstance(gold, Quantity):
             if answer.unit == PERCENT:
-                asked = "percent" in self._problem.lower() or "%" in self._problem
-                return self._scaled(answer, gold, swapped=True) or asked and self.equal(gold, answer.value)
+                in_percent = "percent" in self._problem.lower() or "%" in self._problem
+                return self._scaled(answer, gold, swapped=True) or in_percent and self.equal(gold, answer.value)
             if answer.unit == DEGREE and _has_pi(gold):
                 return self._scaled(answer, gold, swapped=True)
+            asked = asked_unit(self._problem)
+            if asked and answer.unit.times(asked) is not None:  # 2 hours for 120 where minutes are asked for
+                return self._quantities(Quantity(gold, asked), answer)
             return self._belongs(answer.unit) and self.equal(gold, answer.value)
         times = answer.unit.times(gold.unit)
         if times is None:
@@ -168,7 +174,7 @@ class Comparison:
             return self._states(answer, gold)
         assert isinstance(gold, Relation)
         if (interval := interval_of(gold)) is not None:
-            return isinstance(answer, Group) and self.equal(interval[1], answer)
+            return (isinstance(answer, Group) or is_set(answer)) and self.equal(interval[1], answer)
         if set(gold.signs) == {"="} and is_label(gold.parts[0]):
             return self.equal(read(gold.parts[-1]), answer)
         return False
@@ -176,7 +182,7 @@ class Comparison:
     def _states(self, answer: Relation, gold: Form) -> bool:
         r"""`m+n=34`, `x = \frac{10}{4} = 2.5` and `x \approx ...` against the value alone."""
         if (interval := interval_of(answer)) is not None:
-            return isinstance(gold, Group) and self.equal(gold, interval[1])
+            return (isinstance(gold, Group) or is_set(gold)) and self.equal(gold, interval[1])
         parts, signs = list(answer.parts), list(answer.signs)
         if not set(signs) <= {"=", r"\approx"}:
             return False
@@ -257,7 +263,7 @@ class Comparison:
             return self._matched(as_intervals(gold), as_intervals(answer))
         if "union" in kinds:
             return self._sets_in_words(gold, answer)
-        if len(kinds) == 1 or kinds <= {"list", "()"}:
+        if len(kinds) == 1 or kinds <= {"list", "()"} and not _INTERVAL.search(self._problem):
             return self._in_order(gold.items, answer.items)
         return False
 

@@ -99,7 +99,7 @@ _SLASHED = re.compile(rf"([+-]?)({_DECIMAL})/({_DECIMAL})")
 _MIXED = re.compile(r"([+-]?)([0-9]+) ([0-9]+)/([0-9]+)")
 _REPEATING = re.compile(r"([+-]?)([0-9]*)\.([0-9]*)\\overline\{([0-9]+)\}")
 _SCIENTIFIC = re.compile(rf"([+-]?)({_DECIMAL})(?:\\times|\\cdot)10\^(?:\{{([+-]?[0-9]{{1,3}})\}}|([0-9]))")
-_BASED = re.compile(r"([0-9A-F]+)_(?:\{([0-9]+)\}|([0-9]+))")
+_BASED = re.compile(r"(\(|\\text\{)?(?P<digits>[0-9A-F]+)(?(1)[)}])_(?:\{([0-9]+)\}|([0-9]+))")
 _GROUPED = re.compile(r"(\D{0,8})([1-9][0-9]{0,2}(?:[, ][0-9]{3})+)(?![0-9/])([^,;]*)", re.DOTALL)
 _LETTERED = re.compile(r"(?:\(([A-J])\)|([A-J])[.):])\s*(.*)", re.DOTALL)
 _SET_BUILDER = re.compile(r"([a-zA-Z])(?:\s*\\in\s*\\R)?\s*[|:]\s*(.*)", re.DOTALL)
@@ -211,7 +211,7 @@ def _relation(found: tuple[str, ...]) -> Form | None:
             signs.append(token)
     if not all(pieces):
         return Odd(join(found))
-    return Relation(tuple(_kept_blanks(piece) for piece in pieces), tuple(signs))
+    return Relation(tuple("".join(piece) for piece in pieces), tuple(signs))  # with their blanks, to be read again
 
 
 def _bracketed(found: tuple[str, ...]) -> Form | None:
@@ -276,7 +276,7 @@ def _number(found: tuple[str, ...]) -> Form | None:
     elif re.fullmatch(r"[0-9]+:[0-9]+(?::[0-9]+)*", text):
         return Group("ratio", tuple(Number(Fraction(int(part))) for part in text.split(":")))
     elif match := _BASED.fullmatch(text):
-        return Based(match[1].lstrip("0"), match[2] or match[3])
+        return Based(match["digits"].lstrip("0"), match[3] or match[4])
     else:
         return None
     return Number(-value if sign == "-" else value)
@@ -336,7 +336,7 @@ def is_set(form: Form) -> bool:
 
 
 def _is_range(form: Form) -> bool:
-    return isinstance(form, Relation) and bool(form.signs) and all(s in ("<", ">", r"\le", r"\ge") for s in form.signs)
+    return isinstance(form, Relation) and set(form.signs) <= {"<", ">", r"\le", r"\ge"}
 
 
 def _split(found: tuple[str, ...], separators: frozenset[str]) -> list[tuple[str, ...]]:
@@ -378,7 +378,3 @@ def _unwrapped(found: tuple[str, ...]) -> tuple[str, ...]:
         if found[0] == "(" and len(_split(found[1:-1], frozenset({",", ";"}))) > 1:
             return found
         found = found[1:-1]
-
-
-def _kept_blanks(found: tuple[str, ...]) -> str:
-    return "".join(found).strip()

@@ -19,16 +19,16 @@ _UNICODE = {
 }  # fmt: skip
 _RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉", "0123456789+-n0123456789")
 _TEXT = r"\\(?:text|textbf|textit|textrm|textnormal|textsf|emph|mbox|hbox|mathrm|rm|operatorname\*?)(?![a-zA-Z])"
-_FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp"
+_FUNCTIONS = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|ln|log|exp|gcd|lcm|max"
 _THOUSANDS = r"(?:\{,\}|,\\!|\\[,;:!]|\\ |~)"
 
 _RULES: list[tuple[re.Pattern, str]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\s*\.?", ""),
-        (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it)(?![a-zA-Z])\s*(?!\{)", ""),
+        (r"\\(?:displaystyle|textstyle|limits|nolimits|rm|bf|it|large|Large|LARGE|huge|Huge)(?![a-zA-Z])\s*(?!\{)", ""),
         (rf"(?<=[0-9]){_THOUSANDS}\s*(?=[0-9]{{3}}(?![0-9]))", ""),
-        (r"\{,\}", ","),
+        (r"\{([,:])\}", r"\1"),
         (r"\\!", ""),
         (r"\\(?:[,;:> \n]|q?quad(?![a-zA-Z])|enspace(?![a-zA-Z])|thinspace(?![a-zA-Z]))|~", " "),
         (r"\\(?:h|v)space\*?\s*\{[^{}]*\}", " "),
@@ -39,10 +39,11 @@ _RULES: list[tuple[re.Pattern, str]] = [
         (r"\\(?:neq|not\s*=)", r"\\ne"),
         (r"\\lt(?![a-zA-Z])", "<"),
         (r"\\gt(?![a-zA-Z])", ">"),
-        (r"\\(?:ast)(?![a-zA-Z])", r"\\cdot "),
+        (r"\\ast(?![a-zA-Z])", r"\\cdot "),
         (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
-        (r"\\(?:lbrace)(?![a-zA-Z])", r"\\{"),
-        (r"\\(?:rbrace)(?![a-zA-Z])", r"\\}"),
+        (r"\\(max|min|gcd)\s*\\\{([^{}\\]*)\\\}", r"\\\1(\2)"),
+        (r"\\lbrace(?![a-zA-Z])", r"\\{"),
+        (r"\\rbrace(?![a-zA-Z])", r"\\}"),
         (r"\\lbrack(?![a-zA-Z])", "["),
         (r"\\rbrack(?![a-zA-Z])", "]"),
         (r"\\langle(?![a-zA-Z])", "("),
@@ -51,7 +52,8 @@ _RULES: list[tuple[re.Pattern, str]] = [
         (r"\^\s*\{?\s*\\circ(?![a-zA-Z])\s*\}?|\\(?:text)?degree(?![a-zA-Z])", "°"),
         (r"\\%", "%"),
         (r"\\(?:mathbb|Bbb|mathbf)\s*\{?\s*R\s*\}?", r"\\R "),
-        (r"\\(?:mathbf|mathit|boldsymbol|bm|mathsf|mathnormal|textcolor\{[^{}]*\})\s*\{([^{}]*)\}", r"\1"),
+        (r"\\(?:text)?color\s*\{[^{}]*\}", ""),
+        (r"\\(?:mathbf|mathit|boldsymbol|bm|mathsf|mathnormal|underline)\s*\{([^{}]*)\}", r"\1"),
         (r"\\(?:mathrm|text|operatorname)\s*\{\s*([ei])\s*\}", r"\1"),
         (rf"\\(?:operatorname\*?|mathrm|text)\s*\{{\s*({_FUNCTIONS})\s*\}}", r"\\\1 "),
         (rf"{_TEXT}\s*\{{", r"\\text{"),
@@ -159,7 +161,7 @@ def _braced(found: list[str]) -> list[str]:
             wanted = stack.pop() if stack else 0
         elif wanted and token == " ":
             continue
-        elif wanted and len(token) > 1 and token.isdigit():
+        elif wanted and len(token) > 1 and (token.isdigit() or token.isalpha()):
             todo.append(token[1:])
             todo.extend(reversed(["{", token[0], "}"]))
             continue
@@ -177,7 +179,7 @@ def _braced(found: list[str]) -> list[str]:
                 token = todo.pop()
         elif token in (r"\frac", r"\binom"):
             wanted = 2
-        elif token == r"\sqrt":
+        elif token in (r"\sqrt", r"\pmod"):
             wanted = 1
         else:
             wanted = 0

@@ -12,6 +12,7 @@ Formulas are read by math-verify's LaTeX grammar alone: its extraction of plain 
 """
 
 import json
+import math
 import os
 import resource
 import signal
@@ -22,15 +23,22 @@ from typing import Any
 
 MEMORY_BYTES = 2 << 30  # of address space, of which the libraries reserve under 1 GiB
 DIGITS = 50  # to which two values must agree
-POINTS = (  # for the free symbols of a formula; the first ones positive, as most problems' unknowns are
-    (("1237/769", "1847/613", "2311/1009", "947/1213", "1531/677"), True),
-    (("613/1021", "3001/877", "431/1103", "2203/941", "1171/523"), True),
-    (("-1409/1187", "1373/809", "-977/1361", "1061/733", "-599/863"), False),
-    (("-1087/641", "-709/1129", "-1693/919", "-2017/1151", "-1289/827"), False),
+# What the free symbols of a formula are set to, in turn. Where they are always in one order, or whole ones always
+# neighbours, always coprime or always odd, |a-b| is b-a and gcd(m, n) is 1.
+POINTS = (  # the first two positive, as most problems' unknowns are; the third whole, for floors
+    ("1237/769", "1847/613", "2311/1009", "947/1213", "1531/677"),
+    ("3001/877", "613/1021", "2203/941", "1171/523", "431/1103"),
+    ("-5", "7", "-2", "3", "-11"),
+    ("-1087/641", "-709/1129", "-1693/919", "-2017/1151", "-1289/827"),
 )
-WHOLE = frozenset("nkmN")  # unknowns that are whole numbers in almost every formula that has them
-
-WHOLE_POINTS = (3, 8, 13, 18)
+# Unknowns that are whole numbers in almost every formula that has them; those of a gcd take what the others leave.
+WHOLE = {
+    "n": (12, 9, 25, 16, 14, 23),  # all residues modulo 6, and squares for the floor of a root
+    "k": (3, 4, 5, 6, 21, 2),
+    "m": (8, 15, 10, 24, 7, 29),
+    "N": (20, 18, 50, 32, 9, 26),
+}
+FLOOR_RANGE = range(3, 28)  # of the one whole unknown of a formula with floors
 
 
 def main() -> None:
@@ -97,11 +105,22 @@ def comparisons() -> dict:
 
     import math_verify
     import sympy
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy, latex2sympy
+
+    def of_integers(name: str) -> Any:
+        def evaluated(cls, *args):
+            return sympy.Integer(getattr(math, name)(*map(int, args))) if all(a.is_Integer for a in args) else None
+
+        return type(name, (sympy.Function,), {"eval": classmethod(evaluated)})
+
+    # The grammar takes those of polynomials: 1 for \gcd(m, n).
+    divisors = {"gcd": of_integers("gcd"), "lcm": of_integers("lcm")}
+    _Latex2Sympy.handle_gcd_lcm = lambda self, f, args: divisors[f](*args)
 
     cased = ConversionConfig(lowercase_symbols=False)
     tiny = sympy.Float(10) ** -DIGITS
     unbounded = (sympy.zoo, sympy.nan)
+    counts = (sympy.binomial, sympy.factorial, sympy.factorial2)
     as_product = re.compile(r"(?<![_^0-9.}])([0-9]+(?:\.[0-9]+)?)\(|\)\(")
 
     @lru_cache(maxsize=2048)  # one problem's answer is compared with many responses
@@ -112,23 +131,32 @@ def comparisons() -> dict:
         expr: Any = latex2sympy(latex, convert_degrees=True, normalization_config=None, conversion_config=cased)
         if not isinstance(expr, sympy.Expr):
             return expr
+        if "!!" in latex:  # which the grammar reads as the factorial of a factorial
+            twice = [f for f in expr.atoms(sympy.factorial) if isinstance(f.args[0], sympy.factorial)]
+            expr = expr.xreplace({f: sympy.factorial2(f.args[0].args[0]) for f in twice})
         exact: dict[Any, Any] = {f: sympy.Rational(str(f)) for f in expr.atoms(sympy.Float)}
-        exact[sympy.Symbol("i")] = sympy.I
+        if sympy.Symbol("i") in expr.free_symbols:  # not the index of a sum
+            exact[sympy.Symbol("i")] = sympy.I
         expr = expr.xreplace(exact).doit(integrals=False)
         if expr.has(*unbounded):
             raise ValueError("undefined")
         return expr
 
-    def at(expr: Any, values: dict) -> Any:
-        """None where a root or logarithm of a negative number would be taken."""
+    def defined(expr: Any, values: dict, positive: bool) -> bool:
+        """No pole, no factorial of a negative number and, where values are negative, no root or logarithm of one."""
         node: Any
         for node in sympy.preorder_traversal(expr):
-            if isinstance(node, sympy.Pow) and not node.exp.is_integer or isinstance(node, sympy.log):
+            if isinstance(node, counts):
+                if any(inner.xreplace(values).is_negative for inner in node.args):
+                    return False
+            elif not positive and (
+                isinstance(node, sympy.Pow) and not node.exp.is_integer or isinstance(node, sympy.log)
+            ):
                 inner: Any = node.args[0]
                 real = inner.free_symbols and not node.has(sympy.I)
                 if real and inner.xreplace(values).evalf(15).is_negative:
-                    return None
-        return expr.xreplace(values)
+                    return False
+        return not expr.xreplace(values).has(*unbounded)
 
     def is_zero(expr: Any) -> bool:
         """To DIGITS digits; SymPy raises its precision until a difference has that many, or is none."""
@@ -146,14 +174,25 @@ def comparisons() -> dict:
         symbols = sorted(set().union(*(e.free_symbols for e in exprs)), key=lambda s: s.name)
         if not symbols:
             return [{}]
+        divided = set().union(*(f.free_symbols for e in exprs for f in e.atoms(*divisors.values())))
+        whole = [s for s in symbols if s.name in WHOLE or s in divided]
+        spare = [numbers for name, numbers in WHOLE.items() if name not in {s.name for s in symbols}]
+        if len(whole) > len(WHOLE):
+            raise Undecided
+        numbers_of: dict[Any, Any] = {s: WHOLE[s.name] if s.name in WHOLE else spare.pop() for s in whole}
+        if symbols == whole[:1] and any(e.has(sympy.floor, sympy.ceiling) for e in exprs):
+            numbers_of[symbols[0]] = FLOOR_RANGE
         found = []
-        for turn, (numbers, positive) in enumerate(POINTS):
+        for turn in range(max(map(len, numbers_of.values()), default=len(POINTS))):
+            numbers = POINTS[turn % len(POINTS)]
             values = {
-                s: sympy.Integer(WHOLE_POINTS[turn] + i) if s.name in WHOLE else sympy.Rational(numbers[i % 5]) + i // 5
+                s: sympy.Integer(numbers_of[s][turn]) if s in whole else sympy.Rational(numbers[i % 5]) + i // 5
                 for i, s in enumerate(symbols)
             }
-            if positive or all(at(e, values) is not None for e in exprs):
+            if all(defined(e, values, positive=turn % len(POINTS) < 2) for e in exprs):
                 found.append(values)
+        if len(found) < 2:
+            raise Undecided
         return found
 
     def value(gold: str, answer: str) -> bool:

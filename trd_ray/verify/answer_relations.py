@@ -6,15 +6,17 @@ x = 3, y = 4    ->  by_label     ->  labelled, in the order of the names
 
 import re
 
-from trd_ray.verify.answer_forms import Form, Formula, Group, Relation, read
+from trd_ray.verify.answer_forms import Form, Formula, Group, Number, Relation, read
 from trd_ray.verify.answer_latex import join, tokens
 
 _LABEL = re.compile(
     r"(?:\\(?:text|overline|angle|triangle|widehat|hat|vec|bar)\s*\{?)?\\?[a-zA-Z]+[']*\}?"
     r"(?:_(?:\{[^{}]*\}|[a-zA-Z0-9]))?[']*(?:\([^()=]*\))?|\|[^|]*\||\([a-zA-Z](?:,[a-zA-Z])*\)|\\text\{[^{}]*\}"
+    r"|\[[A-Z]{3,}\]|[fghFGH]\^\{-1\}\([a-z]\)"
 )
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|frac|pi|infty|R)(?![a-zA-Z])")
 
+_BOUNDED = re.compile(r"[a-zA-Z](?:\([a-zA-Z]\))?|\|[a-y]\||\\(?:theta|alpha|beta|lambda|phi|omega)")
 _FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 
 
@@ -53,7 +55,7 @@ def interval_of(relation: Relation) -> tuple[str, Form] | None:
     if not all(sign in _FLIPPED or sign == r"\ne" for sign in relation.signs):
         return None
     parts, signs = [latex_of(part) for part in relation.parts], list(relation.signs)
-    letters = [bool(re.fullmatch(r"[a-zA-Z]|\\(?:theta|alpha|beta|lambda|phi|omega)", p)) for p in parts]
+    letters = [bool(_BOUNDED.fullmatch(p)) for p in parts]
     if sum(letters) != 1 or len(parts) > 3:
         return None
     bounds = [read(part) for part, letter in zip(parts, letters, strict=True) if not letter]
@@ -63,6 +65,8 @@ def interval_of(relation: Relation) -> tuple[str, Form] | None:
     where = letters.index(True)
     name = parts[where]
     low, high = Formula(r"-\infty"), Formula(r"\infty")
+    if name[0] == "|":
+        return _around_zero(name[1:-1], signs, bounds[0], outside=where == 1)
     if signs == [r"\ne"]:
         return name, Group("union", (Group("()", (low, bounds[0])), Group("()", (bounds[0], high))))
     if len(parts) == 3:
@@ -73,6 +77,17 @@ def interval_of(relation: Relation) -> tuple[str, Form] | None:
     if where == 0:
         return name, Group("()" if signs[0] == "<" else "(]", (low, bounds[0]))
     return name, Group("()" if signs[0] == "<" else "[)", (bounds[0], high))
+
+
+def _around_zero(name: str, signs: list[str], bound: Form, outside: bool) -> tuple[str, Form] | None:
+    r"""`|x| < 3` as -3 < x < 3, `3 < |x|` as its complement."""
+    if len(signs) != 1 or signs == [r"\ne"] or not isinstance(bound, Number) or bound.value <= 0:
+        return None
+    strict, lower = signs == ["<"], Number(-bound.value, bound.places)
+    if not outside:
+        return name, Group("()" if strict else "[]", (lower, bound))
+    below = Group("()" if strict else "(]", (Formula(r"-\infty"), lower))
+    return name, Group("union", (below, Group("()" if strict else "[)", (bound, Formula(r"\infty")))))
 
 
 def as_intervals(union: Group) -> tuple[Form, ...]:

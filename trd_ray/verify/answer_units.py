@@ -79,7 +79,8 @@ _NOT_UNITS = (
     "or and not at most least more less than fewer greater about around approximately nearly almost if when unless to "
     "from between minus plus times over hundred thousand million billion trillion dozen half third quarter double "
     "twice squared cubed maybe perhaps possibly probably but is are was then else mod modulo only no never none each "
-    "negative positive exactly up down unknown undefined infinity infinite any all some other base bits"
+    "negative positive exactly up down unknown undefined infinity infinite any all some other base bits "
+    "for even odd where with"
 )
 NOT_UNITS = frozenset(_NOT_UNITS.split())
 _PART = re.compile(r"\\text\{[^{}]*\}|[a-zA-Z]+|[ ./%°]")
@@ -126,6 +127,13 @@ def unit(found: tuple[str, ...], raised: tuple[str, ...], after: str) -> Unit | 
         return None
     noun = re.fullmatch("[a-z]+(?: [a-z]+){0,3}", name)
     return Unit(name, power) if wrapped and noun and not NOT_UNITS & set(name.split()) else None
+
+
+def asked_unit(problem: str) -> Unit | None:
+    """`minute` for "... How many minutes ...?", by the last such question."""
+    nouns = re.findall(r"\bhow many ([a-z]+)", problem.lower())
+    unit = Unit(_name(nouns[-1])) if nouns else None
+    return unit if unit and unit.known else None
 
 
 def _name(words: str) -> str:
