@@ -6,8 +6,12 @@ import json
 import pickle
 import pickletools
 import shutil
+import socket
+import threading
 import time
 import zlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trd_ray import benchmarks, rows
+from trd_ray.benchmarks.evalplus import download
 from trd_ray.benchmarks.livecodebench import pickled_text
 from trd_ray.benchmarks.table import ENTRIES
 from trd_ray.errors import UserError
@@ -176,6 +181,51 @@ def test_data_that_is_nowhere_is_refused_at_once_with_the_way_to_get_it(entry):
         assert f"name {entry.name}:" in message
 
 
+@pytest.fixture
+def silent_server():
+    """The address of a server that takes every connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the backlog takes them
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_network_that_swallows_everything_is_refused_in_seconds(silent_server, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("trd_ray.sources.HUB_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("trd_ray.benchmarks.evalplus.DOWNLOAD_TIMEOUT_S", 0.3)
+    monkeypatch.setenv("https_proxy", silent_server)
+    start = time.monotonic()
+    assert "math-ai/aime24 could not be had" in refusal("aime24")
+    with pytest.raises(OSError, match="timed out"):
+        download(f"{silent_server}/HumanEvalPlus.jsonl.gz", Path("/nowhere"))
+    assert time.monotonic() - start < 20
+
+
+def test_a_download_of_evalplus_is_there_whole_or_not_at_all(tmp_path):
+    published = tmp_path / "published"
+    published.mkdir()
+    packed = gzip.compress((FILES / "humaneval_plus.jsonl").read_bytes())
+    (published / "whole.gz").write_bytes(packed)
+    (published / "cut.gz").write_bytes(packed[: len(packed) // 2])
+    handler = partial(QuietHandler, directory=str(published))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        place = tmp_path / "evalplus" / "HumanEvalPlus.jsonl"
+        for name in ("cut.gz", "gone.gz"):
+            with pytest.raises((OSError, EOFError)):
+                download(f"{address}/{name}", place)
+            assert not place.exists()
+        download(f"{address}/whole.gz", place)
+        server.shutdown()
+    assert place.read_bytes() == (FILES / "humaneval_plus.jsonl").read_bytes()
+    assert list(place.parent.iterdir()) == [place]
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
 def test_another_repository_is_asked_for_by_its_name():
     assert "some-org/some-data@abc could not be had from the Hugging Face hub" in refusal(
         "aime24:some-org/some-data@abc"
@@ -316,6 +366,7 @@ def test_a_window_of_contest_dates_is_inclusive(lcb, window, kept):
 def test_windows_that_mean_nothing_are_refused(lcb):
     assert "write it as @2024-08-01..2025-05-01" in refusal(f"livecodebench_v6@2025:{lcb}")
     assert "check the file and the dates" in refusal(f"livecodebench_v6@2026-01-01..:{lcb}")
+    assert "is no window of dates" in refusal(f"livecodebench_v6@2025-05-01..2025-01-01:{lcb}")
     assert "only livecodebench_v6 has" in refusal("aime24@2024-01-01..")
 
 

@@ -239,6 +239,11 @@ def test_a_name_that_is_neither_a_file_nor_reachable_says_so_at_once():
     assert "neither a file or folder here nor a Hugging Face data set" in told
 
 
+def test_a_difficulty_is_not_ignored_where_the_data_has_none(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"problem": "a", "answer": "1"}])
+    assert "data.difficulty selects problems of TACO: set data.format=taco" in refusal(path, difficulty=["EASY"])
+
+
 def test_messages_about_evaluation_data_name_the_evaluation_keys(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"question": "a", "answer": "1"}])
     with pytest.raises(UserError, match=r"set evaluation\.columns\.problem=question"):

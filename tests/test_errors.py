@@ -64,6 +64,12 @@ def test_a_bad_setting_is_refused(capsys, tmp_path, arguments, words):
     assert all(word in said for word in words), said
 
 
+def test_a_misspelt_benchmark_is_refused_with_the_list_in_training_too(capsys, tmp_path):
+    assert main(["train", "miniature_opsd", f"run_dir={tmp_path / 'run'}", "evaluation.path=aime42"]) == 2
+    said = capsys.readouterr().err
+    assert "there is no benchmark aime42 (did you mean aime2" in said and "livecodebench_v6" in said
+
+
 def test_an_unknown_recipe_is_refused_with_the_known_ones(capsys, tmp_path):
     assert "miniature_opsd" in refused(capsys, tmp_path, recipe="miniature_opds")
 

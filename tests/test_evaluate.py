@@ -22,9 +22,10 @@ from trd_ray.engine.actor import Generation
 from trd_ray.errors import UserError
 from trd_ray.evaluate.plan import plan
 from trd_ray.evaluate.progress import Progress
+from trd_ray.evaluate.report import _named_apart
 from trd_ray.evaluate.run import Ask, Question, Verified, answers, seed_of_sample
 from trd_ray.evaluate.samples import Samples, verifier_of
-from trd_ray.evaluate.stats import from_json
+from trd_ray.evaluate.stats import Answer, compare, from_json, score, table
 from trd_ray.evaluate.target import target
 from trd_ray.evaluate.weights import difference, fingerprint
 from trd_ray.verify import Verdict
@@ -200,6 +201,23 @@ def test_a_damaged_line_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (b"\0\0\n", "line 1 of .*s.jsonl, which says how .* is damaged: put it back"),
+        (b'{"format": 1, "settings": {}}\n', "line 1 of .*s.jsonl, which says how .* is damaged: put it back"),
+        (b'{"format": 0, "settings": {"model": {}}}\n', "another version of this program: set run_dir"),
+    ],
+)
+def test_a_first_line_that_does_not_say_how_samples_were_made_is_refused(tmp_path, first, said):
+    place = written(tmp_path / "s.jsonl")
+    _, *rest = place.read_bytes().splitlines(keepends=True)
+    place.write_bytes(b"".join([first, *rest]))
+    for read in (Samples.model, lambda path: Samples.open(path, SETTINGS)):
+        with pytest.raises(UserError, match=said):
+            read(place)
+
+
+@pytest.mark.parametrize(
     ("changed", "said"),
     [
         ({"evaluation": {"temperature": 1.0}}, r"put back evaluation.temperature=0.6 \(now 1.0\)"),
@@ -272,6 +290,48 @@ def test_a_log_gets_lines_with_counts_and_the_time_left():
             progress.verified("aime24", problem, passed)
         progress.lines()
     assert "aime24: 1/2 problems, 3/4 samples, 66.7% of 3 passed; " in console.export_text()
+
+
+def test_samples_of_an_earlier_start_do_not_count_as_the_pace_of_this_one():
+    with Progress({"aime24": (200, 1)}, Console(file=open(os.devnull, "w"))) as progress:  # noqa: SIM115
+        for problem in range(100):  # in no time
+            progress.kept("aime24", str(problem), True)
+        progress.begin()
+        [task] = progress._progress.tasks
+        assert (task.completed, task.total) == (100, 200)
+        assert task.time_remaining is None
+        for problem in range(100, 103):
+            time.sleep(0.05)
+            progress.sampled("aime24", 100)
+            progress.verified("aime24", str(problem), True)
+        assert task.time_remaining >= 97 * 0.05
+
+
+# What is said in the end
+
+
+def test_a_base_of_the_same_name_is_told_apart_and_avg_goes_before_pass():
+    def made(name: str, samples: int):
+        found = [Answer(p, bool(i % 2), 10, False, True) for p in "ab" for i in range(samples)]
+        return score(found, name=name, step=0, version=0, resamples=100, seed=0)
+
+    assert _named_apart(made("mine", 4), "mine").name == "mine (base)"
+    assert _named_apart(made("theirs", 4), "mine").name == "theirs"
+    base, ours = made("base", 4), made("mine", 2)
+    lines = table([base, compare(ours, base, resamples=100, seed=0)])
+    assert [line[0] for line in lines[1:6]] == ["Avg@2", "Avg@4", "Pass@2", "Pass@4", "Problems ever solved"]
+    assert lines[1][1] == "-" and lines[1][3] == "+0.0 [+0.0, +0.0]"
+
+
+def test_what_an_error_quotes_of_data_cannot_steer_the_terminal(tmp_path, capsys):
+    from trd_ray.cli import main
+
+    place = tmp_path / "hostile.jsonl"
+    place.write_text(json.dumps({"pro\x1b]0;title\x07\x1b[31mblem": "1+1", "answer": "2"}) + "\n")
+    assert main(["evaluate", "miniature:student", str(place), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "has no column 'problem'" in said and "blem" in said
+    assert not {c for c in said if not c.isprintable()} - {"\n"}
 
 
 # Verification in Ray tasks

@@ -1,9 +1,13 @@
 """TACO's rows become problems whose reference is a solution that passed their own tests, or are set aside by name."""
 
 import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -172,10 +176,24 @@ def test_unusable_problems_are_set_aside_without_running_anything(tmp_path, colu
     assert odd.name == "name of Odd."
 
 
-def test_nothing_left_is_refused_with_the_counts(tmp_path):
+def test_nothing_left_is_refused_with_the_counts_and_the_first_reason(tmp_path):
     path = written(tmp_path / "train.jsonl", [row("Odd.", [SUM], picture_num="1")])
     with pytest.raises(UserError, match=r"0 problems, 1 set aside \(1 pictures in the question\)"):
         load(path)
+    path = written(tmp_path / "wrong.jsonl", [row("Sum.", [WRONG])])
+    with pytest.raises(UserError, match=r"the first is name of Sum.: no solution passes: 1 tried, .*case 1 of 2"):
+        load(path)
+    with pytest.raises(UserError, match=r"wrong.jsonl holds no problem of difficulty HARD: check"):
+        load(path, difficulty=["HARD"])
+
+
+def test_json_lines_may_hold_objects_where_the_publisher_has_their_text(tmp_path):
+    found = [row("Sum.", "", "") | {"solutions": [WRONG, SUM], "input_output": CASES}]
+    found.append(row("Odd.", "", "") | {"solutions": {"python": SUM}, "input_output": CASES})
+    found.append(row("Pictures.", [SUM]) | {"picture_num": ["a.png"]})
+    both = load(written(tmp_path / "train.jsonl", found))
+    assert both.problems["reference"].to_pylist() == [fenced(SUM), fenced(SUM)]
+    assert [one.reason for one in both.set_aside] == ["solutions are not readable JSON: a dict, not a list"]
 
 
 # Files and selection
@@ -281,6 +299,32 @@ def test_choices_made_before_an_early_end_are_kept(tmp_path, monkeypatch):
         nothing_runs.delattr("trd_ray.verify.code.run_tests")
         found = load(written(tmp_path / "train.jsonl", [right]))
     assert found.problems["reference"].to_pylist() == [fenced(SUM)]
+
+
+def test_ctrl_c_does_not_wait_for_the_programs_that_run(tmp_path):
+    path = written(tmp_path / "train.jsonl", [row(f"Slow {i}.", [SLOW] * 8) for i in range(4)])
+    code = f"""
+from trd_ray import taco
+from trd_ray.config import Data, Verify
+print("began", flush=True)
+taco.load(Data(path={path!r}, format="taco"), Verify(time_limit_s=60, program_timeout_s=60))
+"""
+    # A process without a terminal may have been started with SIGINT ignored, which children inherit.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n" + code
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"began\n"
+        me = psutil.Process(process.pid)
+        while not (running := me.children(recursive=True)):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        running = me.children(recursive=True) or running
+        process.send_signal(signal.SIGINT)
+        try:
+            assert process.wait(timeout=15) != 0
+        finally:
+            process.kill()
+    _, left = psutil.wait_procs(running, timeout=5)
+    assert not left
 
 
 def test_progress_counts_what_is_done_and_set_aside(tmp_path):

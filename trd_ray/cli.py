@@ -107,20 +107,27 @@ def _run(job) -> int:
     try:
         return job()
     except UserError as e:
-        print(f"trd: {e}", file=sys.stderr)
+        _say(str(e))
         return 2
     except Stopped as e:
-        print(f"trd: stopped by {e}", file=sys.stderr)
+        _say(f"stopped by {e}")
         return e.exit_code
     except Exception as e:
         reason = _reason(e)
         if reason is None:
             raise
-        print(f"trd: {reason}", file=sys.stderr)
+        _say(reason)
         return 1
     except KeyboardInterrupt:
-        print("trd: interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
+
+
+def _say(text: str) -> None:
+    """On standard error; what the text quotes of data cannot steer the terminal."""
+    from trd_ray.analyse.markdown import visible
+
+    print(f"trd: {visible(text)}", file=sys.stderr)
 
 
 def _reason(e: BaseException | None) -> str | None:

@@ -53,6 +53,8 @@ def load_problems(spec: config.Data | config.Evaluation, verify: config.Verify |
         raise UserError(f"{group}.path is empty: set it to a file of problems")
     if isinstance(spec, config.Data) and spec.format == "taco":
         return taco.load(spec, verify or config.Verify()).problems
+    if isinstance(spec, config.Data) and spec.difficulty:
+        raise UserError("data.difficulty selects problems of TACO: set data.format=taco, or leave it out")
     found, names = read(spec, group)
     if not found:
         raise UserError(f"{spec.path} holds no problems: check {group}.path")

@@ -26,6 +26,7 @@ from trd_ray.errors import UserError
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".jsonl.gz")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 _ROWS_AT_ONCE = 64
+HUB_TIMEOUT_S = 5.0  # of one try to reach it, of which its client makes a few
 
 # Where a row stands, for messages, and its columns.
 Row = tuple[str, dict[str, Any]]
@@ -187,15 +188,26 @@ def hub_folder(repository: str, patterns: list[str], otherwise: str) -> Path:
     `repository` may name a revision, `org/name@revision`. A UserError names the repository, why it could not be had,
     and ends with `otherwise`, the remedy.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     name, _, revision = repository.partition("@")
+    silent = None
+    try:
+        HfApi().dataset_info(name, revision=revision or None, timeout=HUB_TIMEOUT_S)
+    except Exception as e:  # from the hub's HTTP client too, which differs between its versions
+        silent = e  # it may be in the cache; snapshot_download alone would try for minutes
     try:
         return Path(
-            snapshot_download(name, repo_type="dataset", revision=revision or None, allow_patterns=list(patterns))
+            snapshot_download(
+                name,
+                repo_type="dataset",
+                revision=revision or None,
+                allow_patterns=list(patterns),
+                local_files_only=silent is not None,
+            )
         )
-    except Exception as e:  # from the hub's HTTP client too, which differs between its versions
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+    except Exception as e:
+        reason = (str(silent or e).strip() or type(silent or e).__name__).splitlines()[0][:200]
         raise UserError(f"{repository} could not be had from the Hugging Face hub ({reason}): {otherwise}") from e
 
 
@@ -208,7 +220,8 @@ def _hub(path: str, split: str, group: str) -> tuple[list[Row], list[str]]:
     cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
     try:
         if not cached.exists():
-            HfApi().dataset_info(name, timeout=10)  # says no at once, where load_dataset retries for half a minute
+            # Says no at once, where load_dataset retries for half a minute.
+            HfApi().dataset_info(name, timeout=HUB_TIMEOUT_S)
         found = datasets.load_dataset(name, subset or None, split=split)
     except Exception as e:  # from the hub's HTTP client too, which differs between its versions
         raise UserError(

@@ -23,7 +23,7 @@ from trd_ray.benchmarks import evalplus, livecodebench, maths, schema
 from trd_ray.benchmarks.table import BY_NAME, MAX_RESPONSE_TOKENS, Entry, Task, listing, markdown
 from trd_ray.errors import UserError
 
-__all__ = ["Benchmark", "is_name", "load", "listing", "markdown"]
+__all__ = ["Benchmark", "is_name", "is_word", "load", "listing", "markdown"]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ _READERS = {
 def is_name(spec: str) -> bool:
     """Whether `spec` names a benchmark of the table, with or without a place and a window."""
     return re.split("[:@]", spec)[0] in BY_NAME
+
+
+def is_word(spec: str) -> bool:
+    """Whether `spec` can only be meant as the name of a benchmark: it is no file here and no address of anything."""
+    return not (Path(spec).expanduser().exists() or any(mark in spec for mark in "/:.*"))
 
 
 def load(spec: str, *, limit: int | None = None, sandbox: str = "auto") -> Benchmark:
@@ -151,6 +156,8 @@ def _days(window: str) -> tuple[date | None, date | None]:
         return None, None
     try:
         first, last = (date.fromisoformat(day) if day else None for day in window.split(".."))
+        if first and last and first > last:
+            raise ValueError("it ends before it begins")
     except ValueError as e:
         raise UserError(
             f"@{window} is no window of dates: write it as @2024-08-01..2025-05-01, @2025-01-01.. or @..2024-12-31"
@@ -160,7 +167,7 @@ def _days(window: str) -> tuple[date | None, date | None]:
 
 def _own(path: str, limit: int | None) -> Benchmark:
     """Problems of one's own, or those that ship with the package."""
-    if not (Path(path).expanduser().exists() or any(mark in path for mark in "/:.*")):
+    if is_word(path):
         known = config.did_you_mean(path, list(BY_NAME))
         raise UserError(f"there is no benchmark {path}{known}: name a file of problems, or one of\n{listing()}")
     if sources.is_data_file_name(path) and not sources.data_files(path):

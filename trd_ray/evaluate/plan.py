@@ -67,7 +67,7 @@ class Exam:
         return (
             f"{self.name}: {len(self.questions)} problems x {e.samples} samples, temperature {e.temperature:g}, "
             f"top-p {e.top_p:g}, top-k {e.top_k or 'off'}, at most {e.max_response_tokens} tokens, prompts of "
-            f"{self.prompt_tokens} tokens; {self.thinking}"
+            f"{self.prompt_tokens} tokens; {self.thinking}{''.join(f'; note: {n}' for n in self.about['notes'])}"
         )
 
 

@@ -51,6 +51,8 @@ class Progress(Display):
 
     def begin(self) -> None:
         self._began = self._shown = time.monotonic()
+        # What an earlier start left says nothing about the pace of this one.
+        self._progress.reset(self._task, completed=sum(c.verified for c in self.counts.values()))
 
     def sampled(self, benchmark: str, tokens: int) -> None:
         self.counts[benchmark].sampled += 1

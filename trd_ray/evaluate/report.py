@@ -6,6 +6,7 @@ results                ->  show()    ->  the terminal
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,13 @@ from trd_ray.run.directory import differences, write_atomically
 
 Result = dict[str, Any]
 
-NOTE = (
-    f"Percent, with {LEVEL:.0%} intervals: bootstrap over problems, of problems ever solved Wilson's. "
-    "Differences are paired by problem."
-)
+NOTE = f"Percent, with {LEVEL:.0%} intervals: bootstrap over problems, of problems ever solved Wilson's."
+PAIRED_NOTE = "Differences are paired by problem."
 SUMMARY_NOTE = (
     f"Problems x samples; percent, with {LEVEL:.0%} bootstrap intervals over problems. Cut: samples that ended at the "
-    "length limit; answered: samples with an answer. The mean is that of the benchmarks, whatever their size."
+    "length limit; answered: samples with an answer."
 )
+MEAN_NOTE = "The mean is that of the benchmarks, whatever their size."
 BUCKETS_NOTE = (
     "Problems by how often {0} solves them; Pass@n begins with the number of problems that any sample solves, and its "
     "interval is Wilson's. {0}'s own column is fixed by the grouping: sampled again, it would solve some of its first "
@@ -45,20 +45,26 @@ def result(plan: Plan, exam: Exam, samples: Samples, name: str) -> Result:
     score = stats.score(
         samples.answers(exam.keys), name=name, step=plan.target.step, version=0, resamples=e.bootstrap, seed=seed
     )
-    against = exam.base.score if exam.base else score
-    grouped = buckets.buckets(against, [score] if exam.base else [], resamples=e.bootstrap, seed=seed)
-    if exam.base:
-        score = stats.compare(score, exam.base.score, resamples=e.bootstrap, seed=seed)
+    base = _named_apart(exam.base.score, name) if exam.base else None
+    against = base or score
+    grouped = buckets.buckets(against, [score] if base else [], resamples=e.bootstrap, seed=seed)
+    if base:
+        score = stats.compare(score, base, resamples=e.bootstrap, seed=seed)
     settings = {k: v for k, v in samples.settings.items() if k != "model"}
     return stats.to_json(score) | {
         "benchmark": {"name": exam.name} | exam.about,
         "thinking": exam.thinking,
         "model": samples.settings["model"]["path"],
         "settings": settings,
-        "base": stats.to_json(exam.base.score) if exam.base else None,
+        "base": stats.to_json(base) if base else None,
         "base_differs": _differs(exam.base, settings) if exam.base else [],
         "buckets": buckets.to_json(grouped),
     }
+
+
+def _named_apart(base: Score, name: str) -> Score:
+    """The base under a name that no reader takes for the checkpoint's."""
+    return replace(base, name=f"{name} (base)") if base.name == name else base
 
 
 def _differs(base: Base, settings: dict[str, Any]) -> list[str]:
@@ -134,7 +140,8 @@ def tables(found: Result) -> list[tuple[str, list[list[str]], str]]:
     about = f"{b['title']}, {first.problems} problems, {first.samples} samples each."
     about = " ".join([about, *(f"Note: {note}." for note in [*b["notes"], *found["base_differs"]])])
     grouped = [_bucket(tree) for tree in found["buckets"]]
-    out = [(b["name"], stats.table(scores, [s.name for s in scores]), f"{about} {NOTE}")]
+    explained = " ".join([about, NOTE, *([PAIRED_NOTE] if first.paired_with else [])])
+    out = [(b["name"], stats.table(scores, [s.name for s in scores]), explained)]
     note = BUCKETS_NOTE.format(scores[0].name)
     return [*out, (f"{b['name']}: by how often {scores[0].name} solves a problem", buckets.table(grouped), note)]
 
@@ -152,7 +159,8 @@ def write_markdown(directory: Path, recipe: Recipe) -> Path:
     results = read(directory)
     place = directory / "evaluation.md"
     parts = [f"# {markdown.inline(recipe.name)}", f"Model {markdown.code(results[0]['model'])}."]
-    parts += ["## Summary", _markdown(summary(results, recipe)), SUMMARY_NOTE]
+    means = f" {MEAN_NOTE}" if len(results) > 1 else ""
+    parts += ["## Summary", _markdown(summary(results, recipe)), f"{SUMMARY_NOTE}{means}"]
     for found in results:
         for i, (title, lines, note) in enumerate(tables(found)):
             parts += [f"{'###' if i else '##'} {markdown.inline(title)}", _markdown(lines), markdown.inline(note)]
@@ -181,7 +189,7 @@ def show(console: Console, results: list[Result], recipe: Recipe) -> None:
             if title == found["benchmark"]["name"] or found["base"]:
                 _draw(console, title, lines, note)
     if len(results) > 1:
-        _draw(console, "all benchmarks", summary(results, recipe), SUMMARY_NOTE)
+        _draw(console, "all benchmarks", summary(results, recipe), f"{SUMMARY_NOTE} {MEAN_NOTE}")
 
 
 def _draw(console: Console, title: str, lines: list[list[str]], note: str) -> None:

@@ -100,7 +100,7 @@ class Samples:
         """The fingerprint of the weights in a file that was begun."""
         with open(path, "rb") as file:
             line = file.readline()
-        return json.loads(line)["settings"]["model"] if line.endswith(b"\n") else None
+        return _header(path, line)["model"] if line.endswith(b"\n") else None
 
     def _load(self) -> None:
         with open(self.path, "rb+") as file:
@@ -108,19 +108,21 @@ class Samples:
                 if not line.endswith(b"\n"):
                     file.truncate(self._end)
                     break
+                if number == 0:
+                    self._same_settings(_header(self.path, line))
+                    self._begun = True
+                    self._end += len(line)
+                    continue
                 try:
-                    self._take(number, json.loads(line))
+                    self._take(json.loads(line))
                 except (ValueError, KeyError, TypeError) as e:
                     raise UserError(
                         f"line {number + 1} of {self.path} is damaged: delete that line, and the sample is made again"
                     ) from e
                 self._end += len(line)
 
-    def _take(self, number: int, line: dict[str, Any]) -> None:
-        if number == 0:
-            self._same_settings(line["settings"])
-            self._begun = True
-        elif line["kind"] == "sample":
+    def _take(self, line: dict[str, Any]) -> None:
+        if line["kind"] == "sample":
             self._kept[_key(line)] = Kept(self._end, line["prompt_sha256"], line["tokens"], line["finish"])
         elif kept := self._kept.get(_key(line)):  # None: its sample's line was deleted
             self._judged(kept, line)
@@ -264,6 +266,23 @@ def verifier_of(problem: dict[str, Any], verify: Verify) -> str:
     digest = hashlib.sha256(json.dumps([settings, problem["answer"]], sort_keys=True).encode())
     digest.update(problem.get("tests") or b"")
     return digest.hexdigest()[:16]
+
+
+def _header(path: Path, line: bytes) -> dict[str, Any]:
+    """The settings that a file's first line holds."""
+    try:
+        header = json.loads(line)
+        settings, known = header["settings"], header["format"] == FORMAT
+        if not isinstance(settings["model"], dict):
+            raise TypeError("no fingerprint of a model")
+    except (ValueError, KeyError, TypeError) as e:
+        raise UserError(
+            f"line 1 of {path}, which says how its samples were made, is damaged: put it back, or set run_dir to a new "
+            "place"
+        ) from e
+    if not known:
+        raise UserError(f"{path} was written by another version of this program: set run_dir to a new place")
+    return settings
 
 
 def _key(line: dict[str, Any]) -> Key:

@@ -265,7 +265,9 @@ def table(scores: list[Score], header: list[str] | None = None) -> list[list[str
     if pair:
         header.append(f"{scores[-1].name} - {pair.name}")
     lines = [header]
-    for measure in dict.fromkeys(m for s in scores for m in shown(s.samples)):
+    # Avg before Pass, each with k ascending, also where the scores have different numbers of samples.
+    found = {m for s in scores for m in shown(s.samples)}
+    for measure in sorted(found, key=lambda m: (m.partition("@")[0], int(m.partition("@")[2]))):
         line = [measure.capitalize(), *(percent(s.scores.get(measure)) for s in scores)]
         lines.append(line + ([percent(pair.differences.get(measure), signed=True)] if pair else []))
     blank = [""] if pair else []

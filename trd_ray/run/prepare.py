@@ -16,6 +16,7 @@ from trd_ray.data import load_problems
 from trd_ray.errors import UserError
 from trd_ray.run.cluster import cluster, is_local, require_sandboxes
 from trd_ray.stream.feed import open_corpus
+from trd_ray.verify.sandbox import Sandbox
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
@@ -89,8 +90,6 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
     if job == "evaluate" or (job == "train" and r.evaluation.in_training):
         held_out = _held_out(r.evaluation, r.verify.sandbox)
     if is_local(r) and _has_tests(problems, held_out):
-        from trd_ray.verify.sandbox import Sandbox
-
         Sandbox(r.verify.sandbox)  # a UserError where none starts; the nodes of a cluster are asked later
     student_path = models.resolve(r.student.path, r.student.revision)
     teacher_path = models.resolve(r.teacher.path, r.teacher.revision) if r.teacher.path else student_path
@@ -117,7 +116,7 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
 
 def _held_out(evaluation: Evaluation, sandbox: str) -> pa.Table:
     path = str(evaluation.path)
-    if benchmarks.is_name(path):
+    if benchmarks.is_name(path) or (evaluation.format == "auto" and benchmarks.is_word(path)):
         return benchmarks.load(path, limit=evaluation.limit, sandbox=sandbox).problems
     return load_problems(evaluation)
 

@@ -87,11 +87,19 @@ def load(
     left_out = found.filter(pa.array(aside, pa.bool_())).select(["problem_id", "name", "set_aside"])
     set_aside = [SetAside(*row.values()) for row in left_out.to_pylist()]
     if not problems.num_rows:
-        raise UserError(
-            f"no problem of {spec.path} is left ({Taco(problems, set_aside)}): check data.difficulty, or raise "
-            "verify.time_limit_s and verify.memory_mib"
-        )
+        raise UserError(_nothing_left(spec, Taco(problems, set_aside)))
     return Taco(problems, set_aside)
+
+
+def _nothing_left(spec: config.Data, found: Taco) -> str:
+    if not found.set_aside:
+        of = f" of difficulty {', '.join(spec.difficulty)}" if spec.difficulty else ""
+        return f"{spec.path} holds no problem{of}: check data.path and data.difficulty"
+    first = found.set_aside[0]
+    return (
+        f"no problem of {spec.path} is left ({found}): the first is {first.name or first.problem_id}: "
+        f"{first.reason[:300]}; mend the data, or raise verify.time_limit_s and verify.memory_mib"
+    )
 
 
 def _files(path: str, split: str) -> list[Path]:

@@ -12,8 +12,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from functools import lru_cache
+from queue import Empty, SimpleQueue
+from threading import Thread
 from typing import Any
 
 from trd_ray import cache, config
@@ -130,15 +133,32 @@ class Chooser:
 
 
 class _Threads:
-    """`choose` in threads: the work itself is done by the sandbox's processes."""
+    """`choose` in threads: the work itself is done by the sandbox's processes.
+
+    The threads are daemons, which an executor's are not: Ctrl-C does not wait for the programs that are running, and
+    their sandboxes end with this process.
+    """
 
     def __init__(self) -> None:
         workers = os.cpu_count() or 1
         self.at_once = 2 * workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="taco")
+        self._todo: SimpleQueue[tuple[Future[Choice], tuple[Any, ...]] | None] = SimpleQueue()
+        self._threads = [Thread(target=self._work, name="taco", daemon=True) for _ in range(workers)]
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while item := self._todo.get():
+            future, args = item
+            try:
+                future.set_result(choose(*args))
+            except BaseException as e:  # handed to whoever asks for the result
+                future.set_exception(e)
 
     def start(self, *args: Any) -> Any:
-        return self._pool.submit(choose, *args)
+        future: Future[Choice] = Future()
+        self._todo.put((future, args))
+        return future
 
     def done(self, tasks: list[Any], timeout_s: float) -> list[Any]:
         return list(wait(tasks, timeout_s, FIRST_COMPLETED).done)
@@ -147,7 +167,11 @@ class _Threads:
         return task.result()
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        with suppress(Empty):
+            while True:
+                self._todo.get_nowait()
+        for _ in self._threads:
+            self._todo.put(None)
 
 
 class _RayTasks:

@@ -81,12 +81,15 @@ def _candidate(row: dict[str, Any], copies: Counter[str], max_tests: int | None,
     if _whole(row.get("picture_num")):
         return aside("pictures in the question")
     try:
-        published = json.loads(row["input_output"] or "{}")
+        published = _parsed(row["input_output"]) or {}
     except (ValueError, RecursionError) as e:
         return aside(f"input_output is not readable JSON: {e}")
     try:
-        solutions = tuple(text for text in json.loads(row["solutions"] or "[]") if isinstance(text, str))
-    except (ValueError, TypeError, RecursionError) as e:
+        listed = _parsed(row["solutions"]) or []
+        if not isinstance(listed, list):
+            raise ValueError(f"a {type(listed).__name__}, not a list")
+        solutions = tuple(text for text in listed if isinstance(text, str))
+    except (ValueError, RecursionError) as e:
         return aside(f"solutions are not readable JSON: {e}")
     if not solutions:
         return aside("no solution")
@@ -101,6 +104,11 @@ def _candidate(row: dict[str, Any], copies: Counter[str], max_tests: int | None,
     except (ValueError, RecursionError) as e:
         return aside(f"no usable tests: {e}")
     return Candidate(problem_id, problem, name, tests, solutions[:max_solutions], "")
+
+
+def _parsed(cell: Any) -> Any:
+    """JSON as text, or what it says, as copies in JSON Lines have it; None for an empty cell."""
+    return json.loads(cell) if isinstance(cell, str) and cell else cell or None
 
 
 def tests_of(
@@ -181,5 +189,5 @@ def _at_least(least: Any, published: Any) -> Any:
 def _whole(published: Any) -> int:
     try:
         return int(published or 0)
-    except ValueError:
+    except (ValueError, TypeError):
         return 0
