@@ -271,16 +271,12 @@ def table(scores: list[Score], header: list[str] | None = None) -> list[list[str
         line = [measure.capitalize(), *(percent(s.scores.get(measure)) for s in scores)]
         lines.append(line + ([percent(pair.differences.get(measure), signed=True)] if pair else []))
     blank = [""] if pair else []
-    lines.append(["Problems ever solved", *(f"{_solved(s)}: {percent(s.solved)}" for s in scores), *blank])
+    lines.append(["Problems ever solved", *(percent(s.solved) for s in scores), *blank])
     lines.append(["Cut at the length limit", *(percent(s.truncated) for s in scores), *blank])
     lines.append(["Answer found", *(percent(s.answered) for s in scores), *blank])
     lines.append(["Mean tokens", *(f"{s.tokens_mean:.1f}" for s in scores), *blank])
     lines.append(["Tokens p5 / p50 / p95 / max", *(_lengths(s) for s in scores), *blank])
     return lines
-
-
-def _solved(s: Score) -> int:
-    return sum(map(any, s.per_problem.values()))
 
 
 def _lengths(s: Score) -> str:

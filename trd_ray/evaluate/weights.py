@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_ray.errors import UserError
+from trd_ray.sources import HUB_TIMEOUT_S
 
 # The weights, and what says how they are used; prompts are compared by their tokens.
 PATTERNS = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.bin", "*.index.json")
@@ -65,6 +66,6 @@ def _commit(name: str, revision: str | None) -> str:
     if isinstance(cached, str):
         return Path(cached).parent.name  # .../snapshots/<commit>/config.json
     try:
-        return HfApi().model_info(name, revision=revision, timeout=10).sha or "unknown"
+        return HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S).sha or "unknown"
     except Exception as e:  # from the hub's HTTP client too, which differs between its versions
         raise UserError(f"the hub does not say which commit of {name} this is ({e}): download it first") from e
