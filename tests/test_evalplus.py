@@ -11,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
 from trd_ray.config import Verify
@@ -431,16 +432,20 @@ def test_verdicts_are_those_of_evalplus(evalplus_says, tests_of):
 
 
 def test_values_compare_as_in_evalplus(evalplus_answers):
-    right = total = 0
+    right = total = nothing = 0
     for group, theirs in zip(pairs(), evalplus_answers[1], strict=True):
         expected, got = (eval(group[key], {"inf": INF}) for key in ("expected", "got"))
         inputs = [[i] for i in range(len(expected))]
         compare = f"{group['dataset']}_plus"
         judge = rule(Tests("function", inputs, expected, compare, group["name"], atol=group["atol"]))
         for case, (value, truth) in enumerate(zip(decode(encode(got)), theirs, strict=True)):
+            if (
+                truth and value == [[]] and isinstance(expected[case], list) and 0 not in np.shape(expected[case])
+            ):  # on purpose: close to nothing is no answer
+                truth, nothing = False, nothing + 1
             assert judge(case, value) is truth, (group["dataset"], group["name"], expected[case], value)
             right, total = right + truth, total + 1
-    assert total == 2400 and 0.3 < right / total < 0.9
+    assert total == 2400 and 0.3 < right / total < 0.9 and nothing == 2
 
 
 def test_detail_says_whether_base_or_plus_failed(evalplus_says, tests_of):

@@ -5,7 +5,9 @@ import functools
 import http.server
 import json
 import os
+import resource
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +27,9 @@ import pytest
 from hostile.functions import FUNCTIONS
 from hostile.scripts import ESCAPES, EXHAUSTION, SIGHT, TAMPERING
 from trd_ray.errors import UserError
+from trd_ray.verify.compare import rule
 from trd_ray.verify.sandbox import Limits, Sandbox, backends, values
+from trd_ray.verify.tests import Tests
 
 REPO = Path(__file__).parents[1]
 CANARY = "canary-" + secrets.token_hex(8)
@@ -383,6 +387,20 @@ def test_auto_passes_over_a_tool_that_is_installed_but_not_allowed(monkeypatch, 
         Sandbox("bubblewrap")
 
 
+def test_a_start_that_the_machine_refuses_for_a_moment_is_tried_again(monkeypatch, backend, tmp_path):
+    name = {"bubblewrap": "bwrap", "unshare": "unshare"}[backend.backend]
+    tool = tmp_path / name
+    tool.write_text(f"""#!/bin/sh
+if [ ! -e {tmp_path}/refused ]; then touch {tmp_path}/refused; echo no more processes >&2; exit 1; fi
+exec {shutil.which(name)} "$@"
+""")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with backend.script("print(1)") as program:
+        assert program.run("").stdout == "1\n"
+    assert (tmp_path / "refused").exists()
+
+
 def test_unknown_backend_names_the_known_ones():
     with pytest.raises(UserError, match="auto, bubblewrap, unshare, unsafe_no_sandbox"):
         Sandbox("docker")
@@ -410,6 +428,8 @@ def test_unsafe_still_limits_and_cleans_up(monkeypatch):
             assert outcome.status == status, outcome
             assert stdout is None or outcome.stdout == stdout
         assert processes() <= before
+    with unsafe.script("import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')", UNHURRIED) as program:
+        assert program.run("").status == "ok"
     assert not list(Path("/tmp").glob("trd-unsafe-*"))
 
 
@@ -455,6 +475,53 @@ def test_a_list_that_holds_itself_ends_in_opaque():
 def test_trees_that_encode_does_not_make_are_refused(tree):
     with pytest.raises(ValueError):
         values.decode([tree])
+
+
+def test_keys_that_collide_in_the_low_bits_of_their_hashes_are_bounded():
+    with pytest.raises(ValueError, match="keys"):
+        values.decode({"set": [n << 20 for n in range(values.MAX_KEYS + 1)]})
+    assert len(values.decode({"dict": [[n, 0] for n in range(values.MAX_KEYS)]})) == values.MAX_KEYS
+
+
+def judged(expected, got, **kind) -> bool:
+    """By the rule of a case, in bounded time and memory: what a program returns is compared out here."""
+    kept = {"kind": "function", "inputs": [[1]], "outputs": [expected], "compare": "humaneval_plus", "entry_point": "f"}
+    tests, before = Tests(**(kept | kind)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    right = rule(tests)(0, got)
+    assert time.process_time() - start < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
+    return right
+
+
+STDIO = {"kind": "stdio", "inputs": [""], "entry_point": ""}
+
+
+@pytest.mark.parametrize("compare", ["tokens", "livecodebench"])
+@pytest.mark.parametrize("got", ["1" * 10**6 + "x", "." * 10**6, "1e" * 10**5, "1" * 10**6 + ".", "1e999999999", "nan"])
+def test_text_that_is_nearly_a_number_is_judged_quickly(got, compare):
+    assert not judged("5.0", got, compare=compare, **STDIO)
+
+
+def test_text_is_close_to_no_number_and_is_not_padded_to_the_longest():
+    assert not judged([5.0], [["x" * 5000] + ["a"] * 20_000], atol=1e-6)
+    assert not judged([5.0], [[b"x" * 50_000] + [b"a"] * 20_000], atol=1e-6)
+    assert judged([5.0], [5.0 + 1e-9], atol=1e-6)
+
+
+def test_a_list_for_a_set_builds_no_table_of_keys_that_are_not_wanted():
+    class Key(int):
+        hashed = 0
+
+        def __hash__(self):
+            Key.hashed += 1
+            return int(self)
+
+    kind = {"compare": "mbpp_plus", "entry_point": "similar_elements"}
+    assert not judged([1, 2], [Key(n) for n in range(3, 10_000)], **kind)
+    assert Key.hashed == 1
+    assert judged([1, 2], [2, 1, 1], **kind)
+    assert not judged([1, 2], [1, 1], **kind)
 
 
 def test_deep_trees_and_keys_of_one_hash_are_refused():

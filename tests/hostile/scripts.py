@@ -86,6 +86,23 @@ time.sleep(1000)
         detail="together",
     ),
     Hostile(
+        "memory bomb of processes whose first thread has ended",
+        "memory",
+        LIBC
+        + """
+import _thread, time
+def hold():
+    held = bytearray(60 << 20)
+    time.sleep(1000)
+for _ in range(3):
+    if os.fork() == 0:
+        _thread.start_new_thread(hold, ())
+        libc.pthread_exit(None)
+time.sleep(1000)
+""",
+        detail="together",
+    ),
+    Hostile(
         "memory bomb of shared pages",
         "memory",
         """
@@ -111,6 +128,8 @@ attempt("msgget", libc.msgget, 0, 0o1600)
 attempt("semget", libc.semget, 0, 1, 0o1600)
 attempt("mq_open", lambda: libc.syscall(240, b"x", os.O_CREAT | os.O_RDWR, 0o600, None))
 attempt("io_uring_setup", libc.syscall, 425, 8, bytes(120))
+class Iov(ctypes.Structure): _fields_ = [("base", ctypes.c_char_p), ("size", ctypes.c_size_t)]
+attempt("vmsplice", libc.vmsplice, os.pipe()[1], ctypes.byref(Iov(b"x" * 4096, 4096)), ctypes.c_size_t(1), 2)
 """,
     ),
     Hostile(
@@ -237,6 +256,8 @@ attempt("url", lambda: urllib.request.urlopen("http://127.0.0.1:$PORT", timeout=
 attempt("abstract socket", lambda: socket.socket(socket.AF_UNIX).connect("\\0$ABSTRACT"))
 attempt("packet", libc.socket, 17, 3, 0)
 attempt("netlink", libc.socket, 16, 3, 0)
+for family in (16, 17, 40):  # a pair is refused for its family, not by a module that the kernel loads for it
+    attempt(f"pair {family}", lambda: libc.socketpair(family, 3, 0, bytes(8)) + (ctypes.get_errno() != 97))
 """,
     ),
 ]

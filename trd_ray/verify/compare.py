@@ -27,7 +27,8 @@ from trd_ray.verify.tests import Tests
 Right = Callable[[int, Any], bool]
 
 _MAX_BROADCAST = 10_000_000  # elements that one tolerant comparison may build
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+# No digit can match in two places: a megabyte of digits and a letter would otherwise take quadratic time.
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 
 
@@ -116,7 +117,8 @@ def _mbpp_plus(tests: Tests) -> Right:
     def exact(case: int, got: Any) -> bool:
         args, expected = tests.inputs[case], tests.outputs[case]
         if name in oracle.MBPP_OUTPUT_SET_EQ_TASKS:
-            return set(got) == set(expected)
+            wanted = set(expected)  # got is looked up in it first: a set of hostile keys takes quadratic time to build
+            return all(item in wanted for item in got) and set(got) == wanted
         if name in oracle.MBPP_OUTPUT_NOT_NONE_TASKS:  # expected: whether the solution's output is not None
             return expected == (got if isinstance(got, bool) else got is not None)
         if name == "are_equivalent":  # Mbpp/164: not checked
@@ -142,12 +144,23 @@ def _evalplus(tests: Tests, exact: Right) -> Right:
             return False
         if isinstance(expected, list | tuple) and len(got) != len(expected):
             return False
+        if _holds_text(got):
+            return False
         if math.prod(np.broadcast_shapes(np.shape(got), np.shape(expected))) > _MAX_BROADCAST:
+            return False
+        if 0 in np.shape(got) and 0 not in np.shape(expected):  # np.allclose of nothing is true, as evalplus has it
             return False
         with np.errstate(all="ignore"):
             return np.allclose(got, expected, rtol=1e-7, atol=atol[case])
 
     return right
+
+
+def _holds_text(value: Any) -> bool:
+    """Which is close to nothing, but NumPy would first pad all of it to the longest."""
+    if isinstance(value, list | tuple):
+        return any(map(_holds_text, value))
+    return isinstance(value, str | bytes)
 
 
 def _tolerances(tests: Tests) -> list[float]:

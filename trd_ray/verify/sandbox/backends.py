@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import PurePath
@@ -31,6 +32,7 @@ _LINKS = {
 _OLDEST_KERNEL = (5, 14)  # since then RLIMIT_NPROC counts per user namespace
 _CAP_SYS_ADMIN = 21
 _PROBE_TIMEOUT_S = 20.0
+_PAUSES_S = (0.5, 5.0)  # before a start is tried again
 _MIB = 1 << 20
 
 
@@ -55,7 +57,16 @@ def working(backend: str) -> str:
 
 
 def start(backend: str, config: dict) -> Process:
-    """A new sandbox, ready for its first case. RuntimeError where the machine refuses it."""
+    """A new sandbox, ready for its first case. RuntimeError where the machine refuses it again and again."""
+    for pause_s in _PAUSES_S:
+        try:
+            return _started(backend, config)
+        except (RuntimeError, OSError):  # out of processes or memory for the moment, and no fault of the program
+            time.sleep(pause_s)
+    return _started(backend, config)
+
+
+def _started(backend: str, config: dict) -> Process:
     numpy = "numpy" in config["prelude"] + config["source"]
     return Process(_LAUNCHES[backend](config["limits"]["files_bytes"], numpy), config)
 
@@ -75,7 +86,7 @@ def _complaint(backend: str) -> str:
     limits |= {"files_bytes": _MIB, "processes": 4}
     config = {"source": "print(6 * 7)", "entry_point": "", "prelude": "", "limits": limits}
     try:
-        process = start(backend, config)
+        process = _started(backend, config)
         try:
             report, stdout = process.ask({}, b"", _PROBE_TIMEOUT_S, 1 << 10)
         finally:

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import struct
@@ -123,7 +122,8 @@ class Process:
 
     def _remove_folder(self) -> None:
         if self._launch.base:
-            shutil.rmtree(self._launch.base, ignore_errors=True)
+            # Not shutil.rmtree(), which recurses: a program can nest folders deeper than Python's stack.
+            subprocess.run(["rm", "-rf", self._launch.base], stderr=subprocess.DEVNULL)
 
     def _complaint(self) -> str:
         """The last line of what the tools, or the harness, wrote on stderr."""

@@ -132,13 +132,7 @@ class Processes:
 
     def memory_bytes(self) -> int:
         """Private and shared pages; what several processes map is counted for each."""
-        kib = 0
-        for pid in self.pids():
-            with contextlib.suppress(OSError), open(f"/proc/{pid}/status", "rb") as file:
-                for line in file:
-                    if line.startswith((b"RssAnon:", b"RssShmem:")):
-                        kib += int(line.split()[1])
-        return kib << 10
+        return sum(map(_memory_bytes, self.pids()))
 
     def kill(self) -> None:
         """All of them, also those that left their parent and session; returns when none is left."""
@@ -165,6 +159,16 @@ class Processes:
                     return
                 if child is not None and pid == child.pid:
                     child.ended = status
+
+
+def _memory_bytes(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for thread in (pid, *map(int, os.listdir(f"/proc/{pid}/task"))):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{thread}/status", "rb") as file:
+                sizes = [int(line.split()[1]) for line in file if line.startswith((b"RssAnon:", b"RssShmem:"))]
+                if sizes:  # a thread that has ended, though it be the first, says nothing of the memory of the others
+                    return sum(sizes) << 10
+    return 0
 
 
 @contextlib.contextmanager

@@ -4,7 +4,8 @@
     filter, not traceable; children inherit all but the last and add their resource limits
 
 The namespaces are the wall. The filter closes what they leave open: memory that no limit counts (memfd, System V, TCP
-buffers), host-wide quotas (io_uring, aio), a namespace of one's own, and the priority and limits of process 1.
+buffers, pages given to a pipe), host-wide quotas (io_uring, aio), a namespace of one's own, and the priority and limits
+of process 1.
 """
 
 import ctypes
@@ -59,6 +60,7 @@ _DENIED = {
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "io_setup": (206, 0),
+    "vmsplice": (278, 75),
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
     "shmget": (29, 194),
@@ -72,7 +74,7 @@ _DENIED = {
     "sched_setattr": (314, 274),
     "sched_setaffinity": (203, 122),
 }
-_CLONE, _CLONE3, _SOCKET, _PRLIMIT = (56, 220), (435, 435), (41, 198), (302, 261)
+_CLONE, _CLONE3, _SOCKET, _SOCKETPAIR, _PRLIMIT = (56, 220), (435, 435), (41, 198), (53, 199), (302, 261)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -94,6 +96,8 @@ def enter_user_namespace(uid: int) -> None:
 
 def confine() -> None:
     """Give up what is left, for this process and all that it will start."""
+    with open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # where the host runs out of memory, the kernel ends this before any process of ours
     header, none = struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", *[0] * 6)
     _checked("capset", _libc.capset(header, none))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
@@ -158,7 +162,8 @@ def _filter_system_calls() -> None:
         program += [equal(numbers[column], 1), fail(errno.EPERM)]
     program += [equal(_CLONE3[column], 1), fail(errno.ENOSYS)]  # the C library then uses clone, whose flags show
     program += [equal(_CLONE[column], 4), load_argument, (0x45, 0, 1, _CLONE_NEW), fail(errno.EPERM), allow]
-    program += [equal(_SOCKET[column], 4), load_argument, (0x15, 1, 0, _AF_UNIX), fail(errno.EAFNOSUPPORT), allow]
+    for numbers in (_SOCKET, _SOCKETPAIR):
+        program += [equal(numbers[column], 4), load_argument, (0x15, 1, 0, _AF_UNIX), fail(errno.EAFNOSUPPORT), allow]
     program += [equal(_PRLIMIT[column], 4), load_argument, (0x15, 1, 0, 0), fail(errno.EPERM), allow]
     program += [allow]
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:  # inside, every start would pay for the import
     from typing import Any
 
 MAX_DEPTH = 100  # of nesting; a deeper value is Opaque
-MAX_EQUAL_HASHES = 100  # among the keys of one dict or set: a table of many would take quadratic time to build
+# Of one dict or set. Keys made to collide take quadratic time to insert, whole or in the low bits of their hashes.
+MAX_EQUAL_HASHES, MAX_KEYS = 100, 100_000
 _PLAIN_INT = 1 << 63  # a larger int travels as hexadecimal, which has no limit of digits and costs linear time
 
 
@@ -111,13 +112,13 @@ def _decode(tree: Any, depth: int) -> Any:
     ((tag, body),) = tree.items()
     if tag == "dict":
         items = [(_decode(k, depth + 1), _decode(v, depth + 1)) for k, v in body]
-        _refuse_equal_hashes([k for k, _ in items])
+        _refuse_collisions([k for k, _ in items])
         return dict(items)
     if tag in ("tuple", "set", "frozenset"):
         parts = [_decode(part, depth + 1) for part in _of_type(list, body)]
         if tag == "tuple":
             return tuple(parts)
-        _refuse_equal_hashes(parts)
+        _refuse_collisions(parts)
         return set(parts) if tag == "set" else frozenset(parts)
     if tag == "complex":
         re, im = (_decode(part, MAX_DEPTH) for part in body)
@@ -133,7 +134,9 @@ def _decode(tree: Any, depth: int) -> Any:
     raise ValueError(f"unknown tag {tag[:50]!r}")
 
 
-def _refuse_equal_hashes(keys: list) -> None:
+def _refuse_collisions(keys: list) -> None:
+    if len(keys) > MAX_KEYS:
+        raise ValueError("too many keys")
     if len(keys) - len({hash(key) for key in keys}) > MAX_EQUAL_HASHES:
         raise ValueError("too many keys with equal hashes")
 
