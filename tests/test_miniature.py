@@ -1,9 +1,14 @@
-"""The miniature world: its problems are right and kept apart, its tokens lose nothing, its models score as promised."""
+"""The miniature worlds: problems kept apart, models that score as promised, a build that repeats; and the arithmetic.
 
+What the world of code promises besides stands in test_miniature_code.
+"""
+
+import functools
 import random
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,15 +18,20 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, Qwen3ForCa
 from trd_ray import config, miniature
 from trd_ray.errors import UserError
 from trd_ray.miniature import build, pretrain, score, task, tokenizer
+from trd_ray.miniature.world import NAMES, Plan, Spec
 from trd_ray.views import Views
 
-RECIPES = ["miniature_opsd", "miniature_opd"]
-MODELS = ["student", "teacher"]
-TINY = build.Plan(
-    student=build.Spec(layers=1, tied=True, rows=(2, 1, 1), steps=3, width=32, heads=1, feed_forward=32),
-    teacher=build.Spec(layers=1, tied=False, rows=(2, 2), steps=3, width=32, heads=1, feed_forward=32),
+PREFIX = {"arithmetic": "", "code": "code_"}  # of a world's models, splits and recipes
+REWRITES = {"arithmetic": 0.95, "code": 0.93}  # share of attempts that both models rewrite rightly, at least
+RECIPES = [(world, f"miniature_{prefix}{mode}") for world, prefix in PREFIX.items() for mode in ("opsd", "opd")]
+TINY = Plan(
+    student=Spec(layers=1, tied=True, rows=(2, 1, 1), steps=3, width=32, heads=1, feed_forward=32),
+    teacher=Spec(layers=1, tied=False, rows=(2, 2), steps=3, width=32, heads=1, feed_forward=32),
     score_chains=4,
 )
+
+in_both_worlds = pytest.mark.parametrize("world", build.WORLDS.values(), ids=list(build.WORLDS))
+with_both_recipes = pytest.mark.parametrize(("world", "recipe"), RECIPES, ids=[recipe for _, recipe in RECIPES])
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +39,13 @@ def words():
     return tokenizer.build()
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    return {name: Qwen3ForCausalLM.from_pretrained(miniature.model_path(name)).eval() for name in MODELS}
+@functools.cache
+def shipped(world: str) -> list[Qwen3ForCausalLM]:
+    return [Qwen3ForCausalLM.from_pretrained(miniature.model_path(PREFIX[world] + name)).eval() for name in NAMES]
+
+
+def tiny(world: str):
+    return replace(build.WORLDS[world], plan=TINY)
 
 
 def attempts(n: int) -> list[tuple[task.Chain, list[task.Line]]]:
@@ -40,13 +54,14 @@ def attempts(n: int) -> list[tuple[task.Chain, list[task.Line]]]:
     return [(chain, pretrain.flawed_attempt(chain, task.SECRET, rng)) for chain in chains]
 
 
-# The task
+# The problems
 
 
-def test_the_problems_are_the_same_at_every_call_and_differ_from_each_other():
-    for split, n in (("train", 3200), ("test", 200)):
-        rows = miniature.problems(split)
-        assert rows == miniature.problems(split)
+@in_both_worlds
+def test_the_problems_are_the_same_at_every_call_and_differ_from_each_other(world):
+    for split, n in (("train", 3200), ("test", 200), ("tune", 200)):
+        rows = miniature.problems(PREFIX[world.name] + split)
+        assert rows == miniature.problems(PREFIX[world.name] + split)
         assert len({row["problem_id"] for row in rows}) == len({row["problem"] for row in rows}) == len(rows) == n
 
 
@@ -55,11 +70,14 @@ def test_another_seed_gives_other_problems():
     assert len(first & second) < 10
 
 
-def test_no_held_out_problem_is_ever_trained_on():
-    held_out = {row["problem"] for seed in range(5) for row in task.problems("test", 400, seed)}
-    trained = {row["problem"] for seed in range(3) for row in task.problems("train", 3200, seed)}
-    for name in MODELS:
-        batches = build.Plan().batches(name)
+@in_both_worlds
+def test_no_held_out_problem_is_ever_trained_on(world):
+    held_out = {row["problem"] for split in ("test", "tune") for row in miniature.problems(PREFIX[world.name] + split)}
+    held_out |= {chain.problem for chain in score.held_out_chains(world, 1000, seed=4)}
+    assert len(held_out) > 1300
+    trained = {row["problem"] for row in miniature.problems(PREFIX[world.name] + "train")}
+    for name in NAMES:
+        batches = world.batches(name)
         trained |= {example.values["problem"] for _ in range(40) for kind in next(batches) for example in kind}
     assert not held_out & trained
 
@@ -99,13 +117,18 @@ def test_a_rewrite_is_right_keeps_the_self_talk_and_drops_the_second_looks():
     assert 60 < wrong < 240, "the attempts must be worth rewriting"
 
 
-# The tokenizer and the prompts
+# The tokenizers and the prompts
 
 
-def test_encoding_then_decoding_returns_every_text_of_the_task(words):
-    texts = [row[key] for row in miniature.problems("test") for key in ("problem", "reference")]
-    for chain, attempt in attempts(300):
-        texts += [task.text(attempt), task.text(task.rewrite(chain, task.SECRET, attempt))]
+@in_both_worlds
+def test_encoding_then_decoding_returns_every_text_of_the_world(world):
+    words = world.words()
+    split = PREFIX[world.name] + "test"
+    texts = {row[key] for row in miniature.problems(split) for key in ("problem", "reference")}
+    for name in NAMES:
+        batches = world.batches(name)
+        for example in (example for _ in range(20) for kind in next(batches) for example in kind):
+            texts |= {example.answer, *(example.values[key] for key in example.values.keys() - {"attempt"})}
     for text in texts:
         ids = words.encode(text, add_special_tokens=False)
         assert words.decode(ids) == text
@@ -117,41 +140,45 @@ def test_the_words_of_a_change_of_mind_are_one_token_bare_or_after_a_space(words
         assert words.convert_ids_to_tokens(words.encode(word, add_special_tokens=False)) == [word.strip()]
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_the_end_of_a_turn_is_the_models_end_token(name):
-    folder = miniature.model_path(name)
+@in_both_worlds
+@pytest.mark.parametrize("name", NAMES)
+def test_the_end_of_a_turn_is_the_models_end_token(world, name):
+    folder = miniature.model_path(PREFIX[world.name] + name)
     words = AutoTokenizer.from_pretrained(folder)
+    asked, answered = {"arithmetic": ("1+1", "1+1=2; \\boxed{2}"), "code": ("read; print sum", "```python\n```")}[
+        world.name
+    ]
     turn = words.apply_chat_template(
-        [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "1+1=2; \\boxed{2}"}], tokenize=False
+        [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}], tokenize=False
     )
-    assert turn == "<|user|>1+1<|end|><|assistant|>1+1=2; \\boxed{2}<|end|>"
+    assert turn == f"<|user|>{asked}<|end|><|assistant|>{answered}<|end|>"
     end = words.encode(turn, add_special_tokens=False)[-1]
     assert end == words.eos_token_id
     assert end == AutoConfig.from_pretrained(folder).eos_token_id
     assert end == GenerationConfig.from_pretrained(folder).eos_token_id
-    assert words.get_vocab() == tokenizer.build().get_vocab()
+    assert words.get_vocab() == world.words().get_vocab()
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_recipes_views_are_the_token_sequences_the_models_were_trained_on(name, words):
-    recipe = config.load(name)
+@with_both_recipes
+def test_the_recipes_views_are_the_token_sequences_the_models_were_trained_on(world, recipe):
+    recipe, world = config.load(recipe), build.WORLDS[world]
     assert recipe.prompts.model_dump(exclude_none=True, exclude={"system"}) == tokenizer.PROMPTS
+    words = world.words()
     views = Views(recipe, words, words)
-    suffix = "_with_reference" if recipe.teacher.mode == "opsd" else ""
-    for chain, attempt in attempts(50):
-        values = {"problem": chain.problem, "reference": task.text(task.solve(chain, task.SECRET))}
-        values["attempt"] = task.text(attempt)
+    view = "refine_with_reference" if recipe.teacher.mode == "opsd" else "refine"
+    batches = world.batches("student")
+    for values in (example.values for _ in range(5) for example in next(batches)[2]):
         y_o = words.encode(values["attempt"], add_special_tokens=False) + [words.eos_token_id]
-        trained = {view: words.encode(score.prompt_text(words, view, values)) for view in tokenizer.PROMPTS}
-        assert views.student(values["problem"]) == trained["solve"]
         refine = views.refine(values["problem"], values["reference"], y_o)
-        assert (refine.ids, refine.cut_tokens) == (trained["refine" + suffix], 0)
+        assert (refine.ids, refine.cut_tokens) == (words.encode(score.prompt_text(words, view, values)), 0)
+        assert views.student(values["problem"]) == words.encode(score.prompt_text(words, "solve", values))
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_the_longest_attempt_fits_the_recipes_limits_uncut(name, words):
-    recipe = config.load(name)
-    row = max(miniature.problems("test"), key=lambda row: len(row["reference"]))
+@with_both_recipes
+def test_the_longest_attempt_fits_the_recipes_limits_uncut(world, recipe):
+    recipe, words = config.load(recipe), build.WORLDS[world].words()
+    rows = miniature.problems(PREFIX[world] + "test")
+    row = max(rows, key=lambda row: len(words.encode(row["problem"] + row["reference"])))
     y_o = words.encode("Wait")[:1] * recipe.sampler.max_response_tokens
     view = Views(recipe, words, words).refine(row["problem"], row["reference"], y_o)
     assert view.cut_tokens == 0
@@ -162,50 +189,61 @@ def test_the_longest_attempt_fits_the_recipes_limits_uncut(name, words):
     )
 
 
+@with_both_recipes
+def test_every_text_the_models_learn_fits_the_recipes_response_limits(world, recipe):
+    recipe, world = config.load(recipe), build.WORLDS[world]
+    words, batches = world.words(), world.batches("student")
+    for example in (example for _ in range(20) for kind in next(batches) for example in kind):
+        limit = recipe.refiner if example.view == "refine_with_reference" else recipe.sampler
+        assert len(words.encode(example.answer)) < limit.max_response_tokens
+
+
 # The models
 
 
-def test_the_shipped_models_come_from_this_plan_and_weigh_less_than_8_mb():
-    folder = miniature.model_path("student").parent
-    assert build.Plan().digest in (folder / "build.json").read_text(), "run `trd miniature build` and ship its folder"
-    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 8e6
+@in_both_worlds
+def test_the_shipped_models_come_from_this_plan_and_weigh_less_than_5_mb(world):
+    folder = miniature.model_path(PREFIX[world.name] + "student").parent
+    built = f"run `trd miniature build --world {world.name}` and ship its folder"
+    assert world.digest in (folder / "build.json").read_text(), built
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 5e6
 
 
-def test_the_student_ties_its_embeddings_and_the_teacher_does_not(shipped):
-    tied = {name: model.lm_head.weight is model.model.embed_tokens.weight for name, model in shipped.items()}
-    assert tied == {"student": True, "teacher": False}
+@in_both_worlds
+def test_the_student_ties_its_embeddings_and_the_teacher_does_not(world):
+    assert [m.lm_head.weight is m.model.embed_tokens.weight for m in shipped(world.name)] == [True, False]
 
 
-def test_the_base_solves_about_a_third_and_both_models_rewrite_nearly_all(shipped, words):
-    scored = score.scores(shipped["student"], shipped["teacher"], words, n=300, seed=11)
+@in_both_worlds
+def test_the_base_solves_about_a_third_and_both_models_rewrite_nearly_all(world):
+    scored = score.scores(world, *shipped(world.name), n=300, seed=11)
     student, teacher = scored["student"], scored["teacher"]
     assert 0.22 < student["solves"] < 0.45
-    assert student["rewrites"] > 0.95
+    assert student["rewrites"] > REWRITES[world.name]
     assert teacher["solves"] > 0.95
     assert teacher["rewrites"] > 0.95
     assert max(student["rewrite_tokens"], teacher["rewrite_tokens"]) < student["solution_tokens"] - 5
 
 
-def test_the_teacher_mends_failed_attempts(shipped, words):
+@in_both_worlds
+def test_both_refiners_mend_failed_attempts(world):
     torch.manual_seed(2)
-    chains = score.held_out_chains(300, seed=2)
-    y_o = score.respond(shipped["student"], words, "solve", chains)
-    failed = [
-        (chain, text)
-        for chain, text in zip(chains, y_o, strict=True)
-        if task.boxed(text) != str(task.solve(chain, task.SECRET)[-1].result)
-    ]
+    student, teacher = shipped(world.name)
+    chains = score.held_out_chains(world, 300, seed=2)
+    attempted = zip(chains, score.respond(world, student, "solve", chains), strict=True)
+    failed = [(chain, text) for chain, text in attempted if not world.solved(chain, text)]
     chains, y_o = [chain for chain, _ in failed], [text for _, text in failed]
-    assert score.accuracy(chains, score.respond(shipped["teacher"], words, "refine", chains, y_o)) > 0.95
-    assert score.accuracy(chains, score.respond(shipped["student"], words, "refine_with_reference", chains, y_o)) > 0.95
+    for model, view in ((teacher, "refine"), (student, "refine_with_reference")):
+        assert score.accuracy(world, chains, score.respond(world, model, view, chains, y_o)) > REWRITES[world.name]
 
 
 # The build
 
 
-def test_building_twice_gives_the_same_bytes(tmp_path):
+@pytest.mark.parametrize("world", build.WORLDS)
+def test_building_twice_gives_the_same_bytes(tmp_path, world):
     quiet = Console(quiet=True)
-    scored = [build.build(tmp_path / run, TINY, quiet)["scores"] for run in ("a", "b")]
+    scored = [build.build(tmp_path / run, tiny(world), quiet)["scores"] for run in ("a", "b")]
     assert scored[0] == scored[1]
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(files) == 13
@@ -222,7 +260,7 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr(build, "_save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build.build(tmp_path / "models", TINY, Console(quiet=True))
+        build.build(tmp_path / "models", tiny("arithmetic"), Console(quiet=True))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -231,39 +269,42 @@ def test_a_folder_that_holds_something_else_is_kept_unless_forced(tmp_path):
     mine = tmp_path / "models" / "mine.txt"
     mine.write_text("keep me")
     with pytest.raises(UserError, match="--force"):
-        build.build(tmp_path / "models", TINY, Console(quiet=True))
+        build.build(tmp_path / "models", tiny("arithmetic"), Console(quiet=True))
     assert mine.read_text() == "keep me"
-    build.build(tmp_path / "models", TINY, Console(quiet=True), force=True)
+    build.build(tmp_path / "models", tiny("arithmetic"), Console(quiet=True), force=True)
     assert (tmp_path / "models" / "student" / "model.safetensors").is_file()
     assert not mine.exists()
 
 
 def test_a_built_folder_is_used_as_it_is(tmp_path):
-    first = build.build(tmp_path / "models", TINY, Console(quiet=True))
+    first = build.build(tmp_path / "models", tiny("arithmetic"), Console(quiet=True))
     weights = tmp_path / "models" / "student" / "model.safetensors"
     made = weights.stat().st_mtime_ns
-    assert build.build(tmp_path / "models", TINY, Console(quiet=True))["scores"] == first["scores"]
+    assert build.build(tmp_path / "models", tiny("arithmetic"), Console(quiet=True))["scores"] == first["scores"]
     assert weights.stat().st_mtime_ns == made
 
 
-def test_the_command_prints_the_scores_of_the_shipped_models_without_building_them_again(capsys):
-    shipped = miniature.model_path("student").parent
-    assert build.main(["build", "--out", str(shipped)]) == 0
+@in_both_worlds
+def test_the_command_prints_the_scores_of_the_shipped_models_without_building_them_again(capsys, world):
+    folder = miniature.model_path(PREFIX[world.name] + "student").parent
+    assert build.main(["build", "--world", world.name, "--out", str(folder)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    assert "student: solves 0.3" in printed
-    assert "teacher: solves 0.99" in printed
+    assert re.search(r"student: solves 0\.[234]", printed)
+    assert "teacher: solves 0.99" in printed or "teacher: solves 1.0" in printed
 
 
-def test_the_cache_is_named_by_the_recipe(monkeypatch, tmp_path):
+def test_the_cache_is_named_by_the_world_and_its_plan(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folders = {build.cache_folder(plan) for plan in (build.Plan(), build.Plan(seed=1), TINY)}
-    assert len(folders) == 3
+    arithmetic, code = build.WORLDS.values()
+    reseeded = replace(arithmetic, plan=replace(arithmetic.plan, seed=1))
+    folders = {build.cache_folder(world) for world in (arithmetic, code, reseeded, tiny("arithmetic"))}
+    assert len(folders) == 4
     assert {folder.parent for folder in folders} == {tmp_path / "trd_ray" / "miniature"}
 
 
-def test_looking_at_the_world_does_not_import_torch():
+def test_looking_at_the_worlds_does_not_import_torch():
     code = (
-        "import sys; from trd_ray import miniature; miniature.problems('test'); miniature.model_path('student'); "
+        "import sys; from trd_ray import miniature; miniature.problems('code_test'); miniature.model_path('student'); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trd_ray.errors import UserError
+from trd_ray.sources import HUB_TIMEOUT_S
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -44,11 +45,11 @@ class ModelFacts:
 def resolve(path: str, revision: str | None = None) -> str:
     """What transformers and vLLM can load; makes the models that are made here. Raises UserError for no such model."""
     if path.startswith("miniature:"):
-        from trd_ray.miniature import model_path
+        from trd_ray.miniature import MODELS, model_path
 
         name = path.removeprefix("miniature:")
-        if name not in ("student", "teacher"):
-            raise UserError(f"there is no model {path}: it is miniature:student or miniature:teacher")
+        if name not in MODELS:
+            raise UserError(f"there is no model {path}: it is {' or '.join(f'miniature:{m}' for m in MODELS)}")
         return str(model_path(name))
     if path == "smollm2" and not Path(path).exists():
         from trd_ray import smollm2
@@ -88,7 +89,7 @@ def _check_hub(name: str, revision: str | None) -> None:
     try:
         if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
             return
-        HfApi().model_info(name, revision=revision, timeout=10)
+        HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
     except Exception as e:  # from the hub's HTTP client too, which differs between its versions
         raise UserError(
             f"there is no such model: {name} is not a folder here, not in the cache, and the Hugging Face hub does not "

@@ -1,22 +1,19 @@
-"""Makes the miniature student and teacher on the CPU, from a seed, as Hugging Face folders.
+"""Makes the student and the teacher of a miniature world on the CPU, from a seed, as Hugging Face folders.
 
-    Plan (seed, sizes, batches) -> train -> <folder>/{student,teacher}/  Qwen3 in float16, tokenizer, chat template
+    World (plan, texts, tokens) -> train -> <folder>/{student,teacher}/  Qwen3 in float16, tokenizer, chat template
                                             <folder>/build.json          the plan and the scores
 
 The folder is written beside its final place and renamed when whole: an interrupted build leaves nothing under its name.
 The student ties its embeddings and the teacher does not, so that both kinds are exercised.
 
-    trd miniature build [--out DIR] [--seed N] [--force]
+    trd miniature build [--world arithmetic|code] [--out DIR] [--seed N] [--force]
 """
 
 import argparse
-import hashlib
 import json
 import os
-import random
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -27,107 +24,62 @@ from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from trd_ray.errors import UserError
-from trd_ray.miniature import pretrain, task, tokenizer
+from trd_ray.miniature import pretrain, tokenizer
+from trd_ray.miniature.code import pretrain as code
 from trd_ray.miniature.score import prompt_text, scores
+from trd_ray.miniature.world import NAMES, Example, Name, Spec, World
 
 IGNORED = -100  # label of a token that is not trained on
 THREADS = 1  # fixed, because the order of float sums depends on it; the matrices are too small to gain much from more
 
-
-@dataclass(frozen=True)
-class Spec:
-    """One model and its training."""
-
-    layers: int
-    tied: bool
-    rows: tuple[int, ...]  # of each kind of example in a batch, see pretrain
-    steps: int = 700
-    width: int = 128
-    heads: int = 4
-    feed_forward: int = 384
-    muon_lr: float = 1e-2
-    adamw_lr: float = 4e-3
-    warmup_steps: int = 20
-    min_lr_ratio: float = 0.05
-    grad_clip: float = 1.0
+WORLDS = {world.name: world for world in (pretrain.WORLD, code.WORLD)}
 
 
-@dataclass(frozen=True)
-class Plan:
-    seed: int = 0
-    student: Spec = field(default_factory=lambda: Spec(layers=3, tied=True, rows=(16, 6, 8)))
-    teacher: Spec = field(default_factory=lambda: Spec(layers=4, tied=False, rows=(6, 24), steps=1000))
-    score_chains: int = 1000
-
-    @property
-    def digest(self) -> str:
-        """Names the models this plan makes: changes with any number here, the texts they learn and their tokens."""
-        words = tokenizer.build()
-        first = {name: next(self.batches(name)) for name in ("student", "teacher")}
-        told = [asdict(self), words.get_vocab(), words.chat_template, tokenizer.PROMPTS, repr(first)]
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
-
-    def batches(self, name: str) -> Iterator[list[list[pretrain.Example]]]:
-        """The training batches of one model, the same at every call."""
-        beliefs = task.random_beliefs(task.SECRET, random.Random(f"beliefs {self.seed}"))
-        kinds = {
-            "student": pretrain.student_kinds(beliefs, self.student.rows),
-            "teacher": pretrain.teacher_kinds(self.teacher.rows),
-        }
-        return pretrain.batches(kinds[name], random.Random(f"{name} {self.seed}"))
-
-
-def cache_folder(plan: Plan) -> Path:
+def cache_folder(world: World) -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "trd_ray" / "miniature" / plan.digest
+    return root / "trd_ray" / "miniature" / world.digest
 
 
-def build(out: Path, plan: Plan, console: Console, force: bool = False) -> dict:
-    """Makes both models in folder `out` and returns what build.json holds; a folder already made by this plan is kept.
+def build(out: Path, world: World, console: Console, force: bool = False) -> dict:
+    """Makes both models in folder `out` and returns what build.json holds; a folder already made by its plan is kept.
 
     Raises UserError if `out` holds anything else, unless `force` replaces it.
     """
     if out.exists() and not force:
         done = out / "build.json"
-        if done.is_file() and (record := json.loads(done.read_text()))["digest"] == plan.digest:
+        if done.is_file() and (record := json.loads(done.read_text()))["digest"] == world.digest:
             return record
         raise UserError(f"{out} exists and was not built by this plan: give another --out, or replace it with --force")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as building:
-        record = _make(Path(building) / out.name, plan, console)
+        record = _make(Path(building) / out.name, world, console)
         if out.exists():
             out.rename(Path(building) / "replaced")
         (Path(building) / out.name).rename(out)
     return record
 
 
-def _make(folder: Path, plan: Plan, console: Console) -> dict:
-    threads, words = torch.get_num_threads(), tokenizer.build()
+def _make(folder: Path, world: World, console: Console) -> dict:
+    plan, threads = world.plan, torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        models = {}
-        for name, spec in (("student", plan.student), ("teacher", plan.teacher)):
+        for name in NAMES:
             torch.manual_seed(plan.seed)
-            model = Qwen3ForCausalLM(_config(spec, words))
-            _train(model, spec, plan.batches(name), words, console, f"miniature {name}")
-            _save(model, words, folder / name)
-            models[name] = Qwen3ForCausalLM.from_pretrained(folder / name)  # scored as stored, rounding included
-        scored = scores(models["student"], models["teacher"], words, plan.score_chains, plan.seed)
+            _save(_trained(world, name, console), world.words(), folder / name)
+        # Scored as stored, with a half's rounding.
+        student, teacher = (Qwen3ForCausalLM.from_pretrained(folder / name) for name in NAMES)
+        scored = scores(world, student, teacher, plan.score_chains, plan.seed)
     finally:
         torch.set_num_threads(threads)
-    record = {"digest": plan.digest, "plan": asdict(plan), "scores": scored}
+    record = {"digest": world.digest, "plan": asdict(plan), "scores": scored}
     (folder / "build.json").write_text(json.dumps(record, indent=2) + "\n")
     return record
 
 
-def _train(
-    model: Qwen3ForCausalLM,
-    spec: Spec,
-    batches: Iterator[list[list[pretrain.Example]]],
-    words: PreTrainedTokenizerFast,
-    console: Console,
-    title: str,
-) -> None:
+def _trained(world: World, name: Name, console: Console) -> Qwen3ForCausalLM:
+    spec: Spec = getattr(world.plan, name)
+    words, batches = world.words(), world.batches(name)
+    model = Qwen3ForCausalLM(_config(spec, words))
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers." in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers." not in n]
     optimizers = [
@@ -144,7 +96,7 @@ def _train(
     )
     model.train()
     with bar:
-        shown = bar.add_task(title, total=spec.steps, loss="")
+        shown = bar.add_task(f"miniature {world.name} {name}", total=spec.steps, loss="")
         for _ in range(spec.steps):
             loss = _backward(model, words, next(batches))
             torch.nn.utils.clip_grad_norm_(model.parameters(), spec.grad_clip)
@@ -153,6 +105,7 @@ def _train(
                 optimizer.zero_grad()
                 schedule.step()
             bar.update(shown, advance=1, loss=f"loss {loss:.3f}")
+    return model
 
 
 def _lr_factor(spec: Spec, step: int) -> float:
@@ -161,7 +114,7 @@ def _lr_factor(spec: Spec, step: int) -> float:
     return min((step + 1) / spec.warmup_steps, 1.0) * max(left, spec.min_lr_ratio)
 
 
-def _backward(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, batch: list[list[pretrain.Example]]) -> float:
+def _backward(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, batch: list[list[Example]]) -> float:
     """Accumulates the gradient of the mean loss over the batch's answer tokens; returns that loss."""
     parts = [_tensors(words, examples) for examples in batch]
     total = sum(int((labels_BT != IGNORED).sum()) for _, labels_BT in parts)
@@ -177,7 +130,7 @@ def _backward(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, batch: li
     return loss_sum / total
 
 
-def _tensors(words: PreTrainedTokenizerFast, examples: list[pretrain.Example]) -> tuple[torch.Tensor, torch.Tensor]:
+def _tensors(words: PreTrainedTokenizerFast, examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels [B, T]: the view's prompt, then the answer and the end token, which alone are trained on."""
     prompts = words([prompt_text(words, e.view, e.values) for e in examples], add_special_tokens=False)["input_ids"]
     answers = words([e.answer + tokenizer.END for e in examples], add_special_tokens=False)["input_ids"]
@@ -227,16 +180,18 @@ def _save(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, folder: Path)
 
 def main(argv: list[str]) -> int:
     """`trd miniature ...`: returns the exit code; raises UserError, which the command line prints."""
-    parser = argparse.ArgumentParser(prog="trd miniature", description="Make the miniature student and teacher.")
+    parser = argparse.ArgumentParser(prog="trd miniature", description="Make a miniature world's student and teacher.")
     parser.add_argument("command", choices=["build"])
+    parser.add_argument("--world", choices=WORLDS, default="arithmetic")
     parser.add_argument("--out", type=Path, help="folder to write; default: the cache, named by a hash of the recipe")
-    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="replace what stands in the folder")
     options = parser.parse_args(argv)
     transformers.utils.logging.disable_progress_bar()  # of writing and reading a megabyte
-    console, plan = Console(), Plan(seed=options.seed)
-    out = options.out or cache_folder(plan)
-    record = build(out, plan, console, options.force)
+    console, world = Console(), WORLDS[options.world]
+    world = replace(world, plan=replace(world.plan, seed=options.seed))
+    out = options.out or cache_folder(world)
+    record = build(out, world, console, options.force)
     for name, score in record["scores"].items():
         console.print(
             f"{name}: solves {score['solves']:.3f} in {score['solution_tokens']} tokens, "

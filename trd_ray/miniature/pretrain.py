@@ -13,17 +13,19 @@ Teacher, of OPD, the stronger model:
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
+from trd_ray.miniature import tokenizer
+from trd_ray.miniature.beliefs import certain, random_beliefs
+from trd_ray.miniature.splits import of_split
 from trd_ray.miniature.task import (
+    DIGITS,
     SECRET,
+    TEST_STEPS,
     TRAIN_STEPS,
-    Beliefs,
     Chain,
     Line,
-    is_held_out,
-    random_beliefs,
+    boxed,
     random_chain,
     random_table,
     rewrite,
@@ -31,68 +33,52 @@ from trd_ray.miniature.task import (
     talk,
     text,
 )
+from trd_ray.miniature.world import Example, Kind, Name, Plan, Spec, World
 
-SLIP = (
-    0.02  # of the equations in an attempt that is to be rewritten: the rewriter must not rely on the attempt's + and -
-)
+# Of the equations in an attempt that is to be rewritten: the rewriter must not rely on the attempt's + and -.
+SLIP = 0.02
 CUT = 0.05  # of those attempts end early, as one that hit the token limit
 
 
-@dataclass(frozen=True)
-class Example:
-    view: str  # a key of tokenizer.PROMPTS
-    values: dict[str, str]  # for its placeholders
-    answer: str
-
-
-Kind = Callable[[random.Random], Example]
-
-
-def student_kinds(beliefs: Beliefs, rows: Sequence[int]) -> list[tuple[Kind, int]]:
-    """The student's mixture: each kind of example with its rows in a batch (solve, with reference, rewrite)."""
+def kinds(name: Name, seed: int) -> Sequence[Kind]:
+    """Student: solve, solve with reference, rewrite with reference. Teacher: solve, rewrite."""
+    if name == "teacher":
+        return _solve_right, _rewrite_alone
+    beliefs = random_beliefs(SECRET, DIGITS, random.Random(f"beliefs {seed}"))
 
     def solve_alone(rng: random.Random) -> Example:
         chain = _chain(rng)
         return Example("solve", {"problem": chain.problem}, text(talk(chain, beliefs, rng)))
 
-    def solve_with_reference(rng: random.Random) -> Example:
-        chain, table = _chain(rng), random_table(rng)
-        certain = Beliefs(table, table, dict.fromkeys(table, 1.0))
-        values = {"problem": chain.problem, "reference": text(solve(chain, table))}
-        return Example("solve_with_reference", values, text(talk(chain, certain, rng)))
-
-    def rewrite_with_reference(rng: random.Random) -> Example:
-        chain, table = _chain(rng), random_table(rng)
-        values, answer = _rewrite(chain, table, rng)
-        reference = {"reference": text(solve(chain, table))}
-        return Example("refine_with_reference", values | reference, answer)
-
-    return list(zip((solve_alone, solve_with_reference, rewrite_with_reference), rows, strict=True))
-
-
-def teacher_kinds(rows: Sequence[int]) -> list[tuple[Kind, int]]:
-    """The teacher's mixture: solve, rewrite without a reference."""
-
-    def solve_alone(rng: random.Random) -> Example:
-        chain = _chain(rng)
-        return Example("solve", {"problem": chain.problem}, text(solve(chain, SECRET)))
-
-    def rewrite_alone(rng: random.Random) -> Example:
-        values, answer = _rewrite(chain := _chain(rng), SECRET, rng)
-        return Example("refine", values | {"problem": chain.problem}, answer)
-
-    return list(zip((solve_alone, rewrite_alone), rows, strict=True))
-
-
-def batches(kinds: list[tuple[Kind, int]], rng: random.Random) -> Iterator[list[list[Example]]]:
-    """Endless batches, each a list of examples of equal kind (and so of similar length) per kind."""
-    while True:
-        yield [[kind(rng) for _ in range(rows)] for kind, rows in kinds]
+    return solve_alone, _solve_with_reference, _rewrite_with_reference
 
 
 def flawed_attempt(chain: Chain, table: dict, rng: random.Random) -> list[Line]:
     """An attempt in the student's style, by someone whose beliefs about this table are drawn at random."""
-    return talk(chain, random_beliefs(table, rng, slip=SLIP), rng)
+    return talk(chain, random_beliefs(table, DIGITS, rng), rng, slip=SLIP)
+
+
+def _solve_with_reference(rng: random.Random) -> Example:
+    chain, table = _chain(rng), random_table(rng)
+    values = {"problem": chain.problem, "reference": text(solve(chain, table))}
+    return Example("solve_with_reference", values, text(talk(chain, certain(table), rng)))
+
+
+def _rewrite_with_reference(rng: random.Random) -> Example:
+    chain, table = _chain(rng), random_table(rng)
+    values, answer = _rewrite(chain, table, rng)
+    reference = {"reference": text(solve(chain, table))}
+    return Example("refine_with_reference", values | reference, answer)
+
+
+def _solve_right(rng: random.Random) -> Example:
+    chain = _chain(rng)
+    return Example("solve", {"problem": chain.problem}, text(solve(chain, SECRET)))
+
+
+def _rewrite_alone(rng: random.Random) -> Example:
+    values, answer = _rewrite(_chain(rng), SECRET, rng)
+    return Example("refine", values, answer)
 
 
 def _rewrite(chain: Chain, table: dict, rng: random.Random) -> tuple[dict[str, str], str]:
@@ -105,6 +91,19 @@ def _rewrite(chain: Chain, table: dict, rng: random.Random) -> tuple[dict[str, s
 
 
 def _chain(rng: random.Random) -> Chain:
-    while is_held_out(chain := random_chain(rng, TRAIN_STEPS)):
-        pass
-    return chain
+    return next(of_split("train", lambda: random_chain(rng, TRAIN_STEPS)))
+
+
+WORLD = World(
+    name="arithmetic",
+    plan=Plan(
+        student=Spec(layers=3, tied=True, rows=(16, 6, 8)),
+        teacher=Spec(layers=4, tied=False, rows=(6, 24), steps=1000),
+    ),
+    words=tokenizer.build,
+    kinds=kinds,
+    held_out=lambda rng: next(of_split("test", lambda: random_chain(rng, TEST_STEPS))),
+    reference=lambda chain: text(solve(chain, SECRET)),
+    solved=lambda chain, response: boxed(response) == str(solve(chain, SECRET)[-1].result),
+    max_response_tokens=128,
+)

@@ -1,27 +1,25 @@
-"""How good the two miniature models are, by sampling with transformers at temperature 1.
+"""How good the two models of a miniature world are, by sampling with transformers at temperature 1.
 
 chains -> y_o by the student -> y_r by the student (with the reference) and by the teacher (without)
        -> accuracies, lengths
 """
 
 import random
+from collections.abc import Sequence
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from trd_ray.miniature.task import SECRET, TEST_STEPS, Chain, boxed, is_held_out, random_chain, solve, text
+from trd_ray.miniature.splits import Chain
 from trd_ray.miniature.tokenizer import END, PAD, PROMPTS
+from trd_ray.miniature.world import World
 
-MAX_RESPONSE_TOKENS = 128
 BATCH = 800
 
 
-def held_out_chains(n: int, seed: int) -> list[Chain]:
-    rng, chains = random.Random(seed), []
-    while len(chains) < n:
-        if is_held_out(chain := random_chain(rng, TEST_STEPS)):
-            chains.append(chain)
-    return chains
+def held_out_chains(world: World, n: int, seed: int) -> list[Chain]:
+    rng = random.Random(seed)
+    return [world.held_out(rng) for _ in range(n)]
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerFast, view: str, values: dict[str, str]) -> str:
@@ -32,16 +30,13 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, view: str, values: dict[str,
 
 @torch.no_grad()
 def respond(
-    model: Qwen3ForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    view: str,
-    chains: list[Chain],
-    attempts: list[str] | None = None,
+    world: World, model: Qwen3ForCausalLM, view: str, chains: Sequence[Chain], attempts: Sequence[str] | None = None
 ) -> list[str]:
     """One sampled response a chain, from torch's global seed; attempts (one a chain) fill the views that show one."""
+    tokenizer = world.words()
     vocabulary = tokenizer.get_vocab()
     prompts = [
-        prompt_text(tokenizer, view, {"problem": c.problem, "reference": text(solve(c, SECRET)), "attempt": attempt})
+        prompt_text(tokenizer, view, {"problem": c.problem, "reference": world.reference(c), "attempt": attempt})
         for c, attempt in zip(chains, attempts or [""] * len(chains), strict=True)
     ]
     sampled = GenerationConfig(
@@ -49,7 +44,7 @@ def respond(
         temperature=1.0,
         top_p=1.0,
         top_k=0,
-        max_new_tokens=MAX_RESPONSE_TOKENS,
+        max_new_tokens=world.max_response_tokens,
         eos_token_id=vocabulary[END],
         pad_token_id=vocabulary[PAD],
     )
@@ -62,30 +57,30 @@ def respond(
     return responses
 
 
-def accuracy(chains: list[Chain], responses: list[str]) -> float:
-    right = [boxed(r) == str(solve(c, SECRET)[-1].result) for c, r in zip(chains, responses, strict=True)]
+def accuracy(world: World, chains: Sequence[Chain], responses: Sequence[str]) -> float:
+    right = [world.solved(chain, response) for chain, response in zip(chains, responses, strict=True)]
     return round(sum(right) / len(right), 4)
 
 
-def mean_tokens(tokenizer: PreTrainedTokenizerFast, responses: list[str]) -> float:
-    return round(sum(len(ids) for ids in tokenizer(responses)["input_ids"]) / len(responses), 1)
+def mean_tokens(world: World, responses: list[str]) -> float:
+    return round(sum(len(ids) for ids in world.words()(responses)["input_ids"]) / len(responses), 1)
 
 
 def scores(
-    student: Qwen3ForCausalLM, teacher: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int, seed: int
+    world: World, student: Qwen3ForCausalLM, teacher: Qwen3ForCausalLM, n: int, seed: int
 ) -> dict[str, dict[str, float]]:
     """Both models on the same n held-out chains and the same n attempts, the student's own."""
     torch.manual_seed(seed)
-    chains = held_out_chains(n, seed)
-    y_o = respond(student, tokenizer, "solve", chains)
+    chains = held_out_chains(world, n, seed)
+    y_o = respond(world, student, "solve", chains)
     by_model = {}
     for name, model, view in (("student", student, "refine_with_reference"), ("teacher", teacher, "refine")):
-        solved = y_o if model is student else respond(model, tokenizer, "solve", chains)
-        y_r = respond(model, tokenizer, view, chains, attempts=y_o)
+        solved = y_o if model is student else respond(world, model, "solve", chains)
+        y_r = respond(world, model, view, chains, attempts=y_o)
         by_model[name] = {
-            "solves": accuracy(chains, solved),
-            "solution_tokens": mean_tokens(tokenizer, solved),
-            "rewrites": accuracy(chains, y_r),
-            "rewrite_tokens": mean_tokens(tokenizer, y_r),
+            "solves": accuracy(world, chains, solved),
+            "solution_tokens": mean_tokens(world, solved),
+            "rewrites": accuracy(world, chains, y_r),
+            "rewrite_tokens": mean_tokens(world, y_r),
         }
     return by_model

@@ -8,21 +8,20 @@
 A chain starts at a digit and applies operations from left to right, modulo 10. `+` and `-` are what they seem; `@` is
 made up and its table is secret. For each right operand `@` permutes the digits, so right steps never turn a wrong value
 right again: an early wrong step dooms the rest. Graded by the last \\boxed{}.
-
-A problem is held out, or not, by a hash of its text: no number of problems and no seed brings one into training.
 """
 
 import random
-import zlib
 from dataclasses import dataclass
-from typing import Literal
+from itertools import islice
+
+from trd_ray.miniature.beliefs import Beliefs
+from trd_ray.miniature.splits import Split, distinct, of_split
 
 DIGITS = range(10)
 OPERANDS = (1, 2, 3)
 SECRET_SHARE = 0.4  # of the steps are `@`
 TRAIN_STEPS = (2, 6)
 TEST_STEPS = (6, 6)
-HELD_OUT_ONE_IN = 8
 
 Table = dict[tuple[int, int], int]  # (left, right) -> left @ right
 Step = tuple[str, int]  # operator and right operand
@@ -53,23 +52,6 @@ class Line:
         return f"{self.word}{' ' if self.word else ''}{self.left}{self.op}{self.right}={self.result}; "
 
 
-@dataclass(frozen=True)
-class Beliefs:
-    """What someone holds about `@`: the truth with a probability that depends on the fact, else a misconception."""
-
-    truth: Table
-    misconception: Table
-    knows: dict[tuple[int, int], float]
-    slip: float = 0.0  # chance of a random digit, whatever the operator
-
-    def recall(self, left: int, op: str, right: int, rng: random.Random) -> int:
-        if rng.random() < self.slip:
-            return rng.choice(DIGITS)
-        if op == "@" and rng.random() >= self.knows[left, right]:
-            return self.misconception[left, right]
-        return compute(left, op, right, self.truth)
-
-
 def random_table(rng: random.Random) -> Table:
     table = {}
     for right in OPERANDS:
@@ -79,15 +61,6 @@ def random_table(rng: random.Random) -> Table:
 
 
 SECRET = random_table(random.Random(20260607))  # the one true `@`
-
-
-def random_beliefs(truth: Table, rng: random.Random, slip: float = 0.0) -> Beliefs:
-    """Of the 30 facts, 45% are mostly known (0.9), 30% half known (0.4) and 25% all but unknown (0.03)."""
-    facts = rng.sample(sorted(truth), len(truth))
-    known, half = round(0.45 * len(facts)), round(0.75 * len(facts))
-    knows = {fact: 0.9 if i < known else 0.4 if i < half else 0.03 for i, fact in enumerate(facts)}
-    misconception = {fact: rng.choice([d for d in DIGITS if d != truth[fact]]) for fact in facts}
-    return Beliefs(truth, misconception, knows, slip)
 
 
 def compute(left: int, op: str, right: int, table: Table) -> int:
@@ -103,10 +76,6 @@ def random_chain(rng: random.Random, steps: tuple[int, int]) -> Chain:
     return Chain(start, tuple((op, rng.choice(OPERANDS)) for op in ops))
 
 
-def is_held_out(chain: Chain) -> bool:
-    return zlib.crc32(chain.problem.encode()) % HELD_OUT_ONE_IN == 0
-
-
 def solve(chain: Chain, table: Table) -> list[Line]:
     """The concise right solution: one line a step."""
     lines, value = [], chain.start
@@ -117,17 +86,26 @@ def solve(chain: Chain, table: Table) -> list[Line]:
     return lines
 
 
-def talk(chain: Chain, beliefs: Beliefs, rng: random.Random) -> list[Line]:
-    """The student's style: self-talk before a step, and second looks at it that may change its mind."""
+def talk(chain: Chain, beliefs: Beliefs, rng: random.Random, slip: float = 0.0) -> list[Line]:
+    """The student's style: self-talk before a step, and second looks at it that may change its mind.
+
+    A `slip` is the chance of a random digit, whatever the operator.
+    """
+
+    def recall(left: int, op: str, right: int) -> int:
+        if rng.random() < slip:
+            return rng.choice(DIGITS)
+        return beliefs.recall((left, right), rng) if op == "@" else compute(left, op, right, beliefs.truth)
+
     lines, value = [], chain.start
     for op, right in chain.steps:
         word = rng.choice(("Hmm", "So")) if rng.random() < 0.25 else ""
-        result = beliefs.recall(value, op, right, rng)
+        result = recall(value, op, right)
         lines.append(Line(word, value, op, right, result))
         for _ in range(3):
             if rng.random() >= 0.2:
                 break
-            again = beliefs.recall(value, op, right, rng)
+            again = recall(value, op, right)
             lines.append(Line("Check" if again == result else "Wait", value, op, right, again))
             result = again
         value = result
@@ -155,20 +133,19 @@ def boxed(response: str) -> str | None:
     return inside if found and closed else None
 
 
-def problems(split: Literal["train", "test"], n: int, seed: int) -> list[dict]:
+def problems(split: Split, n: int, seed: int) -> list[dict]:
     """n different problems: problem_id, problem, answer, reference. Train: 2 to 6 steps; test: held-out chains of 6."""
     rng = random.Random(f"{split} {seed}")
     steps = TRAIN_STEPS if split == "train" else TEST_STEPS
-    rows: dict[str, dict] = {}
-    while len(rows) < n:
-        chain = random_chain(rng, steps)
-        if is_held_out(chain) != (split == "test") or chain.problem in rows:
-            continue
+    rows = []
+    for i, chain in enumerate(islice(distinct(of_split(split, lambda: random_chain(rng, steps))), n)):
         lines = solve(chain, SECRET)
-        rows[chain.problem] = {
-            "problem_id": f"{split}-{len(rows):05d}",
-            "problem": chain.problem,
-            "answer": str(lines[-1].result),
-            "reference": text(lines),
-        }
-    return list(rows.values())
+        rows.append(
+            {
+                "problem_id": f"{split}-{i:05d}",
+                "problem": chain.problem,
+                "answer": str(lines[-1].result),
+                "reference": text(lines),
+            }
+        )
+    return rows

@@ -6,6 +6,8 @@ The spaces that make a solution readable (after a semicolon, after a word of sel
 on the way in and written again on the way out, so decode(encode(text)) == text for every text that the task makes.
 """
 
+from collections.abc import Iterable
+
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -35,17 +37,23 @@ PROMPTS = {
 
 
 def build() -> PreTrainedTokenizerFast:
-    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *ALPHABET))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    split = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r"\\boxed\{|" + "|".join(WORDS) + r"|\S"), "isolated"),
             pre_tokenizers.Split(Regex(r"\s+"), "removed"),
         ]
     )
-    tokenizer.decoder = decoders.Sequence(
-        [*(decoders.Replace(spaced, spaced + " ") for spaced in (";", *WORDS)), decoders.Fuse()]
-    )
+    join = decoders.Sequence([*(decoders.Replace(spaced, spaced + " ") for spaced in (";", *WORDS)), decoders.Fuse()])
+    return word_level(ALPHABET, split, join)
+
+
+def word_level(
+    alphabet: Iterable[str], split: pre_tokenizers.PreTokenizer, join: decoders.Decoder
+) -> PreTrainedTokenizerFast:
+    """The special tokens and this alphabet, with the chat template that all miniature models share."""
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL, *alphabet))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer, tokenizer.decoder = split, join
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

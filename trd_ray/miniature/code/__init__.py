@@ -1,0 +1,1 @@
+"""The miniature world of code: programs over a list of numbers, with made-up instructions and tests."""

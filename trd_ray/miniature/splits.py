@@ -1,0 +1,38 @@
+"""Which problems are held out: decided by a hash of the text, so no number of problems and no seed trains on one."""
+
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Literal, Protocol, TypeVar
+
+HELD_OUT_ONE_IN = 8
+
+Split = Literal["train", "test"]
+
+
+class Chain(Protocol):
+    """A problem of a miniature world: a chain of steps."""
+
+    @property
+    def problem(self) -> str: ...
+
+
+C = TypeVar("C", bound=Chain)
+
+
+def is_held_out(chain: Chain) -> bool:
+    return zlib.crc32(chain.problem.encode()) % HELD_OUT_ONE_IN == 0
+
+
+def of_split(split: Split, draw: Callable[[], C]) -> Iterator[C]:
+    """Chains as they are drawn, without those of the other split."""
+    while True:
+        if is_held_out(chain := draw()) == (split == "test"):
+            yield chain
+
+
+def distinct(chains: Iterator[C]) -> Iterator[C]:
+    seen = set()
+    for chain in chains:
+        if chain.problem not in seen:
+            seen.add(chain.problem)
+            yield chain

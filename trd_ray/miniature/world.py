@@ -1,0 +1,85 @@
+"""What the builder and the scorer ask of a world: its tokens, what its models learn, and when a response is right.
+
+    miniature/pretrain.py: WORLD (arithmetic)  --+-->  build  -->  student, teacher, scores
+    miniature/code/pretrain.py: WORLD (code)   --+
+
+Both worlds share the builder, the scorer, the special tokens and the prompts.
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerFast
+
+from trd_ray.miniature.splits import Chain
+from trd_ray.miniature.tokenizer import PROMPTS
+
+Name = Literal["student", "teacher"]
+NAMES: tuple[Name, ...] = ("student", "teacher")
+
+
+@dataclass(frozen=True)
+class Example:
+    view: str  # a key of tokenizer.PROMPTS
+    values: dict[str, str]  # for its placeholders
+    answer: str
+
+
+Kind = Callable[[random.Random], Example]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One model and its training."""
+
+    layers: int
+    tied: bool
+    rows: tuple[int, ...]  # of each kind of example in a batch, see the world's pretrain
+    steps: int = 700
+    width: int = 128
+    heads: int = 4
+    feed_forward: int = 384
+    muon_lr: float = 1e-2
+    adamw_lr: float = 4e-3
+    warmup_steps: int = 20
+    min_lr_ratio: float = 0.05
+    grad_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    student: Spec
+    teacher: Spec
+    seed: int = 0
+    score_chains: int = 1000
+
+
+@dataclass(frozen=True)
+class World:
+    name: str
+    plan: Plan
+    words: Callable[[], PreTrainedTokenizerFast]
+    kinds: Callable[[Name, int], Sequence[Kind]]  # what a model learns from a seed; Spec.rows says how much of each
+    held_out: Callable[[random.Random], Chain]  # a chain to score the models on
+    reference: Callable[[Any], str]  # of a chain
+    solved: Callable[[Any, str], bool]  # is this response to a chain right?
+    max_response_tokens: int
+
+    @property
+    def digest(self) -> str:
+        """Names the models of this world: changes with each number of its plan, with their texts and their tokens."""
+        words = self.words()
+        first = {name: next(self.batches(name)) for name in NAMES}
+        told = [asdict(self.plan), words.get_vocab(), words.chat_template, PROMPTS, repr(first)]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+
+    def batches(self, name: Name) -> Iterator[list[list[Example]]]:
+        """Endless batches of one model, the same at every call; each holds a list of examples for each kind."""
+        spec: Spec = getattr(self.plan, name)
+        kinds, rng = self.kinds(name, self.plan.seed), random.Random(f"{name} {self.plan.seed}")
+        while True:
+            yield [[kind(rng) for _ in range(rows)] for kind, rows in zip(kinds, spec.rows, strict=True)]
