@@ -1,5 +1,6 @@
 """Verdicts on programs: the rules of each data set, limits, feedback, and what a hostile response cannot do."""
 
+import contextlib
 import json
 import lzma
 import os
@@ -11,6 +12,7 @@ import time
 import zlib
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 
@@ -412,3 +414,19 @@ def test_the_reference_is_the_first_solution_that_passes():
 
 def test_tests_are_plain_json_inside():
     assert json.loads(zlib.decompress(ADD.pack()))["entry_point"] == "add"
+
+
+def test_a_sandbox_that_ends_for_no_fault_of_the_program_is_started_again():
+    def kill_all(deadline: float) -> None:
+        known = set(psutil.Process().children(recursive=True))
+        while time.monotonic() < deadline:
+            for process in set(psutil.Process().children(recursive=True)) - known:
+                time.sleep(0.3)  # the program sleeps
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+                    return
+
+    killer = threading.Thread(target=kill_all, args=(time.monotonic() + 20,))
+    killer.start()
+    assert judged("import time\nn = int(input())\ntime.sleep(1)\nprint(n + 1)", stdio(("1", "2"))).passed
+    killer.join()

@@ -128,6 +128,12 @@ def test_the_teacher_scores_under_the_very_prompt_that_it_refined_from(made, tok
     assert tokenizer.decode(example.teacher_ids).endswith("tried raw A checker found the attempt's final answer wrong.")
 
 
+def test_what_failed_is_told_when_asked_for(made, tokenizer):
+    told = {"y_o_feedback": "x tried", "refine_prompt_ids": None}
+    _, example = made(refiner={"feedback": "details"}, over=told, verify={"task": "code"})
+    assert tokenizer.decode(example.teacher_ids).endswith("x tried")
+
+
 def test_a_raw_rollout_that_trains_in_place_of_a_refinement_is_not_shown_to_the_teacher(made, tokenizer):
     row, example = made(True, False, train={"when_refinement_fails": "raw_if_passed"}, teacher={"view": "refine"})
     assert row["trajectory"] == "y_o"

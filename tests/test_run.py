@@ -10,6 +10,8 @@ import psutil
 import pytest
 
 from runs import NO_EVALUATION, ROWS, SMALL, STEPS, Finished, finish, run, start, wait_for_engines, wait_for_step
+from trd_ray import miniature
+from trd_ray.verify.tests import Tests
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -167,6 +169,38 @@ def test_a_checkpoint_can_be_evaluated_by_itself(opsd, tmp_path):
         for a, b in zip(score["per_problem"][p], inside["per_problem"][p], strict=True)
     )
     assert agree > 0.9  # the same weights and seeds
+
+
+def test_the_loop_runs_on_code_in_taco_s_schema_and_sets_aside_what_has_no_working_reference(tmp_path):
+    published = [taco_row(problem) for problem in miniature.problems("code_train")[:40]]
+    published[7]["solutions"] = json.dumps(["print('wrong')"])
+    file = tmp_path / "taco.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in published))
+    own = ["data.format=taco", f"data.path={file}", "evaluation.samples=2", "evaluation.limit=10"]
+    done = run(tmp_path / "run", "train", "miniature_code_opsd", *SMALL, *own)
+    assert done.code == 0, done.output[-3000:]
+    assert done.left == []
+    [aside] = (done.directory / "set_aside.jsonl").read_text().splitlines()
+    assert "no solution passes" in aside and "39 problems, 1 set aside" in done.output
+    assert len(done.rows) == ROWS and "tests" not in done.rows[0]
+    assert len({row["problem"] for row in done.rows}) == 39
+    failed = [row for row in done.rows if not row["y_o_passed"]]
+    assert failed and all(row["y_o_detail"] and row["y_o_feedback"] for row in failed)
+    assert done.metrics[0]["y_r/passed"] > done.metrics[0]["y_o/passed"] + 0.2
+    score = json.loads((done.directory / "evaluation" / "trained.json").read_text())
+    assert score["problems"] == 10 and score["answered"]["value"] > 0.9
+
+
+def taco_row(problem: dict) -> dict:
+    tests = Tests.unpack(problem["tests"])
+    return {
+        "question": problem["problem"],
+        "solutions": json.dumps([problem["reference"].removeprefix("```python\n").removesuffix("\n```")]),
+        "starter_code": "",
+        "input_output": json.dumps({"inputs": tests.inputs, "outputs": tests.outputs}),
+        "difficulty": "EASY",
+        "name": problem["problem_id"],
+    }
 
 
 def test_a_real_checkpoint_trains_adapters_which_engines_and_export_get_as_they_are(tmp_path):

@@ -82,6 +82,8 @@ def run_tests(program: str, tests: Tests, sandbox: Sandbox, config: Verify) -> t
                     detail = f"time limit of all cases ({config.program_timeout_s:g} s) before {_name(case, tests)}"
                     return detail, f"The program was stopped: {detail}."
                 outcome = run(tests.inputs[case])
+                if outcome.status == "died":  # perhaps for want of memory or processes on a busy machine
+                    outcome = run(tests.inputs[case])
                 got = outcome.stdout if tests.kind == "stdio" else outcome.value
                 if why := _failure(outcome, _time_limit(tests, case, limits), limits):
                     if outcome.status == "error" and not defines(program, tests.entry_point) and why != SYNTAX_ERROR:
