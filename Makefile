@@ -8,6 +8,7 @@ LOCK := $(LOCKS)/dev.lock
 PY := .venv/bin/python
 # Names the state of .venv: when the lock or the package's own metadata change, the next make installs what differs.
 READY := .venv/.ready-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
+APT := apt-get -y -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
 .PHONY: help setup quickstart test lint lock clean
@@ -51,7 +52,7 @@ $(READY):
 	if ! $$found -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null; then \
 	  echo "vLLM needs the system library libnuma: run 'sudo apt install libnuma1'." >&2; exit 1; fi; \
 	if ! command -v bwrap >/dev/null; then \
-	  if [ "$$(id -u)" = 0 ] && apt-get install -y -qq bubblewrap >/dev/null 2>&1; then :; else \
+	  if [ "$$(id -u)" = 0 ] && { $(APT) install bubblewrap || { $(APT) update && $(APT) install bubblewrap; }; } >/dev/null 2>&1; then :; else \
 	    echo "bubblewrap is missing: code will run in util-linux's unshare instead ('sudo apt install bubblewrap' is faster)."; fi; fi; \
 	if [ -e .venv/.incomplete ]; then echo "The last set-up was interrupted: starting afresh."; rm -rf .venv; fi; \
 	echo "Installing the CPU stack into .venv from $(LOCK): 3 to 5 minutes, 4 GB ..."; \
