@@ -422,6 +422,7 @@ UNSAFE = {
 def test_unsafe_still_limits_and_cleans_up(monkeypatch):
     monkeypatch.setenv("TRD_CANARY", CANARY)
     before, unsafe = processes(), Sandbox("unsafe_no_sandbox")
+    folders = set(Path("/tmp").glob("trd-unsafe-*"))  # of a caller that was killed, which nobody removes
     for source, (status, stdout) in UNSAFE.items():
         with unsafe.script(source, LIMITS) as program:
             outcome = program.run("hello")
@@ -430,7 +431,7 @@ def test_unsafe_still_limits_and_cleans_up(monkeypatch):
         assert processes() <= before
     with unsafe.script("import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')", UNHURRIED) as program:
         assert program.run("").status == "ok"
-    assert not list(Path("/tmp").glob("trd-unsafe-*"))
+    assert set(Path("/tmp").glob("trd-unsafe-*")) <= folders
 
 
 Point = namedtuple("Point", "x y")
