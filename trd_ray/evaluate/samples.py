@@ -25,7 +25,7 @@ from trd_ray.engine.actor import Generation
 from trd_ray.errors import UserError
 from trd_ray.evaluate.stats import Answer
 from trd_ray.evaluate.weights import difference
-from trd_ray.run.directory import differences
+from trd_ray.run.directory import differences, encodable
 from trd_ray.verify import Verdict
 
 FORMAT = 1
@@ -241,7 +241,7 @@ class Samples:
             kept = self._kept[key]
             assert kept.verdict_place is not None
             line = self._read(kept.place) | self._read(kept.verdict_place)
-            yield {name: _encodable(line[name]) for name in SCHEMA.names}
+            yield {name: encodable(line[name]) for name in SCHEMA.names}
 
     def close(self) -> None:
         if self._file is not None:
@@ -287,8 +287,3 @@ def _header(path: Path, line: bytes) -> dict[str, Any]:
 
 def _key(line: dict[str, Any]) -> Key:
     return line["problem_id"], line["sample"]
-
-
-def _encodable(value: Any) -> Any:
-    """Lone surrogates, which Arrow has no place for, become question marks."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value

@@ -11,7 +11,6 @@ The student ties its embeddings and the teacher does not, so that both kinds are
 
 import argparse
 import json
-import os
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from trd_ray import cache
 from trd_ray.errors import UserError
 from trd_ray.miniature import pretrain, tokenizer
 from trd_ray.miniature.code import pretrain as code
@@ -36,8 +36,7 @@ WORLDS = {world.name: world for world in (pretrain.WORLD, code.WORLD)}
 
 
 def cache_folder(world: World) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "trd_ray" / "miniature" / world.digest
+    return cache.root() / "miniature" / world.digest
 
 
 def build(out: Path, world: World, console: Console, force: bool = False) -> dict:

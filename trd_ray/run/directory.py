@@ -17,6 +17,7 @@ import shutil
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -244,14 +245,15 @@ def write_parquet(place: Path, rows: list[dict]) -> Path:
     try:
         table = schema.to_table(rows)
     except UnicodeEncodeError:
-        table = schema.to_table([{name: _encodable(value) for name, value in row.items()} for row in rows])
+        table = schema.to_table([{name: encodable(value) for name, value in row.items()} for row in rows])
     temporary = place.with_name(f".{place.name}.tmp")
     pq.write_table(table, temporary, compression="zstd")
     os.replace(temporary, place)
     return place
 
 
-def _encodable(value):
+def encodable(value: Any) -> Any:
+    """Lone surrogates, which Arrow has no place for, become question marks."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 

@@ -89,8 +89,7 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
             )
     if job == "evaluate" or (job == "train" and r.evaluation.in_training):
         held_out = _held_out(r.evaluation, r.verify.sandbox)
-    if is_local(r) and _has_tests(problems, held_out):
-        Sandbox(r.verify.sandbox)  # a UserError where none starts; the nodes of a cluster are asked later
+    require_sandbox(r, problems, held_out)
     student_path = models.resolve(r.student.path, r.student.revision)
     teacher_path = models.resolve(r.teacher.path, r.teacher.revision) if r.teacher.path else student_path
     student_tokenizer = models.tokenizer(student_path, r.student.revision, r.student.trust_remote_code)
@@ -138,6 +137,12 @@ def _taco(recipe: Recipe) -> taco.Taco:
         chosen = taco.load(recipe.data, recipe.verify, progress=report)
     print(f"{recipe.data.path}: {chosen}", flush=True)
     return chosen
+
+
+def require_sandbox(recipe: Recipe, *tables: pa.Table | None) -> None:
+    """UserError where programs are to run here and cannot; the nodes of a cluster are asked later."""
+    if is_local(recipe) and _has_tests(*tables):
+        Sandbox(recipe.verify.sandbox)
 
 
 def _has_tests(*tables: pa.Table | None) -> bool:

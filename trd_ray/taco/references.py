@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
-from functools import lru_cache
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
@@ -32,24 +31,10 @@ Choice = tuple[int | None, str]  # which solution passed, or None and why none d
 
 
 def choose(solutions: tuple[str, ...], tests: bytes, verify: str) -> Choice:
-    """The first solution that passes its problem's tests, under the limits of a config.Verify as JSON."""
-    from trd_ray.verify.code import run_tests
+    """`choose_reference` of packed tests, under the limits of a config.Verify as JSON."""
+    from trd_ray.verify.code import choose_reference
 
-    limits = config.Verify.model_validate_json(verify)
-    unpacked, reasons = Tests.unpack(tests), []
-    for index, program in enumerate(solutions):
-        detail, _ = run_tests(program, unpacked, _sandbox(limits.sandbox), limits)
-        if not detail:
-            return index, ""
-        reasons.append(detail)
-    return None, f"no solution passes: {len(reasons)} tried, the first: {reasons[0]}"
-
-
-@lru_cache(maxsize=4)
-def _sandbox(backend: str) -> Any:
-    from trd_ray.verify.sandbox import Sandbox
-
-    return Sandbox(backend)
+    return choose_reference(solutions, Tests.unpack(tests), config.Verify.model_validate_json(verify))
 
 
 class Chooser:

@@ -10,7 +10,7 @@ by it. The first case that fails ends it.
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
@@ -62,11 +62,17 @@ class CodeVerifier:
         """Nothing outlives a call."""
 
 
-def choose_reference(solutions: list[str], tests: Tests, config: Verify | None = None) -> str | None:
-    """The first solution (a program, without fences) that passes the tests, None when none does."""
+def choose_reference(solutions: Sequence[str], tests: Tests, config: Verify | None = None) -> tuple[int | None, str]:
+    """The first solution (a program, without fences) that passes the tests: its index, or None and why none does."""
     config = config or Verify()
-    sandbox = _sandbox(config.sandbox)
-    return next((program for program in solutions if not run_tests(program, tests, sandbox, config)[0]), None)
+    reasons = []
+    for index, program in enumerate(solutions):
+        detail, _ = run_tests(program, tests, _sandbox(config.sandbox), config)
+        if not detail:
+            return index, ""
+        reasons.append(detail)
+    first = f", the first: {reasons[0]}" if reasons else ""
+    return None, f"no solution passes: {len(reasons)} tried{first}"
 
 
 def run_tests(program: str, tests: Tests, sandbox: Sandbox, config: Verify) -> tuple[str, str]:

@@ -1,0 +1,64 @@
+"""What both worlds teach their models, out of the pieces of one: examples of (prompt wording, values, answer).
+
+Student, the base of the recipes, imperfect on purpose:
+    problem                       -> student-style solution with its beliefs about what is secret
+    problem, reference            -> student-style solution that trusts the reference
+    problem, reference, attempt   -> the attempt, rewritten
+  In the last two the secret is drawn anew for every example, so the base must read the reference and never learns the
+  true one: whatever it knows of it after distillation, distillation taught it.
+
+Teacher, of OPD, the stronger model:
+    problem            -> concise right solution
+    problem, attempt   -> the attempt, rewritten
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trd_ray.miniature.beliefs import Beliefs, certain, random_beliefs
+from trd_ray.miniature.world import Example, Kind, Name
+
+
+@dataclass(frozen=True)
+class Lessons:
+    secret: dict  # the one true table
+    values: Sequence  # that a table's entries can have
+    chain: Callable[[random.Random], Any]  # a problem to train on
+    random_table: Callable[[random.Random], dict]
+    solution: Callable[[Any, dict], str]  # the concise right one, under a table
+    talk: Callable[[Any, Beliefs, random.Random], str]  # the student's style
+    rewritten: Callable[[Any, dict, random.Random], tuple[str, str]]  # a flawed attempt, and what it is to become
+
+    def kinds(self, name: Name, seed: int) -> Sequence[Kind]:
+        """Student: solve, solve with reference, rewrite with reference. Teacher: solve, rewrite."""
+        if name == "teacher":
+            return self._solve_right, self._rewrite_alone
+        beliefs = random_beliefs(self.secret, self.values, random.Random(f"beliefs {seed}"))
+
+        def solve_alone(rng: random.Random) -> Example:
+            chain = self.chain(rng)
+            return Example("solve", {"problem": chain.problem}, self.talk(chain, beliefs, rng))
+
+        return solve_alone, self._solve_with_reference, self._rewrite_with_reference
+
+    def _solve_with_reference(self, rng: random.Random) -> Example:
+        chain, table = self.chain(rng), self.random_table(rng)
+        values = {"problem": chain.problem, "reference": self.solution(chain, table)}
+        return Example("solve_with_reference", values, self.talk(chain, certain(table), rng))
+
+    def _rewrite_with_reference(self, rng: random.Random) -> Example:
+        chain, table = self.chain(rng), self.random_table(rng)
+        attempt, answer = self.rewritten(chain, table, rng)
+        values = {"problem": chain.problem, "attempt": attempt, "reference": self.solution(chain, table)}
+        return Example("refine_with_reference", values, answer)
+
+    def _solve_right(self, rng: random.Random) -> Example:
+        chain = self.chain(rng)
+        return Example("solve", {"problem": chain.problem}, self.solution(chain, self.secret))
+
+    def _rewrite_alone(self, rng: random.Random) -> Example:
+        chain = self.chain(rng)
+        attempt, answer = self.rewritten(chain, self.secret, rng)
+        return Example("refine", {"problem": chain.problem, "attempt": attempt}, answer)
