@@ -1,45 +1,64 @@
-"""Ctrl-C and SIGTERM as a flag that the loop reads where it may stop, so that no step is left half done.
+"""Ctrl-C, SIGTERM and a closed terminal as a flag that the loop reads where it may stop: no step is left half done.
 
 The first signal asks: the step under way is finished or dropped, a checkpoint is written, everything is shut down. A
-second one raises KeyboardInterrupt at once.
+second one raises KeyboardInterrupt at once, and what is left to shut down is ended without waiting for it. A signal
+that was ignored when the program started (nohup, a shell's &) stays ignored, but for SIGTERM.
 """
 
 import signal
+import time
 from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# One request can arrive twice: the terminal and Ray's job server signal every process of a run, and the process above
+# passes on what it gets.
+SAME_REQUEST_S = 1.0
 
 
 class Stopped(Exception):
-    """The run was asked to stop; `exit_code` is the shell's code for the signal."""
+    """The run was asked to stop; `exit_code` is the shell's code for the signal, `kept` says what is on disk."""
 
-    def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
+    def __init__(self, number: int, kept: str = ""):
+        name = signal.Signals(number).name
+        super().__init__(f"{name}; {kept}" if kept else name)
+        self.number, self.exit_code = number, 128 + number
 
 
 class StopSignals:
-    """Install with `with StopSignals() as stop:`; `stop.check()` raises Stopped once a signal has come."""
+    """Install with `with StopSignals() as stop:`; `stop.check()` raises Stopped once a signal has come.
+
+    `hurried` tells that a second one came, after which nothing is waited for.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.hurried = False
+        self._received_at = 0.0
+        self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignals":
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
         self.install()
         return self
 
     def install(self) -> None:
         """Also to be called after ray.init, which installs handlers of its own."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
+        for number, before in self._before.items():
+            if before != signal.SIG_IGN or number == signal.SIGTERM:
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if self.received is not None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._received_at = number, now
+        elif not self.hurried and now - self._received_at > SAME_REQUEST_S:
+            self.hurried = True
             raise KeyboardInterrupt
-        self.received = number
 
     def check(self) -> None:
         if self.received is not None:
             raise Stopped(self.received)
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, before in self._before.items():
+            signal.signal(number, before if callable(before) or isinstance(before, int) else signal.SIG_DFL)  # type: ignore[arg-type]
