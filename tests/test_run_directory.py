@@ -204,3 +204,102 @@ def test_an_evaluation_comes_back_with_its_rows(directory):
         directory.write_evaluation(made, rows(0))
     assert [s.name for s in directory.read_evaluations()] == ["base", "trained"]
     assert pq.read_table(directory.path / "evaluation" / "base.parquet").num_rows == 1
+
+
+# Nothing that was recorded is lost, and what is damaged is named
+
+
+def recorded(directory: RunDirectory, steps: int) -> None:
+    lines = [json.dumps({"step": step, "loss": step}) + "\n" for step in range(steps)]
+    (directory.path / "metrics.jsonl").write_text("".join(lines))
+    for step in range(steps):
+        directory.write_rows(step, rows(step, f"step {step}"))
+
+
+def test_what_is_rewound_is_moved_aside_whole_each_time(directory):
+    recorded(directory, 4)
+    save(directory, 2)
+    save(directory, 4)
+    made = score(rows(0), name="trained", step=4, version=4, resamples=100, seed=0)
+    directory.write_evaluation(made, rows(0))
+    assert directory.rewind(2) == 2
+    aside = directory.path / "rewound" / "1"
+    assert [json.loads(line)["step"] for line in (aside / "metrics.jsonl").read_text().splitlines()] == [2, 3]
+    kept = pq.read_table(aside / "rows" / "step-000003.parquet")["y_o_text"].to_pylist()
+    assert kept == ["step 3"] and (aside / "checkpoints" / "step-000004" / "state.json").is_file()
+    assert {f.name for f in (aside / "evaluation").iterdir()} == {"trained.json", "trained.parquet"}
+    recorded(directory, 3)
+    assert directory.rewind(2) == 1 and (directory.path / "rewound" / "2" / "rows" / "step-000002.parquet").is_file()
+    assert directory.rewind(2) == 0 and len(list((directory.path / "rewound").iterdir())) == 2
+
+
+def test_steps_without_the_checkpoints_that_must_have_been_are_not_begun_again(directory):
+    recorded(directory, 7)
+    with pytest.raises(
+        UserError, match="recorded 7 steps, but its newest checkpoint holds 0.*checkpoints, or set run_dir"
+    ):
+        directory.rewind(0, every_steps=3)
+    assert len(directory.read_metrics()) == 7 and len(list((directory.path / "rows").iterdir())) == 7
+    recorded(directory, 6)  # a first checkpoint may still have been being written
+    (directory.path / "rows" / "step-000006.parquet").unlink()
+    assert directory.rewind(0, every_steps=3) == 6
+
+
+def damage(directory: RunDirectory, name: str, content: str) -> None:
+    (directory.path / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("recipe.yaml", "name: r\nsampler: {n: 1", ["recipe.yaml", "not valid YAML", "put it back"]),
+        ("recipe.yaml", "- a list", ["recipe.yaml", "mapping", "put it back"]),
+        ("environment.json", '[{"started": ', ["environment.json", "damaged", "delete it"]),
+        ("environment.json", "{}", ["environment.json", "dict", "delete it"]),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_and_nothing_is_changed(directory, name, content, words):
+    directory.release()
+    damage(directory, name, content)
+    with pytest.raises(UserError) as refused:
+        RunDirectory.create(directory.path, RECIPE, resume=True)
+    assert all(word in str(refused.value) for word in words), refused.value
+    assert (directory.path / name).read_text() == content
+    with pytest.raises(UserError, match="damaged|cannot be read"):  # and the claim was given up
+        RunDirectory.create(directory.path, RECIPE, resume=True)
+
+
+def test_a_damaged_line_or_score_is_named_with_its_place(directory):
+    damage(directory, "metrics.jsonl", '{"step": 0}\n{"step": \n{"step": 2}\n')
+    with pytest.raises(UserError, match="line 2 of .*metrics.jsonl is damaged"):
+        directory.read_metrics()
+    for content in ("", "{}", "[1]", '{"name": "base"'):
+        damage(directory, "evaluation/base.json", content)
+        with pytest.raises(UserError, match="base.json.*delete it and base.parquet"):
+            directory.read_evaluations()
+
+
+def test_a_disk_that_takes_no_more_is_a_sentence(tmp_path):
+    """A limit on the size of files stands in for a full disk: the same call fails, with another number."""
+    path = tmp_path / "r"
+    RunDirectory.create(path, RECIPE).release()
+    code = (
+        "import resource, signal, sys; from trd_ray.config import from_tree; from trd_ray.errors import UserError;"
+        "from trd_ray.run.directory import RunDirectory; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))\n"
+        "try: RunDirectory.create(sys.argv[1], from_tree({'name': 'r', 'steps': 4}), resume=True)\n"
+        "except UserError as e: print(e)"
+    )
+    before = (path / "recipe.yaml").read_text()
+    for limit, words in ((0, "cannot be claimed (File too large)"), (200, "cannot be written to (File too large)")):
+        done = subprocess.run([sys.executable, "-c", code, str(path), str(limit)], capture_output=True, text=True)
+        assert words in done.stdout and "set run_dir" in done.stdout, done
+    assert (path / "recipe.yaml").read_text() == before
+
+
+def test_a_run_directory_in_ray_s_copy_of_the_code_is_refused(tmp_path):
+    """The copy that `ray job submit --working-dir .` makes goes with its session."""
+    place = tmp_path / "session_1" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1c" / "runs" / "mine"
+    with pytest.raises(UserError, match="temporary copy.*run_dir=/shared/runs/mine"):
+        RunDirectory.create(place, RECIPE)
+    assert not list(tmp_path.iterdir())

@@ -4,36 +4,35 @@
     environment.json     one entry a start           checkpoints/step-000012/    the state after 12 steps (0 to 11)
     metrics.jsonl        one line a step, from 0     evaluation/base.json        a score; base.parquet its rows
     train.log            the same, for people        tensorboard/ logs/ summary.md
+    rewound/1/           what was recorded after the checkpoint that a resumed run went on from
 
 Steps count from 0 in rows and metrics; a checkpoint's number is how many steps it holds. Each file appears whole,
-by being written beside its place and renamed into it, so a crash at any moment leaves a directory to resume from. The
-claim is a file lock, which the kernel drops when the process dies, however it dies.
+by being written beside its place and renamed into it, so a crash at any moment leaves a directory to resume from.
+Nothing that was recorded is deleted: what a resumed run does again is moved aside. The claim is a file lock, which the
+kernel drops when the process dies, however it dies.
 """
 
-import fcntl
 import json
 import os
 import shutil
-import socket
-import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
-import yaml
 
 from trd_ray import rows as schema
-from trd_ray.config import Recipe, dump, from_tree
+from trd_ray.config import Recipe, dump, from_tree, read_tree
 from trd_ray.errors import UserError
 from trd_ray.evaluate.stats import Score, from_json, to_json
+from trd_ray.run.claim import claim, require_lasting, writing
 from trd_ray.run.environment import environment
 
 FOLDERS = ("rows", "tensorboard", "checkpoints", "evaluation", "logs")
 _ENGINE = ["replicas", "tensor_parallel", "cpus", "gpus", "memory_utilization", "cpu_kv_cache_gib", "max_concurrent"]
 _ENGINE += ["start_timeout_s", "request_timeout_s"]
 _LEARNER = ["workers", "cpus", "gpus", "tokens_per_micro_batch", "chunk_tokens", "packing", "compile", "cpu_offload"]
-_LEARNER += ["activation_checkpointing", "step_timeout_s"]
+_LEARNER += ["activation_checkpointing", "start_timeout_s", "step_timeout_s"]
 # Recipe keys that a resumed run may change: how long, where and in which portions it works. No number of what it has
 # begun depends on them by more than rounding.
 MAY_CHANGE = {
@@ -62,6 +61,7 @@ class RunDirectory:
         is not set or nothing to resume, or when the recipe asks for another run than the one begun.
         """
         path = Path(path).expanduser().absolute()
+        require_lasting(path)
         if resume:
             return cls._continue(path, recipe, may_change)
         if path.exists() and not path.is_dir():
@@ -104,16 +104,17 @@ class RunDirectory:
             )
         lock = claim(path)
         try:
-            began = from_tree(yaml.safe_load((path / "recipe.yaml").read_text()))
+            began = began_with(path)
             changed = differences(began.model_dump(mode="json"), recipe.model_dump(mode="json"), may_change)
             if changed:
                 raise UserError(
                     f"the run in {path} began with another recipe: put back {'; '.join(changed)}, "
                     "or start a new run in another run_dir"
                 )
-            starts = json.loads((path / "environment.json").read_text())
-            write_atomically(path / "recipe.yaml", dump(recipe))
-            write_atomically(path / "environment.json", json.dumps([*starts, environment()], indent=2))
+            starts = _read_json(path / "environment.json", list, "delete it, and the run goes on without its record")
+            with writing(path):
+                write_atomically(path / "recipe.yaml", dump(recipe))
+                write_atomically(path / "environment.json", json.dumps([*starts, environment()], indent=2))
         except BaseException:
             os.close(lock)
             raise
@@ -199,22 +200,45 @@ class RunDirectory:
             raise UserError(f"checkpoint {folder} cannot be resumed from ({problem}): delete it to {then}")
         return steps, folder
 
-    def rewind(self, steps: int) -> None:
-        """Forget what was recorded after `steps` steps, before they are done again."""
-        kept = [line for line in self.read_metrics() if line["step"] < steps]
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
-        for file in (self.path / "rows").glob("step-*.parquet"):
-            if _number(file) >= steps:
-                file.unlink()
-        for number, folder in self.checkpoints():
-            if number > steps:
-                self._delete_checkpoint(folder)
+    def rewind(self, steps: int, every_steps: int | None = None) -> int:
+        """Move aside what was recorded after `steps` steps, before they are done again; returns how many steps it was.
+
+        Raises UserError where the steps are more than can be without a checkpoint, one being written every
+        `every_steps`: then the checkpoints lie elsewhere, and nothing is changed.
+        """
+        lines = self.read_metrics()
+        again = [line for line in lines if line["step"] >= steps]
+        rows = [file for file in (self.path / "rows").glob("step-*.parquet") if _number(file) >= steps]
+        recorded = max([line["step"] + 1 for line in again] + [_number(file) + 1 for file in rows], default=steps)
+        # The second one begins only once the first is written.
+        if every_steps and recorded - steps > 2 * every_steps:
+            raise UserError(
+                f"the run in {self.path} has recorded {recorded} steps, but its newest checkpoint holds {steps}, "
+                f"though one is written every {every_steps}: put the missing ones back into "
+                f"{self.path / 'checkpoints'}, or set run_dir to a new place to begin again"
+            )
         for folder in (self.path / "checkpoints").glob(".step-*"):  # what a crash left half written or half deleted
             shutil.rmtree(folder)
-        for score in self.read_evaluations():
-            if score.step > steps:
-                for suffix in (".json", ".parquet"):
-                    (self.path / "evaluation" / f"{score.name}{suffix}").unlink()
+        scores = [score for score in self.read_evaluations() if score.step > steps]
+        moved = [*rows, *(folder for number, folder in self.checkpoints() if number > steps)]
+        moved += [f for score in scores for f in (self.path / "evaluation").glob(f"{score.name}.*")]
+        if not moved and not again:
+            return 0
+        aside = self._new_place("rewound")
+        for place in moved:
+            (aside / place.parent.name).mkdir(exist_ok=True)
+            os.rename(place, aside / place.parent.name / place.name)
+        write_atomically(aside / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in again))
+        kept = [line for line in lines if line["step"] < steps]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        return recorded - steps
+
+    def _new_place(self, name: str) -> Path:
+        """A new numbered folder in the folder of this name."""
+        taken = [int(p.name) for p in (self.path / name).glob("*") if p.name.isdecimal()]
+        place = self.path / name / str(max(taken, default=0) + 1)
+        place.mkdir(parents=True)
+        return place
 
     # Evaluations
 
@@ -227,7 +251,7 @@ class RunDirectory:
 
     def read_evaluations(self) -> list[Score]:
         """By step, the one of the base first."""
-        found = [from_json(json.loads(f.read_text())) for f in (self.path / "evaluation").glob("*.json")]
+        found = [_read_score(file) for file in (self.path / "evaluation").glob("*.json")]
         return sorted(found, key=lambda score: (score.step, score.name))
 
 
@@ -257,21 +281,36 @@ def encodable(value: Any) -> Any:
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
-def claim(path: Path) -> int:
-    """Lock the directory for this process; UserError when another one holds it."""
-    lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+def began_with(path: Path) -> Recipe:
+    """The recipe that the run in a directory began with; raises UserError, which names the file."""
+    place = path / "recipe.yaml"
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        holder = os.read(lock, 200).decode(errors="replace") or "another process"
-        os.close(lock)
+        return from_tree(read_tree(place, str(place)))
+    except UserError as e:
         raise UserError(
-            f"run directory {path} is in use by {holder}: wait for it, stop it, or set run_dir to another place"
+            f"the recipe of the run, {place}, cannot be read: {e}; put it back as it was, or set run_dir to a new place"
         ) from e
-    os.ftruncate(lock, 0)
-    started = time.strftime("%Y-%m-%d %H:%M:%S")
-    os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {started}".encode())
-    return lock
+
+
+def _read_json(place: Path, kind: type, remedy: str) -> Any:
+    try:
+        tree = json.loads(place.read_text())
+        if not isinstance(tree, kind):
+            raise ValueError(f"it holds a {type(tree).__name__}")
+        return tree
+    except FileNotFoundError:
+        return kind()
+    except (ValueError, OSError) as e:
+        raise UserError(f"{place} is damaged ({e}): {remedy}") from e
+
+
+def _read_score(place: Path) -> Score:
+    remedy = f"delete it and {place.with_suffix('.parquet').name}, and --resume evaluates again what is due"
+    tree = _read_json(place, dict, remedy)
+    try:
+        return from_json(tree)
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{place} is no score of this version of the program ({e!r}): {remedy}") from e
 
 
 def differences(began: dict, now: dict, may_change: set[str], prefix: str = "") -> list[str]:
@@ -289,9 +328,17 @@ def differences(began: dict, now: dict, may_change: set[str], prefix: str = "") 
 
 
 def _read_lines(path: Path) -> list[dict]:
-    """JSON lines; a last line that a crash cut short is left out."""
+    """JSON lines; a last line that a crash cut short is left out. UserError for any other damage."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.endswith("\n"):
+            try:
+                found.append(json.loads(line))
+                found[-1]["step"]
+            except (ValueError, KeyError, TypeError) as e:
+                raise UserError(f"line {number} of {path} is damaged: put it back, or delete that line") from e
+    return found
 
 
 def _step(number: int) -> str:

@@ -1,0 +1,61 @@
+"""A run directory belongs to one process at a time, can be written to, and outlives the job.
+
+claim(path) -> a file lock, which the kernel drops when the process dies, however it dies
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from trd_ray.errors import UserError
+
+
+def claim(path: Path) -> int:
+    """Lock the directory for this process; UserError when another one holds it, or when it cannot be written to."""
+    with writing(path):
+        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        started = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(lock, 0)
+        os.write(lock, f"process {os.getpid()} on {socket.gethostname()} since {started}".encode())
+    except BlockingIOError as e:
+        holder = os.read(lock, 200).decode(errors="replace") or "another process"
+        os.close(lock)
+        raise UserError(
+            f"run directory {path} is in use by {holder}: wait for it, stop it, or set run_dir to another place"
+        ) from e
+    except OSError as e:
+        os.close(lock)
+        locks = e.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+        remedy = "mount it with file locks (Lustre: -o flock), or" if locks else "make room there, or"
+        raise UserError(
+            f"run directory {path} cannot be claimed ({e.strerror}): {remedy} set run_dir to another place"
+        ) from e
+    return lock
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the disk refuses in the block is a UserError that names the run directory."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(
+            f"run directory {path} cannot be written to ({e.strerror}): make room or give write permission there, or "
+            "set run_dir to another place"
+        ) from e
+
+
+def require_lasting(path: Path) -> None:
+    """Refuse a place inside the copy of the code that Ray makes for a submitted job and deletes after it."""
+    if {"runtime_resources", "working_dir_files"} <= set(path.parts):
+        raise UserError(
+            f"the run directory {path} lies in Ray's temporary copy of the code, which is deleted after the job: set "
+            f"run_dir to a folder that all nodes see, such as run_dir=/shared/runs/{path.name}"
+        )
