@@ -1,5 +1,5 @@
 # make quickstart   set up, then a whole run on this machine: about 10 minutes, 4 GB, no GPU
-# make test         set up, then every test
+# make test         set up, then every test; make test-long: those that take minutes each
 #
 # Everything is installed into .venv from requirements/dev.lock. Linux on x86-64, Python 3.11 to 3.13.
 
@@ -11,11 +11,12 @@ READY := .venv/.ready-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1
 APT := apt-get -y -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
-.PHONY: help setup quickstart test lint lock clean
+.PHONY: help setup quickstart test test-long lint lock clean
 
 help:
 	@echo "make quickstart   set up, train the miniature model, evaluate it before and after, print the table"
 	@echo "make test         set up, run every test          (make test ARGS='-k views' for some)"
+	@echo "make test-long    the tests that take minutes each: what dies, and twenty runs in a row"
 	@echo "make setup        set up only: .venv, 4 GB"
 	@echo "make lint         ruff and pyright"
 	@echo "make lock         resolve the dependencies again into $(LOCKS)/*.lock"
@@ -28,6 +29,9 @@ quickstart: $(READY)
 
 test: $(READY)
 	@$(PY) -m pytest $(ARGS)
+
+test-long: $(READY)
+	@$(PY) -m pytest -m long $(ARGS)
 
 lint: $(READY)
 	@.venv/bin/ruff format --check .

@@ -2,7 +2,7 @@
 
 import sys
 
-from trd_ray.cli import main
+from trd_ray.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    sys.exit(run(["evaluate", *sys.argv[1:]]))

@@ -12,6 +12,7 @@ import psutil
 import pyarrow.dataset as ds
 
 # A little of everything: 5 steps of 16 rollouts, one block a step. Long enough to be interrupted in the middle.
+REPO = Path(__file__).parent.parent
 STEPS = 5
 ROWS = STEPS * 16
 SMALL = [
@@ -43,15 +44,21 @@ class Finished:
         return [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
 
 
-def start(directory: Path, command: str, recipe: str, *arguments: str) -> subprocess.Popen:
-    """`trd COMMAND RECIPE ...` in a session of its own, its output in a file beside the run directory."""
+def start(directory: Path | None, command: str, recipe: str, *arguments: str, cwd: Path | None = None):
+    """`trd COMMAND RECIPE ...` in a session of its own, its output in a file beside the run directory.
+
+    Without `directory` it is the recipe's own, below `cwd`, and the output is in cwd/run.out.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    with open(f"{directory}.out", "a") as out:
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(REPO), environment.get("PYTHONPATH")]))
+    place = [f"run_dir={directory}"] if directory else []
+    with open(f"{directory}.out" if directory else f"{cwd}/run.out", "a") as out:
         return subprocess.Popen(
-            [sys.executable, "-m", "trd_ray.cli", command, recipe, f"run_dir={directory}", *arguments],
+            [sys.executable, "-m", "trd_ray.cli", command, recipe, *place, *arguments],
             stdout=out,
             stderr=subprocess.STDOUT,
             env=environment,
+            cwd=cwd,
             start_new_session=True,
         )
 
@@ -84,7 +91,7 @@ def wait_for_engines(process: subprocess.Popen, count: int, timeout_s: float = 6
     return found
 
 
-def finish(process: subprocess.Popen, directory: Path, timeout_s: float = 400) -> Finished:
+def finish(process: subprocess.Popen, directory: Path, timeout_s: float = 400, output: Path | None = None) -> Finished:
     """Wait for a run, remembering every process it has; one that ran on would lose its parent, not its identity."""
     deadline, seen = time.monotonic() + timeout_s, set()
     while process.poll() is None and time.monotonic() < deadline:
@@ -92,12 +99,12 @@ def finish(process: subprocess.Popen, directory: Path, timeout_s: float = 400) -
         time.sleep(0.2)
     ended = process.poll() is not None
     left = [p for p in psutil.wait_procs(seen, timeout=60)[1] if _lives(p)]
-    output = Path(f"{directory}.out").read_text()
+    text = (output or Path(f"{directory}.out")).read_text()
     if not ended:
         for p in [psutil.Process(process.pid), *left]:
             p.kill()
-        raise AssertionError(f"the run did not end:\n{output[-3000:]}")
-    return Finished(process.returncode, output, directory, left)
+        raise AssertionError(f"the run did not end:\n{text[-3000:]}")
+    return Finished(process.returncode, text, directory, left)
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -111,11 +118,13 @@ def run(directory: Path, command: str, recipe: str, *arguments: str, timeout_s: 
     return finish(start(directory, command, recipe, *arguments), directory, timeout_s)
 
 
-def wait_for_step(process: subprocess.Popen, directory: Path, steps: int, timeout_s: float = 200) -> None:
+def wait_for_step(
+    process: subprocess.Popen, directory: Path, steps: int, timeout_s: float = 200, output: Path | None = None
+) -> None:
     """Until so many steps are recorded."""
     deadline = time.monotonic() + timeout_s
     metrics = directory / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < steps:
-        assert process.poll() is None, Path(f"{directory}.out").read_text()[-3000:]
+        assert process.poll() is None, (output or Path(f"{directory}.out")).read_text()[-3000:]
         assert time.monotonic() < deadline, f"step {steps} was not recorded within {timeout_s} s"
         time.sleep(0.2)

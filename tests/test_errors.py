@@ -125,3 +125,50 @@ def test_a_dry_run_says_yes_or_no_and_starts_nothing(capsys, tmp_path, data):
     assert not (tmp_path / "run").exists()
     assert main(["train", "miniature_opsd", "--dry-run", source, "learner.cpus=64"]) == 2
     assert "fits: no" in capsys.readouterr().out
+
+
+def test_resuming_a_finished_run_with_another_recipe_names_the_recipe_not_the_steps(capsys, tmp_path):
+    from trd_ray.config import load
+    from trd_ray.run.directory import RunDirectory
+
+    directory = tmp_path / "run"
+    RunDirectory.create(directory, load("miniature_opsd", [f"run_dir={directory}"])).release()
+    (directory / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(25)))
+    said = refused(capsys, tmp_path, "learner.lr=1e-5", "--resume")
+    assert "began with another recipe: put back learner.lr=0.0015 (now 1e-05)" in said
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "miniature_opsd"],
+        ["refine", "miniature_opsd"],
+        ["evaluate", "miniature:student", "miniature:test"],
+        ["compare", "miniature"],
+    ],
+)
+def test_a_submitted_job_does_not_write_into_ray_s_copy_of_the_code(capsys, tmp_path, monkeypatch, arguments):
+    place = tmp_path / "session_1" / "runtime_resources" / "working_dir_files" / "_ray_pkg_1c"
+    place.mkdir(parents=True)
+    monkeypatch.chdir(place)
+    assert main(arguments) == 2
+    assert "temporary copy of the code" in (said := capsys.readouterr().err) and "=/shared/runs/" in said
+    assert not list(place.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given, resume, overrides",
+    [
+        ([], "no", ["a=1"]),
+        (["--resume"], "required", ["a=1"]),
+        (["--resume", "auto"], "auto", ["a=1"]),
+        (["--resume=auto"], "auto", ["a=1"]),
+    ],
+)
+def test_resume_stands_alone_or_before_auto_and_takes_no_override_for_its_value(given, resume, overrides, monkeypatch):
+    from trd_ray import cli
+
+    options = []
+    monkeypatch.setattr(cli, "_job", lambda found: options.append(found) or 0)
+    assert main(["train", "miniature_opsd", *given, "a=1"]) == 0
+    assert options[0].resume == resume and options[0].overrides == overrides

@@ -9,7 +9,19 @@ from statistics import fmean
 import psutil
 import pytest
 
-from runs import NO_EVALUATION, ROWS, SMALL, STEPS, Finished, finish, run, start, wait_for_engines, wait_for_step
+from runs import (
+    NO_EVALUATION,
+    ROWS,
+    SMALL,
+    STEPS,
+    Finished,
+    descendants,
+    finish,
+    run,
+    start,
+    wait_for_engines,
+    wait_for_step,
+)
 from trd_ray import miniature
 from trd_ray.verify.tests import Tests
 
@@ -154,6 +166,56 @@ def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_a
     for r in (uninterrupted, resumed):
         assert [row["row"] for row in r.rows] == list(range(ROWS))
         assert [row["y_r_ids"] for row in r.rows] == [row["y_r_ids"] for row in corpus.rows]
+
+
+def test_one_command_starts_goes_on_and_is_done_in_the_default_directory_and_stops_though_rows_are_always_ready(
+    corpus, tmp_path
+):
+    """What a terminal, a retry loop and a spot notice do. A corpus always has the next step's rows."""
+    command = ["miniature_opsd", "name=live", "data.source=corpus", f"data.path={corpus.directory}", *NO_EVALUATION]
+    command += ["rollouts_per_step=2", "steps=40", "checkpoint.every_steps=30", "--resume", "auto"]
+    directory = tmp_path / "runs" / "live"
+    for number in (signal.SIGHUP, signal.SIGINT):
+        process = start(None, "train", *command, cwd=tmp_path)
+        wait_for_step(process, directory, 2 if number == signal.SIGHUP else 12, output=tmp_path / "run.out")
+        before = len((directory / "metrics.jsonl").read_text().splitlines())
+        os.killpg(process.pid, number)
+        stopped = finish(process, directory, output=tmp_path / "run.out")
+        assert stopped.code == 128 + number, stopped.output[-3000:]
+        done = len(stopped.metrics)
+        assert before <= done < 40 and stopped.left == []
+        told = f"stopped by {number.name}; checkpoint {done} is kept in {directory / 'checkpoints'}: `trd train"
+        assert told in stopped.output.splitlines()[-1] and stopped.output.rstrip().endswith("goes on from there")
+        assert (directory / "checkpoints" / f"step-{done:06d}" / "state.json").is_file()
+    for words in ("step 40/40", "has done its 40 steps: nothing is left to do"):
+        process = start(None, "train", *command, cwd=tmp_path)
+        ended = finish(process, directory, output=tmp_path / "run.out")
+        assert ended.code == 0 and words in ended.output, ended.output[-3000:]
+    assert [m["step"] for m in ended.metrics] == list(range(40))
+    assert sorted(row["row"] for row in ended.rows) == list(range(80))
+    assert not (directory / "rewound").exists()
+
+
+def test_a_learner_that_is_killed_is_one_sentence_with_the_command_that_goes_on(corpus, tmp_path):
+    command = ["miniature_opsd", "data.source=corpus", f"data.path={corpus.directory}", *NO_EVALUATION]
+    command += ["rollouts_per_step=2", "steps=40", "checkpoint.every_steps=2"]
+    process = start(tmp_path / "run", "train", *command)
+    wait_for_step(process, tmp_path / "run", 5)
+    [learner] = [p for p in descendants(process.pid) if "RayTrainWorker" in " ".join(p.cmdline())]
+    learner.kill()
+    ended = finish(process, tmp_path / "run")
+    assert ended.code == 1 and ended.left == []
+    assert "Traceback" not in ended.output and "(raylet)" not in ended.output
+    last = ended.output.splitlines()[-1]
+    for words in (
+        "trd: the learner ended while",
+        "a learner rank on node",
+        "killed or it crashed",
+        "--resume` goes on",
+    ):
+        assert words in last
+    [trace] = (tmp_path / "run" / "logs").glob("failure-*.txt")
+    assert str(trace) in last and "Traceback" in trace.read_text()
 
 
 def test_a_checkpoint_can_be_evaluated_by_itself(opsd, tmp_path):

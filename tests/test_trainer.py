@@ -115,6 +115,25 @@ def test_a_rank_that_cannot_start_tells_the_user_why(trained, model, tmp_path):
         run.step()
 
 
+def test_the_learner_s_start_has_a_deadline_of_its_own_and_can_be_given_up(ray_cluster, model, tmp_path):
+    class GivenUp(Exception):
+        pass
+
+    def give_up() -> None:
+        raise GivenUp
+
+    with Run(model, tmp_path / "given-up", ranks=1) as run:
+        with pytest.raises(GivenUp):
+            run.trainer.wait_until_started(give_up)
+        run.trainer.wait_until_started(lambda: None)
+        run.step()
+    with Run(model, tmp_path / "late", ranks=1) as run:
+        run.recipe.learner.start_timeout_s = 1.0
+        with pytest.raises(TimeoutError, match=r"waited 1 s \(learner.start_timeout_s\) for the learner to start"):
+            run.trainer.wait_until_started(lambda: None)
+        assert run.trainer.lost  # so nobody waits for it again
+
+
 def test_a_best_metric_that_nothing_measures_is_refused_with_what_was_meant():
     measured = ["loss", "evaluation/avg", "kl/mean"]
     require_metric("kl/mean", measured)

@@ -9,7 +9,10 @@ import os
 import re
 import sys
 
-from trd_ray.errors import UserError
+from trd_ray.errors import RunFailed, UserError
+from trd_ray.supervise import supervised
+
+SUPERVISED = ("train", "evaluate", "refine", "compare")
 
 # Anything else that holds "=" is a path.
 OVERRIDE = re.compile(r"[a-z_]\w*(\.\w+)*=.*", re.DOTALL)
@@ -22,12 +25,23 @@ def main(argv: list[str] | None = None) -> int:
 
         return _run(lambda: build.main(arguments[1:]))
     parser = _parser()
-    options, after = parser.parse_known_args(arguments)
+    options, after = parser.parse_known_args(_resume_spelled_out(arguments))
     takes_names = options.command == "evaluate"
     if unknown := [a for a in after if a.startswith("-") or not (OVERRIDE.fullmatch(a) or takes_names)]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     options.overrides += after  # those that stand behind an option
     return _run(lambda: _job(options))
+
+
+def _resume_spelled_out(arguments: list[str]) -> list[str]:
+    """`--resume` may stand alone or before "auto"; argparse would take any override behind it for its value."""
+    out: list[str] = []
+    for argument in arguments:
+        if argument == "auto" and out and out[-1] == "--resume=required":
+            out[-1] = "--resume=auto"
+        else:
+            out.append("--resume=required" if argument == "--resume" else argument)
+    return out
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -57,7 +71,10 @@ def _parser() -> argparse.ArgumentParser:
             "--gpu-gib", type=float, help="memory of each GPU for --dry-run (default: as detected, or 80)"
         )
         if name != "evaluate":
-            command.add_argument("--resume", action="store_true", help="continue the run in its directory")
+            text = (
+                "go on with the run in its directory; auto: begin one where there is none, and end well if it is done"
+            )
+            command.add_argument("--resume", choices=("auto", "required"), default="no", metavar="auto", help=text)
         else:
             command.add_argument("--name", help="what to call the checkpoint in the tables (default: after its path)")
             command.add_argument("--base", help="compare with a former evaluation: its directory, or a name beside")
@@ -109,15 +126,12 @@ def _run(job) -> int:
     except UserError as e:
         _say(str(e))
         return 2
+    except RunFailed as e:
+        _say(str(e))
+        return 1
     except Stopped as e:
         _say(f"stopped by {e}")
         return e.exit_code
-    except Exception as e:
-        reason = _reason(e)
-        if reason is None:
-            raise
-        _say(reason)
-        return 1
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
@@ -130,19 +144,12 @@ def _say(text: str) -> None:
     print(f"trd: {visible(text)}", file=sys.stderr)
 
 
-def _reason(e: BaseException | None) -> str | None:
-    """The sentence of a failure that we know how to name, found behind Ray's wrapping; None for any other."""
-    from trd_ray.engine.pool import PoolFailed
-    from trd_ray.run.loop import RunFailed
-
-    while e is not None:
-        cause = getattr(e, "cause", None)  # what Ray wraps in its own error
-        for known in (cause, e):
-            if isinstance(known, PoolFailed | RunFailed | TimeoutError):
-                return str(known)
-        e = e.__cause__ or cause
-    return None
+def run(arguments: list[str] | None = None) -> int:
+    """The program `trd`, and each job script: what starts Ray runs below a process that outlives it."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    starts_ray = arguments[:1] and arguments[0] in SUPERVISED and "--dry-run" not in arguments
+    return supervised(main, arguments) if starts_ray else main(arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

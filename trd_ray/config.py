@@ -229,6 +229,7 @@ class Learner(Node):
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     grad_clip: float = Field(default=1.0, gt=0)
     activation_checkpointing: bool = False
+    start_timeout_s: float = Field(default=1800, gt=0, description="to load the models, and a checkpoint")
     step_timeout_s: float = Field(default=3600, gt=0)
 
 
@@ -320,7 +321,8 @@ class Recipe(Node):
 
     @property
     def directory(self) -> Path:
-        return Path(self.run_dir or f"runs/{self.name}").expanduser()
+        """Absolute: the processes of a run have other working directories."""
+        return Path(self.run_dir or f"runs/{self.name}").expanduser().absolute()
 
     @property
     def teacher_path(self) -> str:

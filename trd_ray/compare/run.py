@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 
 import ray
 import yaml
-from ray.train import WorkerGroupError
 from rich.console import Console
 
 from trd_ray import placement
@@ -27,13 +26,14 @@ from trd_ray.analyse.summary import write_summary
 from trd_ray.compare import grid, table
 from trd_ray.compare.cells import Group, Plan, pending
 from trd_ray.compare.grid import Cell
-from trd_ray.engine.actor import reason
 from trd_ray.errors import UserError
 from trd_ray.evaluate.stats import Score
+from trd_ray.run.claim import claim, require_lasting
 from trd_ray.run.cluster import cluster, is_local
 from trd_ray.run.commands import train_run
-from trd_ray.run.directory import RunDirectory, claim, write_atomically
+from trd_ray.run.directory import RunDirectory, write_atomically
 from trd_ray.run.display import Display
+from trd_ray.run.endings import cause, told
 from trd_ray.run.loop import Session
 from trd_ray.run.prepare import Inputs
 from trd_ray.run.stop import Stopped, StopSignals
@@ -58,6 +58,7 @@ def dry_run(name: str, overrides: list[str]) -> int:
 def compare(name: str, overrides: list[str]) -> int:
     """Run what is left, and write the tables; 1 if a cell failed."""
     comparison = grid.load(name, overrides)
+    require_lasting(comparison.path)
     plan = Plan(comparison)
     recipe = plan.recipe(plan.cells()[0])
     with ExitStack() as stack:
@@ -67,6 +68,7 @@ def compare(name: str, overrides: list[str]) -> int:
             placement.require(plan.inputs(cell).plan(resources))
         plan.path.mkdir(parents=True, exist_ok=True)
         stack.callback(os.close, claim(plan.path))
+        stack.enter_context(told(plan.path, "compare"))
         write_atomically(plan.path / "comparison.yaml", yaml.safe_dump(comparison.model_dump(), sort_keys=False))
         stop = stack.enter_context(StopSignals())
         failures: dict[str, str] = {}
@@ -196,7 +198,7 @@ class Work:
             shutil.copyfile(file, directory.path / "evaluation" / file.name)
 
     def _failed(self, cell: Cell, e: Exception) -> None:
-        self.failures[cell.name] = why = _why(e)
+        self.failures[cell.name] = why = cause(e)
         place = self.plan.path / "failures" / f"{cell.name.replace('/', '-')}.txt"
         place.parent.mkdir(exist_ok=True)
         place.write_text("".join(traceback.format_exception(e)))
@@ -225,14 +227,6 @@ def _largest(plan: Plan, group: Group) -> Inputs:
     """Inputs of a run that needs all the pools that any of the group needs."""
     finals = [plan.inputs(c) for c in plan.cells_of(group) if c.kind == "final"]
     return next((i for i in finals if placement.needs_refiner(i.recipe)), finals[0])
-
-
-def _why(e: BaseException) -> str:
-    """What a person needs of a failure: what failed, and where a worker of the learner failed, its own error."""
-    why, cause = reason(e), e.__cause__
-    if isinstance(cause, WorkerGroupError):
-        why += f" ({reason(next(iter(cause.worker_failures.values())))})"
-    return why
 
 
 def _broken(engines: Session) -> bool:

@@ -4,7 +4,7 @@
 
 The worker group lives for the whole run; a step, a sync and a checkpoint are commands to it, so the loop stays in one
 place. `stop` ends the group, with it what a checkpoint has not written yet; an error on any rank ends it too and
-reaches the driver with the next answer it awaits, as a UserError if it is one.
+reaches the driver with the next answer it awaits, as a UserError if it is one, else as RunFailed.
 """
 
 import asyncio
@@ -12,15 +12,17 @@ import contextlib
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
 
 from trd_ray.config import Recipe
-from trd_ray.errors import UserError
+from trd_ray.errors import RunFailed, UserError
 
 POLL_S = 1.0
 SYNC_WAITS = 6  # of sync.timeout_s at most, in one push
@@ -28,7 +30,7 @@ SYNC_WAITS = 6  # of sync.timeout_s at most, in one push
 
 @dataclass
 class Command:
-    name: str  # "step" | "sync" | "logprobs" | "begin_checkpoint" | "finish_checkpoint" | "stop"
+    name: str  # "start" | "step" | "sync" | "logprobs" | "begin_checkpoint" | "finish_checkpoint" | "stop"
     arguments: dict[str, Any] = field(default_factory=dict)
     per_rank: list[Any] | None = None  # one argument a rank, e.g. its shard
 
@@ -185,6 +187,7 @@ class Trainer:
         self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=1000).remote(recipe.learner.workers)
         self.spec = LearnerSpec(mailbox=self.mailbox, **spec_without_mailbox)
         self.error: BaseException | None = None
+        self.lost = False  # a command failed or was not answered in time: no other will be
         self.thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
 
     def start(self) -> None:
@@ -218,28 +221,51 @@ class Trainer:
         except BaseException as e:  # noqa: BLE001 - handed to the loop, which waits for an answer
             self.error = e
 
-    def call(self, name: str, timeout_s: float, *, per_rank: list[Any] | None = None, **arguments: Any) -> Any:
-        """Give a command and wait for every rank; raises what a rank raised, or TimeoutError.
+    def wait_until_started(self, while_waiting: Callable[[], object]) -> None:
+        """Until every rank has its models, the checkpoint to go on from included; `while_waiting` may raise."""
+        key = "learner.start_timeout_s"
+        self.call("start", self.recipe.learner.start_timeout_s, key=key, while_waiting=while_waiting)
 
-        The answer is rank 0's.
+    def call(
+        self,
+        name: str,
+        timeout_s: float,
+        *,
+        key: str = "learner.step_timeout_s",
+        while_waiting: Callable[[], object] = lambda: None,
+        per_rank: list[Any] | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """Give a command and wait for every rank; the answer is rank 0's.
+
+        Raises UserError or RunFailed when a rank has ended, and TimeoutError, which names `key`. `while_waiting` is
+        called about once a second and may raise to give up.
         """
-        number = ray.get(self.mailbox.post.remote(Command(name, arguments, per_rank)))
+        try:
+            return self._call(Command(name, arguments, per_rank), timeout_s, key, while_waiting)
+        except (UserError, RunFailed, TimeoutError, RayActorError):
+            self.lost = True
+            raise
+
+    def _call(self, command: Command, timeout_s: float, key: str, while_waiting: Callable[[], object]) -> Any:
+        number = ray.get(self.mailbox.post.remote(command))
+        what = command.name.replace("_", " ")
         deadline = time.monotonic() + timeout_s
         while True:
             done, value = ray.get(self.mailbox.result.remote(number, POLL_S))
             if done:
                 return value
-            what = name.replace("_", " ")
             if not self.thread.is_alive():
                 if refusal := ray.get(self.mailbox.refused.remote()):
                     raise UserError(refusal) from self.error
-                raise RuntimeError(f"the learner ended while it was asked to {what}") from self.error
+                raise RunFailed(f"the learner ended while it was asked to {what}") from self.error
             if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {timeout_s:.0f} s for the learner to {what}")
+                raise TimeoutError(f"waited {timeout_s:.0f} s ({key}) for the learner to {what}")
+            while_waiting()
 
     def stop(self, timeout_s: float = 60) -> None:
-        """End the worker group; safe to call in any state."""
-        if self.thread.is_alive():
+        """End the worker group; safe to call in any state. One that does not answer any more is not asked."""
+        if self.thread.is_alive() and not self.lost and timeout_s:
             with contextlib.suppress(Exception):
                 self.call("stop", timeout_s)
             self.thread.join(timeout_s)

@@ -14,6 +14,7 @@ from trd_ray.engine.pool import Pool, PoolSpec
 from trd_ray.placement import ActorSpec
 
 VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+STOP_POOLS_S = 60.0
 POOL_CALLS = 10_000  # requests that may wait in a pool at a time
 
 
@@ -71,10 +72,14 @@ def engine_dtype(config: EngineConfig, recipe: Recipe) -> str:
     return config.dtype or recipe.learner.dtype
 
 
-def stop_pools(pools: list[ActorHandle]) -> None:
-    """Stop the engine processes and then the pools; returns when they are gone or after a minute."""
-    with contextlib.suppress(Exception):
-        ray.wait([p.shutdown.remote() for p in pools], num_returns=len(pools), timeout=60)
+def stop_pools(pools: list[ActorHandle], wait_s: float = STOP_POOLS_S) -> None:
+    """Stop the engine processes and then the pools; returns when they are gone, or after `wait_s`.
+
+    An engine that is not waited for ends with its actor.
+    """
+    if pools and wait_s:
+        with contextlib.suppress(Exception):
+            ray.wait([p.shutdown.remote() for p in pools], num_returns=len(pools), timeout=wait_s)
     for pool in pools:
         with contextlib.suppress(Exception):
             ray.kill(pool)

@@ -23,10 +23,12 @@ from trd_ray.evaluate.progress import Progress
 from trd_ray.evaluate.run import Ask, Sampled, answers, seed_of_sample
 from trd_ray.evaluate.samples import Samples
 from trd_ray.evaluate.weights import fingerprint
+from trd_ray.run.claim import require_lasting
 from trd_ray.run.cluster import cluster, is_local, require_sandboxes
 from trd_ray.run.directory import RunDirectory
+from trd_ray.run.endings import told
 from trd_ray.run.loop import Session
-from trd_ray.run.stop import Stopped, StopSignals
+from trd_ray.run.stop import StopSignals
 
 
 def dry_run(argument: str, names: list[str], overrides: list[str], base: str | None, gpu_gib: float | None) -> int:
@@ -47,6 +49,7 @@ def evaluate(argument: str, names: list[str], overrides: list[str], name: str | 
     The exit code is 0; raises what ended it early, UserError for anything the user can mend.
     """
     planned = plan(argument, names, overrides, base)
+    require_lasting(planned.directory)
     console = _console()
     console.print(_asked(planned), markup=False, soft_wrap=True)
     with ExitStack() as stack:
@@ -56,15 +59,10 @@ def evaluate(argument: str, names: list[str], overrides: list[str], name: str | 
         stack.callback(directory.release)
         samples = {exam.name: stack.enter_context(s) for exam, s in _open(planned)}
         evaluation = Evaluation(planned, directory, samples, name or planned.target.name)
-        try:
+        with told(planned.directory, "evaluate", evaluation.kept):
             if evaluation.left:
                 _require(planned)
                 evaluation.run()
-        except (Stopped, KeyboardInterrupt):
-            kept = sum(key in samples[exam.name] for exam in planned.exams for key in exam.keys)
-            total = sum(len(exam.keys) for exam in planned.exams)
-            console.print(f"{kept} of {total} samples are kept in {planned.directory}: the same command goes on")
-            raise
         results = [evaluation.finish(exam) for exam in planned.exams]
         place = report.write_markdown(planned.directory, planned.recipe)
     report.show(console, results, planned.recipe)
@@ -85,6 +83,11 @@ class Evaluation:
     @property
     def left(self) -> bool:
         return any(self.to_verify.values())
+
+    def kept(self, directory: Path) -> str:
+        done = sum(key in self.samples[exam.name] for exam in self.plan.exams for key in exam.keys)
+        total = sum(len(exam.keys) for exam in self.plan.exams)
+        return f"{done} of {total} samples are kept in {directory}: the same command goes on"
 
     def run(self) -> None:
         """Sample and verify what is left, on engines that are started for it unless all samples are there."""

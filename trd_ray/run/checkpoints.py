@@ -28,6 +28,11 @@ class Checkpoints:
         self.timeout_s = recipe.learner.step_timeout_s
         self.writing: tuple[int, Path] | None = None
 
+    @property
+    def begun(self) -> int:
+        """The steps of the newest one, which may still be being written."""
+        return self.writing[0] if self.writing else self.saved
+
     def due(self, steps: int, total_steps: int) -> bool:
         return steps % self.recipe.checkpoint.every_steps == 0 or steps == total_steps
 
@@ -36,7 +41,7 @@ class Checkpoints:
 
         Returns when it is copied (with checkpoint.asynchronous=false: written). Raises what `finish` raises.
         """
-        if steps == self.saved or (self.writing and steps == self.writing[0]):
+        if steps == self.begun:
             return
         self.finish(wait=True)
         measured = {k: v for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}

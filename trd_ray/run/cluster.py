@@ -2,6 +2,7 @@
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 
+STARTS = 3  # of a local cluster, on a machine that is too busy
 SANDBOX_TIMEOUT_S = 120.0  # of a node to start a worker and a sandbox in it
 
 
@@ -43,11 +45,12 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
             "include_dashboard": False,
         }
     try:
-        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+        _init(address, options)
     except Exception as e:  # Ray raises plain exceptions here, too
         why = " ".join(str(e).split())[:300]
         if local:
-            raise UserError(f"Ray could not be started here ({why}): see /tmp/ray/session_latest/logs") from e
+            logs = f"{tempfile.gettempdir()}/ray/session_*_{os.getpid()}/logs"
+            raise UserError(f"Ray could not be started here ({why}): see {logs}") from e
         raise UserError(
             f"no Ray cluster answers at {address} ({why}): start it, or correct cluster.address or RAY_ADDRESS"
         ) from e
@@ -56,6 +59,18 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
         yield resources
     finally:
         ray.shutdown()
+
+
+def _init(address: str, options: dict[str, Any]) -> None:
+    """ray.init, and once more where a local cluster was not up within the 30 s that Ray gives it."""
+    for attempt in range(STARTS):
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+            return
+        except Exception as e:
+            if address != "local" or "timed out during startup" not in str(e) or attempt + 1 == STARTS:
+                raise
+            ray.shutdown()
 
 
 def require_sandboxes(backend: str) -> None:

@@ -6,10 +6,12 @@ checkpoint to resume from).
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Literal
 
+import ray
 from rich.console import Console
 from rich.table import Table
 
@@ -19,13 +21,18 @@ from trd_ray.analyse.summary import first_and_last, write_summary
 from trd_ray.config import Recipe, dump
 from trd_ray.errors import UserError
 from trd_ray.evaluate import stats
+from trd_ray.run.claim import require_lasting
 from trd_ray.run.cluster import cluster, is_local, require_sandboxes
 from trd_ray.run.directory import RunDirectory
 from trd_ray.run.display import Display
+from trd_ray.run.endings import told
 from trd_ray.run.loop import Session, Training, start_feed
 from trd_ray.run.metrics import Metrics
 from trd_ray.run.prepare import Inputs, prepare
 from trd_ray.run.stop import StopSignals
+
+# "auto" begins a run where there is none, goes on with one, and is content with one that is done.
+Resume = Literal["no", "required", "auto"]
 
 
 def dry_run(recipe: Recipe, job: placement.Job, gpu_gib: float | None = None) -> int:
@@ -40,23 +47,24 @@ def dry_run(recipe: Recipe, job: placement.Job, gpu_gib: float | None = None) ->
     return 0 if plan.fits else 2
 
 
-def train(recipe: Recipe, resume: bool = False) -> int:
+def train(recipe: Recipe, resume: Resume = "no") -> int:
+    require_lasting(recipe.directory)
     inputs = prepare(recipe)
     steps = inputs.total_steps
-    if resume:
-        checkpoint = RunDirectory(recipe.directory).resume_point()
-        done, folder = checkpoint or (0, None)
-        scored = (recipe.directory / "evaluation" / "trained.json").exists()
-        if done > steps or (done == steps and (scored or not (recipe.evaluation.path and recipe.evaluation.after))):
-            raise UserError(f"the run in {recipe.directory} has done its {steps} steps: raise steps to go on")
-    else:
-        done, folder = 0, None
-    with _job(inputs, lambda: RunDirectory.create(recipe.directory, recipe, resume), steps, done) as session:
-        session.directory.rewind(done)
-        session.display.phase("starting engines and learner")
-        session.start(student_path=inputs.student_path, version=0)
-        train_run(session, done, folder)
-    _report(session.directory)
+    with _claimed(inputs, resume) as (directory, begun), told(directory.path, "train"):
+        done, folder = (directory.resume_point() if begun else None) or (0, None)
+        scored = (directory.path / "evaluation" / "trained.json").exists()
+        if begun and (
+            done > steps or (done == steps and (scored or not (recipe.evaluation.path and recipe.evaluation.after)))
+        ):
+            return _already_done(directory, f"the run in {directory.path} has done its {steps} steps", resume)
+        if again := directory.rewind(done, recipe.checkpoint.every_steps):
+            print(f"going on from step {done}: {again} steps recorded after it are done again, and kept in rewound/")
+        with _session(inputs, directory, steps, done) as session:
+            session.display.phase("starting engines and learner")
+            session.start(student_path=inputs.student_path, version=0)
+            train_run(session, done, folder)
+    _report(directory)
     return 0
 
 
@@ -70,7 +78,7 @@ def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
     training, feed = Training(session, done, checkpoint), None
     try:
         training.trainer.start()
-        session.wait_until_started()
+        training.wait_until_started()
         if checkpoint and not training.offline:
             training.sync()  # engines begin with the initial weights
         if checkpoint:
@@ -84,7 +92,7 @@ def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
             session.evaluate("base", 0, 0, held_out)
         session.display.phase("training")
         training.run(feed)
-    except BaseException:
+    except Exception:
         with contextlib.suppress(Exception):  # a learner that failed itself has nothing to save
             training.checkpoint()
         raise
@@ -92,40 +100,52 @@ def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
         if feed is not None:
             feed.close()
         training.close()
-        with contextlib.suppress(Exception):  # of a run that recorded nothing yet
-            write_summary(session.directory)
+        _summarise(session.directory)
 
 
-def refine(recipe: Recipe, resume: bool = False) -> int:
+def refine(recipe: Recipe, resume: Resume = "no") -> int:
     """Build a corpus: sample, verify, refine and verify every problem once, and keep all of it as `rows/`."""
     if not recipe.refines:
         raise UserError(f"train.trajectory={recipe.train.trajectory} makes no refinements: set train.trajectory=y_r")
+    require_lasting(recipe.directory)
     inputs = prepare(recipe, "refine")
-    directory, steps = recipe.directory, inputs.total_steps
-    done = len(list((directory / "rows").glob("step-*.parquet"))) if resume else 0
-    if resume and done >= steps:
-        raise UserError(f"the corpus in {directory} is complete ({steps} steps): raise steps to add to it")
-    with _job(inputs, lambda: RunDirectory.create(directory, recipe, resume), steps, done) as session:
-        session.display.phase("starting engines")
-        session.start(student_path=inputs.student_path, version=0)
-        session.wait_until_started()
-        feed = start_feed(session, start_step=done, version=0)
-        session.display.phase("refining")
-        with Metrics(session.directory.path, steps, done) as metrics:
-            for step in range(done, steps):
-                rows = feed.take(step, session.look, inputs.rows_in_step(step))
-                session.directory.write_rows(step, rows)
-                record = row_metrics(rows)
-                metrics.log(step, record)
-                session.display.step({"step": step} | record)
-        write_summary(session.directory)
-    _report(session.directory)
+    steps = inputs.total_steps
+    with _claimed(inputs, resume) as (directory, begun), told(directory.path, "refine"):
+        done = len(directory.read_metrics()) if begun else 0
+        if begun and done >= steps:
+            return _already_done(directory, f"the corpus in {directory.path} is complete ({steps} steps)", resume)
+        directory.rewind(done)
+        with _session(inputs, directory, steps, done) as session:
+            session.display.phase("starting engines")
+            session.start(student_path=inputs.student_path, version=0)
+            session.wait_until_started()
+            refine_run(session, done)
+    _report(directory)
     return 0
 
 
+def refine_run(session: Session, done: int) -> None:
+    """The corpus from the step `done` on; a step is recorded once its rows are written."""
+    inputs, directory = session.inputs, session.directory
+    feed = start_feed(session, start_step=done, version=0)
+    session.display.phase("refining")
+    try:
+        with Metrics(directory.path, inputs.total_steps, done) as metrics:
+            for step in range(done, inputs.total_steps):
+                session.look()  # with rows ready, nothing else would
+                rows = feed.take(step, session.look, inputs.rows_in_step(step))
+                directory.write_rows(step, rows)
+                record = row_metrics(rows)
+                metrics.log(step, record)
+                session.display.step({"step": step} | record)
+    finally:
+        feed.close()
+        _summarise(directory)
+
+
 @contextmanager
-def _job(inputs: Inputs, claim: Callable[[], RunDirectory], steps: int, done: int = 0) -> Iterator[Session]:
-    """Check the placement, claim the run directory, start Ray; everything is stopped when the block is left."""
+def _claimed(inputs: Inputs, resume: Resume) -> Iterator[tuple[RunDirectory, bool]]:
+    """The run directory, and whether it holds a run that was begun; nothing is made if the placement does not fit."""
     recipe = inputs.recipe
     with ExitStack() as stack:
         local = is_local(recipe)
@@ -133,15 +153,26 @@ def _job(inputs: Inputs, claim: Callable[[], RunDirectory], steps: int, done: in
         placement.require(inputs.plan(resources))
         if inputs.runs_code and not local:
             require_sandboxes(recipe.verify.sandbox)
-        directory = claim()
+        begun = resume == "required" or (resume == "auto" and (recipe.directory / "recipe.yaml").is_file())
+        directory = RunDirectory.create(recipe.directory, recipe, begun)
         stack.callback(directory.release)
         if inputs.set_aside and inputs.set_aside.set_aside:
             inputs.set_aside.write_set_aside(directory.path / "set_aside.jsonl")
+        yield directory, begun
+
+
+@contextmanager
+def _session(inputs: Inputs, directory: RunDirectory, steps: int, done: int) -> Iterator[Session]:
+    """Ray, unless the claim needed it, and a session on it; everything is stopped when the block is left."""
+    recipe = inputs.recipe
+    with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         display = stack.enter_context(Display(steps, done=done))
-        if local:
+        if is_local(recipe):
             display.phase("starting Ray")
             resources = stack.enter_context(cluster(recipe))
+        else:
+            resources = ray.cluster_resources()
         stop.install()  # again: Ray has put handlers of its own there
         session = Session(inputs, directory, display, stop, resources)
         try:
@@ -149,6 +180,25 @@ def _job(inputs: Inputs, claim: Callable[[], RunDirectory], steps: int, done: in
         finally:
             display.phase("stopping")
             session.close()
+
+
+def _already_done(directory: RunDirectory, what: str, resume: Resume) -> int:
+    if resume != "auto":
+        raise UserError(f"{what}: raise steps to go on")
+    print(f"{what}: nothing is left to do")
+    _report(directory)
+    return 0
+
+
+def _summarise(directory: RunDirectory) -> None:
+    """Write summary.md; one that cannot be written is said, and an older one does not pass for it."""
+    if not directory.read_metrics():
+        return
+    try:
+        write_summary(directory)
+    except Exception as e:
+        (directory.path / "summary.md").unlink(missing_ok=True)
+        print(f"summary.md could not be written ({' '.join(str(e).split())[:300]})")
 
 
 def _report(directory: RunDirectory) -> None:

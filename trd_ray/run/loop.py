@@ -24,7 +24,8 @@ from trd_ray.data import order
 from trd_ray.distill.batches import Cost, Example, micro_batches, split
 from trd_ray.distill.trainer import SYNC_WAITS, Trainer
 from trd_ray.engine.actor import Request
-from trd_ray.engine.launch import create_pool, engine_dtype, stop_pools
+from trd_ray.engine.launch import STOP_POOLS_S, create_pool, engine_dtype, stop_pools
+from trd_ray.errors import RunFailed
 from trd_ray.evaluate import stats
 from trd_ray.evaluate.run import evaluation_rows
 from trd_ray.run.checkpoints import Checkpoints, require_metric
@@ -39,9 +40,7 @@ from trd_ray.stream.graph import blocks, graph
 from trd_ray.stream.stages import StageSpec
 from trd_ray.views import Views, load_views
 
-
-class RunFailed(RuntimeError):
-    """The run cannot go on; the message says what failed. What was trained is in the last checkpoint."""
+STOP_LEARNER_S = 60
 
 
 class Session:
@@ -159,7 +158,7 @@ class Session:
         return score
 
     def close(self) -> None:
-        stop_pools(list(self.pools.values()))
+        stop_pools(list(self.pools.values()), wait_s=0 if self.stop.hurried else STOP_POOLS_S)
 
 
 def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
@@ -221,9 +220,15 @@ class Training:
         self.metrics = Metrics(s.directory.path, self.total_steps, start_step)
         self.recorded: dict[str, Any] = {}  # the last step's metrics
 
+    def wait_until_started(self) -> None:
+        """Until the engines answer and every rank has its models; each has a deadline of its own."""
+        self.session.wait_until_started()
+        self.trainer.wait_until_started(self.session.stop.check)
+
     def run(self, feed: Feed) -> None:
         self.began = time.time()
         while self.step < self.total_steps:
+            self.watch()  # with rows ready, as a corpus always has them, nothing else would
             self.one_step(feed)
             self.checkpoints.finish(wait=False)
             if self.checkpoints.due(self.step, self.total_steps):
@@ -318,7 +323,7 @@ class Training:
             return
         for attempt in range(3):
             patience = SYNC_WAITS * self.recipe.sync.timeout_s * len(self.session.following())
-            problem = self.trainer.call("sync", patience, version=self.version)
+            problem = self.trainer.call("sync", patience, key="sync.timeout_s", version=self.version)
             if problem is None:
                 self.served = self.version
                 return
@@ -384,7 +389,9 @@ class Training:
 
     def checkpoint(self, wait: bool = True) -> None:
         """Save the state after `step` steps, if it is new and if the learner is there, not in a step that failed."""
-        if self.trained == self.step:
+        if self.trainer.lost:
+            return
+        if self.trained == self.step != self.checkpoints.begun:
             begin = time.time()
             self.session.display.phase(f"writing checkpoint {self.step}")
             self.checkpoints.begin(self.step, self.version, self.recorded)
@@ -395,4 +402,4 @@ class Training:
 
     def close(self) -> None:
         self.metrics.close()
-        self.trainer.stop()
+        self.trainer.stop(0 if self.session.stop.hurried else STOP_LEARNER_S)

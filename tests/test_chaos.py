@@ -1,0 +1,126 @@
+"""Long: every kind of process of a run is killed once, and twenty runs in a row leave nothing. `make test-long`.
+
+The engines' own deaths, from which a run recovers by itself, are in test_run.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from runs import NO_EVALUATION, REPO, SMALL, descendants, finish, run, start, wait_for_engines, wait_for_step
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
+
+PATTERNS = {
+    "mailbox": "ray::Mailbox",
+    "controller": "ray::TrainController",
+    "learner": "ray::RayTrainWorker",
+    "pool": "ray::Pool",
+    "raylet": "raylet/raylet ",
+    "gcs": "gcs_server",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    made = run(tmp_path_factory.mktemp("corpus") / "run", "refine", "miniature_opsd", *SMALL)
+    assert made.code == 0, made.output[-3000:]
+    return made.directory
+
+
+def on_corpus(corpus: Path, *more: str) -> list[str]:
+    source = ["data.source=corpus", f"data.path={corpus}", *NO_EVALUATION, "rollouts_per_step=2"]
+    return ["miniature_opsd", *source, "checkpoint.every_steps=2", *more]
+
+
+def process_of(pid: int, kind: str) -> psutil.Process:
+    if kind == "driver":
+        return psutil.Process(pid).children()[0]
+    for process in descendants(pid):
+        try:
+            if PATTERNS[kind] in " ".join(process.cmdline()):
+                return process
+        except psutil.Error:
+            continue
+    raise AssertionError(f"the run has no {kind}")
+
+
+@pytest.mark.parametrize(
+    "kind, code, words",
+    [
+        ("learner", 1, ["the learner ended", "a learner rank on node"]),
+        ("mailbox", 1, ["the learner's mailbox on node"]),
+        ("controller", 1, ["the learner ended", "Ray Train's controller on node"]),
+        ("raylet", 1, ["raylet on this machine has died", "logs/ray.log"]),
+        ("gcs", 1, ["control service (GCS)", "logs/ray.log"]),
+        ("driver", 128 + signal.SIGKILL, ["was killed (SIGKILL)"]),
+    ],
+)
+def test_whatever_dies_is_one_sentence_nothing_is_left_and_the_same_command_goes_on(
+    corpus, tmp_path, kind, code, words
+):
+    command = on_corpus(corpus, "steps=40", "--resume", "auto")
+    directory = tmp_path / "run"
+    process = start(directory, "train", *command)
+    wait_for_step(process, directory, 5)
+    if kind == "gcs":  # it is missed after a minute only, by when the run would be over
+        process_of(process.pid, "learner").suspend()
+    process_of(process.pid, kind).kill()
+    ended = finish(process, directory)
+    assert ended.code == code, ended.output[-3000:]
+    assert ended.left == [] and "Traceback" not in ended.output and "(raylet)" not in ended.output
+    last = ended.output.splitlines()[-1]
+    for word in [*words, "is kept in", "--resume auto` goes on"]:
+        assert word in last, ended.output[-3000:]
+    again = run(directory, "train", *command)
+    assert again.code == 0 and again.left == [], again.output[-3000:]
+    assert [m["step"] for m in again.metrics] == sorted({m["step"] for m in again.metrics})
+    assert len({row["row"] for row in again.rows}) == len(again.rows) == 80
+
+
+def test_a_pool_that_dies_is_one_sentence_and_the_same_command_goes_on(tmp_path):
+    directory = tmp_path / "run"
+    command = ["miniature_opsd", *SMALL, *NO_EVALUATION, "--resume", "auto"]
+    process = start(directory, "train", *command)
+    wait_for_step(process, directory, 2)
+    wait_for_engines(process, 2)
+    process_of(process.pid, "pool").kill()
+    ended = finish(process, directory)
+    assert ended.code == 1 and ended.left == [], ended.output[-3000:]
+    assert "an engine pool on node" in ended.output.splitlines()[-1]
+    again = run(directory, "train", *command)
+    assert again.code == 0 and len(again.rows) == 80
+
+
+def test_a_second_signal_ends_at_once_and_leaves_nothing(corpus, tmp_path):
+    directory = tmp_path / "run"
+    process = start(directory, "train", "miniature_opsd", *SMALL, *NO_EVALUATION)
+    wait_for_step(process, directory, 1)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(1.5)
+    os.killpg(process.pid, signal.SIGINT)
+    ended = finish(process, directory, timeout_s=60)
+    assert ended.code == 130 and ended.left == [], ended.output[-3000:]
+
+
+def test_twenty_runs_and_comparisons_in_a_row_leave_nothing(corpus, tmp_path):
+    small = [*SMALL, "seeds=[0]", "tuning=null", "set.steps=1", "set.rollouts_per_step=4"]
+    small += ["set.evaluation.limit=4", "set.evaluation.samples=1"]
+    for number in range(20):
+        directory = tmp_path / str(number)
+        if number % 5:
+            ended = run(directory, "train", *on_corpus(corpus, "steps=3"))
+        else:
+            with open(f"{directory}.out", "w") as out:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "trd_ray.cli", "compare", "miniature", f"directory={directory}", *small],
+                    stdout=out, stderr=subprocess.STDOUT, cwd=REPO, start_new_session=True,
+                )  # fmt: skip
+            ended = finish(process, directory, timeout_s=900)
+        assert ended.code == 0 and ended.left == [], (number, ended.left, ended.output[-3000:])
