@@ -439,6 +439,14 @@ def test_a_file_of_ones_own_is_mathematics_or_code_by_what_it_holds(tmp_path):
     assert "there is no file /data/gone.parquet" in refusal("/data/gone.parquet")
 
 
+def test_a_file_of_ones_own_is_read_by_the_columns_that_a_recipe_names(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(json.dumps({"task": "1+1?", "final": "2"}))
+    columns = {"problem": "task", "answer": "final", "reference": "solution"}  # of which the file lacks one
+    problems = benchmarks.load(str(file), columns=columns).problems
+    assert (problems["problem"].to_pylist(), problems["answer"].to_pylist()) == (["1+1?"], ["2"])
+
+
 def test_a_file_of_ones_own_without_answers_and_tests_is_refused(tmp_path):
     path = jsonl(tmp_path / "mine.jsonl", [{"problem": "1+1?"}])
     assert "has no column 'answer', only problem" in refusal(str(path))

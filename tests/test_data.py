@@ -250,6 +250,26 @@ def test_messages_about_evaluation_data_name_the_evaluation_keys(tmp_path):
         data.load_problems(Evaluation(path=path))
 
 
+def test_all_missing_columns_are_named_at_once_with_what_to_type(tmp_path):
+    rows = [{"question": "a", "final_answer": "1", "hint": "b"}]
+    told = refusal(jsonl(tmp_path / "a.jsonl", rows))
+    assert "has no columns 'problem' and 'answer', only question, final_answer, hint" in told
+    assert told.endswith("set data.columns.problem=question data.columns.answer=final_answer")
+    told = refusal(str(tmp_path / "a.jsonl"), columns={"problem": "qestion", "reference": "solution"})
+    assert all(part in told for part in ("'qestion' (did you mean question?)", "'solution'", "answer=final_answer"))
+
+
+def test_held_out_problems_are_read_by_the_columns_of_the_training_data_where_they_have_them(tmp_path):
+    columns = {"problem": "question", "answer": "final_answer", "reference": "solution", "problem_id": "uid"}
+    rows = [{"question": "a", "final_answer": "1", "answer": "not this"}]
+    held_out = Evaluation(path=jsonl(tmp_path / "a.jsonl", rows))
+    table = data.load_problems(held_out, also_columns=columns)
+    assert (table["problem"].to_pylist(), table["answer"].to_pylist()) == (["a"], ["1"])
+    assert table["reference"].to_pylist() == [""]
+    own = held_out.model_copy(update={"columns": {"answer": "answer"}})
+    assert data.load_problems(own, also_columns=columns)["answer"].to_pylist() == ["not this"]
+
+
 @pytest.mark.parametrize("path", ["word_problems", "word_problems:dev", "miniature:dev"])
 def test_a_part_that_does_not_exist_is_refused_with_those_that_do(path):
     name = path.partition(":")[0]

@@ -172,3 +172,16 @@ def test_resume_stands_alone_or_before_auto_and_takes_no_override_for_its_value(
     monkeypatch.setattr(cli, "_job", lambda found: options.append(found) or 0)
     assert main(["train", "miniature_opsd", *given, "a=1"]) == 0
     assert options[0].resume == resume and options[0].overrides == overrides
+def test_held_out_problems_laid_out_as_the_training_data_need_no_columns_of_their_own(capsys, tmp_path):
+    files = []
+    for part, few in (("train", 64), ("test", 5)):
+        rows = [
+            {"question": p["problem"], "final_answer": p["answer"], "solution": p["reference"]}
+            for p in problems(part)[:few]
+        ]
+        files.append(tmp_path / f"{part}.jsonl")
+        files[-1].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = "data.columns={problem: question, answer: final_answer, reference: solution}"
+    own = [f"data.path={files[0]}", columns, f"evaluation.path={files[1]}"]
+    assert main(["train", "miniature_opsd", *own, "--dry-run"]) == 0
+    assert "5 problems to evaluate on" in capsys.readouterr().out

@@ -260,7 +260,9 @@ class Evaluation(Node):
     )
     split: str = "test"
     format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
-    columns: dict[str, str] = Field(default_factory=dict)
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="as data.columns, which stand in for those left out where the file has them"
+    )
     limit: int | None = Field(default=None, ge=1)
     samples: int = Field(default=16, ge=1)
     temperature: float = Field(default=0.6, ge=0, le=2)

@@ -34,14 +34,19 @@ _USUAL = {
 }
 
 
-def load_problems(spec: config.Data | config.Evaluation, verify: config.Verify | None = None) -> pa.Table:
+def load_problems(
+    spec: config.Data | config.Evaluation,
+    verify: config.Verify | None = None,
+    also_columns: dict[str, str] | None = None,
+) -> pa.Table:
     """The problems that `data` or `evaluation` names, as a table of rows.PROBLEM with unique problem_ids.
 
     `spec.path` is `miniature:train|tune|test`, `word_problems:train|test`, a .jsonl, .json, .parquet or .arrow file,
     a folder or a glob of such files, or a Hugging Face data set, `org/name` or `org/name:config`. Without a problem_id
     column the id is a hash of the problem's text, which survives appending and reordering; the second copy of a text
     gets the suffix -2. `spec.limit` keeps the first rows. A missing reference becomes "", or with
-    `without_reference: drop` its problem is left out.
+    `without_reference: drop` its problem is left out. `also_columns` maps what `spec.columns` leaves out, as far as the
+    source has these columns: held-out problems are mostly laid out as the training data.
 
     A row's `tests` are what `Tests.pack()` gave, or an object (in JSON Lines also as its text): the fields of Tests,
     or TACO's input_output. A row with tests needs no answer. With `spec.format` taco the rows are TACO's, whose
@@ -58,7 +63,8 @@ def load_problems(spec: config.Data | config.Evaluation, verify: config.Verify |
     found, names = read(spec, group)
     if not found:
         raise UserError(f"{spec.path} holds no problems: check {group}.path")
-    table = problems(found[: spec.limit], spec.columns, names, group, str(spec.path))
+    columns = fitting(also_columns or {}, names) | spec.columns
+    table = problems(found[: spec.limit], columns, names, group, str(spec.path))
     if isinstance(spec, config.Data) and spec.without_reference == "drop":
         table = table.filter(pa.array([bool(text.strip()) for text in table["reference"].to_pylist()]))
         if not table.num_rows:
@@ -74,32 +80,43 @@ def problems(found: list[Row], mapped: dict[str, str], names: list[str], group: 
     return _table(found, _columns(mapped, names, group, source), group)
 
 
+def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:
+    """The part of a column map whose columns the source has."""
+    return {name: column for name, column in mapped.items() if column in found}
+
+
 def _columns(mapped: dict[str, str], found: list[str], group: str, source: str) -> dict[str, str]:
     """Our name -> the source's column, for the columns that the source has."""
     known = SCHEMA.names
-    names: dict[str, str] = {}
+    names = {name: name for name in known if name in found} | mapped
+    faults = []
     for name, column in mapped.items():
         if name not in known:
-            raise UserError(f"unknown key {group}.columns.{name}: the columns are {', '.join(known)}")
-        if column not in found:
+            faults.append(f"unknown key {group}.columns.{name}: the columns are {', '.join(known)}")
+        elif column not in found:
             close = difflib.get_close_matches(column, found, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(
+            faults.append(
                 f"{group}.columns.{name} names the column {column!r}{hint}, but {source} has {', '.join(found)}"
             )
-        names[name] = column
-    for name in known:
-        if name not in names and name in found:
-            names[name] = name
-    for name in ("problem", "answer"):
-        if name not in names and not (name == "answer" and "tests" in names):
-            usual = [u for u in _USUAL[name] if u in found]
-            close = [*usual, *difflib.get_close_matches(name, found, n=1), "NAME"][0]
-            key = f"{name}={close}"
-            if name == "answer" and "input_output" in found:
-                key = "tests=input_output"
-            raise UserError(f"{source} has no column {name!r}, only {', '.join(found)}: set {group}.columns.{key}")
+    missing = [
+        name for name in ("problem", "answer") if name not in names and not (name == "answer" and "tests" in names)
+    ]
+    if missing:
+        keys = " ".join(f"{group}.columns.{_likely(name, found)}" for name in missing)
+        which = f"column {missing[0]!r}" if len(missing) == 1 else "columns 'problem' and 'answer'"
+        faults.append(f"{source} has no {which}, only {', '.join(found)}: set {keys}")
+    if faults:
+        raise UserError("; ".join(faults))
     return names
+
+
+def _likely(name: str, found: list[str]) -> str:
+    """What to set a missing column to, as `name=COLUMN`."""
+    if name == "answer" and "input_output" in found:
+        return "tests=input_output"
+    usual = [u for u in _USUAL[name] if u in found]
+    return f"{name}={[*usual, *difflib.get_close_matches(name, found, n=1), 'NAME'][0]}"
 
 
 def _table(found: list[Row], names: dict[str, str], group: str) -> pa.Table:

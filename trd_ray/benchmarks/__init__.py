@@ -64,8 +64,13 @@ def is_word(spec: str) -> bool:
     return not (Path(spec).expanduser().exists() or any(mark in spec for mark in "/:.*"))
 
 
-def load(spec: str, *, limit: int | None = None, sandbox: str = "auto") -> Benchmark:
+def load(
+    spec: str, *, limit: int | None = None, sandbox: str = "auto", columns: dict[str, str] | None = None
+) -> Benchmark:
     """The benchmark that `spec` names, as in the picture above; `limit` keeps its first problems.
+
+    `columns` maps our names to those of problems of one's own, as far as the file has them; the published benchmarks
+    have their schemas.
 
     `sandbox` is verify.sandbox, in which HumanEval+ and MBPP+ run their canonical solutions for the expected outputs,
     once for each file. Raises UserError, which says how to get what is missing.
@@ -74,7 +79,7 @@ def load(spec: str, *, limit: int | None = None, sandbox: str = "auto") -> Bench
     name, _, window = asked.partition("@")
     entry = BY_NAME.get(name)
     if entry is None:
-        return _own(spec, limit)
+        return _own(spec, limit, columns or {})
     if window and name != "livecodebench_v6":
         raise UserError(f"{asked} asks for dates, which only livecodebench_v6 has: name {name}")
     if name == "humaneval_plus" or name == "mbpp_plus":
@@ -165,7 +170,7 @@ def _days(window: str) -> tuple[date | None, date | None]:
     return first, last
 
 
-def _own(path: str, limit: int | None) -> Benchmark:
+def _own(path: str, limit: int | None, columns: dict[str, str]) -> Benchmark:
     """Problems of one's own, or those that ship with the package."""
     if is_word(path):
         known = config.did_you_mean(path, list(BY_NAME))
@@ -180,6 +185,7 @@ def _own(path: str, limit: int | None) -> Benchmark:
         known = next((name for name in usual if name in names), None)
         if known:
             spec.columns[column] = known
+    spec.columns |= data.fitting(columns, names)
     problems = data.problems(found[:limit], spec.columns, names, "evaluation", path)
     task: Task = "code" if problems["tests"].null_count < problems.num_rows else "math"
     stem = path if ":" in path else Path(path).stem

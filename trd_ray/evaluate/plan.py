@@ -145,10 +145,10 @@ def _problems(r: Recipe, spec: str) -> tuple[str, dict[str, Any], Evaluation, pa
     """(name, what is known of it, the settings it is sampled with, its problems)"""
     e, given = r.evaluation, r.evaluation.model_fields_set
     if spec == e.path and not benchmarks.is_name(spec):
-        problems = load_problems(e)  # in the columns that the recipe names
+        problems = load_problems(e, also_columns=r.data.columns)  # in the columns that the recipe names
         about = {"title": spec, "task": r.verify.task, "source": spec, "licence": "your own", "notes": []}
         return file_name(spec if ":" in spec else Path(spec).stem), about, e, problems
-    b = benchmarks.load(spec, limit=e.limit, sandbox=r.verify.sandbox)
+    b = benchmarks.load(spec, limit=e.limit, sandbox=r.verify.sandbox, columns=r.data.columns | e.columns)
     own = ("samples", "temperature", "top_p", "max_response_tokens")
     evaluation = e.model_copy(update={key: getattr(b, key) for key in own if key not in given})
     about = {"title": b.title, "task": b.task, "source": b.source, "licence": b.licence, "notes": list(b.notes)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from trd_ray import benchmarks, models, placement, preflight, taco
-from trd_ray.config import Evaluation, Recipe
+from trd_ray.config import Recipe
 from trd_ray.data import load_problems
 from trd_ray.errors import UserError
 from trd_ray.run.cluster import cluster, is_local, require_sandboxes
@@ -88,7 +88,7 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
                 "rollouts_per_step, or build a larger corpus with jobs/refine.py"
             )
     if job == "evaluate" or (job == "train" and r.evaluation.in_training):
-        held_out = _held_out(r.evaluation, r.verify.sandbox)
+        held_out = _held_out(r)
     require_sandbox(r, problems, held_out)
     student_path = models.resolve(r.student.path, r.student.revision)
     teacher_path = models.resolve(r.teacher.path, r.teacher.revision) if r.teacher.path else student_path
@@ -113,11 +113,11 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
     return Inputs(job, r, student_path, teacher_path, problems, held_out, steps, findings, student, teacher, chosen)
 
 
-def _held_out(evaluation: Evaluation, sandbox: str) -> pa.Table:
-    path = str(evaluation.path)
+def _held_out(recipe: Recipe) -> pa.Table:
+    evaluation, path = recipe.evaluation, str(recipe.evaluation.path)
     if benchmarks.is_name(path) or (evaluation.format == "auto" and benchmarks.is_word(path)):
-        return benchmarks.load(path, limit=evaluation.limit, sandbox=sandbox).problems
-    return load_problems(evaluation)
+        return benchmarks.load(path, limit=evaluation.limit, sandbox=recipe.verify.sandbox).problems
+    return load_problems(evaluation, also_columns=recipe.data.columns)
 
 
 def _taco(recipe: Recipe) -> taco.Taco:
