@@ -3,10 +3,12 @@
 import json
 import shutil
 
+import pyarrow.parquet as pq
 import pytest
 
 from trd_ray.cli import main
 from trd_ray.miniature import model_path, problems
+from trd_ray.rows import to_table
 
 
 @pytest.fixture
@@ -185,3 +187,16 @@ def test_held_out_problems_laid_out_as_the_training_data_need_no_columns_of_thei
     own = [f"data.path={files[0]}", columns, f"evaluation.path={files[1]}"]
     assert main(["train", "miniature_opsd", *own, "--dry-run"]) == 0
     assert "5 problems to evaluate on" in capsys.readouterr().out
+
+
+def test_a_dry_run_on_a_corpus_says_its_rows_and_steps_and_what_it_shares_with_what_is_held_out(capsys, tmp_path):
+    (tmp_path / "corpus" / "rows").mkdir(parents=True)
+    order = {"step": 0, "epoch": 0, "sample_index": 0, "seed": 0}
+    rows = [{"problem_id": "p", **p, **order, "row": i} for i, p in enumerate(problems("train")[:20])]
+    pq.write_table(to_table(rows), tmp_path / "corpus" / "rows" / "step-000000.parquet")
+    on_corpus = ["data.source=corpus", f"data.path={tmp_path / 'corpus'}", "rollouts_per_step=8"]
+    assert main(["train", "miniature_opsd", *on_corpus, "evaluation.path=null", "--dry-run"]) == 0
+    assert "a corpus of 20 rows, 2 steps of 8 rollouts on 16 problems" in capsys.readouterr().out
+    assert main(["train", "miniature_opsd", *on_corpus, "steps=1", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "1 steps of 8 rollouts on 8 problems" in said and "none of 200 held-out problems is trained on" in said

@@ -258,3 +258,35 @@ def test_prompts_of_the_other_task_are_refused_unless_the_recipe_words_its_own()
     told = refusal({"verify": {"task": "code"}}, problems=code)
     assert "evaluation.path" in told and "trd evaluate" in told
     check({"prompts": {"solve": "1 {problem}"}}, problems=code)
+
+
+# Held-out problems
+
+
+def test_held_out_problems_that_are_trained_on_are_refused_with_how_many_and_the_key():
+    told = refusal(evaluation=problems(7, 40, 20))
+    assert "1 of 3 held-out problems is trained on" in told and "such as '1 1 1" in told
+    assert told.endswith("set evaluation.allow_overlap=true")
+
+
+def test_held_out_problems_that_are_trained_on_on_purpose_are_counted():
+    found = check({"evaluation": {"allow_overlap": True}}, evaluation=problems(5, 40, 2))
+    assert found.overlap and (found.overlap.trained_on, found.overlap.held_out) == (2, 3)
+    assert "2 of 3 held-out problems are trained on" in str(found)
+    assert "none of 2 held-out problems is trained on" in str(check(evaluation=problems(1, 2)))
+
+
+def test_what_is_held_out_is_compared_with_the_problems_of_a_corpus_too():
+    corpus = preflight.Corpus(rows=10, steps=5, rows_per_step=2, problems=["1 1 1", "1 1"])
+    assert "1 of 2 held-out problems is trained on" in refusal(problems=None, corpus=corpus, evaluation=problems(3, 9))
+    found = check(problems=None, corpus=corpus, evaluation=problems(4, 9))
+    assert "a corpus of 10 rows, 5 steps of 2 rollouts on 2 problems; 2 problems to evaluate on" in str(found)
+
+
+def test_an_example_of_hostile_text_is_shown_cut_and_escaped():
+    hostile = pa.Table.from_pylist(
+        [{"problem_id": "p", "problem": "1\x1b[2J\u202e\n" + "1 " * 99, "answer": "1", "reference": "1"}],
+        schema=data.SCHEMA,
+    )
+    told = refusal(problems=hostile, evaluation=hostile)
+    assert told.isprintable() and len(told) < 500

@@ -264,6 +264,10 @@ class Evaluation(Node):
         default_factory=dict, description="as data.columns, which stand in for those left out where the file has them"
     )
     limit: int | None = Field(default=None, ge=1)
+    allow_overlap: bool = Field(
+        default=False,
+        description="held-out problems may also be trained on; the score then says nothing about new ones",
+    )
     samples: int = Field(default=16, ge=1)
     temperature: float = Field(default=0.6, ge=0, le=2)
     top_p: float = Field(default=0.95, gt=0, le=1)

@@ -3,7 +3,8 @@
     recipe, problems, ModelFacts and tokenizers of both models  ->  check()  ->  Findings, or a UserError
 
 The vocabularies of student and teacher, the token that ends a turn, the lengths of every prompt against the contexts,
-and the references that OPSD shows its teacher. (The placement is checked by `placement`, the run directory by `run`.)
+the references that OPSD shows its teacher, and held-out problems that are trained on. (The placement is checked by
+`placement`, the run directory by `run`.)
 """
 
 import shutil
@@ -18,6 +19,7 @@ from trd_ray import data
 from trd_ray.config import Recipe, did_you_mean
 from trd_ray.errors import UserError
 from trd_ray.models import ModelFacts
+from trd_ray.overlap import Overlap, overlap
 from trd_ray.views import Views, ViewTooLong
 
 if TYPE_CHECKING:
@@ -36,6 +38,22 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Corpus:
+    """Rollouts and refinements that were made before and are trained on."""
+
+    rows: int
+    steps: int  # of a run on it
+    rows_per_step: int
+    problems: Sequence[str]  # the texts of those that it trains on
+
+    def __str__(self) -> str:
+        return (
+            f"a corpus of {self.rows} rows, {self.steps} steps of {self.rows_per_step} rollouts on "
+            f"{len(self.problems)} problems"
+        )
+
+
+@dataclass(frozen=True)
 class Findings:
     """What `check` learned, for --dry-run and the placement."""
 
@@ -46,6 +64,8 @@ class Findings:
     evaluation_problems: int
     evaluation_prompt: Tokens | None
     longest_sequence_tokens: int  # prompt and response of the longest row that the learner may meet
+    overlap: Overlap | None = None  # of held-out and training problems, where there are both
+    corpus: Corpus | None = None
 
     def __str__(self) -> str:
         parts = []
@@ -55,10 +75,14 @@ class Findings:
             if n.dropped_rows:
                 parts.append(f"{n.dropped_rows} rollouts of a partial last step left out")
             parts.append(f"prompts of {self.student_prompt} tokens")
+        if self.corpus:
+            parts.append(str(self.corpus))
         if self.evaluation_prompt:
             parts.append(
                 f"{self.evaluation_problems} problems to evaluate on, prompts of {self.evaluation_prompt} tokens"
             )
+        if self.overlap:
+            parts.append(str(self.overlap))
         return "; ".join(parts) or "nothing to sample"
 
 
@@ -71,6 +95,7 @@ def check(
     teacher: ModelFacts,
     student_tokenizer: "PreTrainedTokenizerBase",
     teacher_tokenizer: "PreTrainedTokenizerBase",
+    corpus: Corpus | None = None,
     trains: bool = True,
 ) -> Findings:
     """Refuse what cannot work, as a UserError. `problems` is None for a corpus, `evaluation` where there is none."""
@@ -81,6 +106,7 @@ def check(
     _wordings_fit(recipe, problems, evaluation)
     _thinking_is_stated(recipe, student_tokenizer, teacher_tokenizer, problems is not None or trains, evaluation)
     _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
+    shared = _overlap(recipe, problems, corpus, evaluation)
     kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
     student_end = _turn_ends(student, student_tokenizer, "student", kwargs[0])
     teacher_end = _turn_ends(teacher, teacher_tokenizer, "teacher", kwargs[1])
@@ -113,7 +139,25 @@ def check(
         evaluation_problems=evaluation.num_rows if evaluation is not None else 0,
         evaluation_prompt=evaluated,
         longest_sequence_tokens=longest,
+        overlap=shared,
+        corpus=corpus,
     )
+
+
+def _overlap(
+    recipe: Recipe, problems: pa.Table | None, corpus: Corpus | None, evaluation: pa.Table | None
+) -> Overlap | None:
+    if evaluation is None or (problems is None and corpus is None):
+        return None
+    trained = problems["problem"].to_pylist() if problems is not None else corpus.problems if corpus else []
+    found = overlap(trained, evaluation["problem"].to_pylist())
+    if found.trained_on and not recipe.evaluation.allow_overlap:
+        raise UserError(
+            f"data.path and evaluation.path have problems in common: {found}, such as {found.example[:60]!r}, and "
+            "their score would say nothing about new ones: take them out of one of the two, or set "
+            "evaluation.allow_overlap=true"
+        )
+    return found
 
 
 def _same_vocabulary(

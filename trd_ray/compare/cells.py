@@ -19,6 +19,7 @@ from trd_ray.compare.grid import Cell, Comparison, cells, recipe
 from trd_ray.config import Engine, Recipe, from_tree
 from trd_ray.errors import UserError
 from trd_ray.evaluate.stats import Score, from_json
+from trd_ray.overlap import in_common
 from trd_ray.run.directory import RunDirectory, differences
 from trd_ray.run.prepare import Inputs, prepare
 
@@ -127,11 +128,13 @@ class Plan:
         named = list(sets.items())
         for i, (one, ours) in enumerate(named):
             for other, theirs in named[i + 1 :]:
-                both = ours & theirs
-                if both and not (one.startswith("train") and other.startswith("train")):
+                trained = [one.startswith("train"), other.startswith("train")]
+                if all(trained) or (any(trained) and final.recipe.evaluation.allow_overlap):
+                    continue
+                if both := in_common(ours, theirs):
                     raise UserError(
                         f"{mode}: the problems to {one} and those to {other} have {len(both)} in common, such as "
-                        f"{min(both)[:60]!r}: choose sets without common problems"
+                        f"{both[0][:60]!r}: choose sets without common problems"
                     )
 
     def _as_begun(self, cell: Cell) -> None:
@@ -178,8 +181,8 @@ def _stored(place: Path) -> Recipe:
         raise UserError(f"{place} is of another version of this program: delete {place.parent} ({e})") from e
 
 
-def _texts(problems: Any) -> set[str]:
-    return set() if problems is None else {" ".join(text.split()) for text in problems["problem"].to_pylist()}
+def _texts(problems: Any) -> list[str]:
+    return [] if problems is None else problems["problem"].to_pylist()
 
 
 def pending(plan: Plan, group: Group) -> Iterator[Cell]:

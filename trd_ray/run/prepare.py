@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.dataset as ds
 
 from trd_ray import benchmarks, models, placement, preflight, taco
 from trd_ray.config import Recipe
@@ -71,8 +72,7 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
             "forward KL tolerates and reverse KL does not (arXiv:2606.24143): set stream.max_staleness=0",
             r.stream.max_staleness,
         )
-    problems = held_out = chosen = None
-    corpus_steps = 0
+    problems = held_out = chosen = corpus = None
     if job == "refine" or (job == "train" and r.data.source == "problems"):
         if r.data.format == "taco":
             chosen = _taco(r)
@@ -80,13 +80,7 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
         else:
             problems = load_problems(r.data)
     elif job == "train":
-        rows = open_corpus(r.data.path).count_rows()
-        corpus_steps = rows // r.rollouts_per_step
-        if not corpus_steps:
-            raise UserError(
-                f"the corpus {r.data.path} has {rows} rows, but a step needs {r.rollouts_per_step}: lower "
-                "rollouts_per_step, or build a larger corpus with jobs/refine.py"
-            )
+        corpus = _corpus(r)
     if job == "evaluate" or (job == "train" and r.evaluation.in_training):
         held_out = _held_out(r)
     require_sandbox(r, problems, held_out)
@@ -107,10 +101,25 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
         teacher=teacher,
         student_tokenizer=student_tokenizer,
         teacher_tokenizer=teacher_tokenizer,
+        corpus=corpus,
         trains=job == "train",
     )
-    steps = findings.length.steps if findings.length else min(r.steps or corpus_steps, corpus_steps)
+    steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
     return Inputs(job, r, student_path, teacher_path, problems, held_out, steps, findings, student, teacher, chosen)
+
+
+def _corpus(recipe: Recipe) -> preflight.Corpus:
+    dataset = open_corpus(recipe.data.path)
+    rows = dataset.count_rows()
+    steps = rows // recipe.rollouts_per_step
+    if not steps:
+        raise UserError(
+            f"the corpus {recipe.data.path} has {rows} rows, but a step needs {recipe.rollouts_per_step}: lower "
+            "rollouts_per_step, or build a larger corpus with jobs/refine.py"
+        )
+    steps = min(recipe.steps or steps, steps)
+    trained = dataset.to_table(columns=["problem"], filter=ds.field("row") < steps * recipe.rollouts_per_step)
+    return preflight.Corpus(rows, steps, recipe.rollouts_per_step, trained["problem"].unique().to_pylist())
 
 
 def _held_out(recipe: Recipe) -> pa.Table:
