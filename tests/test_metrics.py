@@ -63,3 +63,10 @@ def test_lines_stand_in_columns_whatever_was_measured():
     assert len({len(text) for text in lines}) == 1
     assert len({tuple(i for i, c in enumerate(text) if c in ">/+") for text in lines}) == 1
     assert lines[1].startswith("step 100/120  pass 0.250 > 0.875  tokens   812 >   344  KL  0.1235")
+
+
+def test_rows_that_nothing_trained_on_have_no_columns_of_a_learner():
+    rows = {"step": 0, "rollouts": 8} | {name: STEP[name] for name in STEP if name.startswith("y_")}
+    assert line(rows, 120) == "step   1/120  pass 0.250 > 0.875  tokens   812 >   344"
+    dropped = line(rows | {"lr": 2e-6}, 120)  # a step of training whose rows were all dropped
+    assert "KL       -" in dropped and "lr 2.0e-06" in dropped

@@ -50,13 +50,21 @@ class Metrics:
 
 
 def line(metrics: dict[str, Any], total_steps: int) -> str:
-    """One step in one line, whose columns stand below one another; what was not measured is a dash."""
+    """One step in one line, whose columns stand below one another; what was not measured is a dash.
+
+    Rows that nothing trained on (`trd refine`) have no learning rate, and their line ends with the rows' own columns.
+    """
     width = len(str(total_steps))
+    of_rows = [
+        f"step {metrics['step'] + 1:>{width}}/{total_steps}",
+        f"pass {_text(metrics, 'y_o/passed', '.3f', 5)} > {_text(metrics, 'y_r/passed', '.3f', 5)}",
+        f"tokens {_text(metrics, 'y_o/tokens_mean', '.0f', 5)} > {_text(metrics, 'y_r/tokens_mean', '.0f', 5)}",
+    ]
+    if "rollouts" in metrics and "lr" not in metrics:
+        return "  ".join(of_rows)
     return "  ".join(
         [
-            f"step {metrics['step'] + 1:>{width}}/{total_steps}",
-            f"pass {_text(metrics, 'y_o/passed', '.3f', 5)} > {_text(metrics, 'y_r/passed', '.3f', 5)}",
-            f"tokens {_text(metrics, 'y_o/tokens_mean', '.0f', 5)} > {_text(metrics, 'y_r/tokens_mean', '.0f', 5)}",
+            *of_rows,
             f"KL {_text(metrics, 'kl/mean', '.4f', 7)}",
             f"lr {_text(metrics, 'lr', '.1e', 7)}",
             f"gap {_text(metrics, 'sync/gap_mean', '.1e', 7)}",
