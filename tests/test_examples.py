@@ -43,7 +43,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def made(tokenizer):
     """(row, example) that `build` makes of the verdicts under a recipe."""
 
-    def make(y_o_passed: bool = False, y_r_passed: bool = True, over: dict | None = None, **tree):
+    def make(y_o_passed=False, y_r_passed=True, over: dict | None = None, vocabulary: int | None = None, **tree):
         recipe = config.from_tree({"prompts": PROMPTS} | tree)
         views = Views(recipe, tokenizer, tokenizer)
         ids = {word: tokenizer(word, add_special_tokens=False).input_ids for word in ("raw", "refined")}
@@ -58,7 +58,7 @@ def made(tokenizer):
             row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
             row |= {"y_r_ids": ids["refined"], "y_r_passed": y_r_passed}
         row |= over or {}
-        return row, build(row, recipe, views)
+        return row, build(row, recipe, views, vocabulary)
 
     return make
 
@@ -203,3 +203,14 @@ def test_y_r_is_the_selected_candidate_with_its_own_verdict(made):
 def test_the_oldest_version_that_may_sample_a_step(step, staleness, first_version, oldest):
     """With n, at most n updates behind; `never` is the version that the run started with."""
     assert min_version(step, staleness, first_version) == oldest
+
+
+@pytest.mark.parametrize("trajectory", ["y_o", "y_r"])
+def test_a_trajectory_with_a_token_that_only_one_model_has_is_dropped_with_the_reason(made, trajectory):
+    other = {"y_o": "y_r", "y_r": "y_o"}[trajectory]
+    over, tree = {f"{trajectory}_ids": [3, 20]}, {"train": {"trajectory": trajectory}}
+    row, example = made(over=over, vocabulary=20, **tree)
+    assert example is None and row["dropped_because"] == "token outside the shared vocabulary"
+    assert row_metrics([row])["dropped/token outside the shared vocabulary"] == 1
+    assert made(over=over, vocabulary=21, **tree)[1].response_ids == [3, 20]
+    assert made(over={f"{other}_ids": [3, 20]}, vocabulary=20, **tree)[1] is not None

@@ -338,6 +338,22 @@ def test_vocabularies_of_two_sizes_are_refused():
         fused(i | {"teacher_head_VG": i["teacher_head_VG"][:-1]})
 
 
+@pytest.mark.parametrize("shared", [V - 8, V])
+@pytest.mark.parametrize("spec", [FORWARD_KL, Divergence("reverse_kl", top_k=9, rest="tail")], ids=name)
+def test_heads_padded_to_two_lengths_are_compared_where_both_have_rows(spec, shared):
+    i = inputs()
+    i |= {"targets_N": i["targets_N"].clamp(max=shared - 1), "watch_ids": torch.tensor([3, 50, 7])}
+    longer = torch.cat([i["teacher_head_VG"].detach(), torch.full((8, G), 9.0, dtype=torch.float64)])
+    loss, statistics_SN = fused(i | {"teacher_head_VG": longer}, spec, vocabulary=shared, chunk_tokens=5)
+    heads = {side: i[side][:shared] for side in ("head_VH", "teacher_head_VG")}
+    expected_loss, expected_SN = naive(i | heads, spec)
+    torch.testing.assert_close(loss, expected_loss, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(statistics_SN, expected_SN.detach(), rtol=1e-10, atol=1e-10)
+    hidden_grad, head_grad = gradients(loss, i)
+    torch.testing.assert_close([hidden_grad, head_grad], gradients(expected_loss, i), rtol=1e-10, atol=1e-10)
+    assert head_grad[:shared].abs().sum(1).all() and not head_grad[shared:].any()
+
+
 @pytest.mark.parametrize("chunk_tokens", [3, 1024])
 def test_token_logprobs_are_negative_cross_entropies(chunk_tokens):
     i = inputs(torch.float32)

@@ -522,6 +522,24 @@ def test_bfloat16_trains_close_to_float32_and_keeps_float32_weights(folder, alon
     assert all(0 < m < 2e-6 for m in moved.values())
 
 
+@pytest.mark.parametrize("padded", ["student", "teacher"])
+@pytest.mark.parametrize("mode", ["whole", "adapters"])
+def test_a_model_padded_further_than_the_other_trains_as_one_that_is_not(folder, alone, padded, mode):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(folder / padded)
+    model.resize_token_embeddings(VOCAB + 8)
+    torch.nn.init.constant_(model.get_output_embeddings().weight.data[VOCAB:], 3.0)  # likely, if they were compared
+    model.save_pretrained(folder / f"long-{padded}")
+    tree = OPD | ({"learner": LORA} if mode == "adapters" else {})
+    path = {"path": f"long-{padded}"} | ({"mode": "opd"} if padded == "teacher" else {})
+    plain, long = make_learner(folder, tree), make_learner(folder, tree | {padded: path})
+    for ours, theirs in zip(train(long, STEPS), train(plain, STEPS), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    expected = weights(plain)
+    for name, weight in weights(long).items():
+        torch.testing.assert_close(weight[: len(expected[name])], expected[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
 def test_a_model_that_caps_its_logits_trains_as_its_own_forward_does(folder, alone):
     sizes = SIZES | {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 1}
     torch.manual_seed(0)

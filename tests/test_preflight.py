@@ -111,15 +111,17 @@ def test_other_vocabularies_are_refused_with_a_token_that_differs():
     assert "1 tokens differ, such as 'extra', which is absent in student" in told
 
 
-def test_an_lm_head_padded_further_is_refused():
-    assert "has 512 rows and that of teacher 640" in refusal(
-        teacher=dataclasses.replace(FACTS, path="teacher", vocab_size=640)
-    )
+def test_an_lm_head_padded_further_is_compared_as_far_as_both_go_and_said_once():
+    found = check(teacher=dataclasses.replace(FACTS, path="teacher", vocab_size=640))
+    assert found.shared_vocabulary == 512
+    assert str(found).count("has 512 rows and that of teacher 640, of which the first 512 are compared") == 1
+    assert check().shared_vocabulary == 512 and "compared" not in str(check())
 
 
 def test_a_tokenizer_larger_than_its_model_is_refused():
     small = dataclasses.replace(FACTS, vocab_size=10)
     assert "do not belong together" in refusal(student=small, teacher=small)
+    assert "the tokenizer of small has" in refusal(teacher=dataclasses.replace(small, path="small"))
 
 
 # The end of a turn

@@ -7,6 +7,7 @@ the references that OPSD shows its teacher, and held-out problems that are train
 `placement`, the run directory by `run`.)
 """
 
+import logging
 import shutil
 import statistics
 from collections.abc import Sequence
@@ -24,6 +25,9 @@ from trd_ray.views import Views, ViewTooLong
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,8 @@ class Findings:
     evaluation_problems: int
     evaluation_prompt: Tokens | None
     longest_sequence_tokens: int  # prompt and response of the longest row that the learner may meet
+    shared_vocabulary: int  # rows of lm_head that both models have, which are compared
+    padded: str = ""  # where one model has more
     overlap: Overlap | None = None  # of held-out and training problems, where there are both
     corpus: Corpus | None = None
 
@@ -81,8 +87,7 @@ class Findings:
             parts.append(
                 f"{self.evaluation_problems} problems to evaluate on, prompts of {self.evaluation_prompt} tokens"
             )
-        if self.overlap:
-            parts.append(str(self.overlap))
+        parts += [str(found) for found in (self.overlap, self.padded) if found]
         return "; ".join(parts) or "nothing to sample"
 
 
@@ -105,7 +110,9 @@ def check(
         _has_compiler(recipe)
     _wordings_fit(recipe, problems, evaluation)
     _thinking_is_stated(recipe, student_tokenizer, teacher_tokenizer, problems is not None or trains, evaluation)
-    _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
+    padded = _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
+    if padded:
+        logger.warning(padded)
     shared = _overlap(recipe, problems, corpus, evaluation)
     kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
     student_end = _turn_ends(student, student_tokenizer, "student", kwargs[0])
@@ -139,6 +146,8 @@ def check(
         evaluation_problems=evaluation.num_rows if evaluation is not None else 0,
         evaluation_prompt=evaluated,
         longest_sequence_tokens=longest,
+        shared_vocabulary=min(student.vocab_size, teacher.vocab_size),
+        padded=padded,
         overlap=shared,
         corpus=corpus,
     )
@@ -165,7 +174,8 @@ def _same_vocabulary(
     teacher: ModelFacts,
     student_tokenizer: "PreTrainedTokenizerBase",
     teacher_tokenizer: "PreTrainedTokenizerBase",
-) -> None:
+) -> str:
+    """Refuses two vocabularies; of one that is padded differently, which part of both lm_heads is compared."""
     remedy = "the KL compares them token by token: choose a student and a teacher that share one tokenizer"
     ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
     differ = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
@@ -175,16 +185,18 @@ def _same_vocabulary(
             f"student and teacher have different vocabularies: {len(differ)} tokens differ, such as {differ[0]!r}, "
             f"which is {ids[0]} in {student.path} and {ids[1]} in {teacher.path}; {remedy}"
         )
-    if student.vocab_size != teacher.vocab_size:
+    smaller = min(student, teacher, key=lambda model: model.vocab_size)
+    if max(ours.values()) >= smaller.vocab_size:
         raise UserError(
-            f"the lm_head of {student.path} has {student.vocab_size} rows and that of {teacher.path} "
-            f"{teacher.vocab_size}, though their tokenizers agree (one is padded further); {remedy} and vocab_size"
+            f"the tokenizer of {smaller.path} has ids up to {max(ours.values())}, but its config.json a vocab_size of "
+            f"{smaller.vocab_size}: the two do not belong together; save model and tokenizer again"
         )
-    if max(ours.values()) >= student.vocab_size:
-        raise UserError(
-            f"the tokenizer of {student.path} has ids up to {max(ours.values())}, but its config.json a vocab_size of "
-            f"{student.vocab_size}: the two do not belong together; save model and tokenizer again"
-        )
+    if student.vocab_size == teacher.vocab_size:
+        return ""
+    return (
+        f"the lm_head of {student.path} has {student.vocab_size} rows and that of {teacher.path} {teacher.vocab_size}, "
+        f"of which the first {smaller.vocab_size} are compared: their tokenizers agree, one is padded further"
+    )
 
 
 def _no_bias(*models: ModelFacts) -> None:

@@ -51,18 +51,20 @@ def fused_divergence(
     student_logits: LogitTransform = PLAIN,
     teacher_logits: LogitTransform = PLAIN,
     watch_ids: torch.Tensor | None = None,
+    vocabulary: int | None = None,
     chunk_tokens: int = 1024,
     compile: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Weighted sum of the tokens' divergence, and per-token statistics.
 
     `targets_N` are the tokens of the trajectory (for the NLLs); `weight_N` multiplies each token's divergence, e.g.
-    1 / (global token count); `watch_ids` [W] are distinct token ids whose teacher mass is reported (0 without). Returns
-    (loss [], statistics_SN in nats, rows named by STATISTICS; not differentiable). The teacher gets no gradient; a
-    head that requires none costs no product. No tokens give a loss of 0 with gradients of 0.
+    1 / (global token count); `watch_ids` [W] are distinct token ids whose teacher mass is reported (0 without). The
+    first `vocabulary` rows of both heads are compared, as if there were no more; without it both have equally many.
+    Returns (loss [], statistics_SN in nats, rows named by STATISTICS; not differentiable). The teacher gets no
+    gradient; a head that requires none costs no product. No tokens give a loss of 0 with gradients of 0.
     `compile` fuses the elementwise part with torch.compile: on a GPU it is otherwise most of the time.
     """
-    if len(head_VH) != len(teacher_head_VG):
+    if vocabulary is None and len(head_VH) != len(teacher_head_VG):
         raise UserError(
             f"the student has {len(head_VH)} vocabulary entries and the teacher {len(teacher_head_VG)}, but they are "
             "compared entry by entry: choose a teacher with the student's tokenizer and as many rows of lm_head"
@@ -75,6 +77,7 @@ def fused_divergence(
         targets_N,
         weight_N,
         watch_ids,
+        vocabulary,
         divergence,
         (student_logits, teacher_logits),
         chunk_tokens,
@@ -110,13 +113,15 @@ class _FusedDivergence(torch.autograd.Function):
         targets_N: torch.Tensor,
         weight_N: torch.Tensor,
         watch_ids: torch.Tensor | None,
+        vocabulary: int | None,
         divergence: Divergence,
         transforms: tuple[LogitTransform, LogitTransform],
         chunk_tokens: int,
         compile: bool,
     ):
         needs_hidden, needs_head = ctx.needs_input_grad[:2]
-        (N, _), (V, _), dtype = hidden_NH.shape, head_VH.shape, hidden_NH.dtype
+        rows_VH, teacher_rows_VG = head_VH[:vocabulary], teacher_head_VG[:vocabulary]
+        (N, _), (V, _), dtype = hidden_NH.shape, rows_VH.shape, hidden_NH.dtype
         exact = torch.promote_types(dtype, torch.float32)
         statistics_SN = hidden_NH.new_empty((len(STATISTICS), N), dtype=exact)
         hidden_grad_NH = torch.empty_like(hidden_NH) if needs_hidden else None
@@ -131,8 +136,8 @@ class _FusedDivergence(torch.autograd.Function):
             for p in _slices(len(hidden_CH), piece):
                 n = slice(c.start + p.start, c.start + p.stop)
                 in_place = dtype == exact  # the gradient takes the place of the student's logits
-                student_PV = _project(hidden_CH[p], head_VH, out=grad_CV[p] if in_place else None)
-                teacher_PV = _project(teacher_hidden_NG[n], teacher_head_VG)
+                student_PV = _project(hidden_CH[p], rows_VH, out=grad_CV[p] if in_place else None)
+                teacher_PV = _project(teacher_hidden_NG[n], teacher_rows_VG)
                 statistics_SN[:, n] = elementwise(
                     student_PV,
                     teacher_PV,
@@ -145,9 +150,9 @@ class _FusedDivergence(torch.autograd.Function):
                 )
                 del student_PV, teacher_PV  # before the next piece's are made
             if hidden_grad_NH is not None:
-                torch.mm(grad_CV, head_VH, out=hidden_grad_NH[c])
+                torch.mm(grad_CV, rows_VH, out=hidden_grad_NH[c])
             if head_grad_VH is not None:
-                _add_product(head_grad_VH, grad_CV.T, hidden_CH)
+                _add_product(head_grad_VH[:V], grad_CV.T, hidden_CH)
         loss = (statistics_SN[0] * weight_N).sum()
         del grad_buffer_CV
         ctx.save_for_backward(hidden_grad_NH, None if head_grad_VH is None else head_grad_VH.to(head_VH.dtype))
@@ -161,7 +166,7 @@ class _FusedDivergence(torch.autograd.Function):
         # Another [V, H] where it is needed; to look at a number on a GPU would wait for it.
         if grad_loss.is_cuda or grad_loss != 1:
             grads = [None if grad is None else grad * grad_loss for grad in grads]
-        return *grads, *(None,) * 9
+        return *grads, *(None,) * 10
 
 
 def _project(hidden_PH: torch.Tensor, head_VH: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

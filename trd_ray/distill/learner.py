@@ -151,6 +151,8 @@ class Learner:
                 student_logits=self.student.logits,
                 teacher_logits=self.teacher.logits,
                 watch_ids=self.onset_ids,
+                # One may be padded further than the other; preflight has seen that both hold every token.
+                vocabulary=min(len(head_VH), len(teacher_head_VG)),
                 chunk_tokens=self.recipe.learner.chunk_tokens,
                 compile=self.compiles_loss,
             )

@@ -243,7 +243,8 @@ class Training:
         if self.step == self.start_step:  # what came before the first sample was the start of the stages
             self.began = max(self.began, min((row["y_o_start_s"] for row in rows if not self.corpus), default=begin))
         gap = self.logprob_gap(rows)
-        examples = [e for row in rows if (e := build(row, self.recipe, self.session.views))]
+        shared = self.session.inputs.findings.shared_vocabulary
+        examples = [e for row in rows if (e := build(row, self.recipe, self.session.views, shared))]
         learned, train_window = self._train(examples)
         self.version += 1
         synced = time.time()

@@ -10,9 +10,15 @@ from trd_ray.distill.batches import Example
 from trd_ray.views import Views
 
 
-def build(row: dict, recipe: Recipe, views: Views) -> Example | None:
-    """Fill the row's example columns; returns the example, or None where the recipe drops it."""
+def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None) -> Example | None:
+    """Fill the row's example columns; returns the example, or None where the recipe drops it.
+
+    `vocabulary` is how many ids the heads of student and teacher share: an engine can sample one of those that pad its
+    own model alone, and such a trajectory cannot be scored.
+    """
     trajectory, reason = _choose(row, recipe)
+    if not reason and vocabulary is not None and max(row[f"{trajectory}_ids"]) >= vocabulary:
+        reason = "token outside the shared vocabulary"
     row |= {"trajectory": trajectory, "train": not reason, "dropped_because": reason}
     if reason:
         return None
