@@ -136,6 +136,77 @@ def test_a_damaged_model_folder_is_refused_with_what_is_missing(tiny):
         models.resolve(str(tiny))
 
 
+def refused(folder) -> str:
+    with pytest.raises(UserError) as told:
+        models.facts(models.resolve(str(folder)))
+    return str(told.value)
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer_config.json"])
+def test_a_file_that_is_not_json_is_named(tiny, file):
+    (tiny / file).write_text('{"model_type": "llama",')
+    assert f"{file} is not valid JSON" in refused(tiny)
+    (tiny / file).write_text("[]")
+    assert f"{file} holds a list, expected an object" in refused(tiny)
+
+
+def test_weights_that_are_cut_off_are_named_with_what_is_missing(tiny):
+    weights = tiny / "model.safetensors"
+    whole = weights.read_bytes()
+    models.facts(models.resolve(str(tiny)))
+    weights.write_bytes(whole[:-100])
+    assert f"model.safetensors is not whole: it has {len(whole) - 100} bytes where its header" in refused(tiny)
+    for damaged in (whole[:50], whole[:5], b"<html>404</html>" * 9, (2**63).to_bytes(8, "little") + whole):
+        weights.write_bytes(damaged)
+        assert "is not a whole safetensors file" in refused(tiny)
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 99\n")
+    assert "run git lfs pull" in refused(tiny)
+
+
+def test_a_shard_that_is_missing_is_named(tiny):
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    (tiny / "model.safetensors").unlink()
+    model.save_pretrained(tiny, max_shard_size="4KB")
+    shards = sorted(tiny.glob("model-*.safetensors"))
+    assert len(shards) > 2 and models.facts(models.resolve(str(tiny))).layers == 1
+    shards[1].unlink()
+    assert f"model.safetensors.index.json names {shards[1].name}, which" in refused(tiny)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"intermediate_size": 48}, "3 tensors have other sizes, such as model.layers.0.mlp.gate_proj.weight, 32 x 16"),
+        ({"vocab_size": 40}, "2 tensors have other sizes, such as model.embed_tokens.weight, 32 x 16 in the weights"),
+        ({"num_hidden_layers": 2}, "9 tensors are missing, such as model.layers.1."),
+        ({"model_type": "gpt2", "n_embd": 16, "n_head": 2}, "no tensor has a name that it asks for"),
+    ],
+)
+def test_a_config_that_is_not_that_of_the_weights_is_refused(tiny, change, told):
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps(config | change))
+    assert told in (said := refused(tiny)) and "put back the config.json" in said
+
+
+def test_weights_under_other_names_than_the_model_s_are_accepted(tiny):
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(tiny / "model.safetensors")
+    bare = {name.removeprefix("model."): t for name, t in tensors.items() if name != "lm_head.weight"}
+    config = json.loads((tiny / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tiny / "config.json").write_text(json.dumps(config))
+    save_file(bare, tiny / "model.safetensors", {"format": "pt"})  # of the model without its head
+    assert models.facts(models.resolve(str(tiny))).tied_embeddings
+    save_file({f"text.{name}": t for name, t in tensors.items()}, tiny / "model.safetensors", {"format": "pt"})
+    models.facts(models.resolve(str(tiny)))  # what transformers makes of these names is not ours to say
+
+
+def test_a_model_without_tokenizer_is_told_so_whatever_transformers_makes_up(tmp_path):
+    qwen3(64, 64, 1, 8, tied=True).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"has no tokenizer: put tokenizer\.json"):
+        models.tokenizer(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", ["no-such-org/no-such-model", "a/b/c", "./here", "qwen", "miniature:judge", __file__])
 def test_a_name_that_is_no_model_is_refused_with_what_would_be(name):
     with pytest.raises(UserError, match=r"no model|no such model|not a model") as refused:

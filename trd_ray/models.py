@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trd_ray import model_files
 from trd_ray.errors import UserError
 from trd_ray.sources import HUB_TIMEOUT_S
 
@@ -81,6 +82,7 @@ def _check_folder(folder: Path) -> None:
     empty = [f.name for f in weights if f.stat().st_size == 0]
     if empty:
         raise UserError(f"model folder {folder} holds an empty {empty[0]}: save or download the model again")
+    model_files.require_whole(folder)
 
 
 def _check_hub(name: str, revision: str | None) -> None:
@@ -98,7 +100,10 @@ def _check_hub(name: str, revision: str | None) -> None:
 
 
 def facts(path: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
-    """ModelFacts of what `resolve` returned, from config.json and generation_config.json. Raises UserError."""
+    """ModelFacts of what `resolve` returned, from config.json and generation_config.json.
+
+    Raises UserError, also where a folder's weights are not those that its config.json describes.
+    """
     from transformers import AutoConfig, GenerationConfig
 
     try:
@@ -109,7 +114,10 @@ def facts(path: str, revision: str | None = None, trust_remote_code: bool = Fals
         eos = GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id
     except (OSError, ValueError):
         eos = None
-    return facts_of(config, path, eos, trust_remote_code)
+    model = _without_weights(config, path, trust_remote_code)
+    if Path(path).is_dir():
+        model_files.require_fit(Path(path), model)
+    return _facts(model, config, path, eos)
 
 
 def facts_of(
@@ -119,17 +127,24 @@ def facts_of(
     trust_remote_code: bool = False,
 ) -> ModelFacts:
     """ModelFacts of a loaded config; `eos` is generation_config's, which goes before the config's own."""
+    return _facts(_without_weights(config, path, trust_remote_code), config, path, eos)
+
+
+def _without_weights(config: "PreTrainedConfig", path: str, trust_remote_code: bool) -> "PreTrainedModel":
     import torch
     from transformers import AutoModelForCausalLM
 
-    text = config.get_text_config(decoder=True)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except ValueError as e:
         raise UserError(
             f"{path} ({config.model_type}) is not a causal language model that transformers can load: {_WANTED}"
         ) from e
+
+
+def _facts(model: "PreTrainedModel", config: "PreTrainedConfig", path: str, eos: int | list[int] | None) -> ModelFacts:
+    text = config.get_text_config(decoder=True)
     eos = eos if eos is not None else text.eos_token_id
     heads = text.num_attention_heads
     return ModelFacts(
@@ -146,7 +161,7 @@ def facts_of(
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         tied_embeddings=bool(text.tie_word_embeddings),
         max_positions=text.max_position_embeddings,
-        dtype=str(text.dtype or torch.float32).removeprefix("torch."),
+        dtype=str(text.dtype or "float32").removeprefix("torch."),
         eos_ids=tuple(eos) if isinstance(eos, (list, tuple)) else () if eos is None else (eos,),
         linear_layers=_linear_layers(model),
         head_bias=getattr(model.get_output_embeddings(), "bias", None) is not None,
@@ -165,10 +180,12 @@ def tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = 
     """The tokenizer of what `resolve` returned. Raises UserError where there is none."""
     from transformers import AutoTokenizer
 
+    remedy = "put tokenizer.json and tokenizer_config.json beside config.json"
     try:
-        return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        read = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(
-            f"no tokenizer could be read from {path} ({' '.join(str(e).split())[:200]}): "
-            "put tokenizer.json and tokenizer_config.json beside config.json"
-        ) from e
+        raise UserError(f"no tokenizer could be read from {path} ({' '.join(str(e).split())[:200]}): {remedy}") from e
+    # Where its files are missing, transformers makes one of the architecture's special tokens alone.
+    if read.get_vocab().keys() <= set(read.all_special_tokens):
+        raise UserError(f"{path} has no tokenizer: {remedy}")
+    return read
