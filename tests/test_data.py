@@ -1,5 +1,6 @@
 """Problems come in whole or not at all, and a run meets them in an order that nothing but its recipe decides."""
 
+import csv
 import gzip
 import json
 from collections import Counter
@@ -178,6 +179,22 @@ def test_unicode_line_separators_inside_a_string_do_not_end_the_row(tmp_path):
     assert load(str(path))["problem"].to_pylist() == ["a\u2028b"]
 
 
+def test_the_same_problems_come_from_csv_and_tsv_whose_cells_hold_commas_quotes_and_lines(tmp_path):
+    hard = {"problem": 'Say "a, b"\nand\tc\u2028d', "answer": "007", "reference": ""}
+    expected = load(jsonl(tmp_path / "a.jsonl", [*ROWS, hard]))
+    for name, separator in (("a.csv", ","), ("a.tsv", "\t")):
+        with open(tmp_path / name, "w", encoding="utf-8-sig", newline="") as out:
+            writer = csv.DictWriter(out, ["problem", "answer", "reference"], delimiter=separator)
+            writer.writeheader()
+            writer.writerows([*ROWS, hard])
+        assert load(str(tmp_path / name)).equals(expected), name
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "a.csv").rename(tmp_path / "tables" / "a.csv")
+    assert load(str(tmp_path / "tables")).equals(expected)
+    jsonl(tmp_path / "tables" / "b.jsonl", ROWS[:2])  # beside which a table is notes
+    assert load(str(tmp_path / "tables")).num_rows == 2
+
+
 # Refusals
 
 
@@ -225,6 +242,32 @@ def test_files_that_cannot_be_read_are_refused_with_their_name(tmp_path):
     assert "holds no problems" in refusal(str(tmp_path / "rowless.parquet"))
     (tmp_path / "folder").mkdir()
     assert "holds no .jsonl, .json or .parquet file" in refusal(str(tmp_path / "folder"))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"", "is empty: put the column names in its first line"),
+        (b"problem,answer\n", "holds no problems"),
+        (b"problem,answer\n1, 2 or 3,2\n", "line 2 has 3 cells where the first line names 2 columns"),
+        (b'problem,answer\na,1\n"b,2\n', "is not valid CSV (unexpected end of data); is the file cut off?"),
+        (b"problem,answer\na,1\nb,\n", "line 3: answer is empty"),
+        (b"question,answer\na,1\n", "set data.columns.problem=question"),
+        ("problem,answer\né,1\n".encode("latin-1"), "is not UTF-8 text: save it as CSV in UTF-8"),
+    ],
+)
+def test_a_faulty_table_is_refused_with_its_place(tmp_path, text, told):
+    (tmp_path / "bad.csv").write_bytes(text)
+    message = refusal(str(tmp_path / "bad.csv"))
+    assert told in message and "bad.csv" in message
+
+
+def test_a_spreadsheet_and_conversations_are_called_what_they_are(tmp_path):
+    (tmp_path / "a.xlsx").write_bytes(b"PK\x03\x04")
+    assert "a.xlsx is a spreadsheet, which is not read: save its sheet as CSV" in refusal(str(tmp_path / "a.xlsx"))
+    talk = jsonl(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "1+1?"}], "answer": "2"}])
+    assert "a problem is one text and not a conversation" in refusal(talk)
+    assert "it is a conversation, so write the user's message" in refusal(talk, columns={"problem": "messages"})
 
 
 def test_a_column_map_that_names_nothing_is_refused_with_the_columns_there_are(tmp_path):

@@ -75,7 +75,7 @@ class Teacher(Model):
 class Data(Node):
     source: Literal["problems", "corpus"] = "problems"
     path: str = Field(
-        default="miniature:train", description="JSONL, Parquet, Hugging Face data set, or a corpus folder"
+        default="miniature:train", description="JSONL, Parquet, CSV, Hugging Face data set, or a corpus folder"
     )
     split: str = "train"
     format: Literal["auto", "jsonl", "parquet", "hub", "taco"] = Field(

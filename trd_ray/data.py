@@ -41,10 +41,10 @@ def load_problems(
 ) -> pa.Table:
     """The problems that `data` or `evaluation` names, as a table of rows.PROBLEM with unique problem_ids.
 
-    `spec.path` is `miniature:train|tune|test`, `word_problems:train|test`, a .jsonl, .json, .parquet or .arrow file,
-    a folder or a glob of such files, or a Hugging Face data set, `org/name` or `org/name:config`. Without a problem_id
-    column the id is a hash of the problem's text, which survives appending and reordering; the second copy of a text
-    gets the suffix -2. `spec.limit` keeps the first rows. A missing reference becomes "", or with
+    `spec.path` is `miniature:train|tune|test`, `word_problems:train|test`, a .jsonl, .json, .parquet, .arrow, .csv or
+    .tsv file, a folder or a glob of such files, or a Hugging Face data set, `org/name` or `org/name:config`. Without a
+    problem_id column the id is a hash of the problem's text, which survives appending and reordering; the second copy
+    of a text gets the suffix -2. `spec.limit` keeps the first rows. A missing reference becomes "", or with
     `without_reference: drop` its problem is left out. `also_columns` maps what `spec.columns` leaves out, as far as the
     source has these columns: held-out problems are mostly laid out as the training data.
 
@@ -102,7 +102,13 @@ def _columns(mapped: dict[str, str], found: list[str], group: str, source: str) 
     missing = [
         name for name in ("problem", "answer") if name not in names and not (name == "answer" and "tests" in names)
     ]
-    if missing:
+    dialogue = next((name for name in ("messages", "conversations") if name in found), None)
+    if "problem" in missing and dialogue:
+        faults.append(
+            f"{source} has a column {dialogue!r}, but no column 'problem', only {', '.join(found)}: a problem is one "
+            "text and not a conversation, so write the user's message of each row to a column problem"
+        )
+    elif missing:
         keys = " ".join(f"{group}.columns.{_likely(name, found)}" for name in missing)
         which = f"column {missing[0]!r}" if len(missing) == 1 else "columns 'problem' and 'answer'"
         faults.append(f"{source} has no {which}, only {', '.join(found)}: set {keys}")
@@ -194,7 +200,10 @@ def _text(value: Any, where: str, column: str) -> str:
             pass
         case int() | float() | Decimal():
             return str(value)
-    raise UserError(f"{where}: {column} holds a {type(value).__name__}, expected text or a number")
+    hint = ""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]:
+        hint = ": it is a conversation, so write the user's message to a column of its own"
+    raise UserError(f"{where}: {column} holds a {type(value).__name__}, expected text or a number{hint}")
 
 
 @dataclass(frozen=True)

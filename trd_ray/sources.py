@@ -8,6 +8,7 @@ A source that is missing, empty, cut off or not what its name says is refused as
 for `data` and `benchmarks` to say.
 """
 
+import csv
 import glob
 import gzip
 import json
@@ -24,6 +25,9 @@ from trd_ray import config
 from trd_ray.errors import UserError
 
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".jsonl.gz")
+_TABLES = {".csv": ",", ".tsv": "\t"}  # of a folder's files the problems only where there are no others
+_SPREADSHEETS = (".xlsx", ".xls", ".ods")
+_CELL_CHARACTERS = 2**27  # in place of the csv module's 131,072
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 _ROWS_AT_ONCE = 64
 HUB_TIMEOUT_S = 5.0  # of one try to reach it, of which its client makes a few
@@ -43,7 +47,9 @@ def read(spec: config.Data | config.Evaluation, group: str) -> tuple[list[Row], 
     files = data_files(path)
     if not files:
         if not is_hub_name(path) or spec.format != "auto":
-            raise UserError(f"there is no data file {path}: set {group}.path to a JSONL or Parquet file that exists")
+            raise UserError(
+                f"there is no data file {path}: set {group}.path to a JSONL, Parquet or CSV file that exists"
+            )
         return _hub(path, spec.split, group)
     return _with_names([row for file in files for row in rows_of(file, spec.format)])
 
@@ -54,7 +60,7 @@ def is_hub_name(path: str) -> bool:
 
 
 def is_data_file_name(path: str) -> bool:
-    return path.endswith(_SUFFIXES)
+    return path.endswith((*_SUFFIXES, *_TABLES))
 
 
 def data_files(path: str) -> list[Path]:
@@ -63,21 +69,59 @@ def data_files(path: str) -> list[Path]:
     if here.is_file():
         return [here]
     found = here.rglob("*") if here.is_dir() else map(Path, glob.glob(str(here), recursive=True))
-    files = sorted(f for f in found if f.is_file() and f.name.endswith(_SUFFIXES))
+    found = sorted(f for f in found if f.is_file() and is_data_file_name(f.name))
+    files = [f for f in found if f.suffix not in _TABLES] or found
     if here.is_dir() and not files:
         raise UserError(
-            f"folder {path} holds no .jsonl, .json or .parquet file: put the problems there in one of these"
+            f"folder {path} holds no .jsonl, .json or .parquet file, and no .csv: put the problems there in one of "
+            "these"
         )
     return files
 
 
 def rows_of(file: Path, form: str = "auto") -> Iterator[Row]:
-    """The rows of one file, read as they are asked for: JSON lines (also .gz), one JSON list, Parquet or Arrow."""
+    """The rows of one file, read as they are asked for: JSON lines (also .gz), one JSON list, Parquet, Arrow or CSV."""
     if form == "parquet" or (form != "jsonl" and file.suffix == ".parquet"):
         return _batches(file, "Parquet")
     if form != "jsonl" and file.suffix == ".arrow":
         return _batches(file, "Arrow")
+    if form != "jsonl" and file.suffix in _TABLES:
+        return _cells(file, _TABLES[file.suffix])
+    if file.suffix in _SPREADSHEETS:
+        raise UserError(
+            f"{file} is a spreadsheet, which is not read: save its sheet as CSV (UTF-8), with the column names in the "
+            "first row"
+        )
     return _json_rows(file)
+
+
+def _cells(file: Path, separator: str) -> Iterator[Row]:
+    """The rows of a table with column names in its first row; every cell is text."""
+    limit = csv.field_size_limit(_CELL_CHARACTERS)
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as lines:
+            reader = csv.reader(lines, delimiter=separator, strict=True)
+            names = next(reader, [])
+            for cells in reader:
+                if not cells:  # an empty line
+                    continue
+                where = f"{file} line {reader.line_num}"
+                if len(cells) != len(names):
+                    raise UserError(
+                        f"{where} has {len(cells)} cells where the first line names {len(names)} columns: put a cell "
+                        "that holds a separator, a quote or a line break in double quotes"
+                    )
+                yield where, dict(zip(names, cells, strict=True))
+    except csv.Error as e:
+        raise UserError(f"{file} line {reader.line_num} is not valid CSV ({e}); is the file cut off?") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{file} is not UTF-8 text: save it as CSV in UTF-8") from e
+    except OSError as e:
+        raise UserError(f"{file} cannot be read ({e.strerror}): check its permissions") from e
+    finally:
+        csv.field_size_limit(limit)
+    if not names:
+        raise UserError(f"data file {file} is empty: put the column names in its first line and problems below")
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
