@@ -60,6 +60,10 @@ def test_a_dumped_recipe_loads_to_an_equal_one(recipe_file):
     [
         ({"learnr": {}}, "unknown key learnr (did you mean learner?)"),
         ({"learner": {"lrr": 1}}, "unknown key learner.lrr (did you mean lr?)"),
+        ({"learner.lr": 1e-4}, "unknown key learner.lr: in a file write it as learner: {lr: 0.0001}"),
+        ({"learner": {"lora.rank": 8}}, "unknown key learner.lora.rank: in a file write it as lora: {rank: 8}"),
+        ({"learner.lora": {"rank": 8}}, "unknown key learner.lora: in a file write it as learner: {lora: {rank: 8}}"),
+        ({"learnr.lr": 1}, "unknown key learnr.lr (did you mean learner?)"),
         ({"cluster": {"zzz": 1}}, "unknown key cluster.zzz (known here: address, local_cpus, object_store_gib)"),
         ({"learner": {"lora": {"rnk": 1}}}, "unknown key learner.lora.rnk (did you mean rank?)"),
         ({"learner": {"lora": {"rank": 0}}}, "learner.lora.rank must be at least 1, but found 0"),
@@ -128,6 +132,38 @@ def test_a_combination_that_cannot_work_is_refused_with_what_to_set(tree, remedy
 def test_a_file_that_is_no_mapping_of_keys_is_refused(recipe_file, text):
     with pytest.raises(UserError, match="recipe"):
         config.load(recipe_file(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("steps: 3\nname: a\nsteps: 4\n", "the key 'steps' stands twice, in lines 1 and 3: keep one"),
+        ("learner:\n  lr: 1.0e-4\n  'lr': 1.0e-5\n", "the key 'lr' stands twice, in lines 2 and 3"),
+        ("learner: {lr: 1.0e-4, lr: 1.0e-5}\n", "the key 'lr' stands twice, in line 1"),
+    ],
+)
+def test_a_repeated_key_is_refused_with_its_lines_and_the_file(recipe_file, text, told):
+    path = recipe_file(text)
+    with pytest.raises(UserError) as refused:
+        config.load(path)
+    assert told in str(refused.value) and path in str(refused.value)
+
+
+def test_a_repeated_key_in_an_override_is_refused_and_a_key_beside_a_merged_one_is_not(recipe_file):
+    with pytest.raises(UserError, match=r"override 'learner=.*the key 'lr' stands twice"):
+        config.load(recipe_file(""), ["learner={lr: 1.0e-4, lr: 1.0e-5}"])
+    merged = "sampler: &engine\n  <<: &small {cpus: 2, n: 1}\n  cpus: 0.5\nrefiner:\n  <<: *engine\n  n: 2\n"
+    recipe = config.load(recipe_file(merged))
+    assert (recipe.sampler.cpus, recipe.sampler.n, recipe.refiner.cpus, recipe.refiner.n) == (0.5, 1, 0.5, 2)
+
+
+def test_a_recipe_that_a_run_left_is_named_when_it_cannot_be_read(tmp_path):
+    place = tmp_path / "recipe.yaml"
+    for text in ("", "- a\n", "learner: [", "learnr: {}\n"):
+        place.write_text(text)
+        with pytest.raises(UserError) as refused:
+            config.stored(place)
+        assert str(place) in str(refused.value)
 
 
 @pytest.mark.parametrize("override", ["steps", "=3", "steps.sub=3", "steps=[1"])

@@ -52,6 +52,16 @@ def a_run(folder: Path, *overrides: str) -> Path:
     return folder
 
 
+def test_held_out_problems_of_a_run_are_read_by_the_columns_of_its_training_data(tmp_path):
+    own = tmp_path / "held_out.jsonl"
+    own.write_text(json.dumps({"question": "7+2", "final": "9"}))
+    columns = "data.columns={problem: question, answer: final}"
+    folder = a_run(tmp_path / "mine", columns, f"evaluation.path={own}")
+    for names in ([], [str(own)]):
+        [exam] = plan(str(folder), names, ["evaluation.max_response_tokens=20"]).exams
+        assert [q.problem["answer"] for q in exam.questions] == ["9"]
+
+
 @pytest.mark.parametrize(
     ("place", "steps"),
     [("", 10), ("checkpoints/step-000005", 5), ("checkpoints/step-000005/model", 5)],

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from trd_ray import unique_yaml
 from trd_ray.errors import UserError
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -441,9 +442,12 @@ def load(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
 def read_tree(path: Path, name: str) -> dict:
     """A YAML file as a plain nested dict; raises UserError, in which the file is called `name`."""
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = unique_yaml.read(path.read_text())
+    except unique_yaml.RepeatedKey as e:
+        raise UserError(f"{name}: {e}") from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise UserError(f"{name} is not valid YAML: {' '.join(str(e).split())}") from e
+    tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise UserError(f"{name} must be a mapping of keys to values, but holds a {type(tree).__name__}")
     return tree
@@ -455,6 +459,17 @@ def from_tree(tree: dict) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as e:
         raise UserError("; ".join(_sentences(e.errors()))) from e
+
+
+def stored(place: Path) -> Recipe:
+    """The recipe.yaml of a run; raises UserError, which names the file."""
+    tree = read_tree(place, str(place))
+    if not tree:
+        raise UserError(f"{place} is empty, and a run's recipe.yaml never is: put it back, or use another run_dir")
+    try:
+        return from_tree(tree)
+    except UserError as e:
+        raise UserError(f"{place} is no recipe of this version of the program ({e})") from e
 
 
 def dump(recipe: Recipe) -> str:
@@ -476,7 +491,9 @@ def apply_override(tree: dict, override: str) -> None:
         if not isinstance(node, dict):
             raise UserError(f"override {override!r}: {parent} holds a value, not a group of keys")
     try:
-        node[leaf] = yaml.safe_load(value)
+        node[leaf] = unique_yaml.read(value)
+    except unique_yaml.RepeatedKey as e:
+        raise UserError(f"override {override!r}: {e}") from e
     except yaml.YAMLError as e:
         raise UserError(f"override {override!r}: the value is not valid YAML") from e
 
@@ -512,7 +529,7 @@ def _sentences(errors: list[Any]) -> list[str]:
         where = ".".join(map(str, _in_tree(error["loc"])))
         if error["type"] == "extra_forbidden":
             known = list(_node(error["loc"][:-1]).model_fields)
-            sentences.append(f"unknown key {where}{did_you_mean(str(error['loc'][-1]), known)}")
+            sentences.append(_unknown(where, str(error["loc"][-1]), error["input"], known))
         elif error["type"] == "value_error":
             sentences.append(f"{where} {error['ctx']['error']}".strip())
         elif error["type"] == "missing":
@@ -523,6 +540,16 @@ def _sentences(errors: list[Any]) -> list[str]:
         else:
             sentences.append(f"{where}: {error['msg'][0].lower()}{error['msg'][1:]}, but found {error['input']!r}")
     return [*sentences, *(f"{key} must be {' or '.join(wanted[key])}, but found {found[key]!r}" for key in wanted)]
+
+
+def _unknown(where: str, key: str, value: Any, known: list[str]) -> str:
+    group, dot, rest = key.partition(".")
+    if dot and group in known:
+        for name in reversed(rest.split(".")):
+            value = {name: value}
+        written = yaml.safe_dump({group: value}, default_flow_style=True, width=1000).strip()[1:-1]
+        return f"unknown key {where}: in a file write it as {written[:200]}"
+    return f"unknown key {where}{did_you_mean(key, known)}"
 
 
 def _in_tree(loc: tuple) -> tuple:

@@ -13,10 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trd_ray.compare.grid import Cell, Comparison, cells, recipe
-from trd_ray.config import Engine, Recipe, from_tree
+from trd_ray.config import Engine, Recipe, stored
 from trd_ray.errors import UserError
 from trd_ray.evaluate.stats import Score, from_json
 from trd_ray.overlap import in_common
@@ -176,9 +174,9 @@ def _engines(r: Recipe) -> str:
 
 def _stored(place: Path) -> Recipe:
     try:
-        return from_tree(yaml.safe_load(place.read_text()))
+        return stored(place)
     except UserError as e:
-        raise UserError(f"{place} is of another version of this program: delete {place.parent} ({e})") from e
+        raise UserError(f"{e}: delete {place.parent}") from e
 
 
 def _texts(problems: Any) -> list[str]:

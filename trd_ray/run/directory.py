@@ -22,7 +22,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from trd_ray import rows as schema
-from trd_ray.config import Recipe, dump, from_tree, read_tree
+from trd_ray.config import Recipe, dump, stored
 from trd_ray.errors import UserError
 from trd_ray.evaluate.stats import Score, from_json, to_json
 from trd_ray.run.claim import claim, require_lasting, writing
@@ -104,7 +104,7 @@ class RunDirectory:
             )
         lock = claim(path)
         try:
-            began = began_with(path)
+            began = stored(path / "recipe.yaml")
             changed = differences(began.model_dump(mode="json"), recipe.model_dump(mode="json"), may_change)
             if changed:
                 raise UserError(
@@ -279,17 +279,6 @@ def write_parquet(place: Path, rows: list[dict]) -> Path:
 def encodable(value: Any) -> Any:
     """Lone surrogates, which Arrow has no place for, become question marks."""
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-
-
-def began_with(path: Path) -> Recipe:
-    """The recipe that the run in a directory began with; raises UserError, which names the file."""
-    place = path / "recipe.yaml"
-    try:
-        return from_tree(read_tree(place, str(place)))
-    except UserError as e:
-        raise UserError(
-            f"the recipe of the run, {place}, cannot be read: {e}; put it back as it was, or set run_dir to a new place"
-        ) from e
 
 
 def _read_json(place: Path, kind: type, remedy: str) -> Any:

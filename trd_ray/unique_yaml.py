@@ -1,0 +1,34 @@
+"""YAML as PyYAML's safe loader reads it, but a key that stands twice in a mapping is an error, not a silent choice.
+
+YAML itself forbids it (https://yaml.org/spec/1.2.2/#mapping). A key that goes before one merged with `<<` is not twice.
+"""
+
+from typing import Any
+
+import yaml
+
+
+class RepeatedKey(yaml.YAMLError):
+    """Its text says which key, and in which lines."""
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here, before merged keys are written out among the others.
+        node = super().compose_mapping_node(anchor)
+        seen: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line = key.start_mark.line + 1
+            if (key.tag, key.value) in seen:
+                first = seen[key.tag, key.value]
+                where = f"in line {line}" if line == first else f"in lines {first} and {line}"
+                raise RepeatedKey(f"the key {key.value!r} stands twice, {where}: keep one")
+            seen[key.tag, key.value] = line
+        return node
+
+
+def read(text: str) -> Any:
+    """Raises yaml.YAMLError, for a repeated key RepeatedKey."""
+    return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
