@@ -113,7 +113,7 @@ def check(
     padded = _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
     if padded:
         logger.warning(padded)
-    shared = _overlap(recipe, problems, corpus, evaluation)
+    in_both = _overlap(recipe, problems, corpus, evaluation)
     kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
     student_end = _turn_ends(student, student_tokenizer, "student", kwargs[0])
     teacher_end = _turn_ends(teacher, teacher_tokenizer, "teacher", kwargs[1])
@@ -148,7 +148,7 @@ def check(
         longest_sequence_tokens=longest,
         shared_vocabulary=min(student.vocab_size, teacher.vocab_size),
         padded=padded,
-        overlap=shared,
+        overlap=in_both,
         corpus=corpus,
     )
 
