@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import trd_ray
+
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -45,6 +47,26 @@ def test_the_wheel_declares_a_trd_command_that_can_be_loaded(wheel):
     (file,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     (entry,) = re.findall(r"^trd = (\S+)$", wheel.read(file).decode(), re.M)
     assert callable(metadata.EntryPoint("trd", entry, "console_scripts").load())
+
+
+def test_the_wheel_carries_its_licence(wheel):
+    (metadata_file,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+    assert "License-Expression: Apache-2.0\n" in wheel.read(metadata_file).decode()
+    (licence,) = (name for name in wheel.namelist() if name.endswith("/LICENSE"))
+    assert wheel.read(licence).decode() == (ROOT / "LICENSE").read_text()
+
+
+def test_the_changelog_has_an_entry_for_this_version():
+    entries = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert entries[:2] == ["Unreleased", trd_ray.__version__]
+
+
+def test_the_makefile_says_of_the_quickstart_what_the_readme_says():
+    readme, shown = (ROOT / "README.md").read_text(), subprocess.run(["make", "help"], cwd=ROOT, capture_output=True)
+    for minutes in ("3 to 5 minutes", "2 to 3 minutes"):
+        assert minutes in readme
+        assert minutes in shown.stdout.decode()
+        assert minutes in (ROOT / "Makefile").read_text().split("\nLOCKS")[0]
 
 
 def test_the_locks_pin_what_is_installed_here():
