@@ -92,15 +92,14 @@ def _job(options: argparse.Namespace) -> int:
 
     # Read by Ray when it is imported: a message about its own inner life that looks like an error and is none.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
+    # Torch, Ray and their like take seconds to import, so what a user wrote is read and checked before that.
     if options.command == "compare":
-        from trd_ray.compare import run
-
-        return (run.dry_run if options.dry_run else run.compare)(options.comparison, options.overrides)
-    from trd_ray.run import commands
-
+        return _compare(options)
     if options.command == "evaluate":
         return _evaluate(options)
     recipe = config.load(options.recipe, options.overrides)
+    from trd_ray.run import commands
+
     if options.dry_run:
         return commands.dry_run(recipe, options.command, options.gpu_gib)
     if options.command == "train":
@@ -108,11 +107,23 @@ def _job(options: argparse.Namespace) -> int:
     return commands.refine(recipe, options.resume)
 
 
+def _compare(options: argparse.Namespace) -> int:
+    from trd_ray.compare import grid
+
+    grid.require_recipes(grid.load(options.comparison, options.overrides))
+    from trd_ray.compare import run
+
+    return (run.dry_run if options.dry_run else run.compare)(options.comparison, options.overrides)
+
+
 def _evaluate(options: argparse.Namespace) -> int:
-    from trd_ray.evaluate import job
+    from trd_ray.evaluate import target
 
     overrides = [a for a in options.overrides if OVERRIDE.fullmatch(a)]
     benchmarks = [a for a in options.overrides if not OVERRIDE.fullmatch(a)]
+    target.require_names(benchmarks, target.target(options.recipe, overrides).recipe)
+    from trd_ray.evaluate import job
+
     if options.dry_run:
         return job.dry_run(options.recipe, benchmarks, overrides, options.base, options.gpu_gib)
     return job.evaluate(options.recipe, benchmarks, overrides, options.name, options.base)

@@ -422,9 +422,32 @@ def recipe_path(name: str) -> Path:
     stem = path.name.removesuffix(".yaml")
     if stem in names and path.parent == Path("."):
         return Path(str(shipped / f"{stem}.yaml"))
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a recipe: name a YAML file{such_as_in(path)}")
+    if name in {p.name.removesuffix(".yaml") for p in (shipped / "compare").iterdir()}:
+        raise UserError(_is_a_comparison(name))
     raise UserError(
-        f"there is no recipe {name!r}: give a YAML file or one of {', '.join(names)}{did_you_mean(stem, names)}"
+        f"there is no recipe {name!r}: give a YAML file or one of {', '.join(names)}{close_to(stem, names)}"
     )
+
+
+def such_as_in(folder: Path) -> str:
+    """The end of a sentence about a folder that was named in place of a YAML file: a file that may be meant."""
+    inside = sorted(folder.glob("*.y*ml"))
+    return f", such as {inside[0]}" if inside else ""
+
+
+def recipe_tree(name: str) -> dict:
+    """The keys of a recipe, or of a shipped one by its name, as they are written; raises UserError."""
+    path = recipe_path(name)
+    tree = read_tree(path, f"recipe {path}")
+    if {"modes", "methods"} <= tree.keys():
+        raise UserError(_is_a_comparison(name))
+    return tree
+
+
+def _is_a_comparison(name: str) -> str:
+    return f"{name} is a comparison of recipes, not a recipe: run it with `trd compare {name}`"
 
 
 def load(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -432,8 +455,7 @@ def load(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
 
     Raises UserError for anything that is not a valid recipe.
     """
-    path = recipe_path(recipe)
-    tree = read_tree(path, f"recipe {path}")
+    tree = recipe_tree(recipe)
     for override in overrides:
         apply_override(tree, override)
     return from_tree(tree)
@@ -579,5 +601,10 @@ def _present(annotation: Any) -> Any:
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """The end of a sentence about an unknown word: what is close to it, or all that is known."""
+    return close_to(word, known) or f" (known here: {', '.join(known)})"
+
+
+def close_to(word: str, known: list[str]) -> str:
+    """The same where all that is known stands in the sentence already: what is close to the word, or nothing."""
     close = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {close[0]}?)" if close else f" (known here: {', '.join(known)})"
+    return f" (did you mean {close[0]}?)" if close else ""

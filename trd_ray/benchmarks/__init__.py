@@ -23,7 +23,7 @@ from trd_ray.benchmarks import evalplus, livecodebench, maths, schema
 from trd_ray.benchmarks.table import BY_NAME, MAX_RESPONSE_TOKENS, Entry, Task, listing, markdown
 from trd_ray.errors import UserError
 
-__all__ = ["Benchmark", "is_name", "is_word", "load", "listing", "markdown"]
+__all__ = ["Benchmark", "is_name", "is_word", "load", "listing", "markdown", "require_name"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,17 @@ def is_name(spec: str) -> bool:
 def is_word(spec: str) -> bool:
     """Whether `spec` can only be meant as the name of a benchmark: it is no file here and no address of anything."""
     return not (Path(spec).expanduser().exists() or any(mark in spec for mark in "/:.*"))
+
+
+def require_name(spec: str) -> None:
+    """Raise UserError for a word that names no benchmark, and for a file that does not exist; reads nothing."""
+    if is_name(spec):
+        return
+    if is_word(spec):
+        known = config.did_you_mean(spec, list(BY_NAME))
+        raise UserError(f"there is no benchmark {spec}{known}: name a file of problems, or one of\n{listing()}")
+    if sources.is_data_file_name(spec) and not sources.data_files(spec):
+        raise UserError(f"there is no file {spec}: name a file of problems that exists, or one of\n{listing()}")
 
 
 def load(
@@ -172,11 +183,7 @@ def _days(window: str) -> tuple[date | None, date | None]:
 
 def _own(path: str, limit: int | None, columns: dict[str, str]) -> Benchmark:
     """Problems of one's own, or those that ship with the package."""
-    if is_word(path):
-        known = config.did_you_mean(path, list(BY_NAME))
-        raise UserError(f"there is no benchmark {path}{known}: name a file of problems, or one of\n{listing()}")
-    if sources.is_data_file_name(path) and not sources.data_files(path):
-        raise UserError(f"there is no file {path}: name a file of problems that exists, or one of\n{listing()}")
+    require_name(path)
     spec = config.Evaluation(path=path, limit=limit)
     found, names = sources.read(spec, "evaluation")
     if not found:

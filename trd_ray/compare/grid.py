@@ -141,8 +141,7 @@ def cells(comparison: Comparison, mode: str, methods: list[str]) -> list[Cell]:
 def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recipe:
     """The recipe of a cell, validated; `lr` is that of a final cell."""
     mode = comparison.modes[cell.mode]
-    path = config.recipe_path(mode.recipe)
-    tree = config.read_tree(path, str(path))
+    tree = config.recipe_tree(mode.recipe)
     layers = [comparison.set, mode.set]
     if cell.method:
         method = comparison.methods[cell.method]
@@ -162,6 +161,17 @@ def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recip
         raise UserError(f"{cell.name}: {e}") from e
 
 
+def require_recipes(comparison: Comparison) -> None:
+    """Raise UserError for a recipe that cannot be: one cell of each kind stands for all, which differ in numbers alone."""
+    t = comparison.tuning
+    for mode in comparison.modes:
+        recipe(comparison, Cell("base", mode, "", comparison.seeds[0]))
+        for method in comparison.methods:
+            recipe(comparison, Cell("final", mode, method, comparison.seeds[0]))
+        if t:  # what tuning sets is the same for all methods
+            recipe(comparison, Cell("tuning", mode, next(iter(comparison.methods)), t.seed, t.learning_rates[0]))
+
+
 def merged(tree: dict, layer: dict) -> dict:
     """`tree` with the keys of `layer`: groups key by key, everything else, lists too, replaced."""
     out = copy.copy(tree)
@@ -178,6 +188,8 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Comparison:
     """
     path = _path(name)
     tree = config.read_tree(path, str(path))
+    if not tree.keys() & {"modes", "methods", "seeds"} and tree.keys() & Recipe.model_fields.keys() - {"name"}:
+        raise UserError(_is_a_recipe(name))
     for override in overrides:
         config.apply_override(tree, override)
     tree = _without_null(tree)
@@ -209,9 +221,22 @@ def _path(name: str) -> Path:
     names = sorted(p.stem for p in folder.glob("*.yaml"))
     if name in names:
         return folder / f"{name}.yaml"
-    raise UserError(
-        f"there is no comparison {name!r}: give a YAML file or one of {', '.join(names)}"
-        f"{config.did_you_mean(path.stem, names)}"
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, not a comparison: name a YAML file{config.such_as_in(path)}")
+    try:
+        config.recipe_path(name)
+    except UserError:
+        raise UserError(
+            f"there is no comparison {name!r}: give a YAML file or one of {', '.join(names)}"
+            f"{config.close_to(path.stem, names)}"
+        ) from None
+    raise UserError(_is_a_recipe(name))
+
+
+def _is_a_recipe(name: str) -> str:
+    return (
+        f"{name} is a recipe, not a comparison: run it with `trd train {name}`, or write a comparison whose modes "
+        "name it"
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trd_ray import benchmarks, config
+from trd_ray import config
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 
@@ -47,6 +47,15 @@ def target(argument: str, overrides: list[str]) -> Target:
     return Target(recipe, name, _step(path), "path" in recipe.evaluation.model_fields_set)
 
 
+def require_names(names: list[str], recipe: Recipe) -> None:
+    """Raise UserError where one of the names stands for no benchmark and no file of problems; reads none of them."""
+    from trd_ray import benchmarks  # and with it Arrow, which most mistakes are found without
+
+    for name in names:
+        if name != recipe.evaluation.path:  # which may be a data set of the hub without an owner
+            benchmarks.require_name(name)
+
+
 def _tree(argument: str) -> dict[str, Any]:
     """Of a recipe, with no more keys than were set by someone."""
     place = Path(argument).expanduser()
@@ -56,17 +65,17 @@ def _tree(argument: str) -> dict[str, Any]:
         return _of_run(run, model) if run else {"student": {"path": model}}
     for prefix, recipe in MINIATURE.items():
         if argument.startswith(prefix):
-            shipped = config.recipe_path(recipe)
-            return _kept(config.read_tree(shipped, f"recipe {shipped}"), argument)
+            return _kept(config.recipe_tree(recipe), argument)
     yaml = place.suffix in (".yaml", ".yml")
-    if benchmarks.is_name(argument) or (place.is_file() and not yaml):
+    if yaml or (not place.is_file() and _is_recipe(argument)):
+        return config.recipe_tree(argument)
+    from trd_ray import benchmarks  # and with it Arrow, which a recipe is read without
+
+    if place.is_file() or benchmarks.is_name(argument):
         raise UserError(
             f"{argument} is no model: name first a model folder, a hub name, a run or a recipe (.yaml), and then what "
             "to evaluate it on"
         )
-    if yaml or _is_recipe(argument):
-        shipped = config.recipe_path(argument)
-        return config.read_tree(shipped, f"recipe {shipped}")
     return {"student": {"path": argument}}
 
 
@@ -75,7 +84,7 @@ def _is_recipe(argument: str) -> bool:
     try:
         config.recipe_path(argument)
     except UserError as e:
-        return "did you mean" in str(e) and "/" not in argument
+        return "/" not in argument and ("did you mean" in str(e) or "is a comparison" in str(e))
     return True
 
 
