@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from trd_ray.cli import main
-from trd_ray.config import dump, load
+from trd_ray.config import dump, from_tree, load
+from trd_ray.evaluate.target import target
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ["torch", "ray", "vllm", "transformers", "scipy", "datasets", "tensorboard"]
@@ -108,3 +109,39 @@ def test_a_comparison_given_to_another_command_is_recognised_in_one_short_senten
     for name in ("miniature", str(mine)):
         said = refused(capsys, command, name)
         assert said == f"{name} is a comparison of recipes, not a recipe: run it with `trd compare {name}`"
+
+
+BAD_NAMES = ["../../etc/x", "''", "/abs", '"two\\nlines"', ".", "..", "a/b", "-x", '"nul\\0"', '"two words"']
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_that_is_no_name_of_a_folder_is_refused_at_load(capsys, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for command, recipe in (("train", "miniature_opsd"), ("evaluate", "miniature_opsd"), ("compare", "miniature")):
+        said = refused(capsys, command, recipe, f"name={name}")
+        assert said.startswith("name names a folder") and "run_dir" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", ['"a\\nb"', '"a\\0b"'])
+def test_a_path_with_a_control_character_is_refused_at_load(capsys, path):
+    assert "run_dir must be a path without control characters" in refused(
+        capsys, "train", "miniature_opsd", f"run_dir={path}"
+    )
+    assert "directory must be a path without control characters" in refused(
+        capsys, "compare", "miniature", f"directory={path}"
+    )
+
+
+def test_usual_names_and_any_other_path_are_accepted():
+    for name in ("run", "opsd-8b", "v0.1_final", "7b", "Modell-7"):
+        assert load("miniature_opsd", [f"name={name}"]).directory == Path("runs") / name
+    assert load("miniature_opsd", ["run_dir=~/my runs/ü"]).directory == Path.home() / "my runs" / "ü"
+
+
+@pytest.mark.parametrize("folder", ["_hidden", ".dot", "模型", "a b"])
+def test_an_evaluation_of_a_model_in_any_folder_has_a_name_that_its_directory_can_be_read_back_with(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "config.json").write_text("{}")
+    recipe = target(str(tmp_path / folder), []).recipe
+    assert from_tree(recipe.model_dump(mode="json")) == recipe

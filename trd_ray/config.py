@@ -7,6 +7,7 @@ Lengths are tokens, times are seconds, memory is GiB; the unit stands in the nam
 """
 
 import difflib
+import re
 import types
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,23 @@ from trd_ray.errors import UserError
 DType = Literal["float32", "bfloat16", "float16"]
 EVALUATED = ("evaluation/avg", "evaluation/pass")  # metrics of a step after which the student was evaluated
 Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+def folder_name(name: str) -> str:
+    """Raises ValueError for what cannot be the name of a folder within another, on any file system."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(
+            "names a folder, so it must begin with a letter or a digit and hold nothing but letters, digits, _, . and "
+            f"-, but found {name!r}: another place is for run_dir (of a comparison: directory) to say"
+        )
+    return name
+
+
+def plain_path(path: str | None) -> str | None:
+    """Raises ValueError for a path with a newline, a null or another control character in it."""
+    if path and not path.isprintable():
+        raise ValueError(f"must be a path without control characters, but found {path!r}")
+    return path
 
 
 def _takes_bool(annotation: Any) -> bool:
@@ -325,6 +343,16 @@ class Recipe(Node):
     evaluation: Evaluation = Field(default_factory=Evaluation)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     cluster: Cluster = Field(default_factory=Cluster)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        return folder_name(name)
+
+    @field_validator("run_dir")
+    @classmethod
+    def _is_a_path(cls, run_dir: str | None) -> str | None:
+        return plain_path(run_dir)
 
     @property
     def directory(self) -> Path:

@@ -63,6 +63,16 @@ class Comparison(Node):
     def path(self) -> Path:
         return Path(self.directory or f"runs/{self.name}").expanduser().absolute()
 
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        return config.folder_name(name)
+
+    @field_validator("directory")
+    @classmethod
+    def _is_a_path(cls, directory: str | None) -> str | None:
+        return config.plain_path(directory)
+
     @field_validator("seeds")
     @classmethod
     def _different(cls, seeds: list[int]) -> list[int]:
@@ -162,7 +172,7 @@ def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recip
 
 
 def require_recipes(comparison: Comparison) -> None:
-    """Raise UserError for a recipe that cannot be: one cell of each kind stands for all, which differ in numbers alone."""
+    """Raise UserError for a recipe that cannot be; cells that differ in seed or learning rate alone are tried once."""
     t = comparison.tuning
     for mode in comparison.modes:
         recipe(comparison, Cell("base", mode, "", comparison.seeds[0]))
