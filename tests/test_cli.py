@@ -1,21 +1,29 @@
 """The command line before it starts anything: what it answers, how soon, and what it need not import for that."""
 
+import argparse
 import json
 import re
+import shlex
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
+import trd_ray
+from trd_ray import cli, shipped
 from trd_ray.cli import main
 from trd_ray.config import dump, from_tree, load
 from trd_ray.evaluate.target import target
 
 ROOT = Path(__file__).parent.parent
+SHIPPED = [p.stem for p in (ROOT / "trd_ray" / "recipes").glob("*.yaml")]
 HEAVY = ["torch", "ray", "vllm", "transformers", "scipy", "datasets", "tensorboard"]
 CALL = f"""
 import json, sys, time
+import trd_ray
+from trd_ray import cli, shipped
 from trd_ray.cli import main
 try:
     code = main(sys.argv[1:])
@@ -61,7 +69,7 @@ def test_a_mistake_is_answered_before_anything_heavy_is_imported(arguments):
     assert seconds < 1.0
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train", "--help"], ["--version"], ["recipes"]])
 def test_help_is_printed_before_anything_heavy_is_imported(arguments):
     code, seconds, heavy, done = called(*arguments)
     assert (code, heavy, done.stderr) == (0, [], "")
@@ -145,3 +153,58 @@ def test_an_evaluation_of_a_model_in_any_folder_has_a_name_that_its_directory_ca
     (tmp_path / folder / "config.json").write_text("{}")
     recipe = target(str(tmp_path / folder), []).recipe
     assert from_tree(recipe.model_dump(mode="json")) == recipe
+
+
+def test_trd_alone_prints_every_command_with_an_example_that_can_be_parsed(capsys):
+    assert main([]) == 0
+    said = capsys.readouterr().out
+    places = [said.index(f"\n  {command} ") for command in cli.EXAMPLES]
+    assert places == sorted(places)
+    for command, example in cli.EXAMPLES.items():
+        assert f"  {example}\n" in said
+        program, *arguments = shlex.split(example)
+        assert (program, arguments[0]) == ("trd", command)
+        if command != "miniature":  # which has a parser of its own
+            assert cli._parser().parse_known_args(arguments)[0].command == command
+
+
+def test_every_command_is_in_the_help():
+    [commands] = [a for a in cli._parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    assert set(commands.choices) == set(cli.EXAMPLES)
+
+
+def test_an_unknown_command_is_answered_with_the_one_that_may_be_meant(capsys):
+    assert "no command 'trian' (did you mean train?)" in refused(capsys, "trian", "miniature_opsd")
+    assert "known here: recipes," in refused(capsys, "xyz")
+
+
+def test_the_version_names_the_package_and_what_its_results_depend_on(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.split(", commit ")[0] == f"trd_ray {trd_ray.__version__}"
+    for package in ("torch", "ray", "transformers"):
+        assert f"{package} {metadata.version(package)}" in second
+
+
+def test_recipes_lists_what_ships_with_what_each_needs(capsys):
+    assert main(["recipes"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in (*SHIPPED, "paper", "miniature"))
+    assert [s.name for s in shipped.recipes()] == sorted(SHIPPED, key=lambda n: (n.startswith("paper"), n))
+    for s in [*shipped.recipes(), *shipped.comparisons()]:
+        on_gpus = s.name.startswith("paper")
+        assert s.machine == ("8 GPUs of 80 GB" if on_gpus else "2 cores without a GPU")
+        assert bool(s.fetched) == on_gpus, "what is shipped here needs no network, the paper's models and data do"
+        assert s.text.endswith(".") and "GPU" not in s.text
+    [opd] = [s for s in shipped.recipes() if s.name == "paper_opd_1p7b"]
+    assert {"Qwen/Qwen3-1.7B", "Qwen/Qwen3-8B", "agentica-org/DeepScaleR-Preview-Dataset"} < set(opd.fetched)
+
+
+def test_recipes_with_a_name_prints_a_file_to_start_from(capsys, tmp_path):
+    for name in SHIPPED:
+        assert main(["recipes", name]) == 0
+        (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
+        assert load(str(tmp_path / "mine.yaml")) == load(name)
+    assert "(did you mean paper_opd_4b?)" in refused(capsys, "recipes", "paper_opd_4")

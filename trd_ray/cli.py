@@ -1,5 +1,5 @@
 """The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
-key.sub=value ...`, `trd compare` and `trd miniature build`.
+key.sub=value ...`, `trd compare`, `trd recipes` and `trd miniature build`.
 
 Everything a user can mend is one sentence on standard error and exit code 2.
 """
@@ -17,9 +17,24 @@ SUPERVISED = ("train", "evaluate", "refine", "compare")
 # Anything else that holds "=" is a path.
 OVERRIDE = re.compile(r"[a-z_]\w*(\.\w+)*=.*", re.DOTALL)
 
+# Every command with an example, in the order in which a new user meets them.
+EXAMPLES = {
+    "recipes": "trd recipes",
+    "train": "trd train miniature_opsd",
+    "evaluate": "trd evaluate runs/miniature-opsd miniature:test",
+    "compare": "trd compare miniature --dry-run",
+    "refine": "trd refine my.yaml run_dir=runs/corpus",
+    "miniature": "trd miniature build --help",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        _parser().print_help()
+        return 0
+    if not arguments[0].startswith("-") and arguments[0] not in EXAMPLES:
+        return _run(lambda: _unknown(arguments[0]))
     if arguments[:1] == ["miniature"]:
         from trd_ray.miniature import build
 
@@ -27,9 +42,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = _parser()
     options, after = parser.parse_known_args(_resume_spelled_out(arguments))
     takes_names = options.command == "evaluate"
-    if unknown := [a for a in after if a.startswith("-") or not (OVERRIDE.fullmatch(a) or takes_names)]:
+    takes_overrides = hasattr(options, "overrides")
+    if unknown := [
+        a for a in after if a.startswith("-") or not takes_overrides or not (OVERRIDE.fullmatch(a) or takes_names)
+    ]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    options.overrides += after  # those that stand behind an option
+    if takes_overrides:
+        options.overrides += after  # those that stand behind an option
     return _run(lambda: _job(options))
 
 
@@ -45,14 +64,22 @@ def _resume_spelled_out(arguments: list[str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("trd", description="Trajectory-Refined Distillation on Ray.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser = argparse.ArgumentParser(
+        "trd", usage="trd COMMAND ...", formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="versions of this and of what it stands on")
+    commands = parser.add_subparsers(dest="command", required=True, prog="trd", help=argparse.SUPPRESS)
+    texts = {"miniature": "build the miniature world's models again"}
+    command = commands.add_parser("recipes", description="List what ships with the package, and what each needs.")
+    command.add_argument("name", nargs="?", help="print this recipe or comparison instead")
+    texts["recipes"] = "the shipped recipes, and what each needs"
     for name, text in {
         "train": "sample, verify, refine, verify, distil, sync; evaluate before and after",
         "evaluate": "Avg@k and Pass@k of a checkpoint on benchmarks; started again, it goes on",
         "refine": "build a corpus of rollouts and refinements, to train on later with data.source=corpus",
     }.items():
-        command = commands.add_parser(name, help=text, description=text)
+        texts[name] = text
+        command = commands.add_parser(name, description=text)
         recipe = "a YAML file, or the name of a shipped recipe such as miniature_opsd"
         if name == "evaluate":
             model = "a model folder, a hub name, a run or a checkpoint of it, or a recipe, whose student it is: "
@@ -78,18 +105,51 @@ def _parser() -> argparse.ArgumentParser:
         else:
             command.add_argument("--name", help="what to call the checkpoint in the tables (default: after its path)")
             command.add_argument("--base", help="compare with a former evaluation: its directory, or a name beside")
-    text = "the same runs with several methods, modes and seeds, and one table; started again, it goes on"
-    command = commands.add_parser("compare", help=text, description=text)
+    texts["compare"] = text = "several methods, modes and seeds in one table; started again, it goes on"
+    command = commands.add_parser("compare", description=text)
     command.add_argument("comparison", help="a YAML file, or the name of a shipped comparison such as miniature")
     command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override it; values are YAML")
     command.add_argument("--dry-run", action="store_true", help="print the cells, done and left, and end")
-    commands.add_parser("miniature", help="build the miniature world's models again (trd miniature build --help)")
+    commands.add_parser("miniature")
+    parser.description = _overview(texts)
     return parser
+
+
+def _overview(texts: dict[str, str]) -> str:
+    lines = [f"  {name:11}{texts[name]}\n  {'':11}  {example}" for name, example in EXAMPLES.items()]
+    return "\n".join(
+        ["Trajectory-Refined Distillation on Ray.", "", *lines, "", "trd COMMAND --help says what a command takes."]
+    )
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        import platform
+
+        from trd_ray import __version__
+        from trd_ray.run.environment import commit, versions
+
+        checkout = commit()
+        print(f"trd_ray {__version__}" + (f", commit {checkout}" if checkout else ""))
+        beside = {"Python": platform.python_version()} | versions()
+        print(", ".join(f"{name} {version}" for name, version in beside.items() if name != "trd-ray"))
+        parser.exit()
+
+
+def _unknown(command: str) -> int:
+    from trd_ray.config import did_you_mean
+
+    raise UserError(f"there is no command {command!r}{did_you_mean(command, list(EXAMPLES))}: trd --help explains them")
 
 
 def _job(options: argparse.Namespace) -> int:
     from trd_ray import config
 
+    if options.command == "recipes":
+        from trd_ray import shipped
+
+        print(shipped.text(options.name).strip() if options.name else shipped.listing())
+        return 0
     # Read by Ray when it is imported: a message about its own inner life that looks like an error and is none.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
     # Torch, Ray and their like take seconds to import, so what a user wrote is read and checked before that.

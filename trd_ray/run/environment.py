@@ -25,12 +25,13 @@ def environment() -> dict:
         "gpus": _gpus(),
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "packages": _versions(),
-        "commit": _commit(Path(__file__).resolve().parents[2]),
+        "packages": versions(),
+        "commit": commit(),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that results depend on, as far as they are installed."""
     found = {}
     for package in PACKAGES:
         try:
@@ -54,13 +55,14 @@ def _gpus() -> list[str]:
     return _output(["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]).splitlines()
 
 
-def _commit(checkout: Path) -> str | None:
+def commit() -> str | None:
     """The commit of this code, with + for local changes; None when it was installed rather than checked out."""
-    top, _, commit = _output(["git", "-C", str(checkout), "rev-parse", "--show-toplevel", "HEAD"]).partition("\n")
-    if not commit or Path(top) != checkout:
+    checkout = Path(__file__).resolve().parents[2]
+    top, _, found = _output(["git", "-C", str(checkout), "rev-parse", "--show-toplevel", "HEAD"]).partition("\n")
+    if not found or Path(top) != checkout:
         return None
     changed = _output(["git", "-C", str(checkout), "status", "--porcelain", "--untracked-files=no"])
-    return commit + ("+" if changed else "")
+    return found + ("+" if changed else "")
 
 
 def _output(command: list[str]) -> str:
