@@ -8,6 +8,7 @@ import argparse
 import os
 import re
 import sys
+from pathlib import Path
 
 from trd_ray.errors import RunFailed, UserError
 from trd_ray.supervise import supervised
@@ -20,6 +21,7 @@ OVERRIDE = re.compile(r"[a-z_]\w*(\.\w+)*=.*", re.DOTALL)
 # Every command with an example, in the order in which a new user meets them.
 EXAMPLES = {
     "recipes": "trd recipes",
+    "init": "trd init my.yaml --model Qwen/Qwen3-1.7B --data problems.jsonl --held-out held_out.jsonl",
     "train": "trd train miniature_opsd",
     "evaluate": "trd evaluate runs/miniature-opsd miniature:test",
     "compare": "trd compare miniature --dry-run",
@@ -73,6 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("recipes", description="List what ships with the package, and what each needs.")
     command.add_argument("name", nargs="?", help="print this recipe or comparison instead")
     texts["recipes"] = "the shipped recipes, and what each needs"
+    texts["init"] = "write a recipe for your own model and data, every line explained"
+    _init_options(commands.add_parser("init", description=texts["init"]))
     for name, text in {
         "train": "sample, verify, refine, verify, distil, sync; evaluate before and after",
         "evaluate": "Avg@k and Pass@k of a checkpoint on benchmarks; started again, it goes on",
@@ -115,6 +119,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _init_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", nargs="?", default="my.yaml", metavar="FILE", help="to write (default: my.yaml)")
+    command.add_argument("--model", default="Qwen/Qwen3-1.7B", help="that learns: a folder or a hub name")
+    command.add_argument("--teacher", metavar="MODEL", help="another, stronger model of the same tokenizer")
+    command.add_argument("--mode", choices=["opsd", "opd"], help="default: opd with --teacher, else opsd")
+    command.add_argument("--data", metavar="PROBLEMS", help="to train on: JSONL, Parquet, a folder, a hub name")
+    command.add_argument("--held-out", metavar="PROBLEMS", help="to evaluate on: the same, or a benchmark")
+    text = "what a column of PROBLEMS is called, where it is not found: problem, answer, reference, tests"
+    command.add_argument("--column", action="append", default=[], metavar="OURS=NAME", help=text)
+
+
 def _overview(texts: dict[str, str]) -> str:
     lines = [f"  {name:11}{texts[name]}\n  {'':11}  {example}" for name, example in EXAMPLES.items()]
     return "\n".join(
@@ -150,6 +165,8 @@ def _job(options: argparse.Namespace) -> int:
 
         print(shipped.text(options.name).strip() if options.name else shipped.listing())
         return 0
+    if options.command == "init":
+        return _init(options)
     # Read by Ray when it is imported: a message about its own inner life that looks like an error and is none.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
     # Torch, Ray and their like take seconds to import, so what a user wrote is read and checked before that.
@@ -165,6 +182,17 @@ def _job(options: argparse.Namespace) -> int:
     if options.command == "train":
         return commands.train(recipe, options.resume)
     return commands.refine(recipe, options.resume)
+
+
+def _init(options: argparse.Namespace) -> int:
+    from trd_ray import draft
+
+    columns = dict(column.partition("=")[::2] for column in options.column)
+    mode = options.mode or ("opd" if options.teacher else "opsd")
+    file = Path(options.file)
+    wish = draft.Wish(file, options.model, options.teacher, mode, options.data, options.held_out, columns)
+    print(draft.write(wish))
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:
