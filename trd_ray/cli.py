@@ -24,6 +24,7 @@ EXAMPLES = {
     "init": "trd init my.yaml --model Qwen/Qwen3-1.7B --data problems.jsonl --held-out held_out.jsonl",
     "train": "trd train miniature_opsd",
     "evaluate": "trd evaluate runs/miniature-opsd miniature:test",
+    "export": "trd export runs/miniature-opsd --to exports/mine",
     "compare": "trd compare miniature --dry-run",
     "refine": "trd refine my.yaml run_dir=runs/corpus",
     "miniature": "trd miniature build --help",
@@ -77,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     texts["recipes"] = "the shipped recipes, and what each needs"
     texts["init"] = "write a recipe for your own model and data, every line explained"
     _init_options(commands.add_parser("init", description=texts["init"]))
+    texts["export"] = "a checkpoint as a Hugging Face folder, in any type, with a model card"
+    _export_options(commands.add_parser("export", description=texts["export"]))
     for name, text in {
         "train": "sample, verify, refine, verify, distil, sync; evaluate before and after",
         "evaluate": "Avg@k and Pass@k of a checkpoint on benchmarks; started again, it goes on",
@@ -130,6 +133,21 @@ def _init_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--column", action="append", default=[], metavar="OURS=NAME", help=text)
 
 
+def _export_options(command: argparse.ArgumentParser) -> None:
+    text = "a run directory, of which the newest checkpoint is taken, or a checkpoint's folder"
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help=text)
+    command.add_argument("--best", action="store_true", help="of a run: the best checkpoint by its checkpoint.best")
+    command.add_argument("--to", metavar="FOLDER", help="a new folder (default: exports/RUN-STEP)")
+    text = "of the weights (default: bfloat16, of adapters float32)"
+    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help=text)
+    form = command.add_mutually_exclusive_group()
+    text = "whole weights; adapters are added to the base (default: as the checkpoint has them)"
+    form.add_argument("--merged", dest="form", action="store_const", const="merged", help=text)
+    form.add_argument("--adapter", dest="form", action="store_const", const="adapter", help="LoRA adapters alone")
+    text = "upload to the Hugging Face hub too, into a private repository unless it exists"
+    command.add_argument("--push", metavar="OWNER/NAME", help=text)
+
+
 def _overview(texts: dict[str, str]) -> str:
     lines = [f"  {name:11}{texts[name]}\n  {'':11}  {example}" for name, example in EXAMPLES.items()]
     return "\n".join(
@@ -167,6 +185,11 @@ def _job(options: argparse.Namespace) -> int:
         return 0
     if options.command == "init":
         return _init(options)
+    if options.command == "export":
+        from trd_ray import export
+
+        o = options
+        return export.export(o.checkpoint, o.to, o.dtype, o.form, o.best, o.push)
     # Read by Ray when it is imported: a message about its own inner life that looks like an error and is none.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
     # Torch, Ray and their like take seconds to import, so what a user wrote is read and checked before that.
