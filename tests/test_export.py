@@ -231,6 +231,7 @@ def test_the_model_card_says_how_it_was_trained_and_how_it_scored(made, tmp_path
     ):
         assert text in body
     first = exported(tmp_path / "first", str(made["merged"] / "checkpoints" / "step-000001"))
+    assert "put the final answer in \\boxed{}" in body, "the words that it was trained with"
     assert "was not evaluated" in (first / "README.md").read_text()
 
 
@@ -257,9 +258,5 @@ def test_hostile_names_cannot_leave_their_place_in_the_model_card(made):
     assert "\x1b" not in text and "\u202e" not in text
     outside = "".join(body.split("`````")[0::2])  # what is not in the fence of the recipe
     titles = [line for line in outside.splitlines() if line.startswith("#")]
-    assert (
-        len(titles) == 5
-        and titles[0].startswith("# x \\-\\-\\- \\# Title")
-        or titles[0].startswith("# x --- \\# Title")
-    )
+    assert len(titles) == 5, "its own: the name and four sections"
     assert "\\<script\\>" in titles[0]

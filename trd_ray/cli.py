@@ -1,5 +1,5 @@
 """The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
-key.sub=value ...`, `trd compare`, `trd recipes` and `trd miniature build`.
+key.sub=value ...`, `trd compare`, `trd export`, `trd init`, `trd recipes` and `trd miniature build`.
 
 Everything a user can mend is one sentence on standard error and exit code 2.
 """

@@ -20,6 +20,7 @@ from trd_ray.evaluate.stats import Score
 from trd_ray.evaluate.stats import table as score_table
 from trd_ray.run.directory import RunDirectory
 from trd_ray.shipped import MADE_HERE
+from trd_ray.views import WORDINGS
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 METHOD = "[Trajectory-Refined Distillation](https://arxiv.org/abs/2606.08432)"
@@ -118,7 +119,7 @@ def _scores(directory: RunDirectory, steps: int) -> str:
     held_out = config.load(str(directory.path / "recipe.yaml")).evaluation.path
     header, *lines = score_table([base, own] if base else [own])
     note = (
-        f"On {own.problems} problems of {code(str(held_out))} that were not trained on, {own.samples} samples each; "
+        f"On {own.problems} problems of {code(str(held_out))} ({own.samples} samples each); "
         "percent, in brackets the 95% interval over problems."
     )
     return f"{table([[inline(cell) for cell in header], *lines])}\n\n{note}"
@@ -140,7 +141,10 @@ def _loading(recipe: Recipe, form: str, dtype: str, name: str) -> str:
         f"inputs = tokenizer.apply_chat_template({', '.join(asked)})",
         f"print(tokenizer.decode(model.generate(**inputs, max_new_tokens={recipe.sampler.max_response_tokens})[0]))",
     ]
-    return _fenced("\n".join(lines), "python")
+    snippet = "\n".join(lines)
+    wording = recipe.prompts.solve or WORDINGS[recipe.verify.task]["solve"]
+    asked_as = f"It was trained on problems that were put to it in these words:\n\n{_fenced(wording, 'text')}"
+    return f"{_fenced(snippet, 'python')}\n\n{asked_as}"
 
 
 def _fenced(text: str, language: str) -> str:
