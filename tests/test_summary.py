@@ -33,7 +33,7 @@ def rows(step: int, repaired_text: str = "so \\boxed{5}") -> list[dict]:
 
 @pytest.fixture
 def directory(tmp_path):
-    made = RunDirectory.create(tmp_path / "r", from_tree({"name": "my_<b>run</b>"}))
+    made = RunDirectory.create(tmp_path / "r", from_tree({"name": "my__run__"}))
     yield made
     made.release()
 
@@ -93,7 +93,7 @@ def test_a_run_without_refinement_says_nothing_of_it(directory):
 def test_model_output_cannot_leave_its_block(directory):
     directory.write_rows(0, rows(0, repaired_text=HOSTILE))
     text = write_summary(directory)
-    assert text.startswith("# my\\_\\<b\\>run\\</b\\>\n")
+    assert text.startswith("# my\\_\\_run\\_\\_\n")
     outside = re.sub(r"^(`{3,})text\n.*?\n\1$", "", text, flags=re.DOTALL | re.MULTILINE)
     assert outside.count("```") == 0
     assert "script" in text
