@@ -192,7 +192,12 @@ def test_a_damaged_checkpoint_is_refused_and_leaves_nothing(made, tmp_path, caps
     shutil.copytree(made["merged"], tmp_path / "lora")
     (tmp_path / "lora" / "checkpoints" / "step-000002" / "learner" / ".metadata").write_bytes(b"x")
     assert "export another checkpoint" in refused(capsys, tmp_path / "lora", "--adapter", "--to", tmp_path / "out")
-    assert {p.name for p in tmp_path.iterdir()} == {"run", "lora"}
+    shutil.copytree(made["adapter"], tmp_path / "peft")
+    adapters = tmp_path / "peft" / "checkpoints" / "step-000002" / "model" / "adapter_model.safetensors"
+    adapters.write_bytes(adapters.read_bytes()[:500])
+    for form in ("--adapter", "--merged"):
+        assert "the adapters in" in refused(capsys, tmp_path / "peft", form, "--to", tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "lora", "peft"}
 
 
 def test_the_push_is_refused_before_anything_is_written_without_a_token_or_a_network(

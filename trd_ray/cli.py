@@ -123,12 +123,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _init_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", nargs="?", default="my.yaml", metavar="FILE", help="to write (default: my.yaml)")
-    command.add_argument("--model", default="Qwen/Qwen3-1.7B", help="that learns: a folder or a hub name")
+    command.add_argument(
+        "file", nargs="?", default="my.yaml", metavar="FILE", help="the recipe to write (default: my.yaml)"
+    )
+    command.add_argument("--model", default="Qwen/Qwen3-1.7B", help="the one that learns: a folder or a hub name")
     command.add_argument("--teacher", metavar="MODEL", help="another, stronger model of the same tokenizer")
     command.add_argument("--mode", choices=["opsd", "opd"], help="default: opd with --teacher, else opsd")
-    command.add_argument("--data", metavar="PROBLEMS", help="to train on: JSONL, Parquet, a folder, a hub name")
-    command.add_argument("--held-out", metavar="PROBLEMS", help="to evaluate on: the same, or a benchmark")
+    command.add_argument("--data", metavar="PROBLEMS", help="training data: JSONL, Parquet, a folder, a hub name")
+    command.add_argument("--held-out", metavar="PROBLEMS", help="evaluation data: the same, or a benchmark")
     text = "what a column of PROBLEMS is called, where it is not found: problem, answer, reference, tests"
     command.add_argument("--column", action="append", default=[], metavar="OURS=NAME", help=text)
 
@@ -136,9 +138,9 @@ def _init_options(command: argparse.ArgumentParser) -> None:
 def _export_options(command: argparse.ArgumentParser) -> None:
     text = "a run directory, of which the newest checkpoint is taken, or a checkpoint's folder"
     command.add_argument("checkpoint", metavar="CHECKPOINT", help=text)
-    command.add_argument("--best", action="store_true", help="of a run: the best checkpoint by its checkpoint.best")
+    command.add_argument("--best", action="store_true", help="take the run's best checkpoint, by its checkpoint.best")
     command.add_argument("--to", metavar="FOLDER", help="a new folder (default: exports/RUN-STEP)")
-    text = "of the weights (default: bfloat16, of adapters float32)"
+    text = "type of the weights (default: bfloat16; adapters: float32)"
     command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help=text)
     form = command.add_mutually_exclusive_group()
     text = "whole weights; adapters are added to the base (default: as the checkpoint has them)"

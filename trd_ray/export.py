@@ -13,14 +13,13 @@ import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from trd_ray import config
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 
 Form = Literal["merged", "adapter"]
-DTYPES = get_args(config.DType)
 DIRECTORY = Path("exports")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _WEIGHTS = (
@@ -170,6 +169,7 @@ def _merged(found: Checkpoint, folder: Path, dtype: str) -> None:
 
         from trd_ray import models
 
+        _of_export(found.model)
         # The learner adds adapters in float32 to weights that it keeps in its own type.
         base = models.resolve(student.path, student.revision)
         own = getattr(torch, found.recipe.learner.dtype)
@@ -202,14 +202,23 @@ def _adapters(found: Checkpoint, folder: Path, dtype: str) -> None:
     import torch
 
     if found.has == "adapter":
-        tensors = safetensors.torch.load_file(found.model / "adapter_model.safetensors")
-        adapter_config = json.loads((found.model / "adapter_config.json").read_text())
+        tensors, adapter_config = _of_export(found.model)
     else:
         tensors = _of_learner(found.folder / "learner")
         adapter_config = _adapter_config(found.recipe, tensors)
     cast = {name: t.to(getattr(torch, dtype)).contiguous() for name, t in tensors.items()}
     safetensors.torch.save_file(cast, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps(adapter_config, indent=2, sort_keys=True))
+
+
+def _of_export(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    import safetensors.torch
+
+    try:
+        tensors = safetensors.torch.load_file(model / "adapter_model.safetensors")
+        return tensors, json.loads((model / "adapter_config.json").read_text())
+    except Exception as e:  # safetensors has an error of its own
+        raise UserError(f"the adapters in {model} cannot be read ({_why(e)}): export another checkpoint") from e
 
 
 def _of_learner(shards: Path) -> dict[str, Any]:
