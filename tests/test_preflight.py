@@ -115,6 +115,7 @@ def test_an_lm_head_padded_further_is_compared_as_far_as_both_go_and_said_once()
     found = check(teacher=dataclasses.replace(FACTS, path="teacher", vocab_size=640))
     assert found.shared_vocabulary == 512
     assert str(found).count("has 512 rows and that of teacher 640, of which the first 512 are compared") == 1
+    assert "compared" not in str(check(teacher=dataclasses.replace(FACTS, vocab_size=640), trains=False))
     assert check().shared_vocabulary == 512 and "compared" not in str(check())
 
 

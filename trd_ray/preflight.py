@@ -111,7 +111,7 @@ def check(
     _wordings_fit(recipe, problems, evaluation)
     _thinking_is_stated(recipe, student_tokenizer, teacher_tokenizer, problems is not None or trains, evaluation)
     padded = _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
-    if padded:
+    if padded and trains:
         logger.warning(padded)
     in_both = _overlap(recipe, problems, corpus, evaluation)
     kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
@@ -147,7 +147,7 @@ def check(
         evaluation_prompt=evaluated,
         longest_sequence_tokens=longest,
         shared_vocabulary=min(student.vocab_size, teacher.vocab_size),
-        padded=padded,
+        padded=padded if trains else "",
         overlap=in_both,
         corpus=corpus,
     )
@@ -175,7 +175,7 @@ def _same_vocabulary(
     student_tokenizer: "PreTrainedTokenizerBase",
     teacher_tokenizer: "PreTrainedTokenizerBase",
 ) -> str:
-    """Refuses two vocabularies; of one that is padded differently, which part of both lm_heads is compared."""
+    """Refuse different vocabularies; where one lm_head is padded further, return a sentence on it, else ""."""
     remedy = "the KL compares them token by token: choose a student and a teacher that share one tokenizer"
     ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
     differ = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))

@@ -127,7 +127,7 @@ def _kept(tree: dict[str, Any], model: str) -> dict[str, Any]:
     kept = {key: tree[key] for key in FROM_A_RUN if key in tree}
     for group, keys in NOT_FROM_A_RUN.items():
         kept[group] = {k: v for k, v in (tree.get(group) or {}).items() if k not in keys}
-    if columns := (tree.get("data") or {}).get("columns"):  # by which held-out problems are read too
+    if columns := (tree.get("data") or {}).get("columns"):  # held-out problems are read by them too
         kept["data"] = {"columns": columns}
     kept["sampler"].setdefault("dtype", (tree.get("learner") or {}).get("dtype"))
     return kept | {"student": (tree.get("student") or {}) | {"path": model}}
