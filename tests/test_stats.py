@@ -13,10 +13,13 @@ from trd_ray.evaluate.stats import (
     bootstrap,
     bootstraps,
     compare,
+    estimate,
     from_json,
+    jeffreys,
     mean_of_means,
     paired_difference,
     pass_at_k,
+    percent,
     score,
     table,
     to_json,
@@ -158,6 +161,65 @@ def test_equal_problems_have_an_interval_of_no_width_and_one_problem_has_none():
     assert bootstrap(np.array([0.5]), 200, seed=0) is None
 
 
+@pytest.mark.parametrize("problems", [2, 4, 8])
+@pytest.mark.parametrize("solved", [False, True])
+def test_a_few_problems_that_all_end_alike_leave_no_measure_certain(problems, solved):
+    """Neither a share of 0 or 1 (passed, cut, answered) nor a difference that is the same for every problem."""
+    same = {f"p{i}": [solved] * 4 for i in range(problems)}
+    base = made("base", same)
+    for e in (*base.scores.values(), base.truncated, base.answered):
+        assert e.low <= e.value <= e.high and e.high - e.low > 0.2
+    gained = made("trained", {f"p{i}": [True] * 4 for i in range(problems)}, step=9)
+    for e in compare(gained, base, resamples=2000, seed=0).paired_with.differences.values():
+        assert e.low <= e.value <= e.high and e.high - e.low > 0.2
+    halved = paired_difference(np.zeros(problems), np.full(problems, 0.5), 2000, seed=0)
+    assert halved.low < 0.5 < halved.high
+    gain = mean_of_means([np.full(problems, float(solved)), np.full(3, float(solved))], 2000, seed=0)
+    assert gain.low <= gain.value <= gain.high and gain.high - gain.low > 0.1
+
+
+@pytest.mark.parametrize(("count", "of"), [(0, 4), (1, 4), (8, 8), (3, 30), (2, 100), (5, 9)])
+def test_shares_of_few_passes_have_the_jeffreys_interval(count, of):
+    values_P = np.array([1.0] * count + [0.0] * (of - count))
+    exact = scipy_stats.beta(count + 0.5, of - count + 0.5).ppf([0.025, 0.975])
+    exact = min(exact[0], count / of), max(exact[1], count / of)
+    np.testing.assert_allclose(jeffreys(values_P, (0, 1), 40_000, seed=0), exact, atol=0.004)
+    found = estimate(values_P, 40_000, seed=0)
+    np.testing.assert_allclose((found.low, found.high), exact, atol=0.004)
+
+
+@pytest.mark.parametrize("problems", [4, 8, 30, 100])
+def test_intervals_of_shares_hold_the_truth_about_as_often_as_they_say_for_few_problems_and_rare_passes_too(problems):
+    """Exact: every number of solved problems with its probability."""
+    counts = np.arange(problems + 1)
+    found = [estimate(np.repeat([1.0, 0.0], [c, problems - c]), 4000, seed=1) for c in counts]
+    rates = np.array([0.005, 0.02, 0.05, *np.linspace(0.1, 0.9, 17), 0.95, 0.98, 0.995])
+    held = [[e.low <= rate <= e.high for e in found] for rate in rates]
+    covered = np.sum(held * scipy_stats.binom(problems, rates[:, None]).pmf(counts), axis=1)
+    assert 0.93 < covered.mean() < 0.98
+    assert covered.min() > 0.85
+
+
+@pytest.mark.parametrize("problems", [8, 30])
+def test_intervals_of_differences_hold_the_truth_though_few_problems_move(problems):
+    """Two samples of each problem, before and after a training that solves a tenth of the problems for good."""
+    rng = np.random.default_rng(0)
+    hits = 0
+    for _ in range(200):
+        rate_P = rng.beta(1.2, 2.8, problems)
+        before = rng.binomial(2, rate_P) / 2
+        after = rng.binomial(2, np.where(rng.random(problems) < 0.1, 1.0, rate_P)) / 2
+        e = paired_difference(before, after, 500, seed=1)
+        hits += e.low <= 0.1 * (1 - 0.3) <= e.high
+    assert scipy_stats.binomtest(hits, 200, 0.95, alternative="less").pvalue > 1e-3
+
+
+def test_where_many_problems_vary_the_interval_is_the_bootstraps():
+    for values in (np.repeat([1.0, 0.0], [5, 95]), np.random.default_rng(1).random(40), np.linspace(-0.1, 0.2, 30)):
+        e = estimate(values, 1000, seed=3, ends=(-1, 1))
+        assert (e.low, e.high) == bootstrap(values, 1000, seed=3)
+
+
 def test_pairing_sees_a_gain_that_two_separate_intervals_hide():
     base = np.linspace(0, 0.9, 40)
     trained = base + 0.05 + 0.01 * np.sin(np.arange(40))
@@ -228,7 +290,10 @@ def test_the_table_shows_both_models_and_their_difference():
     trained = compare(made("trained", {"a": [True, True], "b": [True, True]}, 3), base, resamples=200, seed=0)
     lines = table([base, trained])
     assert lines[0] == ["", "base (step 0)", "trained (step 3)", "trained - base"]
-    assert lines[1] == ["Avg@2", "25.0 [0.0, 50.0]", "100.0 [100.0, 100.0]", "+75.0 [+50.0, +100.0]"]
+    gain = trained.paired_with.differences["avg@2"]
+    assert lines[1][1:3] == [percent(score.scores["avg@2"]) for score in (base, trained)]
+    assert lines[1][3] == f"+75.0 [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    assert [cell.split()[0] for cell in lines[1]] == ["Avg@2", "25.0", "100.0", "+75.0"]
     assert {len(line) for line in lines} == {4}
     assert str(nan) not in str(lines)
 

@@ -108,7 +108,7 @@ def _evaluation(evaluations: list[Score]) -> str:
         return ""
     last = evaluations[-1]
     note = (
-        f"{last.problems} problems, {last.samples} samples each; shares in percent, in brackets the 95% bootstrap "
+        f"{last.problems} problems, {last.samples} samples each; shares in percent, in brackets the 95% "
         "interval over problems."
     )
     if last.paired_with:

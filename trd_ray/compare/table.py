@@ -81,7 +81,7 @@ def _scores(found: dict[str, Any], lines: list[tuple[str, str, dict]]) -> tuple[
     seeds = len(found["seeds"])
     note = (
         f"{some['problems']} held-out problems, {some['samples']} samples each, {seeds} seed{'s' * (seeds > 1)}. "
-        f"Percent; in brackets the {found['level']:.0%} bootstrap interval over problems of the seeds' mean. "
+        f"Percent; in brackets the {found['level']:.0%} interval over problems of the seeds' mean. "
         "Differences are paired by problem. Over seeds: the standard deviation of the seeds' scores. Tokens: the mean "
         "length of an answer."
     )

@@ -24,7 +24,7 @@ class Column:
 
     name: str
     samples: int
-    avg: Estimate  # Avg@n; bootstrap over the bucket's problems
+    avg: Estimate  # Avg@n; over the bucket's problems
     solved: Estimate  # Pass@n, the share of problems that any of the n samples solves; Wilson's interval
     problems_solved: int
 

@@ -20,15 +20,18 @@ from trd_ray.config import Recipe
 from trd_ray.evaluate import buckets, stats
 from trd_ray.evaluate.plan import Base, Exam, Plan
 from trd_ray.evaluate.samples import Samples
-from trd_ray.evaluate.stats import LEVEL, Score, from_json, percent
+from trd_ray.evaluate.stats import FEW, LEVEL, RARE, Score, from_json, percent
 from trd_ray.run.directory import differences, write_atomically
 
 Result = dict[str, Any]
 
-NOTE = f"Percent, with {LEVEL:.0%} intervals: bootstrap over problems, of problems ever solved Wilson's."
+NOTE = (
+    f"Percent, with {LEVEL:.0%} intervals: bootstrap over problems (Jeffreys' where they are fewer than {FEW}, or "
+    f"fewer than {RARE} differ from the rest), of problems ever solved Wilson's."
+)
 PAIRED_NOTE = "Differences are paired by problem."
 SUMMARY_NOTE = (
-    f"Problems x samples; percent, with {LEVEL:.0%} bootstrap intervals over problems. Cut: samples that ended at the "
+    f"Problems x samples; percent, with {LEVEL:.0%} intervals over problems. Cut: samples that ended at the "
     "length limit; answered: samples with an answer."
 )
 MEAN_NOTE = "The mean is that of the benchmarks, whatever their size."
@@ -123,7 +126,10 @@ def _mean(results: list[Result], recipe: Recipe, compared: bool) -> list[str]:
     ]
     if compared:
         groups.append([trained_PS.mean(axis=1) - base_PS.mean(axis=1) for base_PS, trained_PS in scores])
-    means = [stats.mean_of_means(group, recipe.evaluation.bootstrap, recipe.seed) for group in groups]
+    means = [
+        stats.mean_of_means(group, recipe.evaluation.bootstrap, recipe.seed, ends)
+        for group, ends in zip(groups, (stats.SHARE, stats.SHARE, stats.DIFFERENCE), strict=False)
+    ]
     cells = ["mean", "", *(percent(e) for e in means[:2]), "", "", ""]
     return cells + [percent(e, signed=True) for e in means[2:]]
 

@@ -4,6 +4,8 @@
 
 Benchmarks hold 30 to 100 problems, so the intervals resample problems, and two models are compared problem by problem.
 An interval says how far the score would move with other problems of the same kind; samples are taken as they came.
+A bootstrap knows no value that the sample lacks: where no problem of four is solved, it is certain of 0%. With
+fewer than FEW problems, or fewer than RARE that differ from the rest, the interval is therefore `jeffreys`.
 Rates over samples (truncated, answer found) resample problems too: the samples of one problem are alike, and an
 interval that took them as independent would be too narrow. Only where the unit is a problem that counts or does not
 (ever solved) is the interval Wilson's.
@@ -20,6 +22,8 @@ from scipy import stats
 LEVEL = 0.95
 QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
 RESAMPLED_VALUES = 16_000_000  # that exist at a time in a bootstrap
+FEW, RARE = 10, 5  # problems in all, and problems off the commonest value, that a bootstrap needs at least
+SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)  # the ends between which a measure lies
 
 
 @dataclass(frozen=True)
@@ -120,21 +124,68 @@ def bootstraps(
     return [(float(low), float(high)) for low, high in zip(low_M, high_M, strict=True)]
 
 
-def estimate(values_P: np.ndarray, resamples: int, seed: int) -> Estimate:
-    return estimates({"": values_P}, resamples, seed)[""]
+def jeffreys(
+    values_P: np.ndarray, ends: tuple[float, float], resamples: int, seed: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """The interval of a mean over problems with values between `ends`, for a sample that hardly shows their spread.
+
+    The Bayesian bootstrap (Rubin 1981, doi:10.1214/aos/1176345338) with half an observation at each end: a weight of
+    Gamma(1) for each problem and of Gamma(1/2) for each end. Where the values are 0 and 1, it is the Jeffreys interval
+    of a share, Beta(passed + 1/2, failed + 1/2), which holds the truth as often as it says on average, for few problems
+    too (Brown, Cai and DasGupta 2001, doi:10.1214/ss/1009213286). It always holds the sample's own mean.
+    """
+    low, high = np.quantile(
+        _drawn_means(values_P, ends, resamples, np.random.default_rng(seed)), [(1 - level) / 2, (1 + level) / 2]
+    )
+    value = float(np.mean(values_P))
+    return min(float(low), value), max(float(high), value)
 
 
-def estimates(values: Mapping[str, np.ndarray], resamples: int, seed: int) -> dict[str, Estimate]:
-    """The mean over problems of each measure, a value for each problem, with its bootstrap interval."""
+def _drawn_means(
+    values_P: np.ndarray, ends: tuple[float, float], resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    values, counts = _distinct(values_P)
+    weights = rng.standard_gamma([*counts, 0.5, 0.5], size=(resamples, len(counts) + 2))
+    return weights @ [*values, *ends] / weights.sum(axis=1)
+
+
+def _distinct(values_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Values and how many problems have each; what differs by rounding alone is one value."""
+    return np.unique(np.round(np.asarray(values_P, dtype=np.float64), 12), return_counts=True)
+
+
+def _hardly_vary(values_P: np.ndarray) -> bool:
+    return len(values_P) < FEW or len(values_P) - max(_distinct(values_P)[1]) < RARE
+
+
+def estimate(values_P: np.ndarray, resamples: int, seed: int, ends: tuple[float, float] = SHARE) -> Estimate:
+    return estimates({"": values_P}, resamples, seed, ends)[""]
+
+
+def estimates(
+    values: Mapping[str, np.ndarray], resamples: int, seed: int, ends: tuple[float, float] = SHARE
+) -> dict[str, Estimate]:
+    """The mean over problems of each measure, a value between `ends` for each problem, with its interval.
+
+    The interval is the bootstrap's, or `jeffreys` where the sample is too small or too uniform for one. How often the
+    two hold the truth, of shares between 0.5% and 99.5% (percent, mean and least over the shares; exact):
+
+        problems                          8          30         100
+        bootstrap alone                66, 4      82, 14      90, 39
+        as here                       96, 93      96, 91      96, 93
+    """
     values_MP = np.array(list(values.values()), dtype=np.float64)
-    intervals = [interval or (None, None) for interval in bootstraps(values_MP, resamples, seed)]
+    intervals = bootstraps(values_MP, resamples, seed)
+    for i, values_P in enumerate(values_MP):
+        if intervals[i] and _hardly_vary(values_P):
+            intervals[i] = jeffreys(values_P, ends, resamples, seed)
     return {
-        measure: Estimate(float(np.mean(values_P)), *interval)
+        measure: Estimate(float(np.mean(values_P)), *(interval or (None, None)))
         for measure, values_P, interval in zip(values, values_MP, intervals, strict=True)
     }
 
 
-def mean_of_means(groups: list[np.ndarray], resamples: int, seed: int) -> Estimate:
+def mean_of_means(groups: list[np.ndarray], resamples: int, seed: int, ends: tuple[float, float] = SHARE) -> Estimate:
     """The unweighted mean over benchmarks of each one's mean over problems, which are resampled within a benchmark."""
     value = float(np.mean([np.mean(values_P) for values_P in groups]))
     if min(map(len, groups)) < 2:
@@ -142,10 +193,13 @@ def mean_of_means(groups: list[np.ndarray], resamples: int, seed: int) -> Estima
     rng = np.random.default_rng(seed)
     drawn = np.zeros(resamples)
     for values_P in groups:
+        if _hardly_vary(values_P):
+            drawn += _drawn_means(values_P, ends, resamples, rng) / len(groups)
+            continue
         counts_RP = rng.multinomial(len(values_P), np.full(len(values_P), 1 / len(values_P)), size=resamples)
         drawn += counts_RP @ np.asarray(values_P, dtype=np.float64) / (len(values_P) * len(groups))
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(value, float(low), float(high))
+    return Estimate(value, min(float(low), value), max(float(high), value))
 
 
 def wilson(count: int, of: int, level: float = LEVEL) -> Estimate:
@@ -159,7 +213,7 @@ def paired_difference(a_P: np.ndarray, b_P: np.ndarray, resamples: int, seed: in
     a_P, b_P = np.asarray(a_P, dtype=np.float64), np.asarray(b_P, dtype=np.float64)
     if a_P.shape != b_P.shape:
         raise ValueError(f"paired scores need the same problems: {a_P.shape} and {b_P.shape}")
-    return estimate(b_P - a_P, resamples, seed)
+    return estimate(b_P - a_P, resamples, seed, DIFFERENCE)
 
 
 def measures(passed_PS: np.ndarray) -> dict[str, np.ndarray]:
@@ -230,7 +284,7 @@ def compare(trained: Score, base: Score, *, resamples: int, seed: int) -> Score:
     before = measures(_matrix({p: base.per_problem[p] for p in trained.per_problem}))
     before[f"avg@{trained.samples}"] = before[f"avg@{base.samples}"]
     after = measures(_matrix(trained.per_problem))
-    differences = estimates({m: after[m] - before[m] for m in after if m in before}, resamples, seed)
+    differences = estimates({m: after[m] - before[m] for m in after if m in before}, resamples, seed, DIFFERENCE)
     return replace(trained, paired_with=Comparison(base.name, base.step, differences))
 
 
