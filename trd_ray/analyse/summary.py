@@ -13,6 +13,7 @@ from statistics import fmean, median
 
 import pyarrow.compute as pc
 
+from trd_ray.analyse import warnings
 from trd_ray.analyse.ledger import facts_of_run, ledger
 from trd_ray.analyse.markdown import code, inline, side_by_side, table
 from trd_ray.config import Recipe, load
@@ -54,7 +55,7 @@ def write_summary(directory: RunDirectory) -> str:
     facts = facts_of_run(directory.read_rows())
     evaluations = directory.read_evaluations()
     sections = {
-        "": _headline(recipe, metrics, ledger(facts), evaluations),
+        "": _warnings(facts, evaluations, recipe) + _headline(recipe, metrics, ledger(facts), evaluations),
         "Evaluation": _evaluation(evaluations),
         "Ledger": _ledger(ledger(facts)),
         "Lengths": _lengths(facts),
@@ -69,6 +70,13 @@ def write_summary(directory: RunDirectory) -> str:
     text += "\n\n".join(f"## {title}\n\n{body}" if title else body for title, body in sections.items() if body) + "\n"
     write_atomically(directory.path / "summary.md", text)
     return text
+
+
+def _warnings(facts: list[dict], evaluations: list[Score], recipe: Recipe) -> str:
+    found = warnings.of_rows(facts, recipe)
+    if evaluations:
+        found |= warnings.of_score(evaluations[-1], recipe, recipe.evaluation.max_response_tokens)
+    return "".join(f"Warning: {text}\n\n" for text in found.values())
 
 
 def _headline(recipe: Recipe, metrics: list[dict], totals: dict[str, float], evaluations: list[Score]) -> str:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trd_ray.analyse import markdown
+from trd_ray.analyse import markdown, warnings
 from trd_ray.config import Recipe
 from trd_ray.evaluate import buckets, stats
 from trd_ray.evaluate.plan import Base, Exam, Plan
@@ -84,6 +84,12 @@ def write(directory: Path, found: Result) -> None:
 def read(directory: Path) -> list[Result]:
     """Of every benchmark that this directory has finished, in the order of their names."""
     return [json.loads(place.read_text()) for place in sorted((directory / "evaluation").glob("*.json"))]
+
+
+def warned(found: Result, recipe: Recipe) -> list[str]:
+    """What makes the numbers of this benchmark worth little."""
+    limit = found["settings"]["evaluation"]["max_response_tokens"]
+    return list(warnings.of_score(from_json(found), recipe, limit, where=found["benchmark"]["name"]).values())
 
 
 def scores_of(found: Result) -> list[Score]:
@@ -165,6 +171,7 @@ def write_markdown(directory: Path, recipe: Recipe) -> Path:
     results = read(directory)
     place = directory / "evaluation.md"
     parts = [f"# {markdown.inline(recipe.name)}", f"Model {markdown.code(results[0]['model'])}."]
+    parts += [f"Warning: {text}" for found in results for text in warned(found, recipe)]
     means = f" {MEAN_NOTE}" if len(results) > 1 else ""
     parts += ["## Summary", _markdown(summary(results, recipe)), f"{SUMMARY_NOTE}{means}"]
     for found in results:
@@ -191,6 +198,8 @@ def _markdown(lines: list[list[str]]) -> str:
 
 def show(console: Console, results: list[Result], recipe: Recipe) -> None:
     for found in results:
+        for text in warned(found, recipe):
+            console.print(Text(f"warning: {text}", style="yellow"), soft_wrap=True)
         for title, lines, note in tables(found):
             if title == found["benchmark"]["name"] or found["base"]:
                 _draw(console, title, lines, note)

@@ -30,6 +30,7 @@ class Display:
         self._live: Live | None = None
         self._pools: dict[str, dict[str, float]] = {}
         self._metrics: dict[str, Any] = {}
+        self._warned: set[str] = set()
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -72,9 +73,17 @@ class Display:
         if self._live is None:
             self._print(line(metrics, self.total_steps))
 
-    def _print(self, text: str) -> None:
+    def warn(self, found: dict[str, str]) -> list[str]:
+        """Show each kind of warning once, in lines that stay; `found` is kind -> sentence. Returns what was shown."""
+        new = [f"warning: {text}" for kind, text in found.items() if kind not in self._warned]
+        self._warned |= found.keys()
+        for text in new:
+            self._print(text, style="yellow")
+        return new
+
+    def _print(self, text: str, style: str = "") -> None:
         with contextlib.suppress(*_GONE):
-            self.console.print(Text(text), soft_wrap=True)
+            self.console.print(Text(text, style=style), soft_wrap=True)
 
     def _panel(self) -> Group:
         pools = Table("pool", box=None, padding=(0, 2))

@@ -18,7 +18,8 @@ import ray
 from ray.actor import ActorHandle
 
 from trd_ray import placement
-from trd_ray.analyse.ledger import row_metrics, stage_seconds, union_seconds
+from trd_ray.analyse import warnings
+from trd_ray.analyse.ledger import facts_of_rows, row_metrics, stage_seconds, union_seconds
 from trd_ray.config import EVALUATED
 from trd_ray.data import order
 from trd_ray.distill.batches import Cost, Example, micro_batches, split
@@ -155,7 +156,14 @@ class Session:
         if base and name != "base" and base.per_problem.keys() == score.per_problem.keys():
             score = stats.compare(score, base, resamples=e.bootstrap, seed=self.recipe.seed)
         self.directory.write_evaluation(score, rows)
+        self.warn(warnings.of_score(score, self.recipe, e.max_response_tokens))
         return score
+
+    def warn(self, found: dict[str, str]) -> None:
+        """Each kind of warning once, on the screen and in train.log."""
+        if said := self.display.warn(found):
+            with open(self.directory.path / "train.log", "a") as log:
+                log.writelines(f"{text}\n" for text in said)
 
     def close(self) -> None:
         stop_pools(list(self.pools.values()), wait_s=0 if self.stop.hurried else STOP_POOLS_S)
@@ -266,6 +274,8 @@ class Training:
         self.directory.write_rows(self.step, rows)
         self.metrics.log(self.step, metrics)
         self.session.display.step({"step": self.step} | metrics)
+        if self.step == self.start_step:
+            self.session.warn(warnings.of_rows(facts_of_rows(rows), self.recipe))
         self.step, self.recorded = self.step + 1, metrics
         best = self.recipe.checkpoint.best
         if best and self.step == self.start_step + 1:
