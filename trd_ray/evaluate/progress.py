@@ -67,10 +67,6 @@ class Progress(Display):
         count.by_problem[problem_id] += 1
         self._progress.update(self._task, completed=sum(c.verified for c in self.counts.values()))
 
-    def say(self, text: str) -> None:
-        """A line that stays, above the live table too."""
-        self._print(text)
-
     def look(self) -> None:
         """A line in the log, if it is time for one; the terminal draws itself."""
         if self._live is None and time.monotonic() - self._shown >= LINE_S:

@@ -8,7 +8,7 @@ Ctrl-C too, gives the terminal back as it was, with the last panel left in its s
 
 import contextlib
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -23,6 +23,8 @@ _GONE = (OSError, ValueError)  # what writing to a closed terminal, pipe or file
 
 class Display:
     """`done` steps were finished by an earlier start of the run."""
+
+    on_screen: ClassVar["Display | None"] = None  # the one with a live panel, which only lines of its `say` do not tear
 
     def __init__(self, total_steps: int, console: Console | None = None, done: int = 0):
         self.console = console or Console()
@@ -48,10 +50,12 @@ class Display:
             self._live = Live(get_renderable=self._panel, console=self.console, refresh_per_second=4)
             with contextlib.suppress(*_GONE):
                 self._live.start()
+            Display.on_screen = self
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is not None:
+            Display.on_screen = None
             with contextlib.suppress(*_GONE):
                 self._live.stop()
             self._live = None
@@ -80,6 +84,10 @@ class Display:
         for text in new:
             self._print(text, style="yellow")
         return new
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the panel too."""
+        self._print(text)
 
     def _print(self, text: str, style: str = "") -> None:
         with contextlib.suppress(*_GONE):
