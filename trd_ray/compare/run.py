@@ -36,6 +36,7 @@ from trd_ray.run.display import Display
 from trd_ray.run.endings import cause, told
 from trd_ray.run.loop import Session
 from trd_ray.run.prepare import Inputs
+from trd_ray.run.quiet import ray_apart
 from trd_ray.run.stop import Stopped, StopSignals
 
 
@@ -74,6 +75,7 @@ def compare(name: str, overrides: list[str]) -> int:
         failures: dict[str, str] = {}
         try:
             if any(True for group in plan.groups for _ in pending(plan, group)):
+                stack.enter_context(ray_apart(plan.path / "logs" / "ray.log"))
                 if local:
                     resources = stack.enter_context(cluster(recipe))
                 stop.install()  # again: Ray has put handlers of its own there

@@ -28,6 +28,7 @@ from trd_ray.run.cluster import cluster, is_local, require_sandboxes
 from trd_ray.run.directory import RunDirectory
 from trd_ray.run.endings import told
 from trd_ray.run.loop import Session
+from trd_ray.run.quiet import ray_apart
 from trd_ray.run.stop import StopSignals
 
 
@@ -96,6 +97,7 @@ class Evaluation:
         with ExitStack() as stack:
             stop = stack.enter_context(StopSignals())
             progress = stack.enter_context(Progress(sizes))
+            stack.enter_context(ray_apart(self.directory.path / "logs" / "ray.log"))
             self._show_kept(progress)
             progress.phase("starting Ray")
             resources = stack.enter_context(cluster(recipe))

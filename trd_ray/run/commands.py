@@ -29,6 +29,7 @@ from trd_ray.run.endings import told
 from trd_ray.run.loop import Session, Training, start_feed
 from trd_ray.run.metrics import Metrics
 from trd_ray.run.prepare import Inputs, prepare
+from trd_ray.run.quiet import ray_apart
 from trd_ray.run.stop import StopSignals
 
 # "auto" begins a run where there is none, goes on with one, and is content with one that is done.
@@ -168,6 +169,7 @@ def _session(inputs: Inputs, directory: RunDirectory, steps: int, done: int) -> 
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         display = stack.enter_context(Display(steps, done=done))
+        stack.enter_context(ray_apart(directory.path / "logs" / "ray.log"))
         if is_local(recipe):
             display.phase("starting Ray")
             resources = stack.enter_context(cluster(recipe))
