@@ -60,7 +60,7 @@ def memory_kill(text: str) -> str | None:
 
 @contextmanager
 def ray_apart(log: Path) -> Iterator[None]:
-    """Within the block, standard error goes to `log`, and from there what is worth reading to where it would be read."""
+    """Within the block, standard error goes to `log`, and what is worth reading of it to where it would be read."""
     filters = {name: _Without(pattern) for name, pattern in DROPPED.items()}
     for name, kept in filters.items():
         logging.getLogger(name).addFilter(kept)
