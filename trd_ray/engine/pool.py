@@ -394,6 +394,7 @@ class Pool:
         return {
             "version": self.version,
             "engines": len(self.members),
+            "up": len(self._up()),
             "running": sum(m.outstanding for m in self.members),
             "waiting": self.waiting,
             "restarts": self.restarts,

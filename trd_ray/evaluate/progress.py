@@ -36,6 +36,8 @@ class Count:
 
 
 class Progress(Display):
+    COUNTED = "samples"
+
     def __init__(self, benchmarks: dict[str, tuple[int, int]], console: Console | None = None):
         super().__init__(sum(problems * samples for problems, samples in benchmarks.values()), console)
         self.counts = {name: Count(*sizes) for name, sizes in benchmarks.items()}
@@ -109,7 +111,7 @@ class Progress(Display):
             cells = (f"{c.problems_done}/{c.problems}", f"{c.sampled}/{c.total}", str(c.verified), _share(c))
             drawn.add_row(Text(name), *cells)
         pace = f"{self._rate():.0f} tokens/s" if self._began is not None else ""
-        return Group(self._progress, drawn, Text(pace))
+        return Group(self._phase, self._progress, drawn, Text(pace))
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is None and self._began is not None:

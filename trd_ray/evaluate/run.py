@@ -203,8 +203,12 @@ def evaluation_rows(
     step: int,
     min_version: int,
     while_waiting: Callable[[], object],
+    on_progress: Callable[[int, int, int], object] = lambda done, total, passed: None,
 ) -> list[dict[str, Any]]:
-    """`evaluation.samples` verified rollouts of each problem, as rows with the y_o columns."""
+    """`evaluation.samples` verified rollouts of each problem, as rows with the y_o columns.
+
+    `on_progress` is told after each verdict how many samples have one, of how many, and how many passed.
+    """
     e = recipe.evaluation
     rows: dict[Ask, dict[str, Any]] = {}
     for problem in problems.to_pylist():
@@ -214,6 +218,7 @@ def evaluation_rows(
             seed = seed_of_sample(recipe.seed, question.problem_id, sample)
             order = {"row": len(rows), "step": step, "epoch": 0, "sample_index": sample, "seed": seed}
             rows[Ask(question, sample, seed)] = problem | order | {"student_prompt_ids": prompt_ids}
+    done = passed = 0
     for event in answers(
         rows, pool=sampler, sampler=recipe.sampler, verify=recipe.verify, min_version=min_version,
         while_waiting=while_waiting,
@@ -223,4 +228,6 @@ def evaluation_rows(
             record(row, "y_o", event.generation)
         else:
             record_verdict(row, "y_o", event.verdict, event.start_s)
+            done, passed = done + 1, passed + event.verdict.passed
+            on_progress(done, len(rows), passed)
     return list(rows.values())

@@ -81,6 +81,10 @@ class Session:
         """Engines have a deadline of their own (start_timeout_s), after which the pool says what it lacked."""
         while self.starting:
             done, self.starting = ray.wait(self.starting, num_returns=1, timeout=0.5)
+            asked: list[Any] = [pool.status.remote() for pool in self.pools.values()]
+            if not ray.wait(asked, num_returns=len(asked), timeout=0.5)[1]:  # else pools are starting themselves
+                statuses = zip(self.pools, ray.get(asked), strict=True)
+                self.display.starting({name: (status["up"], status["engines"]) for name, status in statuses})
             ray.get(done)
             self.stop.check()
 
@@ -150,6 +154,7 @@ class Session:
         rows = evaluation_rows(
             self.recipe, problems, self.views, self.pools["sampler"], step=step, min_version=version,
             while_waiting=while_waiting or self.look,
+            on_progress=lambda done, total, passed: self.display.evaluating(name, done, total, passed),
         )  # fmt: skip
         score = stats.score(rows, name=name, step=step, version=version, resamples=e.bootstrap, seed=self.recipe.seed)
         base = next((s for s in self.directory.read_evaluations() if s.name == "base"), None)

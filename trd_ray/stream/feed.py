@@ -54,6 +54,10 @@ class Feed:
         self.closed = True
         self.room.release(AHEAD_STEPS * self.rows_per_step)
 
+    def arrived(self, step: int) -> int:
+        """Rows of the step that are here."""
+        return len(self.waiting.get(step, ()))
+
     def take(self, step: int, while_waiting: Callable[[], object], rows: int | None = None) -> list[dict]:
         """The rows of `step`, sorted; `while_waiting` is called several times a second and may raise to give up."""
         expected = rows or self.rows_per_step
