@@ -239,10 +239,10 @@ def row_logits(model: torch.nn.Module, prompt_ids: list[int], response_ids: list
 
 
 def learning_rate(update: int, updates: int, c: config.Learner) -> float:
-    """Linear warm-up, then a cosine from lr to min_lr_ratio * lr."""
+    """Linear warm-up in which the first update counts, then a cosine from lr to min_lr_ratio * lr."""
     warmup = round(c.warmup_ratio * updates)
     if update < warmup:
-        return c.lr * update / warmup
+        return c.lr * (update + 1) / warmup
     progress = (update - warmup) / (updates - warmup)
     return c.lr * (c.min_lr_ratio + (1 - c.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress)))
 

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
-from transformers import AutoTokenizer, get_cosine_with_min_lr_schedule_with_warmup
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import AutoTokenizer
 
 from trd_ray.config import Recipe
 from trd_ray.distill.batches import Example, MicroBatch, collate
@@ -33,6 +34,7 @@ from trd_ray.distill.model import (
     shard,
 )
 from trd_ray.distill.onset import onset_ids
+from trd_ray.distill.schedule import share_of_lr
 
 KL = STATISTICS.index("kl")
 
@@ -83,9 +85,8 @@ class Learner:
             self.trained.values(), lr=opt.lr, betas=opt.betas, weight_decay=opt.weight_decay
         )
         updates = total_steps * opt.updates_per_step
-        self.schedule = get_cosine_with_min_lr_schedule_with_warmup(
-            self.optimizer, round(opt.warmup_ratio * updates), updates, min_lr_rate=opt.min_lr_ratio
-        )
+        warmup = round(opt.warmup_ratio * updates)
+        self.schedule = LambdaLR(self.optimizer, lambda update: share_of_lr(update, warmup, updates, opt.min_lr_ratio))
 
     def step(self, updates: list[list[list[Example]]]) -> dict[str, float]:
         """This rank's share of one step: [update][micro-batch] -> examples. Returns metrics, equal on all ranks."""
