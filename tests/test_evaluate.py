@@ -20,6 +20,7 @@ from trd_ray import miniature
 from trd_ray.config import Evaluation, Verify
 from trd_ray.engine.actor import Generation
 from trd_ray.errors import UserError
+from trd_ray.evaluate.job import _claim
 from trd_ray.evaluate.plan import plan
 from trd_ray.evaluate.progress import Progress
 from trd_ray.evaluate.report import _named_apart
@@ -149,6 +150,13 @@ def test_a_directory_of_a_training_run_is_not_written_into(tmp_path, capsys):
     own = str(problems(tmp_path / "own.jsonl", 3))
     assert main(["evaluate", "miniature:student", own, f"run_dir={folder}"]) == 2
     assert "holds a training run: set run_dir" in capsys.readouterr().err
+
+
+def test_a_new_directory_has_no_folders_that_an_evaluation_leaves_empty(tmp_path):
+    planned = plan("miniature:student", [str(problems(tmp_path / "own.jsonl", 2))], [])
+    directory = _claim(tmp_path / "run", planned.recipe)
+    directory.release()
+    assert {p.name for p in directory.path.iterdir() if p.is_dir()} == {"evaluation", "logs"}
 
 
 def test_the_thinking_mode_is_stated_and_told(tmp_path):

@@ -57,6 +57,16 @@ def test_smollm2_weights_are_those_that_transformers_reads_from_the_same_file(sm
     assert all(torch.equal(ours[name], torch.as_tensor(tensor)) for name, tensor in theirs.items())
 
 
+def test_smollm2_says_where_and_how_much_it_writes_before_it_does_and_only_then(tmp_path, monkeypatch, capfd):
+    said = []
+    monkeypatch.setattr(smollm2.cache, "root", lambda: tmp_path)
+    monkeypatch.setattr(smollm2, "_convert", lambda reader, out: said.append(capfd.readouterr().err))
+    place = smollm2.folder()
+    assert said == [f"writing SmolLM2-135M-Instruct to {place}: 0.5 GB, once\n"]
+    smollm2.folder()
+    assert len(said) == 1 and capfd.readouterr().err == ""
+
+
 def test_smollm2_tokenizer_splits_digits_and_keeps_special_tokens_whole(smol):
     tokenizer = models.tokenizer(smol)
     text = "It has 2048 rows.\n\n3 columns, naïvely <|im_end|>"

@@ -7,6 +7,7 @@ to float32 (0.54 GB). The package is only looked into, never imported: importing
 """
 
 import shutil
+import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +40,7 @@ def folder() -> Path:
     made = folder / f"smollm2-{package.version}"
     if not made.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
+        print(f"writing SmolLM2-135M-Instruct to {made}: 0.5 GB, once", file=sys.stderr, flush=True)
         # Written beside its place and renamed, so that a crash or a second process leaves no half-made folder.
         half = Path(tempfile.mkdtemp(prefix=f"{made.name}.", dir=folder))
         try:

@@ -186,7 +186,11 @@ def _claim(path: Path, recipe: Recipe) -> RunDirectory:
     if any((path / "rows").glob("*")) or any((path / "checkpoints").glob("*")) or (path / "metrics.jsonl").exists():
         raise UserError(f"run directory {path} holds a training run: set run_dir to a place of the evaluation's own")
     return RunDirectory.create(
-        path, recipe, resume=(path / "recipe.yaml").exists(), may_change=set(Recipe.model_fields)
+        path,
+        recipe,
+        resume=(path / "recipe.yaml").exists(),
+        may_change=set(Recipe.model_fields),
+        folders=("evaluation", "logs"),
     )
 
 

@@ -53,9 +53,16 @@ class RunDirectory:
 
     @classmethod
     def create(
-        cls, path: Path | str, recipe: Recipe, resume: bool = False, may_change: set[str] = MAY_CHANGE
+        cls,
+        path: Path | str,
+        recipe: Recipe,
+        resume: bool = False,
+        may_change: set[str] = MAY_CHANGE,
+        folders: tuple[str, ...] = FOLDERS,
     ) -> "RunDirectory":
         """Claim a directory for a new run, or for one that continues, whose recipe differs in `may_change` at most.
+
+        A new one gets `folders`, those that will be written into.
 
         Raises UserError, having changed nothing, when a live run holds the directory, when it holds a run and `resume`
         is not set or nothing to resume, or when the recipe asks for another run than the one begun.
@@ -77,7 +84,7 @@ class RunDirectory:
         fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             fresh.mkdir(parents=True)
-            for folder in FOLDERS:
+            for folder in folders:
                 (fresh / folder).mkdir()
             (fresh / "recipe.yaml").write_text(dump(recipe))
             (fresh / "environment.json").write_text(json.dumps([environment()], indent=2))
