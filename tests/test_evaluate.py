@@ -310,6 +310,17 @@ def test_a_log_gets_lines_with_counts_and_the_time_left():
     assert "aime24: 1/2 problems, 3/4 samples, 66.7% of 3 passed; " in console.export_text()
 
 
+def test_a_terminal_shows_which_engines_are_ready_while_an_evaluation_starts():
+    console = Console(file=open(os.devnull, "w"), record=True, width=80)  # noqa: SIM115
+    progress = Progress({"aime24": (2, 2)}, console)
+    progress.starting({"sampler": (1, 2)})
+    console.print(progress._panel())
+    assert "1 of 2" in console.export_text()
+    progress.starting({"sampler": (2, 2)})
+    console.print(progress._panel())
+    assert "2 of 2" not in console.export_text().partition("ready after")[2]
+
+
 def test_samples_of_an_earlier_start_do_not_count_as_the_pace_of_this_one():
     with Progress({"aime24": (200, 1)}, Console(file=open(os.devnull, "w"))) as progress:  # noqa: SIM115
         for problem in range(100):  # in no time

@@ -61,6 +61,7 @@ def test_rows_of_later_steps_wait_until_their_step_is_taken():
 
     source = feed(stream())
     assert numbers(source.take(0, nothing)) == [0, 1, 2, 3]
+    assert (source.arrived(1), source.arrived(2)) == (2, 0)
     gate.set()
     assert numbers(source.take(1, nothing)) == [4, 5, 6, 7]
 

@@ -111,7 +111,8 @@ class Progress(Display):
             cells = (f"{c.problems_done}/{c.problems}", f"{c.sampled}/{c.total}", str(c.verified), _share(c))
             drawn.add_row(Text(name), *cells)
         pace = f"{self._rate():.0f} tokens/s" if self._began is not None else ""
-        return Group(self._phase, self._progress, drawn, Text(pace))
+        start = [self._start()] if self._is_starting() else []
+        return Group(self._phase, self._progress, drawn, Text(pace), *start)
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is None and self._began is not None:

@@ -163,7 +163,7 @@ class Display:
         parts: list[RenderableType] = [self._phase, self._progress]
         if any(not task.finished for task in self._evaluated.tasks):
             parts.append(self._evaluated)
-        if any(part.took_s is None for part in self._starting.values()):
+        if self._is_starting():
             parts.append(self._start())
             return Group(*parts)
         side = Table.grid(padding=(0, 3))
@@ -175,6 +175,9 @@ class Display:
 
     def _number(self, label: str, name: str, form: str) -> str:
         return f"{label} {_number(self._metrics.get(name), form)}"
+
+    def _is_starting(self) -> bool:
+        return any(part.took_s is None for part in self._starting.values())
 
     def _start(self) -> Table:
         shown = Table("starting", box=None, padding=(0, 2))
