@@ -185,7 +185,7 @@ class Display:
             shown.add_column(column, justify="right")
         for name, part in self._starting.items():
             seconds = time.monotonic() - part.began if part.took_s is None else part.took_s
-            shown.add_row(name, f"{part.ready} of {part.of}", f"{seconds:.0f}")
+            shown.add_row(name, f"{part.ready} of {part.of}" if part.of else "-", f"{seconds:.0f}")
         return shown
 
     def _last_step(self) -> Table:
