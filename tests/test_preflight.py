@@ -147,6 +147,22 @@ def test_a_template_that_leaves_an_answer_open_is_refused():
     assert "puts nothing after an answer" in refusal(student_tokenizer=tokenizer(template=bare))
 
 
+@pytest.mark.parametrize(
+    ("template", "shown"),
+    [
+        ("{% for m in messages %}{{ m['content'] }", "unexpected '}'"),
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{% for i in range(10 ** 9) %}{% endfor %}", "range"),
+        (TEMPLATE + "{% if messages|length > 1 %}{{ raise_exception('one turn only') }}{% endif %}", "one turn only"),
+    ],
+)
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_chat_template_that_cannot_render_is_one_sentence_with_what_it_said(template, shown, who):
+    told = refusal(**{f"{who}_tokenizer": tokenizer(template=template)})
+    assert f"the {who}'s chat template cannot render" in told and shown in told
+    assert f"{who}.chat_template_kwargs" in told and "\n" not in told
+
+
 def test_a_teacher_that_ends_its_turn_otherwise_is_refused():
     told = refusal(
         teacher=dataclasses.replace(FACTS, path="teacher", eos_ids=(4,)),

@@ -21,7 +21,7 @@ from trd_ray.config import Recipe, did_you_mean
 from trd_ray.errors import UserError
 from trd_ray.models import ModelFacts
 from trd_ray.overlap import Overlap, overlap
-from trd_ray.views import Views, ViewTooLong
+from trd_ray.views import Views, ViewTooLong, rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -272,8 +272,8 @@ def _turn_ends(model: ModelFacts, tokenizer: "PreTrainedTokenizerBase", who: str
         )
     answer = "an-answer-8c1f"
     messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
-    rendered = str(tokenizer.apply_chat_template(messages, tokenize=False, **kwargs))
-    after = tokenizer(rendered.rpartition(answer)[2].lstrip(), add_special_tokens=False).input_ids
+    text = rendered(tokenizer, who, messages, "a question and its answer", kwargs)
+    after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False).input_ids
     stops = ", ".join(f"{tokenizer.decode([i])!r} ({i})" for i in model.eos_ids) or "none"
     remedy = f"set eos_token_id in the generation_config.json of {model.path} to the template's end token"
     if not after:

@@ -21,8 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import jinja2
-
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 
@@ -349,13 +347,27 @@ def _render(
 ) -> str:
     messages = [{"role": "system", "content": system}] if system is not None else []
     messages.append({"role": "user", "content": words})
+    shown = "a user message" if system is None else "a system and a user message (prompts.system is set)"
+    return rendered(tokenizer, who, messages, shown, kwargs, add_generation_prompt=True)
+
+
+def rendered(
+    tokenizer: "PreTrainedTokenizerBase",
+    who: str,
+    messages: list[dict[str, str]],
+    shown: str,
+    kwargs: dict[str, Any],
+    add_generation_prompt: bool = False,
+) -> str:
+    """The messages as the chat template writes them; raises UserError, which calls them `shown`, if it cannot."""
     try:
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **kwargs)
-    except (ValueError, TypeError, jinja2.TemplateError) as e:
-        shown = "a user message" if system is None else "a system and a user message (prompts.system is set)"
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
+        )
+    except Exception as e:  # a template is a program: it raises what it likes
         raise UserError(
-            f"the {who}'s chat template cannot render {shown}: {' '.join(str(e).split())}; "
+            f"the {who}'s chat template cannot render {shown}: {' '.join(str(e).split())[:300]}; "
             f"check the tokenizer's chat_template and {who}.chat_template_kwargs"
         ) from e
-    assert isinstance(rendered, str)  # which tokenize=False promises
-    return rendered
+    assert isinstance(text, str)  # which tokenize=False promises
+    return text
