@@ -200,3 +200,85 @@ def test_a_dry_run_on_a_corpus_says_its_rows_and_steps_and_what_it_shares_with_w
     assert main(["train", "miniature_opsd", *on_corpus, "steps=1", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "1 steps of 8 rollouts on 8 problems" in said and "none of 200 held-out problems is trained on" in said
+def test_what_is_wrong_with_data_model_and_placement_is_told_at_once(capsys, tmp_path):
+    bad = ["data.path=/no/such.jsonl", "evaluation.path=/no/other.jsonl", "student.path=/no/such/model"]
+    assert main(["train", "miniature_opsd", f"run_dir={tmp_path / 'run'}", *bad]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "trd: 3 things are in the way:" and len(said) == 4
+    assert all(any(f"  - there is no {what}" in line for line in said) for what in ("data file", "such model"))
+
+    bad = ["data.path=/no/such.jsonl", "learner.cpus=64", "evaluation.max_response_tokens=4000"]
+    assert main(["train", "miniature_opsd", f"run_dir={tmp_path / 'run'}", *bad]) == 2
+    said = capsys.readouterr().err
+    assert all(part in said for part in ("/no/such.jsonl", "needs 65.25 CPUs", "lower evaluation.max_response_tokens"))
+    assert not list(tmp_path.iterdir())
+
+
+def own_data(tmp_path) -> list[str]:
+    """The README's example with the model that is made here, which has a context of 8,192 tokens."""
+    rows = [
+        {"question": f"What is {i} + {i}?", "final_answer": f"{2 * i}", "solution": f"It is {2 * i}."} for i in range(8)
+    ]
+    for name, part in (("problems", rows[:6]), ("held_out", rows[6:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    (tmp_path / "my.yaml").write_text(
+        f"""
+name: mine
+student: {{path: smollm2}}
+data:
+  path: {tmp_path}/problems.jsonl
+  columns: {{problem: question, answer: final_answer, reference: solution}}
+evaluation:
+  path: {tmp_path}/held_out.jsonl
+  columns: {{problem: question, answer: final_answer, reference: solution}}
+"""
+    )
+    return [str(tmp_path / "my.yaml"), f"run_dir={tmp_path / 'run'}"]
+
+
+def test_a_recipe_with_one_s_own_data_and_a_small_model_needs_no_lengths(capsys, tmp_path):
+    arguments = own_data(tmp_path)
+    # What is left to say is of this machine.
+    small = ["rollouts_per_step=4", "learner.tokens_per_micro_batch=512"]
+    code = main(["train", *arguments, *small, "--dry-run"])
+    said, refused = capsys.readouterr()
+    assert not refused
+    verdict = said[said.index("fits:") :]
+    assert code == (0 if verdict.strip() == "fits: yes" else 2)
+    assert all("CPUs" in line or "memory" in line for line in verdict.splitlines()[1:]), verdict
+    assert "max_response_tokens: null" not in said and "max_prompt_tokens: null" not in said
+
+
+def test_problems_that_are_too_long_are_left_out_of_the_run_and_written_down_if_so_asked(tmp_path):
+    from trd_ray.config import load
+    from trd_ray.run.prepare import prepare
+
+    recipe, run_dir = own_data(tmp_path)
+    row = {"question": "How many? " * 5000, "final_answer": "5000", "solution": "As many."}
+    with open(tmp_path / "problems.jsonl", "a") as file:
+        file.write(json.dumps(row) + "\n")
+    inputs = prepare(load(recipe, [run_dir, "data.too_long=drop"]))
+    assert inputs.problems is not None and inputs.problems.num_rows == 6
+    [out] = inputs.set_aside
+    assert out.name == ("How many? " * 6) and out.reason.startswith("too long: its prompt of")
+    assert out.problem_id not in inputs.problems["problem_id"].to_pylist()
+
+
+def test_a_resumed_run_keeps_its_default_lengths_though_the_data_have_grown(tmp_path):
+    from trd_ray.config import load
+    from trd_ray.run.commands import _as_begun
+    from trd_ray.run.directory import RunDirectory
+    from trd_ray.run.prepare import prepare
+
+    path, run_dir = own_data(tmp_path)
+    recipe = load(path, [run_dir])
+    begun = prepare(recipe).recipe
+    RunDirectory.create(recipe.directory, begun).release()
+    with open(tmp_path / "problems.jsonl", "a") as file:
+        row = {"question": "How many? " * 100, "final_answer": "100", "solution": "As many."}
+        file.write(json.dumps(row) + "\n")
+    grown = prepare(recipe).recipe
+    assert grown.sampler.max_response_tokens != begun.sampler.max_response_tokens
+    again = prepare(_as_begun(recipe)).recipe
+    assert again == begun
+    RunDirectory.create(recipe.directory, again, resume=True).release()

@@ -79,6 +79,35 @@ def test_a_checkpoint_of_a_run_is_asked_in_the_words_it_was_trained_with(tmp_pat
     assert r.run_dir == f"runs/evaluate/{asked.name}"
 
 
+def test_a_length_that_the_run_s_context_gave_holds_for_its_checkpoints_and_the_paper_s_does_not(tmp_path):
+    small = a_run(tmp_path / "small", "evaluation.max_response_tokens=4000")
+    assert target(str(small), []).recipe.evaluation.max_response_tokens == 4000
+    large = a_run(tmp_path / "large", "evaluation.max_response_tokens=16384")  # what an empty one became
+    assert "max_response_tokens" not in target(str(large), []).recipe.evaluation.model_fields_set
+    empty = a_run(tmp_path / "empty", "evaluation.max_response_tokens=null")
+    assert target(str(empty), []).recipe.evaluation.max_response_tokens is None
+
+
+def test_a_model_s_own_context_limits_an_evaluation_on_one_s_own_file(tmp_path):
+    own = problems(tmp_path / "own.jsonl", 3)
+    [exam] = plan(MODEL, [], [f"evaluation.path={own}"]).exams
+    assert exam.settings["evaluation"]["max_response_tokens"] == exam.evaluation.response_tokens
+    assert (
+        exam.evaluation.response_tokens + exam.prompt_tokens.longest
+        == plan(MODEL, [], [f"evaluation.path={own}"]).recipe.sampler.max_model_len
+    )
+
+
+def test_what_is_wrong_with_several_benchmarks_is_told_at_once(tmp_path):
+    names = [str(problems(tmp_path / f"{n}.jsonl", n)) for n in (2, 3)]
+    with pytest.raises(UserError) as refused:
+        plan(MODEL, [*names, "aime42"], [])
+    assert len(refused.value.sentences) == 1  # what is named comes first
+    with pytest.raises(UserError) as refused:
+        plan(MODEL, names, [])
+    assert [one.partition(":")[0] for one in refused.value.sentences] == ["2", "3"]
+
+
 def test_a_model_a_recipe_and_the_miniature_are_told_apart(tmp_path):
     folder = tmp_path / "qwen"
     shutil.copytree(miniature.model_path("student"), folder)

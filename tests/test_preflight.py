@@ -208,6 +208,73 @@ def test_a_bound_on_the_refine_prompt_makes_a_long_attempt_fit():
     check(tree | {"refiner": {"max_prompt_tokens": 512}})
 
 
+def test_a_problem_that_is_too_long_is_named_with_its_tokens_and_counted():
+    told = refusal({"sampler": {"max_model_len": 180}}, problems=problems(3, 5, 120, 140), evaluation=None)
+    assert "2 of 4 problems are too long for the sampler, the longest being p3 ('1 1 1 1" in told
+    assert "its prompt of 154 tokens and sampler.max_response_tokens (100) make 254, but the context is 180" in told
+    assert "data.too_long=drop" in told
+    assert "\n" not in refusal({"sampler": {"max_model_len": 180}}, problems=problems(3, 140), evaluation=None)
+
+
+def test_problems_that_are_too_long_are_left_out_and_counted_if_so_asked():
+    tree = {"sampler": {"max_model_len": 180}, "data": {"too_long": "drop"}}
+    found = check(tree, problems=problems(3, 5, 120, 140), evaluation=None)
+    assert (found.problems, found.dropped_too_long) == (2, 2)
+    assert [(one.problem_id, one.name) for one in found.too_long] == [
+        ("p2", ("1 " * 60)[:60]),
+        ("p3", ("1 " * 60)[:60]),
+    ]
+    assert found.too_long[1].reason.startswith("too long: its prompt of 154 tokens and sampler.max_response_tokens")
+    assert found.length == data.Length(steps=1, rows=2, dropped_rows=0)
+    assert "2 problems, 1 steps of 2 rollouts" in str(found) and "2 that are too long left out, such as p2" in str(
+        found
+    )
+
+
+def test_where_every_problem_is_too_long_none_is_dropped_and_the_length_is_refused():
+    told = refusal({"sampler": {"max_response_tokens": 1020}, "data": {"too_long": "drop"}}, evaluation=None)
+    assert "3 of 3 problems are too long" in told and "lower sampler.max_response_tokens" in told
+    assert "data.too_long" not in told
+
+
+def test_a_held_out_problem_that_is_too_long_is_named_and_never_dropped():
+    tree = {"evaluation": {"max_response_tokens": 990}, "data": {"too_long": "drop"}}
+    told = refusal(tree, evaluation=problems(1, 30))
+    assert "1 of 2 problems is too long for the sampler in the evaluation, the longest being p1" in told
+    assert "evaluation.max_response_tokens (990)" in told and "data.too_long" not in told
+
+
+def test_a_response_that_the_student_cannot_be_trained_on_is_refused():
+    told = refusal({"refiner": {"max_response_tokens": 300}}, student=dataclasses.replace(FACTS, max_positions=256))
+    assert "too long for the student" in told and "lower refiner.max_response_tokens" in told
+
+
+def test_everything_that_is_wrong_is_told_at_once():
+    thinker = tokenizer()
+    thinker.chat_template = "{% if enable_thinking %}{% endif %}" + thinker.chat_template
+    tree = {
+        "sampler": {"max_response_tokens": 1020},
+        "refiner": {"max_response_tokens": 1001},
+        "evaluation": {"max_response_tokens": 1002, "chat_template_kwargs": {"x": 1}},
+        "learner": {"lora": {"targets": ["w_proj"]}},
+    }
+    with pytest.raises(UserError) as refused:
+        check(tree, student_tokenizer=thinker, teacher_tokenizer=thinker, problems=problems(3, 4, reference=""))
+    told = str(refused.value).splitlines()
+    assert told[0] == f"{len(refused.value.sentences)} things are in the way:"
+    assert all(line.startswith("  - ") for line in told[1:])
+    keys = [
+        "learner.lora.targets",
+        *(f"set {group}.chat_template_kwargs" for group in ("student", "teacher", "evaluation")),
+        "data.columns.reference=NAME",
+        "evaluation.max_response_tokens (1002)",
+        "sampler.max_response_tokens (1020)",
+        "refiner.max_response_tokens (1001)",
+    ]
+    for key in keys:
+        assert sum(key in line for line in told) == 1, (key, told)
+
+
 # References
 
 

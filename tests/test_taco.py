@@ -16,6 +16,7 @@ from trd_ray import rows, taco
 from trd_ray.config import Data, Verify
 from trd_ray.data import load_problems
 from trd_ray.errors import UserError
+from trd_ray.set_aside import write_set_aside
 from trd_ray.taco.schema import mebibytes, seconds
 from trd_ray.verify.tests import Tests
 
@@ -113,7 +114,7 @@ def test_problems_whose_solutions_all_fail_are_set_aside_counted_and_named(tmp_p
     assert wrong.reason.startswith("no solution passes: 2 tried, the first: wrong answer in case 1 of 2")
     assert slow.reason.startswith("no solution passes: 1 tried, the first: time limit")
     assert str(found) == "1 problems, 2 set aside (2 no solution passes)"
-    found.write_set_aside(tmp_path / "set_aside.jsonl")
+    write_set_aside(tmp_path / "set_aside.jsonl", found.set_aside)
     lines = [json.loads(line) for line in (tmp_path / "set_aside.jsonl").read_text().splitlines()]
     assert [line["name"] for line in lines] == ["name of Wrong.", "name of Slow."]
     assert lines[0]["problem_id"] == wrong.problem_id and lines[0]["reason"] == wrong.reason

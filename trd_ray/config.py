@@ -53,6 +53,13 @@ def _takes_bool(annotation: Any) -> bool:
     return annotation is bool or bool in get_args(annotation)
 
 
+def _resolved(tokens: int | None) -> int:
+    """A length of a recipe that `trd_ray.lengths.resolve` gave its numbers, which every run's recipe is."""
+    if tokens is None:
+        raise ValueError("this recipe's lengths are not resolved: take the recipe of trd_ray.run.prepare's Inputs")
+    return tokens
+
+
 class Node(BaseModel):
     # Not strict: YAML reads 2e-6 as text, and pydantic then makes the number of it.
     model_config = ConfigDict(
@@ -108,6 +115,9 @@ class Data(Node):
     without_reference: Literal["keep", "drop"] = Field(
         default="keep", description="problems without one; OPSD needs it"
     )
+    too_long: Literal["refuse", "drop"] = Field(
+        default="refuse", description="problems whose prompts leave a context no room; drop: set_aside.jsonl names them"
+    )
     shuffle: bool = True
 
 
@@ -117,8 +127,14 @@ class Sampling(Node):
     temperature: float = Field(default=0.6, ge=0, le=2)  # vLLM's own bounds
     top_p: float = Field(default=0.95, gt=0, le=1)
     top_k: int = Field(default=20, ge=0, description="0: no limit")
-    max_response_tokens: int = Field(default=16384, ge=1)
+    max_response_tokens: int | None = Field(
+        default=None, ge=1, description="default: the paper's 16384 where the context holds it, else what it leaves"
+    )
     n: int = Field(default=1, ge=1, description="rollouts a problem (sampler), refinements a rollout (refiner)")
+
+    @property
+    def response_tokens(self) -> int:
+        return _resolved(self.max_response_tokens)
 
 
 class Engine(Node):
@@ -147,11 +163,19 @@ class Refiner(Engine, Sampling):
         default=False, description="refine on the sampler's engines (OPSD, teacher.follow live)"
     )
     select: Literal["first", "first_passed", "shortest_passed"] = "first"
-    max_prompt_tokens: int = Field(default=18432, ge=16, description="longer: the tail of y_o is cut, then of y*")
+    max_prompt_tokens: int | None = Field(
+        default=None,
+        ge=16,
+        description="longer: the tail of y_o is cut, then of y*; default: 18432 (OPSD: 22528) or what is left",
+    )
     feedback: Literal["none", "verdict", "details"] = Field(
         default="none",
         description="tell the refiner whether the attempt passed, or also what failed (code: the case, stderr's tail)",
     )
+
+    @property
+    def prompt_tokens(self) -> int:
+        return _resolved(self.max_prompt_tokens)
 
 
 class Prompts(Node):
@@ -291,12 +315,18 @@ class Evaluation(Node):
     temperature: float = Field(default=0.6, ge=0, le=2)
     top_p: float = Field(default=0.95, gt=0, le=1)
     top_k: int = Field(default=20, ge=0)
-    max_response_tokens: int = Field(default=16384, ge=1)
+    max_response_tokens: int | None = Field(
+        default=None, ge=1, description="default: 16384 where the context holds it, else what it leaves"
+    )
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="empty: the student's")
     before: bool = True
     after: bool = True
     every_steps: int | None = Field(default=None, ge=1, description="also during training")
     bootstrap: int = Field(default=10000, ge=100, description="resamples of problems")
+
+    @property
+    def response_tokens(self) -> int:
+        return _resolved(self.max_response_tokens)
 
     @property
     def in_training(self) -> bool:

@@ -1,12 +1,49 @@
 """The exceptions whose text is meant to be read by whoever started the job.
 
 UserError is for anything the user can fix: a recipe, a file, a placement. RunFailed is for what ended a run that was
-well asked for. The command line prints their sentence alone (no traceback), with exit code 2 and 1.
+well asked for. The command line prints their text alone (no traceback), with exit code 2 and 1. Where several things
+are wrong, `Faults` gathers them, and all are told at once.
 """
 
 
 class UserError(Exception):
-    """A sentence that says what was expected, what was found, and what to set or do."""
+    """A sentence that says what was expected, what was found, and what to set or do; or several such sentences."""
+
+    def __init__(self, *sentences: object):
+        super().__init__(*sentences)
+        self.sentences = tuple(map(str, sentences))
+
+    def __str__(self) -> str:
+        if len(self.sentences) == 1:
+            return self.sentences[0]
+        return "\n  - ".join([f"{len(self.sentences)} things are in the way:", *self.sentences])
+
+
+class Faults:
+    """Everything that is wrong, from checks that do not depend on one another.
+
+    `with faults:` around each check keeps its UserError and goes on after the block; `require_none` raises all of them.
+    """
+
+    def __init__(self) -> None:
+        self.sentences: list[str] = []
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> bool:
+        if not isinstance(error, UserError):
+            return False
+        self.add(*error.sentences)
+        return True
+
+    def add(self, *sentences: str) -> None:
+        self.sentences += [sentence for sentence in sentences if sentence not in self.sentences]
+
+    def require_none(self) -> None:
+        """Raise UserError if there is any."""
+        if self.sentences:
+            raise UserError(*self.sentences)
 
 
 class RunFailed(RuntimeError):

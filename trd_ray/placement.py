@@ -294,7 +294,7 @@ def _full_gpus(actors: list[ActorPlan], gpu_gib: float) -> list[str]:
 def require(plan: Plan) -> None:
     """Raise UserError for a plan that does not fit."""
     if not plan.fits:
-        raise UserError("; ".join(plan.reasons))
+        raise UserError(*plan.reasons)
 
 
 def render(plan: Plan) -> str:

@@ -11,17 +11,18 @@ import logging
 import shutil
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from trd_ray import data
+from trd_ray import data, lengths
 from trd_ray.config import Recipe, did_you_mean
-from trd_ray.errors import UserError
+from trd_ray.errors import Faults, UserError
 from trd_ray.models import ModelFacts
 from trd_ray.overlap import Overlap, overlap
-from trd_ray.views import Views, ViewTooLong, rendered
+from trd_ray.set_aside import SetAside
+from trd_ray.views import Views, rendered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,7 +62,8 @@ class Corpus:
 class Findings:
     """What `check` learned, for --dry-run and the placement."""
 
-    problems: int
+    recipe: Recipe  # with a number for every length
+    problems: int  # without those that are too long
     length: data.Length | None  # of the run; None for a corpus
     student_prompt: Tokens | None
     teacher_prompt: Tokens | None  # without an attempt; None where no problem is sampled
@@ -72,6 +74,11 @@ class Findings:
     padded: str = ""  # where one model has more
     overlap: Overlap | None = None  # of held-out and training problems, where there are both
     corpus: Corpus | None = None
+    too_long: tuple[SetAside, ...] = ()  # left out, by data.too_long=drop
+
+    @property
+    def dropped_too_long(self) -> int:
+        return len(self.too_long)
 
     def __str__(self) -> str:
         parts = []
@@ -80,6 +87,10 @@ class Findings:
             parts.append(f"{self.problems} problems, {n.steps} steps of {n.rows // n.steps} rollouts")
             if n.dropped_rows:
                 parts.append(f"{n.dropped_rows} rollouts of a partial last step left out")
+            if self.too_long:
+                parts.append(
+                    f"{self.dropped_too_long} that are too long left out, such as {self.too_long[0].problem_id}"
+                )
             parts.append(f"prompts of {self.student_prompt} tokens")
         if self.corpus:
             parts.append(str(self.corpus))
@@ -104,52 +115,96 @@ def check(
     trains: bool = True,
 ) -> Findings:
     """Refuse what cannot work, as a UserError. `problems` is None for a corpus, `evaluation` where there is none."""
+    faults = Faults()
     if trains:
-        _no_bias(student, teacher)
-        _has_targets(recipe, student)
-        _has_compiler(recipe)
-    _wordings_fit(recipe, problems, evaluation)
-    _thinking_is_stated(recipe, student_tokenizer, teacher_tokenizer, problems is not None or trains, evaluation)
-    padded = _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
+        with faults:
+            _no_bias(student, teacher)
+        with faults:
+            _has_targets(recipe, student)
+        with faults:
+            _has_compiler(recipe)
+    with faults:
+        _wordings_fit(recipe, problems, evaluation)
+    with faults:
+        _thinking_is_stated(recipe, student_tokenizer, teacher_tokenizer, problems is not None or trains, evaluation)
+    padded, in_both = "", None
+    with faults:
+        padded = _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
+    with faults:
+        in_both = _overlap(recipe, problems, corpus, evaluation)
+    templates = bool(student_tokenizer.chat_template and teacher_tokenizer.chat_template)
+    views = findings = None
+    if templates:
+        with faults:
+            views = Views(recipe, student_tokenizer, teacher_tokenizer)
+    if views or not templates:  # a template that renders nothing is told once
+        with faults:
+            _same_ends(recipe, student, teacher, student_tokenizer, teacher_tokenizer)
+    if views:
+        with faults:
+            findings = _lengths(recipe, views, problems, evaluation, student, teacher)
+    faults.require_none()
+    assert findings is not None
     if padded and trains:
         logger.warning(padded)
-    in_both = _overlap(recipe, problems, corpus, evaluation)
-    kwargs = recipe.student.chat_template_kwargs, recipe.teacher.chat_template_kwargs
-    student_end = _turn_ends(student, student_tokenizer, "student", kwargs[0])
-    teacher_end = _turn_ends(teacher, teacher_tokenizer, "teacher", kwargs[1])
-    if student_end != teacher_end:
-        ends = [repr(student_tokenizer.decode([i])) for i in (student_end, teacher_end)]
-        raise UserError(
-            f"the student ends its turn with {ends[0]}, the teacher with {ends[1]}, so the student would never "
-            "learn to stop: choose two models of one family, or give both the same chat_template"
-        )
-    views = Views(recipe, student_tokenizer, teacher_tokenizer)
-    asked = seen = length = evaluated = None
-    longest = 0
-    if problems is not None:
-        asked, seen, longest = _train_lengths(recipe, views, problems, student, teacher)
-        length = data.length(
-            problems.num_rows,
-            rollouts_per_step=recipe.rollouts_per_step,
-            samples_per_problem=recipe.sampler.n,
-            steps=recipe.steps,
-        )
-    if evaluation is not None:
-        evaluated = _tokens([len(views.evaluation(p)) for p in evaluation["problem"].to_pylist()])
-        response = recipe.evaluation.max_response_tokens
-        _fits("sampler", recipe.sampler.max_model_len, student, evaluated.longest, response, "evaluation")
+    return replace(findings, padded=padded if trains else "", overlap=in_both, corpus=corpus)
+
+
+def _lengths(
+    recipe: Recipe,
+    views: Views,
+    problems: pa.Table | None,
+    evaluation: pa.Table | None,
+    student: ModelFacts,
+    teacher: ModelFacts,
+) -> Findings:
+    """What the lengths of all prompts leave room for."""
+    contexts = lengths.Contexts.of(recipe, student, teacher)
+    rows = problems.select(["problem_id", "problem", "reference"]).to_pylist() if problems is not None else []
+    tokens = [views.tokens(row["problem"], row["reference"]) for row in rows]
+    asked = [lengths.Problem(row["problem_id"], row["problem"], n) for row, n in zip(rows, tokens, strict=True)]
+    held_out = evaluation.select(["problem_id", "problem"]).to_pylist() if evaluation is not None else []
+    evaluated = [(row["problem_id"], row["problem"], len(views.evaluation(row["problem"]))) for row in held_out]
+    prompts = [tokens for *_, tokens in evaluated]
+    faults = Faults()
+    if rows or held_out:
+        with faults:
+            lengths.require_positions("sampler", recipe.sampler.max_model_len, student)
+    if rows and recipe.refines and not recipe.refiner.share_sampler:
+        with faults:
+            lengths.require_positions("refiner", recipe.refiner.max_model_len, teacher)
+    if recipe.teacher.mode == "opsd":
+        with faults:
+            _references(rows)
+    with faults:
+        resolved = lengths.resolve(recipe, contexts, tokens, prompts)
+        lengths.require_held_out(resolved, evaluated, contexts.sampler, student.max_positions)
+    fitted = None
+    with faults:
+        fitted = lengths.fit(recipe, asked, prompts, contexts, student, teacher)
+    faults.require_none()
+    assert fitted is not None
+    r, kept = fitted.recipe, [p.tokens for p in fitted.kept]
+    seen = [lengths.seen_tokens(r, p) for p in kept]
+    longest = [max(p.student, n) + lengths.trained_tokens(r) for p, n in zip(kept, seen, strict=True)]
+    without_attempt = [
+        min(r.refiner.prompt_tokens, p.refine if r.teacher.view == "refine" else p.vanilla) for p in kept
+    ]
     return Findings(
-        problems=problems.num_rows if problems is not None else 0,
-        length=length,
-        student_prompt=asked,
-        teacher_prompt=seen,
-        evaluation_problems=evaluation.num_rows if evaluation is not None else 0,
-        evaluation_prompt=evaluated,
-        longest_sequence_tokens=longest,
+        recipe=r,
+        problems=len(kept),
+        length=data.length(
+            len(kept), rollouts_per_step=r.rollouts_per_step, samples_per_problem=r.sampler.n, steps=r.steps
+        )
+        if kept
+        else None,
+        student_prompt=_tokens([p.student for p in kept]),
+        teacher_prompt=_tokens(without_attempt),
+        evaluation_problems=len(evaluated),
+        evaluation_prompt=_tokens(prompts),
+        longest_sequence_tokens=max(longest, default=0),
         shared_vocabulary=min(student.vocab_size, teacher.vocab_size),
-        padded=padded if trains else "",
-        overlap=in_both,
-        corpus=corpus,
+        too_long=tuple(fitted.set_aside),
     )
 
 
@@ -230,6 +285,7 @@ def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
     if recipe.prompts.solve:
         return
     task = recipe.verify.task
+    faults = Faults()
     for group, table in zip(("data", "evaluation"), tables, strict=True):
         if table is None or not table.num_rows:
             continue
@@ -237,10 +293,11 @@ def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
         if tests == (table.num_rows if task == "math" else 0):
             found, other = ("tests", "code") if task == "math" else ("no tests", "math")
             apart = ", or evaluate this benchmark apart, with trd evaluate" if group == "evaluation" else ""
-            raise UserError(
+            faults.add(
                 f"verify.task is {task}, whose prompts do not fit the problems of {group}.path, which have {found}: "
                 f"set verify.task={other} or prompts.solve{apart}"
             )
+    faults.require_none()
 
 
 def _thinking_is_stated(
@@ -255,12 +312,36 @@ def _thinking_is_stated(
     used = [("student", student, r.student), ("teacher", teacher, r.teacher)] if samples else []
     if evaluation is not None:
         used.append(("evaluation", student, r.evaluation if r.evaluation.chat_template_kwargs else r.student))
+    faults = Faults()
     for group, tokenizer, asked in used:
         if "enable_thinking" in str(tokenizer.chat_template) and "enable_thinking" not in asked.chat_template_kwargs:
-            raise UserError(
+            faults.add(
                 f"the chat template has a thinking mode, and {group}.chat_template_kwargs does not say whether it is "
                 f"used: set {group}.chat_template_kwargs={{enable_thinking: true}}, or false"
             )
+    faults.require_none()
+
+
+def _same_ends(
+    recipe: Recipe,
+    student: ModelFacts,
+    teacher: ModelFacts,
+    student_tokenizer: "PreTrainedTokenizerBase",
+    teacher_tokenizer: "PreTrainedTokenizerBase",
+) -> None:
+    faults, ends = Faults(), []
+    with faults:
+        ends.append(_turn_ends(student, student_tokenizer, "student", recipe.student.chat_template_kwargs))
+    if ends or teacher_tokenizer is not student_tokenizer:  # else the same would be told twice
+        with faults:
+            ends.append(_turn_ends(teacher, teacher_tokenizer, "teacher", recipe.teacher.chat_template_kwargs))
+    faults.require_none()
+    if ends[0] != ends[1]:
+        told = [repr(student_tokenizer.decode([i])) for i in ends]
+        raise UserError(
+            f"the student ends its turn with {told[0]}, the teacher with {told[1]}, so the student would never "
+            "learn to stop: choose two models of one family, or give both the same chat_template"
+        )
 
 
 def _turn_ends(model: ModelFacts, tokenizer: "PreTrainedTokenizerBase", who: str, kwargs: dict[str, Any]) -> int:
@@ -289,41 +370,6 @@ def _turn_ends(model: ModelFacts, tokenizer: "PreTrainedTokenizerBase", who: str
     return after[0]
 
 
-def _train_lengths(
-    recipe: Recipe, views: Views, problems: pa.Table, student: ModelFacts, teacher: ModelFacts
-) -> tuple[Tokens, Tokens, int]:
-    """Prompt lengths of student and teacher, and the longest sequence to train on."""
-    rows = problems.select(["problem_id", "problem", "reference"]).to_pylist()
-    if recipe.teacher.mode == "opsd":
-        _references(rows)
-    asked = _tokens([len(views.student(row["problem"])) for row in rows])
-    y_o, y_r = recipe.sampler.max_response_tokens, recipe.refiner.max_response_tokens
-    _fits("sampler", recipe.sampler.max_model_len, student, asked.longest, y_o, "sampler")
-    try:
-        seen = _tokens([len(views.teacher(row["problem"], row["reference"], [], passed=False).ids) for row in rows])
-        refined = seen
-        if recipe.refines and recipe.teacher.view != "refine":
-            refined = _tokens(
-                [len(views.refine(row["problem"], row["reference"], [], passed=False).ids) for row in rows]
-            )
-    except ViewTooLong as e:
-        raise UserError(str(e)) from e
-    limit = recipe.refiner.max_prompt_tokens
-    if recipe.refines:
-        engine = recipe.sampler if recipe.refiner.share_sampler else recipe.refiner
-        prompt = min(limit, refined.longest + y_o)
-        _fits("refiner", engine.max_model_len, teacher, prompt, y_r, "refiner", "refiner.max_prompt_tokens or ")
-    response = y_r if recipe.train.trajectory == "y_r" else y_o
-    attempt = y_o if recipe.teacher.view == "refine" else 0
-    scored = min(limit, seen.longest + attempt) + response
-    if scored > teacher.max_positions:
-        raise UserError(
-            f"the teacher's view and the response may take {scored} tokens together, but {teacher.path} has "
-            f"{teacher.max_positions} positions: lower refiner.max_prompt_tokens or max_response_tokens"
-        )
-    return asked, seen, max(asked.longest + response, scored)
-
-
 def _references(rows: Sequence[dict[str, Any]]) -> None:
     without = [row["problem_id"] for row in rows if not row["reference"].strip()]
     if without:
@@ -334,30 +380,5 @@ def _references(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def _fits(
-    pool: str,
-    max_model_len: int | None,
-    model: ModelFacts,
-    prompt: int,
-    response: int,
-    group: str,
-    also: str = "",
-) -> None:
-    """Prompt and response within the context that the pool's engines serve."""
-    if max_model_len and max_model_len > model.max_positions:
-        raise UserError(
-            f"{pool}.max_model_len is {max_model_len}, but {model.path} has {model.max_positions} positions: "
-            f"set {pool}.max_model_len to {model.max_positions} at most"
-        )
-    context = max_model_len or model.max_positions
-    if prompt + response > context:
-        raise UserError(
-            f"the {pool}'s longest prompt for the {group} ({prompt} tokens) and {group}.max_response_tokens "
-            f"({response}) make {prompt + response}, but the context is {context}: lower "
-            f"{also}{group}.max_response_tokens, raise {pool}.max_model_len (the model has {model.max_positions} "
-            "positions), or leave the longest problems out"
-        )
-
-
-def _tokens(lengths: list[int]) -> Tokens:
-    return Tokens(round(statistics.median(lengths)), max(lengths))
+def _tokens(found: list[int]) -> Tokens | None:
+    return Tokens(round(statistics.median(found)), max(found)) if found else None

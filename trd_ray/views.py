@@ -17,6 +17,7 @@ problem or the instructions.
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -144,6 +145,16 @@ class View:
     cut_tokens: int  # taken from the tail of y_o, then of y* and the feedback, to fit refiner.max_prompt_tokens
 
 
+@dataclass(frozen=True)
+class PromptTokens:
+    """The prompts of one problem, before an attempt stands in them and before anything is cut."""
+
+    student: int
+    vanilla: int
+    refine: int
+    reference: int  # tokens of y* in the teacher's two prompts, which may be cut; 0 in OPD
+
+
 class Views:
     """The views of one recipe. Raises UserError for a wording or a chat template that cannot be used."""
 
@@ -154,7 +165,7 @@ class Views:
         teacher_tokenizer: "PreTrainedTokenizerBase",
     ):
         self._student_tokens, self._teacher_tokens = _Tokens(student_tokenizer), _Tokens(teacher_tokenizer)
-        self._limit = recipe.refiner.max_prompt_tokens
+        self._limit = recipe.refiner.max_prompt_tokens or sys.maxsize  # no limit before lengths are resolved
         self._feedback = recipe.refiner.feedback
         self._teacher_refines = recipe.teacher.view == "refine"
 
@@ -227,6 +238,18 @@ class Views:
         """The teacher's context without an attempt: OPD x, OPSD x and y*. Raises ViewTooLong."""
         return self._fit(self._vanilla, problem, reference, ())
 
+    def tokens(self, problem: str, reference: str) -> PromptTokens:
+        asked = len(self._student_tokens.of_text(problem))
+        taught = len(self._teacher_tokens.of_text(problem))
+        shown = len(self._teacher_tokens.of_text(reference)) if "reference" in self._vanilla.slots else 0
+        told = self._refine[None if self._feedback == "none" else False]
+        return PromptTokens(
+            student=asked + self._student.tokens,
+            vanilla=taught + shown + self._vanilla.tokens,
+            refine=taught + shown + told.tokens,
+            reference=shown,
+        )
+
     def _fit(
         self, layout: "_Layout", problem: str, reference: str, attempt_ids: Sequence[int], details: str = ""
     ) -> View:
@@ -285,6 +308,7 @@ class _Layout:
             tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
             for text in _SLOTS.split(rendered)[::2]
         ]
+        self.tokens = sum(map(len, self.fixed))
 
     def fill(self, inserted: Mapping[str, Sequence[int]]) -> list[int]:
         ids = list(self.fixed[0])

@@ -36,7 +36,7 @@ NUMBER = re.compile(r"\d+(\.\d+)?")
 MAX_VERDICTS = 20
 PLACES = {
     "recipe.yaml": "the resolved recipe",
-    "set_aside.jsonl": "problems whose references all fail, or that cannot be run, with the reason",
+    "set_aside.jsonl": "problems of the data that were left out, with the reason",
     "environment.json": "versions, machine and command of every start",
     "metrics.jsonl": "everything measured, one line a step",
     "train.log": "the same as one aligned line a step",

@@ -17,6 +17,7 @@ from trd_ray.compare.grid import Cell, Comparison, cells, recipe
 from trd_ray.config import Engine, Recipe, stored
 from trd_ray.errors import UserError
 from trd_ray.evaluate.stats import Score, from_json
+from trd_ray.lengths import carried
 from trd_ray.overlap import in_common
 from trd_ray.run.directory import RunDirectory, differences
 from trd_ray.run.prepare import Inputs, prepare
@@ -77,8 +78,8 @@ class Plan:
             try:
                 self._inputs[key] = prepare(r, "evaluate" if cell.kind == "base" else "train")
             except UserError as e:
-                raise UserError(f"{cell.name}: {e}") from e
-        found = replace(self._inputs[key], recipe=r)
+                raise UserError(*(f"{cell.name}: {sentence}" for sentence in e.sentences)) from e
+        found = replace(self._inputs[key], recipe=carried(r, self._inputs[key].recipe))
         if found.held_out is None:
             raise UserError(f"{cell.name} has no problems to be evaluated on: set evaluation.path")
         return found
@@ -139,7 +140,7 @@ class Plan:
         place = self.path / cell.name / "recipe.yaml"
         if not place.is_file():
             return
-        began, now = (r.model_dump(mode="json") for r in (_stored(place), self.recipe(cell)))
+        began, now = (r.model_dump(mode="json") for r in (_stored(place), self.inputs(cell).recipe))
         untuned = cell.kind == "final" and self.comparison.tuning and self.best_lr(cell.mode, cell.method) is None
         differ = differences(began, now, MAY_DIFFER | ({"learner.lr"} if untuned else set()))
         if differ:

@@ -18,7 +18,7 @@ from trd_ray import benchmarks, models, preflight
 from trd_ray.config import Evaluation, Recipe
 from trd_ray.data import load_problems
 from trd_ray.engine.launch import engine_dtype
-from trd_ray.errors import UserError
+from trd_ray.errors import Faults, UserError
 from trd_ray.evaluate.run import Question
 from trd_ray.evaluate.samples import prompt_sha256, verifier_of
 from trd_ray.evaluate.stats import Score, from_json
@@ -65,7 +65,7 @@ class Exam:
         e = self.evaluation
         return (
             f"{self.name}: {len(self.questions)} problems x {e.samples} samples, temperature {e.temperature:g}, "
-            f"top-p {e.top_p:g}, top-k {e.top_k or 'off'}, at most {e.max_response_tokens} tokens, prompts of "
+            f"top-p {e.top_p:g}, top-k {e.top_k or 'off'}, at most {e.response_tokens} tokens, prompts of "
             f"{self.prompt_tokens} tokens; {self.thinking}{''.join(f'; note: {n}' for n in self.about['notes'])}"
         )
 
@@ -93,13 +93,20 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
             f"{benchmarks.listing()}"
         )
     directory = r.directory.absolute()
-    path = models.resolve(r.student.path, r.student.revision)
-    tokenizer = models.tokenizer(path, r.student.revision, r.student.trust_remote_code)
-    student = models.facts(path, r.student.revision, r.student.trust_remote_code)
+    faults, found, model = Faults(), [], None
+    for name in names or [r.evaluation.path or ""]:
+        with faults:
+            found.append(_problems(r, name))
+    with faults:
+        path = models.resolve(r.student.path, r.student.revision)
+        tokenizer = models.tokenizer(path, r.student.revision, r.student.trust_remote_code)
+        model = path, tokenizer, models.facts(path, r.student.revision, r.student.trust_remote_code)
+    faults.require_none()
+    assert model is not None
+    path, tokenizer, student = model
     exams: list[Exam] = []
-    tables: list[pa.Table] = []
     findings, longest = None, 0
-    for name, about, evaluation, problems in [_problems(r, name) for name in names or [r.evaluation.path or ""]]:
+    for name, about, evaluation, problems in found:
         if any(exam.name == name for exam in exams):
             raise UserError(f"{name} is named twice: name each benchmark once")
         verify = r.verify.model_copy(update={"task": about["task"]})
@@ -110,9 +117,10 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
                 student_tokenizer=tokenizer, teacher_tokenizer=tokenizer, trains=False,
             )  # fmt: skip
         except UserError as e:
-            raise UserError(f"{name}: {e}") from e
+            faults.add(*(f"{name}: {sentence}" for sentence in e.sentences))
+            continue
         assert findings.evaluation_prompt is not None
-        views = Views(own, tokenizer, tokenizer)
+        views, evaluation = Views(own, tokenizer, tokenizer), findings.recipe.evaluation
         questions = [
             Question(name, problem, views.evaluation(problem["problem"]), evaluation, verify)
             for problem in problems.to_pylist()
@@ -131,11 +139,12 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
                 base=_base(base, directory, name, questions) if base else None,
             )
         )
-        tables.append(problems)
-        longest = max(longest, findings.evaluation_prompt.longest + evaluation.max_response_tokens)
+        longest = max(longest, findings.evaluation_prompt.longest + evaluation.response_tokens)
+    faults.require_none()
     if not r.sampler.max_model_len:  # a longer context would only take cache from the sequences
         r = r.model_copy(update={"sampler": r.sampler.model_copy(update={"max_model_len": longest})})
     assert findings is not None
+    tables = [problems for *_, problems in found]
     inputs = Inputs("evaluate", r, path, path, None, pa.concat_tables(tables), 0, findings, student, student)
     require_sandbox(r, inputs.held_out)
     return Plan(asked, r, inputs, exams, directory)

@@ -16,6 +16,7 @@ from typing import Any
 from trd_ray import config
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
+from trd_ray.lengths import RESPONSE_TOKENS
 
 FROM_A_RUN = ("seed", "student", "prompts", "sampler", "verify", "evaluation", "cluster")
 # Of sampler and evaluation: what has a meaning in training only, or is found anew for what is evaluated.
@@ -119,6 +120,8 @@ def _of_run(run: Path, model: str) -> dict[str, Any]:
     # A run's recipe.yaml holds every key: what equals the default counts as not set.
     tree = _kept(recipe.model_dump(mode="json", exclude_defaults=True), model)
     tree["evaluation"]["path"] = recipe.evaluation.path
+    if recipe.evaluation.max_response_tokens == RESPONSE_TOKENS:  # what the default is, but in small contexts
+        del tree["evaluation"]["max_response_tokens"]
     tree["sampler"].setdefault("dtype", recipe.learner.dtype)
     return tree
 

@@ -18,9 +18,10 @@ from rich.table import Table
 from trd_ray import placement
 from trd_ray.analyse.ledger import row_metrics
 from trd_ray.analyse.summary import first_and_last, write_summary
-from trd_ray.config import Recipe, dump
+from trd_ray.config import Recipe, dump, stored
 from trd_ray.errors import UserError
 from trd_ray.evaluate import stats
+from trd_ray.lengths import carried
 from trd_ray.run.claim import require_lasting
 from trd_ray.run.cluster import cluster, is_local, require_sandboxes
 from trd_ray.run.directory import RunDirectory
@@ -31,6 +32,7 @@ from trd_ray.run.metrics import Metrics
 from trd_ray.run.prepare import Inputs, prepare
 from trd_ray.run.quiet import ray_apart
 from trd_ray.run.stop import StopSignals
+from trd_ray.set_aside import write_set_aside
 
 # "auto" begins a run where there is none, goes on with one, and is content with one that is done.
 Resume = Literal["no", "required", "auto"]
@@ -38,20 +40,20 @@ Resume = Literal["no", "required", "auto"]
 
 def dry_run(recipe: Recipe, job: placement.Job, gpu_gib: float | None = None) -> int:
     """Print the resolved recipe, the data, the actors with their memory, and whether the cluster at hand holds them."""
-    inputs = prepare(recipe, job)
+    inputs = prepare(recipe, job, gpu_gib)
     if is_local(recipe):
         plan = inputs.plan(placement.local_cluster(recipe), gpu_gib)
     else:
         with cluster(recipe) as resources:
             plan = inputs.plan(resources, gpu_gib)
-    print(f"{dump(recipe)}\n{inputs.findings}\n\n{placement.render(plan)}")
+    print(f"{dump(inputs.recipe)}\n{inputs.findings}\n\n{placement.render(plan)}")
     return 0 if plan.fits else 2
 
 
 def train(recipe: Recipe, resume: Resume = "no") -> int:
     require_lasting(recipe.directory)
-    inputs = prepare(recipe)
-    steps = inputs.total_steps
+    inputs = prepare(_to_resume(recipe, resume))
+    recipe, steps = inputs.recipe, inputs.total_steps
     with _claimed(inputs, resume) as (directory, begun), told(directory.path, "train"):
         done, folder = (directory.resume_point() if begun else None) or (0, None)
         scored = (directory.path / "evaluation" / "trained.json").exists()
@@ -109,7 +111,7 @@ def refine(recipe: Recipe, resume: Resume = "no") -> int:
     if not recipe.refines:
         raise UserError(f"train.trajectory={recipe.train.trajectory} makes no refinements: set train.trajectory=y_r")
     require_lasting(recipe.directory)
-    inputs = prepare(recipe, "refine")
+    inputs = prepare(_to_resume(recipe, resume), "refine")
     steps = inputs.total_steps
     with _claimed(inputs, resume) as (directory, begun), told(directory.path, "refine"):
         done = len(directory.read_metrics()) if begun else 0
@@ -144,6 +146,12 @@ def refine_run(session: Session, done: int) -> None:
         _summarise(directory)
 
 
+def _to_resume(recipe: Recipe, resume: Resume) -> Recipe:
+    """A run that goes on keeps the lengths that it began with, where its recipe leaves them to the data and models."""
+    place = recipe.directory / "recipe.yaml"
+    return carried(recipe, stored(place)) if resume != "no" and place.is_file() else recipe
+
+
 @contextmanager
 def _claimed(inputs: Inputs, resume: Resume) -> Iterator[tuple[RunDirectory, bool]]:
     """The run directory, and whether it holds a run that was begun; nothing is made if the placement does not fit."""
@@ -157,8 +165,8 @@ def _claimed(inputs: Inputs, resume: Resume) -> Iterator[tuple[RunDirectory, boo
         begun = resume == "required" or (resume == "auto" and (recipe.directory / "recipe.yaml").is_file())
         directory = RunDirectory.create(recipe.directory, recipe, begun)
         stack.callback(directory.release)
-        if inputs.set_aside and inputs.set_aside.set_aside:
-            inputs.set_aside.write_set_aside(directory.path / "set_aside.jsonl")
+        if inputs.set_aside:
+            write_set_aside(directory.path / "set_aside.jsonl", inputs.set_aside)
         yield directory, begun
 
 

@@ -161,7 +161,7 @@ class Session:
         if base and name != "base" and base.per_problem.keys() == score.per_problem.keys():
             score = stats.compare(score, base, resamples=e.bootstrap, seed=self.recipe.seed)
         self.directory.write_evaluation(score, rows)
-        self.warn(warnings.of_score(score, self.recipe, e.max_response_tokens))
+        self.warn(warnings.of_score(score, self.recipe, e.response_tokens))
         return score
 
     def warn(self, found: dict[str, str]) -> None:

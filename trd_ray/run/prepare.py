@@ -6,16 +6,19 @@ recipe -> resolved models, problems, held-out problems, the placement for the cl
 import logging
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from trd_ray import benchmarks, models, placement, preflight, taco
-from trd_ray.config import Recipe
+from trd_ray.config import Model, Recipe
 from trd_ray.data import load_problems
-from trd_ray.errors import UserError
+from trd_ray.errors import Faults, UserError
 from trd_ray.run.cluster import cluster, is_local, require_sandboxes
+from trd_ray.set_aside import SetAside
 from trd_ray.stream.feed import open_corpus
 from trd_ray.verify.sandbox import Sandbox
 
@@ -26,7 +29,7 @@ REPORT_EVERY_S = 10.0
 @dataclass
 class Inputs:
     job: placement.Job
-    recipe: Recipe
+    recipe: Recipe  # with a number for every length
     student_path: str  # resolved; the initial weights
     teacher_path: str
     problems: pa.Table | None  # None: the data is a corpus, or there is none
@@ -35,7 +38,7 @@ class Inputs:
     findings: preflight.Findings
     student: models.ModelFacts
     teacher: models.ModelFacts
-    set_aside: taco.Taco | None = None  # where the data is TACO's
+    set_aside: list[SetAside] = field(default_factory=list)  # problems of the data that are left out
 
     @property
     def runs_code(self) -> bool:
@@ -58,9 +61,61 @@ class Inputs:
         )
 
 
-def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
-    """Raises UserError for anything that cannot work, and warns of what works but is rarely meant."""
+def prepare(recipe: Recipe, job: placement.Job = "train", gpu_gib: float | None = None) -> Inputs:
+    """Raises UserError for anything that cannot work, and warns of what works but is rarely meant.
+
+    All that can be known to be wrong is told at once; `gpu_gib` is the memory of a GPU, as `placement.plan` takes it.
+    """
     r = recipe
+    _warn(r, job)
+    faults = Faults()
+    problems = held_out = student = teacher = findings = corpus = None
+    set_aside: list[SetAside] = []
+    with faults:
+        if job == "refine" or (job == "train" and r.data.source == "problems"):
+            problems, set_aside = _problems(r)
+        elif job == "train":
+            corpus = _corpus(r)
+    with faults:
+        if job == "evaluate" or (job == "train" and r.evaluation.in_training):
+            held_out = _held_out(r)
+    with faults:
+        require_sandbox(r, problems, held_out)
+    with faults:
+        student = _model(r.student, r.student.path)
+    with faults:
+        teacher = _model(r.teacher, r.teacher.path) if r.teacher.path else student
+    if student and teacher and teacher.path == student.path:
+        teacher = student
+    if student and teacher:
+        with faults:
+            findings = preflight.check(
+                r,
+                problems=problems,
+                evaluation=held_out,
+                student=student.facts,
+                teacher=teacher.facts,
+                student_tokenizer=student.tokenizer,
+                teacher_tokenizer=teacher.tokenizer,
+                corpus=corpus,
+                trains=job == "train",
+            )
+        if faults.sentences and is_local(r):  # a cluster is asked when all else is well
+            here = placement.local_cluster(r)
+            faults.add(*placement.plan(r, student.facts, teacher.facts, here, job=job, gpu_gib=gpu_gib).reasons)
+    faults.require_none()
+    assert student and teacher and findings
+    if problems is not None and findings.too_long:
+        left_out = pa.array([problem.problem_id for problem in findings.too_long])
+        problems = problems.filter(pc.invert(pc.is_in(problems["problem_id"], left_out)))  # pyright: ignore
+    steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
+    return Inputs(
+        job, findings.recipe, student.path, teacher.path, problems, held_out, steps, findings, student.facts,
+        teacher.facts, [*set_aside, *findings.too_long],
+    )  # fmt: skip
+
+
+def _warn(r: Recipe, job: placement.Job) -> None:
     if job == "train" and r.train.trajectory == "y_o" and r.teacher.view == "refine":
         logger.warning(
             "train.trajectory=y_o with teacher.view=refine shows the teacher the very attempt that it scores; the "
@@ -72,40 +127,28 @@ def prepare(recipe: Recipe, job: placement.Job = "train") -> Inputs:
             "forward KL tolerates and reverse KL does not (arXiv:2606.24143): set stream.max_staleness=0",
             r.stream.max_staleness,
         )
-    problems = held_out = chosen = corpus = None
-    if job == "refine" or (job == "train" and r.data.source == "problems"):
-        if r.data.format == "taco":
-            chosen = _taco(r)
-            problems = chosen.problems
-        else:
-            problems = load_problems(r.data)
-    elif job == "train":
-        corpus = _corpus(r)
-    if job == "evaluate" or (job == "train" and r.evaluation.in_training):
-        held_out = _held_out(r)
-    require_sandbox(r, problems, held_out)
-    student_path = models.resolve(r.student.path, r.student.revision)
-    teacher_path = models.resolve(r.teacher.path, r.teacher.revision) if r.teacher.path else student_path
-    student_tokenizer = models.tokenizer(student_path, r.student.revision, r.student.trust_remote_code)
-    student = models.facts(student_path, r.student.revision, r.student.trust_remote_code)
-    if teacher_path == student_path:
-        teacher, teacher_tokenizer = student, student_tokenizer
-    else:
-        teacher_tokenizer = models.tokenizer(teacher_path, r.teacher.revision, r.teacher.trust_remote_code)
-        teacher = models.facts(teacher_path, r.teacher.revision, r.teacher.trust_remote_code)
-    findings = preflight.check(
-        r,
-        problems=problems,
-        evaluation=held_out,
-        student=student,
-        teacher=teacher,
-        student_tokenizer=student_tokenizer,
-        teacher_tokenizer=teacher_tokenizer,
-        corpus=corpus,
-        trains=job == "train",
-    )
-    steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
-    return Inputs(job, r, student_path, teacher_path, problems, held_out, steps, findings, student, teacher, chosen)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model as far as it can be known without its weights."""
+
+    path: str  # resolved
+    facts: models.ModelFacts
+    tokenizer: Any
+
+
+def _model(model: Model, path: str) -> _Loaded:
+    resolved = models.resolve(path, model.revision)
+    tokenizer = models.tokenizer(resolved, model.revision, model.trust_remote_code)
+    return _Loaded(resolved, models.facts(resolved, model.revision, model.trust_remote_code), tokenizer)
+
+
+def _problems(r: Recipe) -> tuple[pa.Table, list[SetAside]]:
+    if r.data.format == "taco":
+        chosen = _taco(r)
+        return chosen.problems, chosen.set_aside
+    return load_problems(r.data), []
 
 
 def _corpus(recipe: Recipe) -> preflight.Corpus:

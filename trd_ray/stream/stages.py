@@ -47,7 +47,7 @@ def request(sampling: Sampling | Evaluation, prompt_ids: list[int], seed: int, n
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
-        max_tokens=sampling.max_response_tokens,
+        max_tokens=sampling.response_tokens,
         n=n,
     )
 

@@ -7,10 +7,9 @@ so a start that ends early goes on where it stopped, and the whole result under 
 next start reads it.
 """
 
-import json
 import re
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from trd_ray import cache, config, rows, sources
 from trd_ray.errors import UserError
+from trd_ray.set_aside import SetAside
 from trd_ray.taco.references import Choice, Chooser, Progress
 from trd_ray.taco.schema import Candidate, candidates, tests_of
 
@@ -33,13 +33,6 @@ _SCHEMA = pa.schema([*rows.PROBLEM, pa.field("name", pa.string()), pa.field("set
 
 
 @dataclass(frozen=True)
-class SetAside:
-    problem_id: str
-    name: str  # TACO's name or address of the problem
-    reason: str
-
-
-@dataclass(frozen=True)
 class Taco:
     problems: pa.Table  # of rows.PROBLEM
     set_aside: list[SetAside]
@@ -50,10 +43,6 @@ class Taco:
         reasons = Counter(one.reason.partition(":")[0] for one in self.set_aside).most_common()
         counts = ", ".join(f"{count} {reason}" for reason, count in reasons)
         return f"{self.problems.num_rows} problems, {len(self.set_aside)} set aside ({counts})"
-
-    def write_set_aside(self, file: Path) -> None:
-        """One JSON object a line, with problem_id, name and reason."""
-        file.write_text("".join(json.dumps(asdict(one)) + "\n" for one in self.set_aside))
 
 
 def load(
