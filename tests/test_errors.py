@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 
 import pyarrow.parquet as pq
 import pytest
@@ -35,7 +36,8 @@ def model(tmp_path, name: str, file: str, change) -> str:
 def refused(capsys, tmp_path, *arguments: str, command: str = "train", recipe: str = "miniature_opsd") -> str:
     run_dir = tmp_path / "run"
     before = set(tmp_path.iterdir())
-    assert main([command, recipe, f"run_dir={run_dir}", *arguments]) == 2
+    # What else runs on this machine is no part of the claims.
+    assert main([command, recipe, f"run_dir={run_dir}", "cluster.memory_gib=64", *arguments]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and said[0].startswith("trd: ")
     assert set(tmp_path.iterdir()) == before
@@ -53,6 +55,7 @@ def refused(capsys, tmp_path, *arguments: str, command: str = "train", recipe: s
         (["learner.cpus=64"], ["64", "CPUs", "lower"]),
         (["sampler.gpus=1"], ["GPU", "the cluster has 0"]),
         (["sampler.cpu_kv_cache_gib=9000"], ["memory", "GiB"]),
+        (["cluster.object_store_gib=900000"], ["cluster.object_store_gib is 900000", "free now"]),
         (["refiner.share_sampler=true"], ["teacher.follow=live"]),
         (["sampler.max_response_tokens=4000"], ["sampler.max_model_len"]),
         (["refiner.max_prompt_tokens=17"], ["refiner.max_prompt_tokens"]),
@@ -282,3 +285,14 @@ def test_a_resumed_run_keeps_its_default_lengths_though_the_data_have_grown(tmp_
     again = prepare(_as_begun(recipe)).recipe
     assert again == begun
     RunDirectory.create(recipe.directory, again, resume=True).release()
+
+
+def test_a_cluster_that_does_not_answer_is_one_sentence(capfd, tmp_path):
+    with socket.socket() as unused:  # bound and not listening: nobody answers there
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        run_dir = f"run_dir={tmp_path / 'run'}"
+        assert main(["train", "miniature_opsd", run_dir, f"cluster.address={address}"]) == 2
+        [line] = capfd.readouterr().err.strip().splitlines()
+        assert line.startswith(f"trd: no Ray cluster answers at {address}") and "cluster.address" in line
+    assert not list(tmp_path.iterdir())

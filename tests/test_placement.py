@@ -44,7 +44,7 @@ def recipe(**tree) -> Recipe:
     return Recipe.model_validate({k: base.get(k, {}) | tree.get(k, {}) if k in base else tree[k] for k in base | tree})
 
 
-def on(cluster: dict, *, facts: models.ModelFacts = TINY, gpu_gib: float | None = None, **tree) -> placement.Plan:
+def on(cluster: dict, /, *, facts: models.ModelFacts = TINY, gpu_gib: float | None = None, **tree) -> placement.Plan:
     return placement.plan(recipe(**tree), facts, facts, cluster, gpu_gib=gpu_gib)
 
 
@@ -109,6 +109,43 @@ def test_gpus_asked_for_where_there_are_none_are_refused():
 
 def test_host_memory_that_does_not_suffice_is_refused():
     assert "about" in only_reason(on(LAPTOP | {"memory": 2 * GIB}))
+
+
+SMALL_HOST = {"CPU": 2.0, "memory": 0.5 * GIB, "free_gib": 1.0, "total_gib": 23.5}
+
+
+def test_memory_that_others_hold_is_told_as_such_and_may_be_counted_on():
+    told = only_reason(on(SMALL_HOST))
+    assert "1.0 of 23.5 GiB are free now (other processes hold 22.5), and the object store takes 0.5" in told
+    assert "cluster.memory_gib" in told and "ray start" not in told
+    assert on(SMALL_HOST, cluster={"memory_gib": 32}).fits
+    told = only_reason(on(LAPTOP, cluster={"memory_gib": 2}))
+    assert "but cluster.memory_gib allows 2" in told and "raise cluster.memory_gib" in told
+
+
+def test_a_cluster_s_memory_is_what_its_nodes_found_when_they_started():
+    told = only_reason(on(LAPTOP | {"memory": 2 * GIB}))
+    assert "the cluster has 2.0, as each of its nodes found when it started" in told
+    assert "`ray start --memory`" in told and "cluster.memory_gib" in told
+
+
+def test_remedies_name_keys_of_the_job_alone():
+    small = recipe(sampler={"replicas": 2, "cpu_kv_cache_gib": 4})
+
+    def reasons(job: placement.Job) -> str:
+        return " ".join(placement.plan(small, TINY, TINY, LAPTOP | {"CPU": 0.5, "memory": GIB}, job=job).reasons)
+
+    trained, evaluated = reasons("train"), reasons("evaluate")
+    for key in ("learner.tokens_per_micro_batch", "learner.activation_checkpointing", "workers"):
+        assert key in trained and key not in evaluated
+    assert "lower sampler.replicas or sampler.cpu_kv_cache_gib" in evaluated and "refiner" not in evaluated
+
+
+def test_an_object_store_larger_than_the_free_memory_is_named():
+    told = only_reason(on(SMALL_HOST | {"memory": 0.0}, cluster={"object_store_gib": 900}))
+    assert told.startswith("cluster.object_store_gib is 900, but 1.0 of 23.5 GiB are free now: lower it")
+    here = placement.local_cluster(recipe(cluster={"object_store_gib": 1e6}))
+    assert here["memory"] == 0 and 0 < here["free_gib"] <= here["total_gib"]
 
 
 # Sync

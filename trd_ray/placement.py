@@ -151,15 +151,18 @@ def sync_backend(recipe: Recipe, gpus_available: bool) -> str:
 
 
 def local_cluster(recipe: Recipe) -> dict[str, float]:
-    """This machine, in the keys of ray.cluster_resources(), for a plan before Ray runs."""
+    """This machine, in the keys of ray.cluster_resources(), for a plan before Ray runs; and what of it is free."""
     import psutil
     import torch
 
     gpus = torch.cuda.device_count()
+    memory = psutil.virtual_memory()
     found = {
         "CPU": float(recipe.cluster.local_cpus or os.cpu_count() or 1),
         "GPU": float(gpus),
-        "memory": psutil.virtual_memory().available - recipe.cluster.object_store_gib * GIB,
+        "memory": max(0.0, memory.available - recipe.cluster.object_store_gib * GIB),
+        "free_gib": memory.available / GIB,
+        "total_gib": memory.total / GIB,
     }
     if gpus:
         found["gpu_gib"] = torch.cuda.get_device_properties(0).total_memory / GIB
@@ -182,7 +185,9 @@ def plan(
     `longest_sequence_tokens` is the longest prompt and response together, should it exceed a micro-batch.
     """
     has = {"CPU": cluster.get("CPU", 0.0), "GPU": cluster.get("GPU", 0.0)}
-    if "memory" in cluster:
+    if recipe.cluster.memory_gib:
+        has["memory"] = recipe.cluster.memory_gib
+    elif "memory" in cluster:
         has["memory"] = cluster["memory"] / GIB
     gpu_gib = gpu_gib or _gpu_gib(cluster)
     specs = resources(recipe, has["GPU"] > 0, job)
@@ -213,7 +218,8 @@ def plan(
         "GPU": sum(a.spec.replicas * a.spec.gpus for a in actors),
         "memory": sum(a.spec.replicas * a.host_gib for a in actors),
     }
-    reasons = [*_shortages(actors, needs, has), *reasons, *_full_gpus(actors, gpu_gib)]
+    short = [*_shortages(actors, needs, has), *_memory_shortage(recipe, actors, needs, has, cluster)]
+    reasons = [*short, *reasons, *_full_gpus(actors, gpu_gib)]
     return Plan(actors, needs, has, gpu_gib, backend, reasons)
 
 
@@ -257,18 +263,63 @@ def _shortages(actors: list[ActorPlan], needs: Mapping[str, float], has: Mapping
             parts = ", ".join(f"{name} {n} x {amount:g}" for name, (n, amount) in each.items() if amount)
             keys = [f"{name}.{kind.lower()}s" for name, (_, amount) in each.items() if amount]
             keys = ["verify.cpus" if key == "verifier.cpus" else key for key in keys]
+            several = "replicas and workers" if "learner" in each else "replicas"
             reasons.append(
                 f"the placement needs {needs[kind]:g} {kind}s ({parts}), but the cluster has {has[kind]:g}: "
-                f"lower {', '.join(keys)}, or the replicas and workers"
+                f"lower {', '.join(keys)}, or the {several}"
             )
-    if "memory" in has and needs["memory"] > has["memory"]:
-        parts = ", ".join(f"{a.spec.name} {a.spec.replicas} x {a.host_gib:.1f}" for a in actors)
-        reasons.append(
-            f"the placement needs about {needs['memory']:.1f} GiB of memory ({parts}), but the cluster has "
-            f"{has['memory']:.1f}: use a smaller model, lower replicas, cpu_kv_cache_gib or "
-            "learner.tokens_per_micro_batch, or set learner.activation_checkpointing=true"
-        )
     return reasons
+
+
+def _memory_shortage(
+    recipe: Recipe,
+    actors: list[ActorPlan],
+    needs: Mapping[str, float],
+    has: Mapping[str, float],
+    cluster: Mapping[str, float],
+) -> list[str]:
+    store, free, total = recipe.cluster.object_store_gib, cluster.get("free_gib"), cluster.get("total_gib")
+    if free is not None and total is not None and store > free:
+        return [
+            f"cluster.object_store_gib is {store:g}, but {free:.1f} of {total:.1f} GiB are free now: lower it "
+            "(default: 0.5)"
+        ]
+    if needs["memory"] <= has.get("memory", math.inf):
+        return []
+    parts = ", ".join(f"{a.spec.name} {a.spec.replicas} x {a.host_gib:.1f}" for a in actors)
+    if recipe.cluster.memory_gib:
+        there, go_on = f"cluster.memory_gib allows {has['memory']:g}", "raise cluster.memory_gib"
+    elif free is not None and total is not None:
+        there = (
+            f"{free:.1f} of {total:.1f} GiB are free now (other processes hold {total - free:.1f}), and the object "
+            f"store takes {store:g} of them"
+        )
+        go_on = "wait for memory, or count on more with cluster.memory_gib"
+    else:
+        there = f"the cluster has {has['memory']:.1f}, as each of its nodes found when it started"
+        go_on = "start its nodes with another `ray start --memory`, or set cluster.memory_gib"
+    return [
+        f"the placement needs about {needs['memory']:.1f} GiB of memory ({parts}), but {there}: "
+        f"{', '.join(_memory_remedies(recipe, actors))}; or {go_on}"
+    ]
+
+
+def _memory_remedies(recipe: Recipe, actors: list[ActorPlan]) -> list[str]:
+    """Keys of the actors that this job has."""
+    there = {a.spec.name: a for a in actors}
+    engines = [name for name in ("sampler", "refiner") if name in there]
+    lower = [f"{name}.replicas" for name in engines if there[name].spec.replicas > 1]
+    lower += [f"{name}.cpu_kv_cache_gib" for name in engines if not there[name].on_gpu and _cache_gib(there[name]) > 1]
+    remedies = ["use a smaller model"]
+    if "learner" in there and not there["learner"].on_gpu:
+        lower.append("learner.tokens_per_micro_batch")
+        if not recipe.learner.activation_checkpointing:
+            remedies.append("set learner.activation_checkpointing=true")
+    return [*remedies, f"lower {' or '.join(lower)}"] if lower else remedies
+
+
+def _cache_gib(engine: ActorPlan) -> float:
+    return engine.memory_gib.get("KV cache", 0.0)
 
 
 def _full_gpus(actors: list[ActorPlan], gpu_gib: float) -> list[str]:

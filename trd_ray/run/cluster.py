@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 
 STARTS = 3  # of a local cluster, on a machine that is too busy
+ANSWER_TIMEOUT_S = 15.0  # of a cluster's head to take a connection
 SANDBOX_TIMEOUT_S = 120.0  # of a node to start a worker and a sandbox in it
 
 
@@ -44,6 +46,8 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
             "object_store_memory": int(recipe.cluster.object_store_gib * 2**30),
             "include_dashboard": False,
         }
+    else:
+        _require_answer(address)
     try:
         _init(address, options)
     except Exception as e:  # Ray raises plain exceptions here, too
@@ -71,6 +75,19 @@ def _init(address: str, options: dict[str, Any]) -> None:
             if address != "local" or "timed out during startup" not in str(e) or attempt + 1 == STARTS:
                 raise
             ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address where nothing listens, for which Ray would print its attempts; raises UserError."""
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not (host and port.isdigit()):  # "auto", for one
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
+    except (OSError, OverflowError) as e:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({e}): start it, or correct cluster.address or RAY_ADDRESS"
+        ) from e
 
 
 def require_sandboxes(backend: str) -> None:
