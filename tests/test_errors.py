@@ -56,6 +56,10 @@ def refused(capsys, tmp_path, *arguments: str, command: str = "train", recipe: s
         (["sampler.gpus=1"], ["GPU", "the cluster has 0"]),
         (["sampler.cpu_kv_cache_gib=9000"], ["memory", "GiB"]),
         (["cluster.object_store_gib=900000"], ["cluster.object_store_gib is 900000", "free now"]),
+        (["checkpoint.best=kl/maen"], ["checkpoint.best=kl/maen", "did you mean kl/mean?"]),
+        (["checkpoint.best=foo"], ["checkpoint.best=foo", "y_r/passed"]),
+        (["sampler.extra.foo_bar=1"], ["sampler.extra.foo_bar"]),
+        (["loss.top_k=1000"], ["loss.top_k", "28"]),
         (["refiner.share_sampler=true"], ["teacher.follow=live"]),
         (["sampler.max_response_tokens=4000"], ["sampler.max_model_len"]),
         (["refiner.max_prompt_tokens=17"], ["refiner.max_prompt_tokens"]),
@@ -296,3 +300,11 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(capfd, tmp_path):
         [line] = capfd.readouterr().err.strip().splitlines()
         assert line.startswith(f"trd: no Ray cluster answers at {address}") and "cluster.address" in line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("gib", ["-4", "0", "nan", "inf", "many"])
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_a_gpu_without_memory_is_refused(capsys, gib, command):
+    with pytest.raises(SystemExit) as ended:
+        main([command, "miniature_opsd", "--dry-run", f"--gpu-gib={gib}"])
+    assert ended.value.code == 2 and "--gpu-gib" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trd_ray import rows as schema
-from trd_ray.analyse.ledger import facts_of_run, ledger, row_metrics, stage_seconds, union_seconds
+from trd_ray.analyse.ledger import DROPPED, METRICS, facts_of_run, ledger, row_metrics, stage_seconds, union_seconds
 
 
 def row(number: int, **columns) -> dict:
@@ -104,3 +104,7 @@ def test_the_union_is_what_a_fine_grid_counts():
         for start, end in spans:
             covered |= (grid >= start) & (grid < end)
         assert union_seconds(spans, (0, 10)) == pytest.approx(covered.sum() * 1e-3, abs=0.02)
+
+
+def test_every_metric_of_a_step_is_one_that_a_checkpoint_may_be_the_best_by():
+    assert {name for name in row_metrics(FULL, version=3) if not name.startswith(DROPPED)} == set(METRICS)

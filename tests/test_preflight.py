@@ -376,3 +376,30 @@ def test_an_example_of_hostile_text_is_shown_cut_and_escaped():
     )
     told = refusal(problems=hostile, evaluation=hostile)
     assert told.isprintable() and len(told) < 500
+def test_a_support_larger_than_the_vocabulary_is_refused():
+    assert "loss.top_k is 513, but the vocabulary has 512 tokens" in refusal({"loss": {"top_k": 513}})
+    check({"loss": {"top_k": 512}})
+
+
+@pytest.mark.parametrize("pool", ["sampler", "refiner"])
+def test_an_engine_argument_that_vllm_does_not_have_is_refused_with_what_was_meant(pool):
+    told = refusal({pool: {"extra": {"enforce_eagre": True, "foo_bar": 1, "enable_prefix_caching": False}}})
+    assert f"{pool}.extra.enforce_eagre is no engine argument of vLLM (did you mean enforce_eager?)" in told
+    assert f"{pool}.extra.foo_bar is no engine argument" in told and "enable_prefix_caching" not in told
+
+
+def test_the_engine_arguments_read_from_its_source_are_those_of_vllm():
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    from trd_ray.engine.arguments import engine_arguments
+
+    assert engine_arguments() == {field.name for field in dataclasses.fields(AsyncEngineArgs)}
+
+
+def test_without_vllm_its_arguments_are_not_checked(monkeypatch):
+    from trd_ray.engine import arguments
+
+    arguments.engine_arguments.cache_clear()
+    monkeypatch.setattr(arguments, "find_spec", lambda name: None)
+    assert check({"sampler": {"extra": {"foo_bar": 1}}}).problems == 3
+    arguments.engine_arguments.cache_clear()

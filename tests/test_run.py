@@ -23,6 +23,7 @@ from runs import (
     wait_for_step,
 )
 from trd_ray import miniature
+from trd_ray.run.metrics import metric_names
 from trd_ray.verify.tests import Tests
 
 pytestmark = pytest.mark.timeout(600)
@@ -49,6 +50,10 @@ def test_a_run_trains_evaluates_and_leaves_nothing_running(opsd):
     summary = (opsd.directory / "summary.md").read_text()
     for part in ("## Evaluation", "## Ledger", "## Lengths", "## Time", "overhead", "## Repaired examples"):
         assert part in summary
+
+
+def test_every_number_of_a_step_is_one_that_checkpoint_best_may_name(opsd):
+    assert {name for metrics in opsd.metrics for name in metrics} - {"step"} <= set(metric_names())
 
 
 def test_strictly_on_policy_rows_are_sampled_by_the_version_that_trains_on_them(opsd):

@@ -5,6 +5,7 @@ Everything a user can mend is one sentence on standard error and exit code 2.
 """
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
             "--dry-run", action="store_true", help="print the resolved recipe and the placement, and end"
         )
         command.add_argument(
-            "--gpu-gib", type=float, help="memory of each GPU for --dry-run (default: as detected, or 80)"
+            "--gpu-gib", type=_gib, help="memory of each GPU for --dry-run (default: as detected, or 80)"
         )
         if name != "evaluate":
             text = (
@@ -175,6 +176,16 @@ def _unknown(command: str) -> int:
     from trd_ray.config import did_you_mean
 
     raise UserError(f"there is no command {command!r}{did_you_mean(command, list(EXAMPLES))}: trd --help explains them")
+
+
+def _gib(text: str) -> float:
+    try:
+        gib = float(text)
+    except ValueError:
+        gib = math.nan
+    if not 0 < gib < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of GiB greater than 0, but is {text}")
+    return gib
 
 
 def _job(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from trd_ray import data, lengths
 from trd_ray.config import Recipe, did_you_mean
+from trd_ray.engine.arguments import require_arguments
 from trd_ray.errors import Faults, UserError
 from trd_ray.models import ModelFacts
 from trd_ray.overlap import Overlap, overlap
@@ -123,6 +124,11 @@ def check(
             _has_targets(recipe, student)
         with faults:
             _has_compiler(recipe)
+        with faults:
+            _has_support(recipe, student, teacher)
+    for pool in ("sampler", "refiner"):
+        with faults:
+            require_arguments(f"{pool}.extra", getattr(recipe, pool).extra)
     with faults:
         _wordings_fit(recipe, problems, evaluation)
     with faults:
@@ -277,6 +283,14 @@ def _has_compiler(recipe: Recipe) -> None:
         raise UserError(
             "learner.compile=true needs a C++ compiler, but neither g++ nor clang++ is in PATH: install one on every "
             "node (apt install g++), or set learner.compile=false"
+        )
+
+
+def _has_support(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> None:
+    k, vocabulary = recipe.loss.top_k, min(student.vocab_size, teacher.vocab_size)
+    if k and k > vocabulary:
+        raise UserError(
+            f"loss.top_k is {k}, but the vocabulary has {vocabulary} tokens: lower it, or leave it out for all of them"
         )
 
 

@@ -20,6 +20,18 @@ STAGES = {
     "refine": [("y_r_start_s", "y_r_seconds")],
 }
 
+# What `ledger` measures; beside these there is dropped/<reason>.
+METRICS = (
+    *("rollouts", "trained_rows", "refine/cut_rows", "teacher/cut_rows", "staleness/mean", "staleness/max"),
+    *(
+        f"{y}/{name}"
+        for y in ("y_o", "y_r")
+        for name in ("passed", "tokens_mean", "tokens_p50", "truncated", "no_answer", "empty")
+    ),
+    *(f"ledger/{raw}_{refined}" for raw in ("pass", "fail") for refined in ("pass", "fail")),
+)
+DROPPED = "dropped/"
+
 _PLAIN = ["row", "step", "y_o_version", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens"]
 _EACH = ["passed", "finish", "extracted", "detail"]
 
@@ -55,7 +67,7 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
     """
     out: dict[str, float] = {"rollouts": len(facts), "trained_rows": sum(bool(f["train"]) for f in facts)}
     dropped = Counter(f["dropped_because"] for f in facts if f["dropped_because"])
-    out |= {f"dropped/{reason}": count for reason, count in sorted(dropped.items())}
+    out |= {f"{DROPPED}{reason}": count for reason, count in sorted(dropped.items())}
     for y in ("y_o", "y_r"):
         out |= _trajectory_metrics(y, [f for f in facts if f[f"{y}_tokens"] is not None])
     judged = [f for f in facts if f["y_o_passed"] is not None and f["y_r_passed"] is not None]

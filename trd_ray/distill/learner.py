@@ -37,6 +37,11 @@ from trd_ray.distill.onset import onset_ids
 from trd_ray.distill.schedule import share_of_lr
 
 KL = STATISTICS.index("kl")
+# What `step` measures.
+METRICS = (
+    *("loss", "kl/mean", "kl/row_mean", "kl/max", "student/nll", "teacher/nll", "student/entropy", "teacher/entropy"),
+    *("teacher/onset_mass", "trained_tokens", "grad_norm", "lr"),
+)
 
 
 class Learner:

@@ -11,6 +11,23 @@ import math
 from pathlib import Path
 from typing import Any
 
+from trd_ray.config import EVALUATED
+
+# What the loop measures of a step, beside its rows and the learner's numbers.
+OF_THE_LOOP = (
+    *("version", "epoch", "time_s", "sync/gap_mean", "sync/gap_max"),
+    *(f"seconds/{part}" for part in ("step", "wait", "sample", "verify", "refine", "train", "sync", "overhead")),
+    *(f"{what}/{pool}" for what in ("tokens_per_s", "queue") for pool in ("sampler", "refiner")),
+)
+
+
+def metric_names() -> list[str]:
+    """Every metric that a step may have, but for dropped/<reason>."""
+    from trd_ray.analyse import ledger
+    from trd_ray.distill import learner
+
+    return sorted({*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED})
+
 
 class Metrics:
     """Appends to the files in a run directory; `first_step` is where this start of the run begins."""

@@ -14,10 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from trd_ray import benchmarks, models, placement, preflight, taco
+from trd_ray.analyse.ledger import DROPPED
 from trd_ray.config import Model, Recipe
 from trd_ray.data import load_problems
 from trd_ray.errors import Faults, UserError
+from trd_ray.run.checkpoints import require_metric
 from trd_ray.run.cluster import cluster, is_local, require_sandboxes
+from trd_ray.run.metrics import metric_names
 from trd_ray.set_aside import SetAside
 from trd_ray.stream.feed import open_corpus
 from trd_ray.verify.sandbox import Sandbox
@@ -81,6 +84,9 @@ def prepare(recipe: Recipe, job: placement.Job = "train", gpu_gib: float | None 
             held_out = _held_out(r)
     with faults:
         require_sandbox(r, problems, held_out)
+    with faults:
+        if job == "train" and r.checkpoint.best and not r.checkpoint.best.startswith(DROPPED):
+            require_metric(r.checkpoint.best, metric_names())
     with faults:
         student = _model(r.student, r.student.path)
     with faults:
