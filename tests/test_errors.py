@@ -181,6 +181,8 @@ def test_resume_stands_alone_or_before_auto_and_takes_no_override_for_its_value(
     monkeypatch.setattr(cli, "_job", lambda found: options.append(found) or 0)
     assert main(["train", "miniature_opsd", *given, "a=1"]) == 0
     assert options[0].resume == resume and options[0].overrides == overrides
+
+
 def test_held_out_problems_laid_out_as_the_training_data_need_no_columns_of_their_own(capsys, tmp_path):
     files = []
     for part, few in (("train", 64), ("test", 5)):
@@ -207,6 +209,8 @@ def test_a_dry_run_on_a_corpus_says_its_rows_and_steps_and_what_it_shares_with_w
     assert main(["train", "miniature_opsd", *on_corpus, "steps=1", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "1 steps of 8 rollouts on 8 problems" in said and "none of 200 held-out problems is trained on" in said
+
+
 def test_what_is_wrong_with_data_model_and_placement_is_told_at_once(capsys, tmp_path):
     bad = ["data.path=/no/such.jsonl", "evaluation.path=/no/other.jsonl", "student.path=/no/such/model"]
     assert main(["train", "miniature_opsd", f"run_dir={tmp_path / 'run'}", *bad]) == 2

@@ -376,6 +376,8 @@ def test_an_example_of_hostile_text_is_shown_cut_and_escaped():
     )
     told = refusal(problems=hostile, evaluation=hostile)
     assert told.isprintable() and len(told) < 500
+
+
 def test_a_support_larger_than_the_vocabulary_is_refused():
     assert "loss.top_k is 513, but the vocabulary has 512 tokens" in refusal({"loss": {"top_k": 513}})
     check({"loss": {"top_k": 512}})

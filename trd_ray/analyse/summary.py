@@ -75,7 +75,7 @@ def write_summary(directory: RunDirectory) -> str:
 def _warnings(facts: list[dict], evaluations: list[Score], recipe: Recipe) -> str:
     found = warnings.of_rows(facts, recipe)
     if evaluations:
-        found |= warnings.of_score(evaluations[-1], recipe, recipe.evaluation.max_response_tokens)
+        found |= warnings.of_score(evaluations[-1], recipe, recipe.evaluation.response_tokens)
     return "".join(f"Warning: {text}\n\n" for text in found.values())
 
 
