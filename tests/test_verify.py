@@ -347,12 +347,47 @@ def test_megabytes_of_prose_are_read_at_once(prose, piece):
     assert time.monotonic() - start < 1
 
 
+HALF = r"\boxed{\sin\frac{\pi}{6}}", with_answer(r"\frac{\sqrt{4}}{4}")  # a comparison that only the child can make
+
+
 def test_a_child_that_is_killed_is_replaced(hasty):
     for process in children(os.getpid()):
         if any("answer_process.py" in word for word in process.cmdline()):
             process.kill()
     verdicts = [hasty(r"\boxed{0.5}", with_answer(r"\frac{\sqrt{4}}{4}")) for _ in range(2)]
-    assert verdicts[1].passed
+    assert verdicts[0].passed and verdicts[1].passed
+
+
+def test_after_the_process_that_compares_was_killed_each_answer_gets_its_own_verdict():
+    made = MathVerifier(timeout_s=5)
+    try:
+        assert made(*HALF).passed
+        for process in psutil.Process(made._child._process.pid).children():
+            process.kill()
+        asked = [HALF, (r"\boxed{\sin\frac{\pi}{5}}", HALF[1]), HALF, HALF]
+        assert [made(*one).passed for one in asked] == [True, False, True, True]
+    finally:
+        made.close()
+
+
+@pytest.mark.parametrize(("kills", "told"), [(1, "deadline passed"), (2, "died twice")])
+def test_a_comparison_whose_process_is_killed_is_done_again_once(kills, told):
+    """The tower takes for ever: what is told of it says how often it was begun."""
+    made = MathVerifier(timeout_s=3)
+    verdicts: list[Verdict] = []
+    try:
+        assert made(*HALF).passed
+        asking = threading.Thread(target=lambda: verdicts.append(made(r"\boxed{10^{10^{10}}}", with_answer("5"))))
+        asking.start()
+        for _ in range(kills):
+            time.sleep(0.5)  # it compares by now
+            [comparing] = psutil.Process(made._child._process.pid).children()
+            comparing.kill()
+        asking.join(20)
+        assert not verdicts[0].passed and told in verdicts[0].detail
+        assert made(*HALF).passed
+    finally:
+        made.close()
 
 
 def test_no_process_is_left_after_close():

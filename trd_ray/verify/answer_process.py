@@ -13,6 +13,7 @@ Formulas are read by math-verify's LaTeX grammar alone: its extraction of plain 
 
 import json
 import math
+import mmap
 import os
 import resource
 import signal
@@ -57,19 +58,24 @@ def main() -> None:
     print(json.dumps(hello), file=replies, flush=True)
     if hello:
         return
+    busy = mmap.mmap(-1, 1)  # shared: whether a question is being answered
     while (pid := os.fork()) != 0:
         status = os.waitpid(pid, 0)[1]
         if status == 0:  # the pipe is closed
             return
+        if not busy[0]:  # nobody waits, and a reply now would be taken for the next question's
+            continue
+        busy[0] = 0
         late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
         why = "deadline passed" if late else "verifier process died"
         print(json.dumps({"given_up": why}), file=replies, flush=True)
-    serve(asks, replies)
+    serve(asks, replies, busy)
 
 
-def serve(asks, replies) -> None:
+def serve(asks, replies, busy) -> None:
     for line in sys.stdin:
         request = json.loads(line)
+        busy[0] = 1
         start = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, request["timeout_s"])
         try:
@@ -79,6 +85,7 @@ def serve(asks, replies) -> None:
             reply = {"passed": False, "detail": f"cannot be compared ({type(e).__name__})"}
         signal.setitimer(signal.ITIMER_REAL, 0)
         reply["seconds"] = time.monotonic() - start
+        busy[0] = 0
         print(json.dumps(reply), file=replies, flush=True)
 
 

@@ -6,8 +6,9 @@ r"""Is the answer of a response, the last \boxed{...}, the one that the problem 
 
 Symbolic comparison of what a model wrote can take for ever (`10^{10^{10}}`), eat all memory or overflow the stack, and
 math-verify's own deadline needs SIGALRM in a main thread. So it runs in a child that is kept warm, limits its memory,
-and replaces the process that compares when that misses its deadline or dies. The child ends with the pipe, when this
-process closes it or dies, however that happens.
+and replaces the process that compares when that misses its deadline or dies. A death need not be the answer's doing
+(another process may have filled the memory), so the comparison is made once more before the answer counts as wrong.
+The child ends with the pipe, when this process closes it or dies, however that happens.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ MAX_FORMULA_CHARS = 600  # of one part; longer ones are a model that repeats its
 MAX_FEEDBACK_CHARS = 200  # of the answer that a feedback quotes
 START_TIMEOUT_S = 120.0  # of the child: it imports SymPy, which a busy machine does slowly
 DEADLINE = "deadline passed"
+DIED = "verifier process died"  # as answer_process says it too
 NO_STATEMENT = "no stated answer"
 GRACE_S = 2.0  # for the child to say that the deadline passed, before it is killed
 
@@ -96,7 +98,15 @@ class MathVerifier:
         return passed, "" if passed else asked.detail or "not equal"
 
     def _ask(self, request: dict, timeout_s: float) -> dict:
-        """The child's reply to one question; starts it where there is none."""
+        """The child's reply to one question, which is asked again once if the process that compares is killed."""
+        for _ in range(2):
+            reply = self._ask_once(request, timeout_s)
+            if reply.get("given_up") != DIED:
+                return reply
+        return {"given_up": "cannot be compared (the process that compares died twice)"}
+
+    def _ask_once(self, request: dict, timeout_s: float) -> dict:
+        """Starts the child where there is none."""
         if self._child is None or not self._child.alive:
             self._stop()
             self._child = _Child()
@@ -104,7 +114,7 @@ class MathVerifier:
             return self._child.ask(request | {"timeout_s": timeout_s}, timeout_s)
         except (TimeoutError, EOFError, OSError) as e:
             self._stop()
-            return {"given_up": DEADLINE if isinstance(e, TimeoutError) else "verifier process died"}
+            return {"given_up": DEADLINE if isinstance(e, TimeoutError) else DIED}
 
     def _stop(self) -> None:
         if self._child is not None:
