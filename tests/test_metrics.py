@@ -70,3 +70,11 @@ def test_rows_that_nothing_trained_on_have_no_columns_of_a_learner():
     assert line(rows, 120) == "step   1/120  pass 0.250 > 0.875  tokens   812 >   344"
     dropped = line(rows | {"lr": 2e-6}, 120)  # a step of training whose rows were all dropped
     assert "KL       -" in dropped and "lr 2.0e-06" in dropped
+def test_a_measured_number_that_is_not_finite_is_told_from_one_that_was_not_measured(tmp_path):
+    broken = STEP | {"kl/mean": math.nan, "skipped_updates": 2.0}
+    with Metrics(tmp_path, 10) as metrics:
+        told = metrics.log(0, broken)
+    assert (tmp_path / "train.log").read_text() == told + "\n" == line({"step": 0} | broken, 10) + "\n"
+    assert "KL     nan " in told and told.endswith("  2 updates skipped")
+    assert "KL       - " in line({"step": 0} | STEP | {"kl/mean": None}, 10)
+    assert "skipped" not in line({"step": 0} | STEP | {"skipped_updates": 0.0}, 10)

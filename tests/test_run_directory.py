@@ -11,7 +11,8 @@ from trd_ray import rows as schema
 from trd_ray.config import from_tree, load
 from trd_ray.errors import UserError
 from trd_ray.evaluate.stats import score
-from trd_ray.run.directory import RunDirectory
+from trd_ray.run.directory import RunDirectory, write_atomically, write_parquet
+from trd_ray.run.metrics import Metrics
 
 RECIPE = from_tree({"name": "r", "steps": 4})
 
@@ -303,3 +304,48 @@ def test_a_run_directory_in_ray_s_copy_of_the_code_is_refused(tmp_path):
     with pytest.raises(UserError, match="temporary copy.*run_dir=/shared/runs/mine"):
         RunDirectory.create(place, RECIPE)
     assert not list(tmp_path.iterdir())
+WRITERS = {
+    "text": lambda place: write_atomically(place, "new" * 10_000),
+    "rows": lambda place: write_parquet(place, rows(0)),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path, kind):
+    place = tmp_path / "kept"
+    place.write_text("old")
+    (tmp_path / ".kept.tmp").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        WRITERS[kind](place)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"] and place.read_text() == "old"
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch, kind):
+    done = record_fsync_and_rename(monkeypatch)
+    WRITERS[kind](tmp_path / "kept")
+    assert done == ["fsync .kept.tmp", "rename .kept.tmp", f"fsync {tmp_path.name}"]
+
+
+def test_a_step_is_on_the_disk_when_it_is_recorded(tmp_path, monkeypatch):
+    with Metrics(tmp_path, 2) as metrics:
+        done = record_fsync_and_rename(monkeypatch)
+        metrics.log(0, {"loss": 1.0})
+        assert done == ["fsync metrics.jsonl"]
+
+
+def record_fsync_and_rename(monkeypatch) -> list[str]:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def recorded_fsync(descriptor):
+        done.append(f"fsync {os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}'))}")
+        fsync(descriptor)
+
+    def recorded_replace(source, target):
+        done.append(f"rename {os.path.basename(source)}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(os, "replace", recorded_replace)
+    return done

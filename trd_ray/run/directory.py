@@ -12,9 +12,11 @@ Nothing that was recorded is deleted: what a resumed run does again is moved asi
 kernel drops when the process dies, however it dies.
 """
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +166,7 @@ class RunDirectory:
         """Give a folder of `begin_checkpoint`, now that all of it is written, its name."""
         place = folder.with_name(folder.name.removeprefix(".").split(".")[0])
         os.rename(folder, place)
+        _sync_names(place.parent)  # before older ones are deleted
         return place
 
     def checkpoints(self) -> list[tuple[int, Path]]:
@@ -263,12 +266,8 @@ class RunDirectory:
 
 
 def write_atomically(place: Path, text: str) -> None:
-    temporary = place.with_name(f".{place.name}.tmp")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, place)
+    with _taking_place(place) as temporary:
+        temporary.write_text(text)
 
 
 def write_parquet(place: Path, rows: list[dict]) -> Path:
@@ -277,10 +276,37 @@ def write_parquet(place: Path, rows: list[dict]) -> Path:
         table = schema.to_table(rows)
     except UnicodeEncodeError:
         table = schema.to_table([{name: encodable(value) for name, value in row.items()} for row in rows])
-    temporary = place.with_name(f".{place.name}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, place)
+    with _taking_place(place) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
     return place
+
+
+@contextlib.contextmanager
+def _taking_place(place: Path) -> Iterator[Path]:
+    """A temporary file to be written in the block, on the disk before it takes its place; none is left by a failure."""
+    temporary = place.with_name(f".{place.name}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_names(place.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every file system can
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def encodable(value: Any) -> Any:

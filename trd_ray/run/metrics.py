@@ -2,12 +2,13 @@
 
     Metrics(directory, total_steps).log(step, {"loss": ..., "seconds/step": ...})
 
-Every line is flushed when it is logged, so a crash loses at most the step under way. A number that is not finite is
-null in metrics.jsonl and left out of TensorBoard. `close` (or the end of the `with` block) flushes TensorBoard.
+Every line is on the disk when it is logged, so a crash loses at most the step under way. A number that is not finite is
+null in metrics.jsonl, left out of TensorBoard, and nan or inf in the line. `close` (or the end of the `with` block) flushes TensorBoard.
 """
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,14 @@ class Metrics:
 
     def log(self, step: int, metrics: dict[str, Any]) -> str:
         """Record one step (from 0) and return its line."""
-        record = {"step": step} | {name: _finite(value) for name, value in metrics.items()}
+        measured = {"step": step} | {name: _plain(value) for name, value in metrics.items()}
+        record = {name: _finite(value) for name, value in measured.items()}
         self._json.write(json.dumps(record, allow_nan=False) + "\n")
+        os.fsync(self._json.fileno())
         for name, value in record.items():
             if name != "step" and isinstance(value, int | float):
                 self._board.add_scalar(name, value, step)
-        text = line(record, self.total_steps)
+        text = line(measured, self.total_steps)
         self._log.write(text + "\n")
         return text
 
@@ -79,6 +82,7 @@ def line(metrics: dict[str, Any], total_steps: int) -> str:
     ]
     if "rollouts" in metrics and "lr" not in metrics:
         return "  ".join(of_rows)
+    skipped = metrics.get("skipped_updates")
     return "  ".join(
         [
             *of_rows,
@@ -88,6 +92,7 @@ def line(metrics: dict[str, Any], total_steps: int) -> str:
             f"tok/s {_text(metrics, 'tokens_per_s/sampler', '.0f', 6)} + "
             f"{_text(metrics, 'tokens_per_s/refiner', '.0f', 6)}",
             f"{_text(metrics, 'seconds/step', '.1f', 6)} s",
+            *([f"{skipped:.0f} updates skipped"] if skipped else []),
         ]
     )
 
@@ -97,9 +102,11 @@ def _text(metrics: dict[str, Any], name: str, form: str, width: int) -> str:
     return ("-" if value is None else format(value, form)).rjust(width)
 
 
+def _plain(value: Any) -> Any:
+    """Numbers of any library as Python's."""
+    return value.item() if hasattr(value, "item") else value
+
+
 def _finite(value: Any) -> Any:
-    """Numbers of any library as plain ones that JSON has; None for NaN and the infinities."""
-    if isinstance(value, str | bool) or value is None:
-        return value
-    number = value.item() if hasattr(value, "item") else value
-    return number if math.isfinite(number) else None
+    """None for NaN and the infinities, which JSON has no number for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
