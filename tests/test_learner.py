@@ -376,6 +376,64 @@ def test_a_student_that_is_its_teacher_in_the_same_view_has_nothing_to_learn(fol
         torch.testing.assert_close(weight, before[name], rtol=0, atol=1e-6)
 
 
+POISON = VOCAB - 1  # a token whose row breaks the student's arithmetic, once `poison` was called
+BAD = [Example(0, [2, 3], [4], [5, POISON, 6])]
+
+
+def poison(learner: Learner) -> None:
+    def hook(embedding, given, out):
+        return out * math.nan if (given[0] == POISON).any() else out
+
+    learner.student.model.get_input_embeddings().register_forward_hook(hook)
+
+
+def state(learner: Learner) -> list[torch.Tensor]:
+    """All that an update changes."""
+    optimizer = [v for kept in learner.optimizer.state.values() for v in kept.values()]
+    average = list(learner.average.average.values()) if learner.average else []
+    return [_full(t.detach()).clone() for t in (*learner.trained.values(), *optimizer, *average)]
+
+
+CLEAN = [[e for e in rows if POISON not in e.teacher_ids + e.student_ids + e.response_ids] for rows in STEPS]
+
+
+@pytest.mark.parametrize("case", ["opsd", "moving average", "adapters", "offloaded"])
+def test_an_update_whose_gradient_is_not_finite_changes_nothing_but_the_schedule(folder, alone, case):
+    learner, undisturbed = (make_learner(folder, CASES[case]) for _ in range(2))
+    poison(learner)
+    train(learner, CLEAN[:1])
+    before = state(learner)
+    bad = learner.step([[BAD]])
+    assert math.isnan(bad["loss"]) and not math.isfinite(bad["grad_norm"])
+    assert (bad["updates"], bad["skipped_updates"], bad["weights_not_finite"]) == (0, 1, 0)
+    assert all(torch.equal(now, then) for now, then in zip(state(learner), before, strict=True))
+    assert all(p.grad is None for p in learner.trained.values())
+    # The rest of the run is that of a learner which had no such step, at the same places of the schedule.
+    train(undisturbed, CLEAN[:1])
+    undisturbed.schedule.step()
+    assert train(learner, CLEAN[2:]) == (rest := train(undisturbed, CLEAN[2:]))
+    assert all(m["skipped_updates"] == 0 and m["updates"] == 1 and "weights_not_finite" not in m for m in rest)
+
+
+def test_of_a_steps_updates_only_the_bad_one_is_skipped(folder, alone):
+    learner, undisturbed = (make_learner(folder, CASES["two updates a step"]) for _ in range(2))
+    poison(learner)
+    metrics = learner.step([[BAD], [CLEAN[0]]])
+    assert (metrics["updates"], metrics["skipped_updates"]) == (1, 1)
+    undisturbed.schedule.step()
+    undisturbed.step([[CLEAN[0]]])
+    assert all(torch.equal(now, then) for now, then in zip(state(learner), state(undisturbed), strict=True))
+
+
+def test_a_learning_rate_that_breaks_the_weights_is_told_by_the_steps_that_follow(folder, alone):
+    learner = make_learner(folder, {"learner": {"lr": 1e35, "weight_decay": 0.0}})
+    first, *others = [learner.step([[CLEAN[0]]]) for _ in range(3)]
+    assert first["updates"] == 1 and all(m["updates"] == 0 and m["skipped_updates"] == 1 for m in others)
+    with torch.no_grad():
+        next(iter(learner.trained.values())).to_local()[0, :2] = math.inf
+    assert learner.step([[CLEAN[0]]])["weights_not_finite"] == 2
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("saved_after", [0, 2])
 def test_a_resumed_run_goes_on_exactly_as_if_it_had_not_stopped(folder, alone, tmp_path, saved_after, dtype):

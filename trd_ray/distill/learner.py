@@ -3,11 +3,15 @@
     micro-batch -> teacher hidden states (no gradient) ┐
                 -> student hidden states               ┴-> fused divergence -> backward -> AdamW -> moving average
 
+An update whose gradient is not finite is not made: the weights, the optimizer's state and the moving average stay as
+they were, the schedule goes on, and `skipped_updates` counts it.
+
 The teacher is one of four: another sharded model (OPD; OPSD frozen, full fine-tuning), the student with its adapters
 off (OPSD frozen, LoRA), the student's moving average, or the student itself. Every rank must call every method.
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +26,7 @@ from transformers import AutoTokenizer
 from trd_ray.config import Recipe
 from trd_ray.distill.batches import Example, MicroBatch, collate
 from trd_ray.distill.divergences import Divergence
+from trd_ray.distill.finite import not_finite
 from trd_ray.distill.head import STATISTICS, fused_divergence, token_logprobs
 from trd_ray.distill.model import (
     MovingAverage,
@@ -118,7 +123,12 @@ class Learner:
             norms.append(self._update())
         for _ in range(self.recipe.learner.updates_per_step - len(updates)):
             self.schedule.step()  # too few rows were left for an update; the schedule counts steps
-        return self._reduce(totals, kl_rows, kl_max) | {"grad_norm": sum(norms) / max(1, len(norms)), "lr": lr}
+        skipped = sum(not math.isfinite(norm) for norm in norms)
+        metrics = self._reduce(totals, kl_rows, kl_max) | {"grad_norm": sum(norms) / max(1, len(norms)), "lr": lr}
+        metrics |= {"updates": float(len(norms) - skipped), "skipped_updates": float(skipped)}
+        if skipped:
+            metrics["weights_not_finite"] = self._weights_not_finite()
+        return metrics
 
     def _share_of_each(self, micro: list[list[Example]]) -> Any:
         """Weight of every token of a micro-batch, such that a sum over all ranks' tokens is the mean of the update."""
@@ -187,13 +197,21 @@ class Learner:
             yield
 
     def _update(self) -> float:
-        norm = nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.learner.grad_clip)
-        self.optimizer.step()
+        """The gradient's norm over all ranks, by which all of them make the update or do not."""
+        total = nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.learner.grad_clip)
+        norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
+        if math.isfinite(norm):
+            self.optimizer.step()
+            if self.average:
+                self.average.update()
         self.schedule.step()
         self.optimizer.zero_grad()
-        if self.average:
-            self.average.update()
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return norm
+
+    def _weights_not_finite(self) -> float:
+        count = torch.tensor(float(not_finite(self.trained.values())), device=self.device)
+        dist.all_reduce(count)
+        return float(count)
 
     def _reduce(self, totals: torch.Tensor, kl_rows: list[torch.Tensor], kl_max: torch.Tensor) -> dict[str, float]:
         rows = (

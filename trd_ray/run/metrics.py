@@ -3,7 +3,8 @@
     Metrics(directory, total_steps).log(step, {"loss": ..., "seconds/step": ...})
 
 Every line is on the disk when it is logged, so a crash loses at most the step under way. A number that is not finite is
-null in metrics.jsonl, left out of TensorBoard, and nan or inf in the line. `close` (or the end of the `with` block) flushes TensorBoard.
+null in metrics.jsonl, left out of TensorBoard, and nan or inf in the line. `close` (or the end of the `with` block)
+flushes TensorBoard.
 """
 
 import json

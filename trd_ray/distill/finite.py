@@ -1,0 +1,14 @@
+"""Whether numbers are still numbers: one NaN in a weight reaches every weight with the next update."""
+
+from collections.abc import Iterable
+
+import torch
+from torch.distributed.tensor import DTensor
+
+
+@torch.no_grad()
+def not_finite(tensors: Iterable[torch.Tensor]) -> int:
+    """How many numbers of them are NaN or infinite; of a sharded tensor, in this rank's shard."""
+    local = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
+    counts = [(~torch.isfinite(t)).sum() for t in local]  # all of them under way before the first is waited for
+    return sum(int(count) for count in counts)
