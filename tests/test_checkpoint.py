@@ -5,6 +5,7 @@ stopped goes on to do is the oracle throughout.
 """
 
 import json
+import math
 import multiprocessing as mp
 import os
 import random
@@ -28,7 +29,8 @@ from trd_ray import config
 from trd_ray.distill.batches import Example
 from trd_ray.distill.checkpoint import Checkpointer, flaw
 from trd_ray.distill.learner import Learner
-from trd_ray.errors import UserError
+from trd_ray.errors import RunFailed, UserError
+from trd_ray.run.checkpoints import Checkpoints
 from trd_ray.run.directory import RunDirectory
 
 VOCAB = 40
@@ -295,6 +297,183 @@ def test_bytes_that_are_no_tensors_are_refused_when_they_are_read(base, whole, t
         resumed(base, "full", folder)
 
 
+def change_a_byte(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0x40
+    file.write_bytes(content)
+
+
+def test_a_shard_of_the_right_size_with_other_content_is_refused_with_the_remedy(base, whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "step-000002")
+    change_a_byte(folder / "learner" / "__0_0.distcp")
+    told = r"checkpoint {} cannot be read \(learner/__0_0.distcp is not what was written\): delete it to {}$"
+    with pytest.raises(UserError, match=told.format(folder, "begin again from the first step")):
+        resumed(base, "full", folder)
+    shutil.copytree(whole, tmp_path / "step-000001")
+    with pytest.raises(UserError, match=told.format(folder, "go on from step 1")):
+        resumed(base, "full", folder)
+
+
+def test_a_damaged_list_of_checksums_is_refused(whole, tmp_path):
+    folder = shutil.copytree(whole, tmp_path / "step-000002")
+    (folder / "checksums.json").write_text('{"learner')
+    assert flaw(folder) == "checksums.json is damaged"
+
+
+def test_every_file_has_a_checksum_and_the_mode_that_the_umask_says(base, alone, tmp_path):
+    before = os.umask(0o027)
+    try:
+        folder = save(make_learner(base, "full"), tmp_path / "c")
+    finally:
+        os.umask(before)
+    files = {str(f.relative_to(folder)): f for f in folder.rglob("*") if f.is_file()}
+    sums = json.loads((folder / "checksums.json").read_text())
+    assert sums.keys() == files.keys() - {"state.json", "checksums.json"}
+    assert {"learner/__0_0.distcp", "learner/.metadata", "model/model.safetensors"} <= sums.keys()
+    assert {name: oct(f.stat().st_mode & 0o777) for name, f in files.items()} == dict.fromkeys(files, "0o640")
+
+
+def break_weights(learner: Learner) -> None:
+    _local(next(iter(learner.trained.values())))[0, :3] = math.nan
+
+
+def break_optimizer(learner: Learner) -> None:
+    _local(learner.optimizer.state[next(iter(learner.trained.values()))]["exp_avg_sq"])[0, 0] = math.inf
+
+
+def break_average(learner: Learner) -> None:
+    _local(next(iter(learner.average.average.values())))[0, 0] = -math.inf
+
+
+BROKEN = {
+    break_weights: "3 numbers of the weights are not finite",
+    break_optimizer: "1 numbers of the optimizer's state are not finite",
+    break_average: "1 numbers of the moving average are not finite",
+}
+
+
+def _local(p: torch.Tensor) -> torch.Tensor:
+    return (p.to_local() if isinstance(p, DTensor) else p).detach()
+
+
+@pytest.mark.parametrize("damage", BROKEN, ids=lambda damage: damage.__name__)
+def test_a_state_that_is_not_finite_is_not_saved(base, alone, tmp_path, damage):
+    learner = make_learner(base, "moving average")
+    train(learner, STEPS[:1])
+    checkpointer = Checkpointer(learner, 60)
+    damage(learner)
+    assert checkpointer.begin(empty(tmp_path / "c")) == BROKEN[damage]
+    assert checkpointer.done(0) == (True, None) and os.listdir(tmp_path / "c") == ["state.json"]
+
+
+def test_a_checkpoint_without_checksums_is_loaded_unless_its_weights_are_not_finite(base, alone, tmp_path, monkeypatch):
+    learner = make_learner(base, "full")
+    train(learner, STEPS[:2])
+    folder = save(learner, tmp_path / "step-000002")
+    (folder / "checksums.json").unlink()
+    assert train(resumed(base, "full", folder), STEPS[2:]) == train(learner, STEPS[2:])
+    break_weights(learner)
+    monkeypatch.setattr(Checkpointer, "_not_finite", lambda self: None)  # as it was saved before
+    folder = save(learner, tmp_path / "step-000004")
+    (folder / "checksums.json").unlink()
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="step-000004 .*numbers of the weights are not finite.*go on from step 2"):
+        resumed(base, "full", folder)
+
+
+# What the run keeps
+
+
+class Local:
+    """The trainer, with its one rank in this process."""
+
+    def __init__(self, learner: Learner):
+        self.checkpointer = Checkpointer(learner, 60)
+
+    def call(self, name: str, timeout_s: float, **arguments: Any) -> Any:
+        if name == "begin_checkpoint":
+            return self.checkpointer.begin(Path(arguments["folder"]))
+        return self.checkpointer.done(arguments["wait_s"])
+
+
+@pytest.fixture
+def kept(base, alone, tmp_path) -> tuple[Learner, Checkpoints, RunDirectory]:
+    """A run of which checkpoint 2 is written and nothing older may stay."""
+    recipe = config.from_tree({"name": "r", "checkpoint": {"every_steps": 2, "keep_last": 1}})
+    learner, directory = make_learner(base, "full"), RunDirectory.create(tmp_path / "run", recipe)
+    train(learner, STEPS[:2])
+    checkpoints: Any = Checkpoints(recipe, directory, Local(learner), saved=0)
+    checkpoints.begin(2, 2, {"loss": 1.0, "grad_norm": 1.0})
+    checkpoints.finish(wait=True)
+    yield learner, checkpoints, directory
+    directory.release()
+
+
+def numbers(directory: RunDirectory) -> list[int]:
+    return [steps for steps, _ in directory.checkpoints()]
+
+
+def test_weights_that_are_not_finite_end_the_run_and_take_no_checkpoints_place(kept):
+    learner, checkpoints, directory = kept
+    break_weights(learner)
+    told = "checkpoint 4 is not written: 3 numbers of the weights are not finite. Checkpoint 2 is kept, and --resume"
+    with pytest.raises(RunFailed, match=told):
+        checkpoints.begin(4, 4, {"loss": 1.0})
+    assert numbers(directory) == [2] and os.listdir(directory.path / "checkpoints") == ["step-000002"]
+
+
+@pytest.mark.parametrize("broken", ["loss", "grad_norm"])
+def test_the_checkpoint_of_a_step_that_is_not_finite_is_put_off_to_the_next_that_is(kept, broken):
+    _, checkpoints, directory = kept
+    checkpoints.begin(4, 4, {"loss": 1.0, "grad_norm": 1.0} | {broken: math.nan})
+    checkpoints.finish(wait=False)
+    assert numbers(directory) == [2] and checkpoints.due(5, 8)
+    checkpoints.begin(5, 5, {"loss": 1.0, "grad_norm": 1.0})
+    checkpoints.finish(wait=True)
+    assert numbers(directory) == [5] and not checkpoints.due(7, 8)
+
+
+def test_a_run_whose_last_step_is_not_finite_does_not_end_as_if_all_were_well(kept):
+    _, checkpoints, directory = kept
+    checkpoints.begin(4, 4, {"loss": math.inf, "grad_norm": math.nan})
+    told = "checkpoint 4 is not written: not finite in that step are the loss and the gradient's norm. Checkpoint 2 is"
+    with pytest.raises(RunFailed, match=told):
+        checkpoints.finish(wait=True)
+    assert numbers(directory) == [2]
+
+
+def test_a_part_that_the_driver_does_not_see_is_told_when_the_checkpoint_would_count(kept):
+    _, checkpoints, directory = kept
+    checkpoints.begin(4, 4, {"loss": 1.0})
+    _, folder = checkpoints.writing
+    assert checkpoints.trainer.checkpointer.done(60) == (True, None)
+    (folder / "learner" / "__0_0.distcp").unlink()
+    with pytest.raises(UserError, match="checkpoint 4 .*__0_0.distcp is missing; all nodes must see run_dir"):
+        checkpoints.finish(wait=True)
+    assert numbers(directory) == [2]
+
+
+SKIPPED = {"loss": math.nan, "grad_norm": math.nan, "updates": 0.0, "skipped_updates": 1.0, "weights_not_finite": 0.0}
+MADE = {"loss": 1.0, "grad_norm": 1.0, "updates": 1.0, "skipped_updates": 0.0}
+
+
+def test_three_steps_in_a_row_without_an_update_end_the_run(kept):
+    _, checkpoints, _ = kept
+    for step, metrics in enumerate([SKIPPED, SKIPPED, MADE, SKIPPED, SKIPPED | {"updates": 1.0}, {"lr": 1.0}], start=3):
+        checkpoints.require_updates(step, metrics)
+    for step in (9, 10):
+        checkpoints.require_updates(step, SKIPPED)
+    told = "no update could be made in steps 9 to 11: not finite are the loss and the gradient's norm. Checkpoint 2 is"
+    with pytest.raises(RunFailed, match=f"{told} kept, and --resume goes on from it.*lower learner.lr"):
+        checkpoints.require_updates(11, SKIPPED)
+
+
+def test_a_weight_that_is_not_finite_ends_the_run_at_once(kept):
+    _, checkpoints, _ = kept
+    with pytest.raises(RunFailed, match="step 3: .*7 numbers of the weights. Checkpoint 2 is kept"):
+        checkpoints.require_updates(3, SKIPPED | {"weights_not_finite": 7.0})
+
+
 # Several processes
 
 
@@ -396,6 +575,31 @@ def _resume_in_two(base: Path, folder: Path, answer: Path) -> None:
     curve = train(learner, STEPS[2:])
     if dist.get_rank() == 0:
         answer.write_text(json.dumps(curve))
+
+
+def _two_find_flaws(base: Path, whole: Path, place: Path) -> None:
+    """On each of two ranks: a folder of its own to save in; a byte changed in a shard that rank 1 reads; a NaN."""
+    rank = dist.get_rank()
+    learner = make_learner(base, "full")
+    train(learner, STEPS[:1])
+    checkpointer = Checkpointer(learner, 60)
+    assert checkpointer.begin(empty(place / f"disk-{rank}")) is None
+    done, problem = checkpointer.done(60)
+    assert done and "as rank 0 reads it, learner/__1_0.distcp is missing" in problem, problem
+    assert "as rank 1 reads it, learner/.metadata is missing" in problem and "all nodes must see run_dir" in problem
+    with pytest.raises(UserError, match="__0_0.distcp is not what was written"):
+        Checkpointer(learner, 60).load(whole)
+    if rank == 1:
+        break_weights(learner)
+    assert "3 numbers of the weights" in checkpointer.begin(place / "never")
+    curve = learner.step([[STEPS[1]]])
+    assert (curve["updates"], curve["skipped_updates"], curve["weights_not_finite"]) == (0, 1, 3)
+
+
+def test_what_one_of_two_ranks_finds_both_are_told(base, whole, tmp_path):
+    damaged = shutil.copytree(whole, tmp_path / "step-000002")
+    change_a_byte(damaged / "learner" / "__0_0.distcp")  # which is second by name
+    in_ranks(2, tmp_path / "ranks", _two_find_flaws, base, damaged, tmp_path)
 
 
 def train_and_save(base: Path, run: Path) -> None:

@@ -2,9 +2,14 @@
 
     Checkpointer(learner).begin(folder) -> copies in host memory -> threads -> folder/learner/  shards of all ranks
                          .done(wait_s)                                      -> folder/model/    Hugging Face export
+                                                       read back, compared  -> folder/checksums.json
 
 Only the copying keeps the learner from its next step; the threads write while it trains, over a process group of their
-own. In it are the trained weights (with LoRA the adapters alone), the optimizer, the place in the schedule, the moving
+own. What a rank wrote the next rank reads back before the save is done: a disk that lost it and a folder that not all
+nodes share are noticed while older checkpoints are still there. A state with a number that is not finite is neither
+saved nor loaded.
+
+In it are the trained weights (with LoRA the adapters alone), the optimizer, the place in the schedule, the moving
 average and the random states; the frozen weights are read from the base again. Whoever calls makes the folder, and
 gives it its name once every rank is done: one that a crash left half written never has one. Every rank must call every
 method. A thread under way at exit is waited for.
@@ -15,6 +20,7 @@ import json
 import os
 import pickle
 import random
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +34,8 @@ from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load as load_shards
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from trd_ray.distill import checksums
+from trd_ray.distill.finite import not_finite
 from trd_ray.errors import UserError
 
 if TYPE_CHECKING:  # `flaw` is asked before anything starts, and must not wait for their libraries
@@ -46,14 +54,21 @@ class Checkpointer:
         self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self.shell = _shell(learner.student.model, learner.dtype)
         self.exporting = ThreadPoolExecutor(1, thread_name_prefix="export")
+        self.reading = ThreadPoolExecutor(1, thread_name_prefix="read-back")
+        mask = os.umask(0o077)  # which can be read by setting it alone
+        os.umask(mask)
+        self.mode = 0o666 & ~mask
         self.writing: list[Future] = []
 
-    def begin(self, folder: Path) -> None:
+    def begin(self, folder: Path) -> str | None:
         """Copy the state as it is now, and write it into an empty folder from here on; `done` tells when it is there.
 
-        One at a time: what was begun before is waited for, and its failure raised here if `done` has not told it.
+        Returns what of the state is not finite, if anything is, and then writes nothing. One at a time: what was begun
+        before is waited for, and its failure raised here if `done` has not told it.
         """
-        self._outcome(None)
+        self._outcome()
+        if broken := self._not_finite():
+            return broken
         export = self._gather()
         state = _tensors(self.learner) | {
             "updates": self.learner.schedule.last_epoch,
@@ -63,6 +78,8 @@ class Checkpointer:
         self.writing = [saving]
         if self.rank == 0:
             self.writing.append(self.exporting.submit(self._export, export, folder / EXPORT))
+        self.writing.append(self.reading.submit(self._read_back, folder, list(self.writing)))
+        return None
 
     def done(self, wait_s: float) -> tuple[bool, str | None]:
         """(whether nothing is being written any more, what went wrong if it could not), after `wait_s` at most."""
@@ -70,15 +87,16 @@ class Checkpointer:
         if unfinished:
             return False, None
         try:
-            self._outcome(None)
+            self._outcome()
         except (Exception, CheckpointException) as e:  # the latter is a BaseException
             return True, reason(e)
         return True, None
 
-    def _outcome(self, wait_s: float | None) -> None:
+    def _outcome(self) -> None:
         writing, self.writing = self.writing, []
+        wait(writing)  # for all, since they share the group
         for future in writing:
-            future.result(wait_s)
+            future.result()
 
     def _gather(self) -> dict[str, Any]:
         """What the export holds, on rank 0: files of adapters as bytes, or whole tensors of the student."""
@@ -97,12 +115,73 @@ class Checkpointer:
             self.shell.save_pretrained(folder, state_dict=export)
         self.learner.tokenizer.save_pretrained(folder)
         for file in folder.iterdir():
+            file.chmod(self.mode)  # safetensors writes for its owner alone
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
 
+    def _read_back(self, folder: Path, writing: list[Future]) -> None:
+        """Compare what is on the disk with what was written; fails on every rank if it fails on one."""
+
+        def written() -> dict[str, str]:
+            for future in writing:
+                future.result()
+            mine = [*(folder / SHARDS).glob(f"__{self.rank}_*")]
+            if self.rank == 0:
+                mine += [folder / SHARDS / ".metadata", *(folder / EXPORT).iterdir()]
+            return checksums.of(folder, mine)
+
+        sums = self._shared(written)
+        next_rank = (self.rank + 1) % len(sums)
+        flaws = self._shared(lambda: checksums.flaw(folder, sums[next_rank], from_disk=True))
+        if found := [f"as rank {rank} reads it, {flaw}" for rank, flaw in enumerate(flaws) if flaw]:
+            raise OSError("; ".join([*found, "all nodes must see run_dir on the same storage"]))
+        if self.rank == 0:
+            checksums.write(folder, {name: digest for each in sums for name, digest in each.items()})
+
+    def _shared(self, call: Callable[[], Any]) -> list[Any]:
+        """What `call` returns on each rank; collective. OSError on every rank if it fails on one."""
+        try:
+            mine: tuple[Any, str | None] = (call(), None)
+        except (Exception, CheckpointException) as e:
+            mine = (None, reason(e))
+        everywhere: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(everywhere, mine, group=self.group)
+        if failed := [f"rank {rank}: {problem}" for rank, (_, problem) in enumerate(everywhere) if problem]:
+            raise OSError("; ".join(failed))
+        return [value for value, _ in everywhere]
+
+    def _not_finite(self) -> str | None:
+        """What of the state is not finite, the same answer on every rank; collective."""
+        state = _tensors(self.learner)
+        kinds = {
+            "weights": state["model"].values(),
+            "optimizer's state": [v for each in state.get("optimizer", {}).values() for v in each.values()],
+            "moving average": state.get("average", {}).values(),
+        }
+        counts = torch.tensor([not_finite(tensors) for tensors in kinds.values()])
+        dist.all_reduce(counts, group=self.group)
+        found = [f"{n} numbers of the {kind}" for kind, n in zip(kinds, counts.tolist(), strict=True) if n]
+        return f"{' and '.join(found)} are not finite" if found else None
+
+    def _require_what_was_written(self, folder: Path) -> None:
+        """The ranks share the reading. A checkpoint of before there were checksums is taken as it is."""
+
+        def flaw_of_mine() -> str | None:
+            sums = checksums.read(folder) or {}
+            names = sorted(name for name in sums if name.startswith(f"{SHARDS}/"))
+            return checksums.flaw(folder, {name: sums[name] for name in names[self.rank :: ranks]})
+
+        ranks = dist.get_world_size()
+        if found := [flaw for flaw in self._shared(flaw_of_mine) if flaw]:
+            raise _unusable(folder, "; ".join(found))
+
     def load(self, folder: Path) -> None:
-        """Continue from a checkpoint of any number of ranks; raises UserError where its files cannot be read."""
+        """Continue from a checkpoint of any number of ranks.
+
+        Raises UserError where its files cannot be read, are not what was written, or hold a number that is not finite.
+        """
         learner, ranks = self.learner, dist.get_world_size()
+        self._require_what_was_written(folder)
         saved = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
         if any(name.startswith("optimizer.") for name in saved):
             get_optimizer_state_dict(learner.student, learner.optimizer)  # makes the tensors to load into
@@ -113,9 +192,9 @@ class Checkpointer:
         try:
             load_shards(state, checkpoint_id=folder / SHARDS, process_group=self.group)
         except CheckpointException as e:
-            raise UserError(
-                f"checkpoint {folder} cannot be read ({reason(e)}): delete it, and --resume goes on from the one before"
-            ) from None
+            raise _unusable(folder, reason(e)) from None
+        if broken := self._not_finite():
+            raise _unusable(folder, broken)
         for _ in range(state["updates"]):
             learner.schedule.step()
         if same_ranks:
@@ -146,7 +225,21 @@ def flaw(folder: Path) -> str | None:
             return f"{SHARDS}/{name} is missing"
         if file.stat().st_size < size:
             return f"{SHARDS}/{name} has {file.stat().st_size} of {size} bytes"
+    try:
+        checksums.read(folder)
+    except (OSError, ValueError):
+        return f"{checksums.FILE} is damaged"
     return None
+
+
+def without(folder: Path) -> str:
+    """What --resume does when this checkpoint, the newest, is deleted."""
+    others = [int(p.name.removeprefix("step-")) for p in folder.parent.glob("step-*") if p != folder]
+    return f"go on from step {max(others)}" if others else "begin again from the first step"
+
+
+def _unusable(folder: Path, problem: str) -> UserError:
+    return UserError(f"checkpoint {folder} cannot be read ({problem}): delete it to {without(folder)}")
 
 
 def reason(e: BaseException) -> str:

@@ -146,7 +146,7 @@ def _work(spec: LearnerSpec) -> None:
         elif command.name == "logprobs":
             value = learner.logprobs(**command.arguments)
         elif command.name == "begin_checkpoint":
-            checkpointer.begin(Path(command.arguments["folder"]))
+            value = checkpointer.begin(Path(command.arguments["folder"]))
         elif command.name == "finish_checkpoint":
             value = checkpointer.done(**command.arguments)
         ray.get(spec.mailbox.answer.remote(number, rank, value))

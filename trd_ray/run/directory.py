@@ -199,15 +199,14 @@ class RunDirectory:
     def resume_point(self) -> tuple[int, Path] | None:
         """The newest checkpoint as (steps, folder), None where there is none; raises UserError if it is damaged."""
         # Imported here: it brings in all of torch, which reading rows and metrics should not cost.
-        from trd_ray.distill.checkpoint import flaw
+        from trd_ray.distill.checkpoint import flaw, without
 
         found = self.checkpoints()
         if not found:
             return None
         steps, folder = found[-1]
         if problem := flaw(folder):
-            then = f"go on from step {found[-2][0]}" if len(found) > 1 else "begin again from the first step"
-            raise UserError(f"checkpoint {folder} cannot be resumed from ({problem}): delete it to {then}")
+            raise UserError(f"checkpoint {folder} cannot be resumed from ({problem}): delete it to {without(folder)}")
         return steps, folder
 
     def rewind(self, steps: int, every_steps: int | None = None) -> int:
