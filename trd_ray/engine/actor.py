@@ -11,6 +11,7 @@ driver's terminal does not reach them.
 import asyncio
 import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -283,7 +284,9 @@ def _of_tokens(ids: Any, logprobs: Any) -> list[float]:
 def reason(error: BaseException) -> str:
     """What an error says, on one line; of an error in an actor, what was raised there instead of its traceback."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:500]}"
+    # Ray says what it killed, where and why first, and the cause of a failed start last; its long ids tell little.
+    text = re.sub(r"\b[0-9a-f]{32,}\b", lambda match: match[0][:8], " ".join(str(cause).split()))
+    return f"{type(cause).__name__}: {text if len(text) <= 900 else f'{text[:600]} ... {text[-300:]}'}"
 
 
 def _redirect_output(path: str) -> None:

@@ -21,15 +21,16 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
 
-from trd_ray.engine.actor import Engine, EngineDied, EngineSpec, Generation, Request, reason
+from trd_ray.engine.actor import Engine, EngineSpec, Generation, Request, reason
+from trd_ray.engine.deaths import DEATHS, PASSING
 
 LOG_TAIL_LINES = 30
 LOG_TAIL_BYTES = 64 * 1024
 ENGINE_CALLS = 10_000  # that may be under way in one engine, so that a pause never queues behind requests
 STOP_TIMEOUT_S = 30
 HEALTH_TIMEOUT_S = 120
+PASSING_LIMIT = 3  # failures in a row of an engine that answers, before it is taken for dead
 
 
 class PoolFailed(RuntimeError):
@@ -53,6 +54,8 @@ class Member:
     leaving: bool = False
     outstanding: int = 0  # requests given to it and not answered
     deaths: int = 0  # in a row
+    passing: int = 0  # failures in a row after which it still answered
+    check: asyncio.Task | None = None  # whether it does, under way
 
 
 @dataclass(eq=False)
@@ -143,6 +146,8 @@ class Pool:
 
     async def _on_death(self, member: Member, handle: ActorHandle, error: BaseException) -> None:
         """Restart the engine once; concurrent callers of a dead engine meet here, and the first one acts."""
+        if isinstance(error, PASSING) and member.handle is handle and await self._passes(member):
+            return
         if member.handle is not handle or self.failure or member.leaving:
             return
         member.deaths += 1
@@ -153,6 +158,18 @@ class Pool:
             )
             return
         await self._restart(member)
+
+    async def _passes(self, member: Member) -> bool:
+        """Whether the engine still answers; all the requests that fail together ask, and count, once."""
+        if member.check is None:
+            member.passing += 1
+            member.check = asyncio.create_task(_alive(member.handle))
+        check = member.check
+        try:
+            return await asyncio.shield(check) and member.passing <= PASSING_LIMIT
+        finally:
+            if member.check is check:
+                member.check = None
 
     async def _restart(self, member: Member) -> None:
         ray.kill(member.handle)
@@ -239,7 +256,7 @@ class Pool:
         while True:
             try:
                 answer = await asyncio.wait_for(sent.answer, self.spec.request_timeout_s)
-            except (RayActorError, EngineDied) as e:
+            except DEATHS as e:
                 await self._on_death(sent.member, sent.handle, e)
             except TimeoutError:
                 late = TimeoutError(
@@ -247,7 +264,7 @@ class Pool:
                 )
                 await self._on_death(sent.member, sent.handle, late)
             else:
-                sent.member.deaths = 0
+                sent.member.deaths = sent.member.passing = 0
                 self.answered["requests"] += len(sent.requests)
                 self.answered["tokens"] += sum(len(g.ids) for generations in answer for g in generations)
                 return answer
@@ -382,7 +399,7 @@ class Pool:
         for (member, handle), outcome in zip(engines, outcomes, strict=True):
             if isinstance(outcome, TimeoutError):
                 outcome = TimeoutError(f"no sign of life for {timeout_s:.0f} s")
-            if isinstance(outcome, (RayActorError, EngineDied, TimeoutError)):
+            if isinstance(outcome, (*DEATHS, TimeoutError)):
                 await self._on_death(member, handle, outcome)
         for (member, _), outcome in zip(engines, outcomes, strict=True):
             if isinstance(outcome, BaseException):
@@ -410,6 +427,14 @@ class Pool:
 async def _result(ref: Awaitable) -> Any:
     """A Ray reference as a coroutine, which `wait_for` and `gather` can cancel."""
     return await ref
+
+
+async def _alive(handle: ActorHandle) -> bool:
+    try:
+        await asyncio.wait_for(_result(handle.check_health.remote()), HEALTH_TIMEOUT_S)
+    except Exception:
+        return False
+    return True
 
 
 async def _stop(member: Member) -> None:
