@@ -112,3 +112,31 @@ def test_a_long_reason_keeps_its_beginning_and_its_end():
     told = reason(RuntimeError("The actor died in its creation task, " + "trace " * 500 + "ValueError: no such model"))
     assert told.startswith("RuntimeError: The actor died") and told.endswith("ValueError: no such model")
     assert len(told) < 1000
+
+
+def test_a_failure_quotes_the_log_of_the_start_that_failed_and_never_an_earlier_ones(tmp_path, monkeypatch):
+    log, starts = tmp_path / "p-0.log", []
+    log.write_text("an earlier run's words\n")
+
+    def started(self, spec):
+        starts.append(spec.start_id)
+        if len(starts) < 3:
+            log.write_text(log.read_text() + f"start {spec.start_id}\nwords of start {len(starts)}\n")
+        return Handle([OutOfMemoryError(MEMORY)] * 2, answers_health=True)
+
+    def failure(pool: Pool) -> str:
+        async def run() -> None:
+            await pool.start()
+            await pool.generate([Request([5], seed=0)])
+
+        with pytest.raises(PoolFailed) as failed:
+            asyncio.run(asyncio.wait_for(run(), 20))
+        return str(failed.value)
+
+    monkeypatch.setattr(ray, "kill", lambda handle: None)
+    monkeypatch.setattr(Pool, "_actor", started)
+    told = failure(Pool(pool_spec("p", "model", tmp_path)))
+    assert "words of start 2" in told and "words of start 1" not in told and "earlier run" not in told
+    told = failure(Pool(pool_spec("p", "model", tmp_path)))  # which writes nothing
+    assert f"wrote nothing to {log}" in told and "words" not in told
+    assert "an earlier run's words" in log.read_text()

@@ -87,6 +87,7 @@ class EngineSpec:
     log_path: str
     extra: dict[str, Any]
     max_lora_rank: int = 0
+    start_id: str = ""  # marks in the log where this start begins
 
 
 class Engine:
@@ -98,6 +99,9 @@ class Engine:
         self.adapter: Any = None  # the LoRARequest that goes with every request
         self.adapters = tempfile.TemporaryDirectory(prefix="trd_ray-adapters-")
         _redirect_output(spec.log_path)
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        mark = f"==== engine {spec.name} starts at {now}, process {os.getpid()}, start {spec.start_id}\n"
+        os.write(1, mark.encode())  # the descriptor is the log, whatever Ray has made of sys.stdout
         take_descendants_along()
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         if not spec.on_gpu:

@@ -14,6 +14,8 @@ engine process, then the actors; a pool that is killed takes its engines with it
 
 import asyncio
 import contextlib
+import mmap
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +81,7 @@ class Sent:
 @dataclass
 class PoolSpec:
     name: str
-    engine: EngineSpec  # `name` and `log_path` are completed for each replica
+    engine: EngineSpec  # `name`, `log_path` and `start_id` are completed for each replica
     replicas: int
     actor_options: dict[str, Any]
     start_timeout_s: float
@@ -118,7 +120,7 @@ class Pool:
         name = f"{self.spec.name}-{self.next_index}"
         self.next_index += 1
         log = Path(self.spec.engine.log_path) / f"{name}.log"
-        spec = replace(self.spec.engine, name=name, log_path=str(log))
+        spec = replace(self.spec.engine, name=name, log_path=str(log), start_id=uuid.uuid4().hex)
         return Member(spec, self._actor(spec))
 
     def _actor(self, spec: EngineSpec) -> ActorHandle:
@@ -176,6 +178,7 @@ class Pool:
         self.generation += 1
         self.restarts += 1
         member.up, member.ready, member.outstanding = False, False, 0
+        member.spec = replace(member.spec, start_id=uuid.uuid4().hex)
         member.handle = self._actor(member.spec)
         task = asyncio.create_task(self._bring_up_again(member))
         self.background.add(task)
@@ -445,11 +448,19 @@ async def _stop(member: Member) -> None:
 
 
 def _log_tail(member: Member) -> str:
+    """What the engine wrote last since it was last started; earlier starts are above that in the same log."""
     path = Path(member.spec.log_path)
     if not path.is_file():  # the engine ran on another node
         return f"(its log is {path} on its node)"
+    size = path.stat().st_size
     with path.open("rb") as log:
-        log.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+        begin = -1
+        if size:
+            with mmap.mmap(log.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                begin = content.rfind(member.spec.start_id.encode())
+        if begin < 0:
+            return f"(this start of it wrote nothing to {path})"
+        log.seek(max(begin, size - LOG_TAIL_BYTES))
         return "\n".join(log.read().decode(errors="replace").splitlines()[-LOG_TAIL_LINES:])
 
 
