@@ -70,6 +70,8 @@ def test_rows_that_nothing_trained_on_have_no_columns_of_a_learner():
     assert line(rows, 120) == "step   1/120  pass 0.250 > 0.875  tokens   812 >   344"
     dropped = line(rows | {"lr": 2e-6}, 120)  # a step of training whose rows were all dropped
     assert "KL       -" in dropped and "lr 2.0e-06" in dropped
+
+
 def test_a_measured_number_that_is_not_finite_is_told_from_one_that_was_not_measured(tmp_path):
     broken = STEP | {"kl/mean": math.nan, "skipped_updates": 2.0}
     with Metrics(tmp_path, 10) as metrics:

@@ -304,6 +304,8 @@ def test_a_run_directory_in_ray_s_copy_of_the_code_is_refused(tmp_path):
     with pytest.raises(UserError, match="temporary copy.*run_dir=/shared/runs/mine"):
         RunDirectory.create(place, RECIPE)
     assert not list(tmp_path.iterdir())
+
+
 WRITERS = {
     "text": lambda place: write_atomically(place, "new" * 10_000),
     "rows": lambda place: write_parquet(place, rows(0)),
