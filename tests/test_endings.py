@@ -117,13 +117,3 @@ def test_what_the_user_can_fix_passes_as_it_is(tmp_path):
 def test_a_command_that_resumes_already_is_named_as_it_is(monkeypatch, given):
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", "a.yaml", *given])
     assert resuming() == f"`python jobs/train.py a.yaml {given[0]}`"
-
-
-def test_what_libraries_write_to_standard_error_goes_to_the_driver_s_log(tmp_path, capfd):
-    with told(tmp_path, "train"):
-        os.write(2, b"core_worker.cc: a page\n")
-        print("Exception in thread _StatsActor", file=sys.__stderr__, flush=True)
-        print("a line of ours")
-    out, err = capfd.readouterr()
-    assert out == "a line of ours\n" and "core_worker" not in err
-    assert "core_worker.cc: a page\n" in (tmp_path / "logs" / "driver.log").read_text()

@@ -117,6 +117,19 @@ def test_the_run_ends_with_the_process_above_it(tmp_path):
         time.sleep(0.05)
 
 
+def test_a_run_s_temporary_files_go_with_it_but_not_ray_s_logs(tmp_path):
+    body = """
+import tempfile
+made = tempfile.mkdtemp(prefix="vllm")
+print(made, os.environ["RAY_TMPDIR"])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    body = body.replace("os.kill", "sys.stdout.flush(); os.kill")
+    _, out, _ = outcome(start(tmp_path, body))
+    made, kept = out.split()
+    assert not Path(made).exists() and not Path(made).parent.exists() and Path(kept).is_dir()
+
+
 def test_nothing_of_ray_is_imported_above(tmp_path):
     source = "import sys; import trd_ray.cli; print([m for m in ('ray', 'torch', 'pyarrow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, env=os.environ, timeout=60)

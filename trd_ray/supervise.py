@@ -5,18 +5,21 @@
                            '----------- adopted when the run has ended -----------------'
 
 Ray's own code ends a driver on the spot when its raylet or control service dies, and a process of Ray can hang in its
-exit after the raylet that would have ended it has gone. So the driver is a child of a process that imports nothing of
-Ray. It adopts (PR_SET_CHILD_SUBREAPER) what the run leaves behind, waits for it, then ends it: its descendants, so
-nobody else's. Signals are passed on. A run whose supervisor is killed ends with it, as its driver alone would.
+exit after the raylet that would have ended it has gone; what is killed leaves its temporary files. So the driver is a
+child of a process that imports nothing of Ray, and has a temporary folder that goes with it. The process adopts
+(PR_SET_CHILD_SUBREAPER) what the run leaves behind, waits for it, then ends it: its descendants, so nobody else's.
+Signals are passed on. A run whose supervisor is killed ends with it, as its driver alone would.
 """
 
 import contextlib
 import ctypes
+import getpass
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,16 +77,17 @@ class _Supervisor:
             if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._pass_on)
         read, write = os.pipe()
-        environment = os.environ | {PIPE: str(write)}
-        self.child = subprocess.Popen(
-            [sys.executable, *sys.orig_argv[1:]], env=environment, pass_fds=(write,), close_fds=True
-        )
-        os.close(write)
-        if self.passed_on is not None:  # it came before there was a child
-            self.child.send_signal(self.passed_on)
-        code = self.child.wait()
-        words = _read(read)
-        left = end_descendants()
+        with tempfile.TemporaryDirectory(prefix="trd-", ignore_cleanup_errors=True) as temporary:
+            environment = os.environ | _kept_places() | {PIPE: str(write), "TMPDIR": temporary}
+            self.child = subprocess.Popen(
+                [sys.executable, *sys.orig_argv[1:]], env=environment, pass_fds=(write,), close_fds=True
+            )
+            os.close(write)
+            if self.passed_on is not None:  # it came before there was a child
+                self.child.send_signal(self.passed_on)
+            code = self.child.wait()
+            words = _read(read)
+            left = end_descendants()
         if left:
             _tell(f"ended {len(left)} process(es) that the run left behind: {', '.join(left)[:200]}")
         if words.get("ended"):
@@ -113,6 +117,15 @@ class _Supervisor:
             parts.append(f"its last words are in {words['log']}")
         _tell("; ".join(parts))
         return 128 - code if code < 0 else FAILED
+
+
+def _kept_places() -> dict[str, str]:
+    """What lies in the temporary folder and is worth more than one run: Ray's logs, torch's compiled kernels."""
+    temporary = tempfile.gettempdir()
+    places = {"RAY_TMPDIR": temporary}
+    with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
+        places["TORCHINDUCTOR_CACHE_DIR"] = f"{temporary}/torchinductor_{getpass.getuser()}"
+    return {name: place for name, place in places.items() if name not in os.environ}
 
 
 # What Ray's core says when it ends a driver, and what that means.

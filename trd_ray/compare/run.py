@@ -75,7 +75,7 @@ def compare(name: str, overrides: list[str]) -> int:
         failures: dict[str, str] = {}
         try:
             if any(True for group in plan.groups for _ in pending(plan, group)):
-                stack.enter_context(ray_apart(plan.path / "ray.log"))
+                stack.enter_context(ray_apart(plan.path / "logs" / "ray.log"))
                 if local:
                     resources = stack.enter_context(cluster(recipe))
                 stop.install()  # again: Ray has put handlers of its own there

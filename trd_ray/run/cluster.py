@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -53,7 +54,7 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
     except Exception as e:  # Ray raises plain exceptions here, too
         why = " ".join(str(e).split())[:300]
         if local:
-            logs = f"{tempfile.gettempdir()}/ray/session_*_{os.getpid()}/logs"
+            logs = f"{os.environ.get('RAY_TMPDIR', tempfile.gettempdir())}/ray/session_*_{os.getpid()}/logs"
             raise UserError(f"Ray could not be started here ({why}): see {logs}") from e
         raise UserError(
             f"no Ray cluster answers at {address} ({why}): start it, or correct cluster.address or RAY_ADDRESS"
@@ -67,6 +68,15 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
 
 def _init(address: str, options: dict[str, Any]) -> None:
     """ray.init, and once more where a local cluster was not up within the 30 s that Ray gives it."""
+    # A closed terminal tells the run alone, which then ends Ray's processes: they inherit the block.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        _start(address, options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(address: str, options: dict[str, Any]) -> None:
     for attempt in range(STARTS):
         try:
             ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trd_ray import placement
-from trd_ray.analyse.ledger import row_metrics
+from trd_ray.analyse import warnings
+from trd_ray.analyse.ledger import facts_of_rows, row_metrics
 from trd_ray.analyse.summary import first_and_last, write_summary
 from trd_ray.config import Recipe, dump, stored
 from trd_ray.errors import UserError
@@ -141,6 +142,8 @@ def refine_run(session: Session, done: int) -> None:
                 record = row_metrics(rows)
                 metrics.log(step, record)
                 session.display.step({"step": step} | record)
+                if step == done:
+                    session.warn(warnings.of_rows(facts_of_rows(rows), session.recipe))
     finally:
         feed.close()
         _summarise(directory)

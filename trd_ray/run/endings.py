@@ -6,7 +6,6 @@
 Ray wraps a failure in several others, of which the outermost, that a user would see, seldom says why.
 """
 
-import os
 import re
 import shlex
 import signal
@@ -46,16 +45,11 @@ LONGEST = 400  # characters of a cause that is not ours
 
 @contextmanager
 def told(directory: Path, job: str, kept: Callable[[Path], str] | None = None) -> Iterator[None]:
-    """What ends the block becomes one sentence; `kept`, by default the job's, says what is on disk and how to go on.
-
-    What Ray and other libraries write to standard error meanwhile goes to logs/driver.log.
-    """
+    """What ends the block becomes one sentence; `kept`, by default the job's, says what is on disk and how to go on."""
     kept = kept or KEPT[job]
-    log = directory / "logs" / "driver.log"
-    say(directory=str(directory), job=job, log=str(log))
+    say(directory=str(directory), job=job, log=str(directory / "logs" / "ray.log"))
     try:
-        with _standard_error_to(log):
-            yield
+        yield
     except UserError:
         raise
     except Stopped as e:
@@ -93,22 +87,6 @@ KEPT = {
     "evaluate": _kept_by_evaluating,
     "compare": _kept_by_comparing,
 }
-
-
-@contextmanager
-def _standard_error_to(log: Path) -> Iterator[None]:
-    """Of the whole process, also of code that is not Python's. The display and what the job prints are elsewhere."""
-    log.parent.mkdir(exist_ok=True)
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    try:
-        with open(log, "ab") as file:
-            os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        sys.stderr.flush()
-        os.dup2(terminal, 2)
-        os.close(terminal)
 
 
 def resuming(flag: str = "--resume") -> str:

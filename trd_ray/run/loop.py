@@ -80,13 +80,18 @@ class Session:
     def wait_until_started(self) -> None:
         """Engines have a deadline of their own (start_timeout_s), after which the pool says what it lacked."""
         while self.starting:
+            self.look_at_start()
+
+    def look_at_start(self) -> None:
+        """Show for a moment what has started; raises when an engine could not, or the run was asked to stop."""
+        if self.starting:
             done, self.starting = ray.wait(self.starting, num_returns=1, timeout=0.5)
             asked: list[Any] = [pool.status.remote() for pool in self.pools.values()]
             if not ray.wait(asked, num_returns=len(asked), timeout=0.5)[1]:  # else pools are starting themselves
                 statuses = zip(self.pools, ray.get(asked), strict=True)
                 self.display.starting({name: (status["up"], status["engines"]) for name, status in statuses})
             ray.get(done)
-            self.stop.check()
+        self.stop.check()
 
     def lend(self, inputs: Inputs, directory: RunDirectory, display: Display) -> "Session":
         """A session of another run on these running pools, which are the lender's to close.
@@ -235,14 +240,18 @@ class Training:
 
     def wait_until_started(self) -> None:
         """Until the engines answer and every rank has its models; each has a deadline of its own."""
+        display = self.session.display
+        display.starting({"learner": (0, 1)})
+        self.trainer.wait_until_started(self.session.look_at_start)
+        display.starting({"learner": (1, 1)})
         self.session.wait_until_started()
-        self.trainer.wait_until_started(self.session.stop.check)
 
     def run(self, feed: Feed) -> None:
         self.began = time.time()
         while self.step < self.total_steps:
             self.watch()  # with rows ready, as a corpus always has them, nothing else would
             self.one_step(feed)
+            self.checkpoints.require_updates(self.step, self.recorded)
             self.checkpoints.finish(wait=False)
             if self.checkpoints.due(self.step, self.total_steps):
                 self.checkpoint(wait=False)
@@ -251,7 +260,13 @@ class Training:
     def one_step(self, feed: Feed) -> None:
         """Take the step's rows, train on their examples, give the engines the new weights, evaluate if due, record."""
         begin = time.time()  # of the wait; the step itself began when the engines got its weights
-        rows = feed.take(self.step, self.watch, self.session.inputs.rows_in_step(self.step))
+        expected = self.session.inputs.rows_in_step(self.step)
+
+        def while_waiting() -> None:
+            self.watch()
+            self.session.display.rollouts(feed.arrived(self.step), expected)
+
+        rows = feed.take(self.step, while_waiting, expected)
         taken = time.time()
         if self.step == self.start_step:  # what came before the first sample was the start of the stages
             self.began = max(self.began, min((row["y_o_start_s"] for row in rows if not self.corpus), default=begin))
@@ -331,7 +346,8 @@ class Training:
         shares = [ray.put([update[rank] for update in per_update]) for rank in range(r.learner.workers)]
         learned = self.trainer.call("step", r.learner.step_timeout_s, per_rank=[[ref] for ref in shares])
         # When every row was dropped the step counts, but there is nothing to say of a loss.
-        return learned if examples else {"lr": learned["lr"]}, (begin, time.time())
+        told = {name: learned[name] for name in ("lr", "updates", "skipped_updates")}
+        return learned if examples else told, (begin, time.time())
 
     def sync(self) -> None:
         """Every engine that follows the learner serves `version` when this returns; a failed one is restarted first."""

@@ -19,14 +19,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from ray._private import auto_init_hook, worker
+from ray._private import auto_init_hook
+from ray._private import worker as ray_worker
 
 from trd_ray.run.display import Display
 
 POLL_S = 0.25
 # Ray Data's pool of actors gets its functions through the object store and is restarted: the warning is of no use.
 HARMLESS = re.compile(r"core_worker\.cc:\d+: Actor with class name: .* has constructor arguments in the object store")
+RAYLET = "(raylet) "
 # Logger -> what its record must hold to be dropped. Ray Data's statistics feed a dashboard, and are missed by no one;
 # the last one is said when Ray is left while it starts.
 DROPPED = {
@@ -66,12 +69,21 @@ def ray_apart(log: Path) -> Iterator[None]:
         logging.getLogger(name).addFilter(kept)
     # A thread that asks something of Ray after the run has ended would start a new Ray of its own.
     auto_init_hook.enable_auto_connect = False
+    printed, ray_worker.print_to_stdstream = ray_worker.print_to_stdstream, _to_standard_error
     try:
         with _Apart(log) if _is_open(2) else contextlib.nullcontext():
             yield
     finally:
+        ray_worker.print_to_stdstream = printed
         for name, kept in filters.items():
             logging.getLogger(name).removeFilter(kept)
+
+
+def _to_standard_error(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+    """In place of Ray's own, which prints what its raylets report to standard output, through the display."""
+    text = "".join(f"{RAYLET}{line}\n" for report in data["lines"] for line in str(report).splitlines())
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode(errors="replace"))
 
 
 class _Without(logging.Filter):
@@ -116,7 +128,8 @@ class _Apart:
 
     def _look(self, last: bool = False) -> None:
         for line in self._log.lines(last):
-            if not HARMLESS.search(line):
+            # What a death means to the run is said by the run.
+            if not HARMLESS.search(line) and not line.startswith(RAYLET):
                 self._say(line)
         self._raylet = self._raylet or _raylet_out()
         for line in self._raylet.lines(last) if self._raylet else ():
@@ -161,7 +174,7 @@ class _Tail:
 
 def _raylet_out() -> _Tail | None:
     """The log of this node's raylet, once Ray is connected; other nodes' kills reach us with the error they cause."""
-    node = worker._global_node
+    node = ray_worker._global_node
     path = Path(node.get_logs_dir_path()) / "raylet.out" if node is not None else None
     return _Tail(path) if path and path.is_file() else None
 
