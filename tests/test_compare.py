@@ -154,7 +154,7 @@ def finished(plan: Plan, cell: Cell, passed_PS: np.ndarray, steps: int = STEPS) 
     with open(directory.path / "metrics.jsonl", "w") as metrics:
         for step in range(0 if base else steps):
             line = {
-                "step": step,
+                "step": step + 1,
                 "seconds/train": 0.5,
                 "seconds/step": 2.0,
                 "trained_tokens": 10.0,
@@ -163,7 +163,7 @@ def finished(plan: Plan, cell: Cell, passed_PS: np.ndarray, steps: int = STEPS) 
             metrics.write(json.dumps(line) + "\n")
             text = dict.fromkeys(("problem_id", "problem", "answer", "reference"), "x")
             one = text | {"row": step, "step": step, "epoch": 0, "sample_index": 0, "seed": 0}
-            directory.write_rows(step, [one | {"y_o_ids": [1] * step, "y_r_ids": [1, 2, 3]}])
+            directory.write_rows(step + 1, [one | {"y_o_ids": [1] * step, "y_r_ids": [1, 2, 3]}])
     directory.release()
 
 
@@ -336,7 +336,7 @@ def test_a_comparison_stops_resumes_and_ends_in_its_table(tmp_path):
     small = [*SMALL, "seeds=[0]", "set.steps=2", "set.rollouts_per_step=16", "set.stream.rows_per_block=16"]
     small += ["set.evaluation.limit=10", "set.evaluation.samples=4", "tuning.learning_rates=[0.001]"]
     small += ["tuning.set.evaluation={path: miniature:tune, limit: 10, samples: 2}"]
-    stopped = compare(directory, *small, interrupt_after="opsd/tuning/trd/lr-0.001/rows/step-000000.parquet")
+    stopped = compare(directory, *small, interrupt_after="opsd/tuning/trd/lr-0.001/rows/step-000001.parquet")
     assert stopped.code == 130, stopped.output[-3000:]
     assert stopped.left == []
     first = directory / "opsd/tuning/forward_kl/lr-0.001/evaluation/trained.json"

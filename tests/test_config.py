@@ -64,7 +64,6 @@ def test_a_dumped_recipe_loads_to_an_equal_one(recipe_file):
         ({"learner": {"lora.rank": 8}}, "unknown key learner.lora.rank: in a file write it as lora: {rank: 8}"),
         ({"learner.lora": {"rank": 8}}, "unknown key learner.lora: in a file write it as learner: {lora: {rank: 8}}"),
         ({"learnr.lr": 1}, "unknown key learnr.lr (did you mean learner?)"),
-        ({"cluster": {"zzz": 1}}, "unknown key cluster.zzz (known here: address, local_cpus, object_store_gib)"),
         (
             {"cluster": {"zzz": 1}},
             "unknown key cluster.zzz (known here: address, local_cpus, object_store_gib, memory_gib)",

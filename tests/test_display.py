@@ -10,7 +10,7 @@ from rich.console import Console
 from trd_ray.run.display import Display
 from trd_ray.run.metrics import line
 
-STEP = {"step": 2, "y_o/passed": 0.25, "y_r/passed": 0.875, "kl/mean": 0.1234, "seconds/step": 1.5}
+STEP = {"step": 3, "y_o/passed": 0.25, "y_r/passed": 0.875, "kl/mean": 0.1234, "seconds/step": 1.5}
 POOLS = {"sampler": {"running": 3, "waiting": 5, "tokens_per_s": 812.0}, "refiner": {"running": 1}}
 
 

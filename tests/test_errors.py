@@ -142,7 +142,7 @@ def test_resuming_a_finished_run_with_another_recipe_names_the_recipe_not_the_st
 
     directory = tmp_path / "run"
     RunDirectory.create(directory, load("miniature_opsd", [f"run_dir={directory}"])).release()
-    (directory / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(25)))
+    (directory / "metrics.jsonl").write_text("".join(f'{{"step": {step}}}\n' for step in range(1, 26)))
     said = refused(capsys, tmp_path, "learner.lr=1e-5", "--resume")
     assert "began with another recipe: put back learner.lr=0.0015 (now 1e-05)" in said
 

@@ -101,7 +101,7 @@ def stalled() -> Iterator[Iterator[pa.Table]]:
 
 
 def test_a_stalled_stream_ends_at_the_deadline_and_says_what_was_waited_for(stalled):
-    with pytest.raises(TimeoutError, match=r"stream\.stall_timeout_s.* step 2 waited for 1 of 4 rows"):
+    with pytest.raises(TimeoutError, match=r"stream\.stall_timeout_s.* step 3 waited for 1 of 4 rows"):
         feed(stalled, stall_timeout_s=0.1).take(2, nothing)
 
 

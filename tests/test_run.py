@@ -57,7 +57,7 @@ def test_every_number_of_a_step_is_one_that_checkpoint_best_may_name(opsd):
 
 
 def test_strictly_on_policy_rows_are_sampled_by_the_version_that_trains_on_them(opsd):
-    assert [row["y_o_version"] for row in opsd.rows] == [row["step"] for row in opsd.rows]
+    assert [row["y_o_version"] for row in opsd.rows] == [row["step"] - 1 for row in opsd.rows]
     assert {row["y_r_version"] for row in opsd.rows} == {0}  # the frozen teacher
 
 
@@ -106,8 +106,8 @@ def test_a_stopped_run_leaves_a_checkpoint_and_resumes_where_it_was(opsd, tmp_pa
     again = run(directory, "train", "miniature_opsd", *SMALL, *NO_EVALUATION, "--resume")
     assert again.code == 0, again.output[-3000:]
     assert [row["row"] for row in again.rows] == list(range(ROWS))
-    assert [m["step"] for m in again.metrics] == list(range(STEPS))
-    assert [row["y_o_version"] for row in again.rows] == [row["step"] for row in again.rows]
+    assert [m["step"] for m in again.metrics] == list(range(1, STEPS + 1))
+    assert [row["y_o_version"] for row in again.rows] == [row["step"] - 1 for row in again.rows]
     assert [m["lr"] for m in again.metrics] == pytest.approx([m["lr"] for m in opsd.metrics])
 
     fixed = ["problem_id", "seed", "student_prompt_ids"]
@@ -125,11 +125,11 @@ def test_staleness_1_overlaps_sampling_with_training_and_keeps_its_bound(tmp_pat
     done = run(tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *live, "stream.max_staleness=1")
     assert done.code == 0, done.output[-3000:]
     for row in done.rows:
-        assert row["step"] - 1 <= row["y_o_version"] <= row["step"]
-    assert any(row["y_o_version"] == row["step"] - 1 for row in done.rows)
+        assert row["step"] - 2 <= row["y_o_version"] <= row["step"] - 1
+    assert any(row["y_o_version"] == row["step"] - 2 for row in done.rows)
     # The next step's rows were being sampled before this step's weights were in the engines.
     recorded = {m["step"]: m["time_s"] for m in done.metrics}
-    assert any(row["y_o_start_s"] < recorded[row["step"] - 1] for row in done.rows if row["step"] > 0)
+    assert any(row["y_o_start_s"] < recorded[row["step"] - 1] for row in done.rows if row["step"] > 1)
     assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics if "sync/gap_mean" in m)
     assert any("sync/gap_mean" in m for m in done.metrics)
 
@@ -144,7 +144,7 @@ def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_
     assert done.code == 0, done.output[-3000:]
     assert done.left == []
     assert [row["row"] for row in done.rows] == list(range(160))
-    assert [row["y_o_version"] for row in done.rows] == [row["step"] for row in done.rows]
+    assert [row["y_o_version"] for row in done.rows] == [row["step"] - 1 for row in done.rows]
     assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics)
     assert done.metrics[0]["y_r/passed"] > done.metrics[0]["y_o/passed"]
 
@@ -196,7 +196,7 @@ def test_one_command_starts_goes_on_and_is_done_in_the_default_directory_and_sto
         process = start(None, "train", *command, cwd=tmp_path)
         ended = finish(process, directory, output=tmp_path / "run.out")
         assert ended.code == 0 and words in ended.output, ended.output[-3000:]
-    assert [m["step"] for m in ended.metrics] == list(range(40))
+    assert [m["step"] for m in ended.metrics] == list(range(1, 41))
     assert sorted(row["row"] for row in ended.rows) == list(range(80))
     assert not (directory / "rewound").exists()
 

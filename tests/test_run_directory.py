@@ -122,12 +122,12 @@ def test_a_run_may_be_resumed_on_other_machines_but_not_with_other_numbers(direc
 
 
 def test_rows_come_back_in_the_order_of_steps(directory):
-    for step in (2, 0, 1):
-        directory.write_rows(step, rows(step))
+    for step in (3, 1, 2):
+        directory.write_rows(step, rows(step - 1))
     table = directory.read_rows().to_table()
     assert table.schema.equals(schema.ROW)
-    assert table["step"].to_pylist() == [0, 1, 2]
-    metadata = pq.ParquetFile(directory.path / "rows" / "step-000000.parquet").metadata
+    assert table["step"].to_pylist() == [1, 2, 3]
+    metadata = pq.ParquetFile(directory.path / "rows" / "step-000001.parquet").metadata
     assert metadata.row_group(0).column(0).compression == "ZSTD"
 
 
@@ -137,7 +137,7 @@ def test_a_run_without_rows_reads_as_none(directory):
 
 
 def test_rows_that_are_not_text_are_kept(directory):
-    directory.write_rows(0, rows(0, "a\ud800\x00b"))
+    directory.write_rows(1, rows(0, "a\ud800\x00b"))
     assert directory.read_rows().to_table()["y_o_text"].to_pylist() == ["a?\x00b"]
 
 
@@ -182,9 +182,9 @@ def test_the_best_checkpoint_by_a_metric_is_kept_too(directory, best_is, kept):
 
 
 def test_rewinding_forgets_exactly_the_steps_after_the_checkpoint(directory):
-    lines = [json.dumps({"step": step, "loss": step}) + "\n" for step in range(4)]
-    (directory.path / "metrics.jsonl").write_text("".join(lines) + '{"step": 4, "lo')  # a crash in the middle of a line
-    for step in range(5):
+    lines = [json.dumps({"step": step, "loss": step}) + "\n" for step in range(1, 5)]
+    (directory.path / "metrics.jsonl").write_text("".join(lines) + '{"step": 5, "lo')  # a crash in the middle of a line
+    for step in range(1, 6):
         directory.write_rows(step, rows(step))
     for steps in (2, 4):
         save(directory, steps)
@@ -192,8 +192,8 @@ def test_rewinding_forgets_exactly_the_steps_after_the_checkpoint(directory):
         made = score(rows(0), name=name, step=step, version=step, resamples=100, seed=0)
         directory.write_evaluation(made, rows(0))
     directory.rewind(2)
-    assert [m["step"] for m in directory.read_metrics()] == [0, 1]
-    assert directory.read_rows().to_table()["step"].to_pylist() == [0, 1]
+    assert [m["step"] for m in directory.read_metrics()] == [1, 2]
+    assert directory.read_rows().to_table()["step"].to_pylist() == [1, 2]
     assert saved(directory) == [2]
     assert [s.name for s in directory.read_evaluations()] == ["base", "step-000002"]
     assert len(list((directory.path / "evaluation").iterdir())) == 4
@@ -211,9 +211,9 @@ def test_an_evaluation_comes_back_with_its_rows(directory):
 
 
 def recorded(directory: RunDirectory, steps: int) -> None:
-    lines = [json.dumps({"step": step, "loss": step}) + "\n" for step in range(steps)]
+    lines = [json.dumps({"step": step, "loss": step}) + "\n" for step in range(1, steps + 1)]
     (directory.path / "metrics.jsonl").write_text("".join(lines))
-    for step in range(steps):
+    for step in range(1, steps + 1):
         directory.write_rows(step, rows(step, f"step {step}"))
 
 
@@ -225,12 +225,12 @@ def test_what_is_rewound_is_moved_aside_whole_each_time(directory):
     directory.write_evaluation(made, rows(0))
     assert directory.rewind(2) == 2
     aside = directory.path / "rewound" / "1"
-    assert [json.loads(line)["step"] for line in (aside / "metrics.jsonl").read_text().splitlines()] == [2, 3]
-    kept = pq.read_table(aside / "rows" / "step-000003.parquet")["y_o_text"].to_pylist()
-    assert kept == ["step 3"] and (aside / "checkpoints" / "step-000004" / "state.json").is_file()
+    assert [json.loads(line)["step"] for line in (aside / "metrics.jsonl").read_text().splitlines()] == [3, 4]
+    kept = pq.read_table(aside / "rows" / "step-000004.parquet")["y_o_text"].to_pylist()
+    assert kept == ["step 4"] and (aside / "checkpoints" / "step-000004" / "state.json").is_file()
     assert {f.name for f in (aside / "evaluation").iterdir()} == {"trained.json", "trained.parquet"}
     recorded(directory, 3)
-    assert directory.rewind(2) == 1 and (directory.path / "rewound" / "2" / "rows" / "step-000002.parquet").is_file()
+    assert directory.rewind(2) == 1 and (directory.path / "rewound" / "2" / "rows" / "step-000003.parquet").is_file()
     assert directory.rewind(2) == 0 and len(list((directory.path / "rewound").iterdir())) == 2
 
 
@@ -242,7 +242,7 @@ def test_steps_without_the_checkpoints_that_must_have_been_are_not_begun_again(d
         directory.rewind(0, every_steps=3)
     assert len(directory.read_metrics()) == 7 and len(list((directory.path / "rows").iterdir())) == 7
     recorded(directory, 6)  # a first checkpoint may still have been being written
-    (directory.path / "rows" / "step-000006.parquet").unlink()
+    (directory.path / "rows" / "step-000007.parquet").unlink()
     assert directory.rewind(0, every_steps=3) == 6
 
 
@@ -332,7 +332,7 @@ def test_a_file_is_on_the_disk_before_it_takes_its_place(tmp_path, monkeypatch, 
 def test_a_step_is_on_the_disk_when_it_is_recorded(tmp_path, monkeypatch):
     with Metrics(tmp_path, 2) as metrics:
         done = record_fsync_and_rename(monkeypatch)
-        metrics.log(0, {"loss": 1.0})
+        metrics.log(1, {"loss": 1.0})
         assert done == ["fsync metrics.jsonl"]
 
 
@@ -351,3 +351,10 @@ def record_fsync_and_rename(monkeypatch) -> list[str]:
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "replace", recorded_replace)
     return done
+
+
+def test_a_run_of_the_version_that_counted_from_0_is_not_gone_on_with(directory):
+    directory.release()
+    directory.write_rows(0, rows(0))
+    with pytest.raises(UserError, match="counted steps from 0.*set run_dir"):
+        RunDirectory.create(directory.path, RECIPE, resume=True)

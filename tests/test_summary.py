@@ -41,10 +41,10 @@ def directory(tmp_path):
 def test_a_whole_run_is_told_from_what_it_recorded(directory):
     with Metrics(directory.path, 8) as metrics:
         for step in range(8):
-            directory.write_rows(step, rows(step))
+            directory.write_rows(step + 1, rows(step))
             seconds = {"seconds/step": 10.0 + step, "seconds/sample": 4.0, "seconds/overhead": 0.75}
             gaps = {"sync/gap_mean": 1e-5, "sync/gap_max": 3e-4}
-            metrics.log(step, {"y_o/passed": step / 10, "kl/mean": 0.5} | gaps | seconds)
+            metrics.log(step + 1, {"y_o/passed": step / 10, "kl/mean": 0.5} | gaps | seconds)
     sampled = [r | {"problem_id": f"q{i % 4}", "y_o_passed": i < 4} for i, r in enumerate(rows(0) * 2)]
     base = score(sampled, name="base", step=0, version=0, resamples=200, seed=0)
     solved = [r | {"y_o_passed": True} for r in sampled]
@@ -83,16 +83,16 @@ def test_a_run_that_was_stopped_before_its_first_step_has_a_summary(directory):
 
 def test_a_run_without_refinement_says_nothing_of_it(directory):
     plain = [{k: v for k, v in r.items() if not k.startswith("y_r")} for r in rows(0)]
-    directory.write_rows(0, plain)
+    directory.write_rows(1, plain)
     with Metrics(directory.path, 1) as metrics:
-        metrics.log(0, {"loss": None, "seconds/step": 1.0})
+        metrics.log(1, {"loss": None, "seconds/step": 1.0})
     text = write_summary(directory)
     assert "refined passed" not in text
     assert "Repaired" not in text
 
 
 def test_model_output_cannot_leave_its_block(directory):
-    directory.write_rows(0, rows(0, repaired_text=HOSTILE))
+    directory.write_rows(1, rows(0, repaired_text=HOSTILE))
     text = write_summary(directory)
     assert text.startswith("# my\\_\\_run\\_\\_\n")
     outside = re.sub(r"^(`{3,})text\n.*?\n\1$", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -128,9 +128,9 @@ def test_verdicts_on_programs_are_counted_by_kind_and_a_repaired_one_says_what_f
         row |= {"answer": "", "y_o_extracted": "print(1)", "y_r_extracted": "print(2)"}
         if not row["y_o_passed"]:
             row["y_o_detail"] = f"wrong answer in case {i} of 12"
-    directory.write_rows(0, made)
+    directory.write_rows(1, made)
     with Metrics(directory.path, 1) as metrics:
-        metrics.log(0, {"y_o/passed": 0.25})
+        metrics.log(1, {"y_o/passed": 0.25})
     text = write_summary(directory)
     assert "| wrong answer in case N of N | 3 | 0 |" in text
     assert "y_o, failed: wrong answer in case" in text and "expected" not in text

@@ -127,7 +127,7 @@ def test_warnings_stand_above_the_headline_of_a_summary(tmp_path):
             row |= {f"{y}_ids": [1] * 96, f"{y}_text": "hm", f"{y}_finish": "length", f"{y}_passed": False}
             row |= {f"{y}_extracted": "", f"{y}_detail": "no answer"}
         rows.append(row)
-    directory.write_rows(0, rows)
+    directory.write_rows(1, rows)
     base, trained = (scored(4, passed=0, cut=1, answered=0, name=name) for name in ("base", "trained"))
     directory.write_evaluation(base, rows)
     directory.write_evaluation(compare(trained, base, resamples=100, seed=0), rows)

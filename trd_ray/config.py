@@ -546,13 +546,17 @@ def from_tree(tree: dict) -> Recipe:
 
 def stored(place: Path) -> Recipe:
     """The recipe.yaml of a run; raises UserError, which names the file."""
-    tree = read_tree(place, str(place))
+    remedy = "put it back as it was, or set run_dir to a new place"
+    try:
+        tree = read_tree(place, str(place))
+    except UserError as e:
+        raise UserError(f"{e}: {remedy}") from e
     if not tree:
-        raise UserError(f"{place} is empty, and a run's recipe.yaml never is: put it back, or use another run_dir")
+        raise UserError(f"{place} is empty, and a run's recipe.yaml never is: {remedy}")
     try:
         return from_tree(tree)
     except UserError as e:
-        raise UserError(f"{place} is no recipe of this version of the program ({e})") from e
+        raise UserError(f"{place} is no recipe of this version of the program ({e}): {remedy}") from e
 
 
 def dump(recipe: Recipe) -> str:

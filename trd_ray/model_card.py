@@ -95,7 +95,7 @@ def _loss(r: Recipe) -> str:
 
 
 def _pass_rates(directory: RunDirectory, steps: int) -> list[str]:
-    facts = [fact for fact in facts_of_run(directory.read_rows()) if fact["step"] < steps]
+    facts = [fact for fact in facts_of_run(directory.read_rows()) if fact["step"] <= steps]
     totals = ledger(facts) if facts else {}
     if "y_r/passed" in totals:
         raw, refined = totals["y_o/passed"], totals["y_r/passed"]

@@ -8,7 +8,7 @@ The same schema is written to `rows/step-NNNNNN.parquet` in the run directory an
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _IDS = pa.list_(pa.int32())
 
@@ -23,7 +23,7 @@ PROBLEM = [
 # One row is one rollout of one problem, admitted to one step.
 ORDER = [
     pa.field("row", pa.int64(), nullable=False),  # position in the whole run's order, the key of a row
-    pa.field("step", pa.int32(), nullable=False),
+    pa.field("step", pa.int32(), nullable=False),  # from 0 in the stream, from 1 as it is stored
     pa.field("epoch", pa.int32(), nullable=False),
     pa.field("sample_index", pa.int32(), nullable=False),  # which of the rollouts of this problem in this epoch
     pa.field("seed", pa.int64(), nullable=False),  # sampling seed of y_o; the refiner's derives from it

@@ -75,7 +75,7 @@ def write_summary(directory: RunDirectory) -> str:
 def _warnings(facts: list[dict], evaluations: list[Score], recipe: Recipe) -> str:
     found = warnings.of_rows(facts, recipe)
     if evaluations:
-        found |= warnings.of_score(evaluations[-1], recipe, recipe.evaluation.response_tokens)
+        found |= warnings.of_score(evaluations[-1], recipe, recipe.evaluation.max_response_tokens)
     return "".join(f"Warning: {text}\n\n" for text in found.values())
 
 
@@ -287,5 +287,5 @@ def _mean(metrics: list[dict], name: str) -> float | None:
 
 
 def _steps(metrics: list[dict]) -> str:
-    first, last = metrics[0]["step"] + 1, metrics[-1]["step"] + 1
+    first, last = metrics[0]["step"], metrics[-1]["step"]
     return str(first) if first == last else f"{first} to {last}"

@@ -89,8 +89,13 @@ def _common_detail(y: str, judged: list[dict]) -> str:
     return f", and every verdict says {code(detail[:MAX_DETAIL_CHARS])}"
 
 
-def of_score(score: Score, recipe: Recipe, max_response_tokens: int, where: str = "evaluation.path") -> dict[str, str]:
-    """Warnings of an evaluation with answers of at most so many tokens; `where` says where its problems come from."""
+def of_score(
+    score: Score, recipe: Recipe, max_response_tokens: int | None, where: str = "evaluation.path"
+) -> dict[str, str]:
+    """Warnings of an evaluation with answers of at most so many tokens, None where that is not known.
+
+    `where` says where its problems come from.
+    """
     n, found = score.problems * score.samples, {}
     cut, mute = score.truncated.value, 1 - score.answered.value
     if score.problems < FEW_PROBLEMS:
@@ -101,8 +106,9 @@ def of_score(score: Score, recipe: Recipe, max_response_tokens: int, where: str 
     before = len(found)
     if cut > 0.5:
         found[f"cut {where}"] = (
-            f"{_share(round(cut * n), n)} held-out samples ({score.name}) are cut at {max_response_tokens} tokens: "
-            "raise evaluation.max_response_tokens."
+            f"{_share(round(cut * n), n)} held-out samples ({score.name}) are cut at "
+            f"{f'{max_response_tokens} tokens' if max_response_tokens else 'the length limit'}: raise "
+            "evaluation.max_response_tokens."
         )
     if mute > 0.5 and mute - cut > (1 - cut) / 2:  # also where every sample that was cut holds none
         found[f"no answer {where}"] = (

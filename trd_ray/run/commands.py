@@ -138,10 +138,10 @@ def refine_run(session: Session, done: int) -> None:
             for step in range(done, inputs.total_steps):
                 session.look()  # with rows ready, nothing else would
                 rows = feed.take(step, session.look, inputs.rows_in_step(step))
-                directory.write_rows(step, rows)
+                directory.write_rows(step + 1, rows)
                 record = row_metrics(rows)
-                metrics.log(step, record)
-                session.display.step({"step": step} | record)
+                metrics.log(step + 1, record)
+                session.display.step({"step": step + 1} | record)
                 if step == done:
                     session.warn(warnings.of_rows(facts_of_rows(rows), session.recipe))
     finally:
@@ -205,8 +205,6 @@ def _already_done(directory: RunDirectory, what: str, resume: Resume) -> int:
 
 def _summarise(directory: RunDirectory) -> None:
     """Write summary.md; one that cannot be written is said, and an older one does not pass for it."""
-    if not directory.read_metrics():
-        return
     try:
         write_summary(directory)
     except Exception as e:

@@ -1,15 +1,15 @@
 """A run directory: everything a run leaves behind, claimed by one process at a time.
 
-    recipe.yaml          resolved, every key         rows/step-000000.parquet    the rows of step 0, see trd_ray.rows
-    environment.json     one entry a start           checkpoints/step-000012/    the state after 12 steps (0 to 11)
-    metrics.jsonl        one line a step, from 0     evaluation/base.json        a score; base.parquet its rows
+    recipe.yaml          resolved, every key         rows/step-000001.parquet    the rows of step 1, see trd_ray.rows
+    environment.json     one entry a start           checkpoints/step-000012/    the state after step 12
+    metrics.jsonl        one line a step, from 1     evaluation/base.json        a score; base.parquet its rows
     train.log            the same, for people        tensorboard/ logs/ summary.md
     rewound/1/           what was recorded after the checkpoint that a resumed run went on from
 
-Steps count from 0 in rows and metrics; a checkpoint's number is how many steps it holds. Each file appears whole,
-by being written beside its place and renamed into it, so a crash at any moment leaves a directory to resume from.
-Nothing that was recorded is deleted: what a resumed run does again is moved aside. The claim is a file lock, which the
-kernel drops when the process dies, however it dies.
+Steps count from 1 in all of it: checkpoint 12 holds what steps 1 to 12 made. A strictly on-policy row of step 12 was
+sampled by policy version 11. Each file appears whole, by being written beside its place and renamed into it, so a
+crash at any moment leaves a directory to resume from. Nothing that was recorded is deleted: what a resumed run does
+again is moved aside. The claim is a file lock, which the kernel drops when the process dies, however it dies.
 """
 
 import contextlib
@@ -120,6 +120,11 @@ class RunDirectory:
                     f"the run in {path} began with another recipe: put back {'; '.join(changed)}, "
                     "or start a new run in another run_dir"
                 )
+            if (path / "rows" / f"{_step(0)}.parquet").exists():
+                raise UserError(
+                    f"the run in {path} was begun by an earlier version, which counted steps from 0: go on with that "
+                    "version, or set run_dir to a new place"
+                )
             starts = _read_json(path / "environment.json", list, "delete it, and the run goes on without its record")
             with writing(path):
                 write_atomically(path / "recipe.yaml", dump(recipe))
@@ -138,7 +143,8 @@ class RunDirectory:
     # Rows
 
     def write_rows(self, step: int, rows: list[dict]) -> Path:
-        return write_parquet(self.path / "rows" / f"{_step(step)}.parquet", rows)
+        """The rows of a step, counted from 1; within the stream their `step` counts from 0."""
+        return write_parquet(self.path / "rows" / f"{_step(step)}.parquet", [row | {"step": step} for row in rows])
 
     def read_rows(self) -> ds.Dataset:
         """Every row of every step, in order, as a data set that reads only what is asked of it."""
@@ -216,9 +222,9 @@ class RunDirectory:
         `every_steps`: then the checkpoints lie elsewhere, and nothing is changed.
         """
         lines = self.read_metrics()
-        again = [line for line in lines if line["step"] >= steps]
-        rows = [file for file in (self.path / "rows").glob("step-*.parquet") if _number(file) >= steps]
-        recorded = max([line["step"] + 1 for line in again] + [_number(file) + 1 for file in rows], default=steps)
+        again = [line for line in lines if line["step"] > steps]
+        rows = [file for file in (self.path / "rows").glob("step-*.parquet") if _number(file) > steps]
+        recorded = max([line["step"] for line in again] + [_number(file) for file in rows], default=steps)
         # The second one begins only once the first is written.
         if every_steps and recorded - steps > 2 * every_steps:
             raise UserError(
@@ -238,7 +244,7 @@ class RunDirectory:
             (aside / place.parent.name).mkdir(exist_ok=True)
             os.rename(place, aside / place.parent.name / place.name)
         write_atomically(aside / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in again))
-        kept = [line for line in lines if line["step"] < steps]
+        kept = [line for line in lines if line["step"] <= steps]
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
         return recorded - steps
 

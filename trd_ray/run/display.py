@@ -134,7 +134,7 @@ class Display:
     def step(self, metrics: dict[str, Any]) -> None:
         """The metrics of a finished step, as logged."""
         self._metrics, self._rollouts = metrics, None
-        self._progress.update(self._task, completed=metrics["step"] + 1)
+        self._progress.update(self._task, completed=metrics["step"])
         if self._live is None:
             self._print(line(metrics, self.total_steps))
 

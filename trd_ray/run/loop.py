@@ -291,12 +291,13 @@ class Training:
             self._record(rows, metrics)
 
     def _record(self, rows: list[dict], metrics: dict[str, Any]) -> None:
-        self.directory.write_rows(self.step, rows)
-        self.metrics.log(self.step, metrics)
-        self.session.display.step({"step": self.step} | metrics)
-        if self.step == self.start_step:
+        number = self.step + 1
+        self.directory.write_rows(number, rows)
+        self.metrics.log(number, metrics)
+        self.session.display.step({"step": number} | metrics)
+        self.step, self.recorded = number, metrics
+        if self.step == self.start_step + 1:
             self.session.warn(warnings.of_rows(facts_of_rows(rows), self.recipe))
-        self.step, self.recorded = self.step + 1, metrics
         best = self.recipe.checkpoint.best
         if best and self.step == self.start_step + 1:
             require_metric(best, {*metrics, *EVALUATED})

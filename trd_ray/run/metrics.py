@@ -32,9 +32,9 @@ def metric_names() -> list[str]:
 
 
 class Metrics:
-    """Appends to the files in a run directory; `first_step` is where this start of the run begins."""
+    """Appends to the files in a run directory; `done` steps were logged before this start of the run."""
 
-    def __init__(self, directory: Path | str, total_steps: int, first_step: int = 0):
+    def __init__(self, directory: Path | str, total_steps: int, done: int = 0):
         # Imported here: it brings in all of torch, which reading `line` should not cost.
         from torch.utils.tensorboard import SummaryWriter
 
@@ -43,10 +43,10 @@ class Metrics:
         self._json = open(directory / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
         self._log = open(directory / "train.log", "a", buffering=1)  # noqa: SIM115
         # purge_step hides what an earlier start logged from this step on, which the resumed run does again.
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step or None)
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1 if done else None)
 
     def log(self, step: int, metrics: dict[str, Any]) -> str:
-        """Record one step (from 0) and return its line."""
+        """Record one step (from 1) and return its line."""
         measured = {"step": step} | {name: _plain(value) for name, value in metrics.items()}
         record = {name: _finite(value) for name, value in measured.items()}
         self._json.write(json.dumps(record, allow_nan=False) + "\n")
@@ -77,7 +77,7 @@ def line(metrics: dict[str, Any], total_steps: int) -> str:
     """
     width = len(str(total_steps))
     of_rows = [
-        f"step {metrics['step'] + 1:>{width}}/{total_steps}",
+        f"step {metrics['step']:>{width}}/{total_steps}",
         f"pass {_text(metrics, 'y_o/passed', '.3f', 5)} > {_text(metrics, 'y_r/passed', '.3f', 5)}",
         f"tokens {_text(metrics, 'y_o/tokens_mean', '.0f', 5)} > {_text(metrics, 'y_r/tokens_mean', '.0f', 5)}",
     ]

@@ -70,7 +70,8 @@ class Feed:
                 if time.monotonic() - last_row > self.stall_timeout_s:
                     raise TimeoutError(
                         f"no row came out of the stream for {self.stall_timeout_s:.0f} s (stream.stall_timeout_s) "
-                        f"while step {step} waited for {expected - len(self.waiting.get(step, ()))} of {expected} rows"
+                        f"while step {step + 1} waited for {expected - len(self.waiting.get(step, ()))} of {expected} "
+                        "rows"
                     ) from None
                 continue
             if isinstance(item, BaseException):
