@@ -143,7 +143,7 @@ def test_a_path_with_a_control_character_is_refused_at_load(capsys, path):
 
 def test_usual_names_and_any_other_path_are_accepted():
     for name in ("run", "opsd-8b", "v0.1_final", "7b", "Modell-7"):
-        assert load("miniature_opsd", [f"name={name}"]).directory == Path("runs") / name
+        assert load("miniature_opsd", [f"name={name}"]).directory == Path("runs").absolute() / name
     assert load("miniature_opsd", ["run_dir=~/my runs/ü"]).directory == Path.home() / "my runs" / "ü"
 
 

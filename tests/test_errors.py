@@ -277,7 +277,7 @@ def test_problems_that_are_too_long_are_left_out_of_the_run_and_written_down_if_
 
 def test_a_resumed_run_keeps_its_default_lengths_though_the_data_have_grown(tmp_path):
     from trd_ray.config import load
-    from trd_ray.run.commands import _as_begun
+    from trd_ray.run.commands import _to_resume
     from trd_ray.run.directory import RunDirectory
     from trd_ray.run.prepare import prepare
 
@@ -290,7 +290,7 @@ def test_a_resumed_run_keeps_its_default_lengths_though_the_data_have_grown(tmp_
         file.write(json.dumps(row) + "\n")
     grown = prepare(recipe).recipe
     assert grown.sampler.max_response_tokens != begun.sampler.max_response_tokens
-    again = prepare(_as_begun(recipe)).recipe
+    again = prepare(_to_resume(recipe, "required")).recipe
     assert again == begun
     RunDirectory.create(recipe.directory, again, resume=True).release()
 

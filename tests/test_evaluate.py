@@ -378,7 +378,7 @@ def test_a_base_of_the_same_name_is_told_apart_and_avg_goes_before_pass():
     base, ours = made("base", 4), made("mine", 2)
     lines = table([base, compare(ours, base, resamples=100, seed=0)])
     assert [line[0] for line in lines[1:6]] == ["Avg@2", "Avg@4", "Pass@2", "Pass@4", "Problems ever solved"]
-    assert lines[1][1] == "-" and lines[1][3] == "+0.0 [+0.0, +0.0]"
+    assert lines[1][1] == "-" and lines[1][3].startswith("+0.0 [-")  # two problems prove nothing
 
 
 def test_what_an_error_quotes_of_data_cannot_steer_the_terminal(tmp_path, capsys):
