@@ -350,6 +350,7 @@ class Cluster(Node):
     address: str | None = Field(default=None, description="default: the cluster of a submitted job, else a local one")
     local_cpus: int | None = Field(default=None, ge=1, description="size of the local cluster; default: all cores")
     object_store_gib: float = Field(default=0.5, gt=0, description="of the local cluster")
+    dashboard: bool = Field(default=False, description="of the local cluster; a cluster of its own has one anyway")
     memory_gib: float | None = Field(
         default=None, gt=0, description="host memory that the run may count on; default: what is free now"
     )

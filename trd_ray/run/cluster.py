@@ -45,12 +45,15 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
         options = {
             "num_cpus": recipe.cluster.local_cpus,
             "object_store_memory": int(recipe.cluster.object_store_gib * 2**30),
-            "include_dashboard": False,
+            "include_dashboard": recipe.cluster.dashboard,
         }
     else:
         _require_answer(address)
     try:
-        _init(address, options)
+        connected = _init(address, options)
+        if local and recipe.cluster.dashboard:
+            where = f"http://{connected.dashboard_url}"
+            print(f"Ray's dashboard is at {where} and wants what `ray get-auth-token` prints", flush=True)
     except Exception as e:  # Ray raises plain exceptions here, too
         why = " ".join(str(e).split())[:300]
         if local:
@@ -66,21 +69,20 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
         ray.shutdown()
 
 
-def _init(address: str, options: dict[str, Any]) -> None:
-    """ray.init, and once more where a local cluster was not up within the 30 s that Ray gives it."""
+def _init(address: str, options: dict[str, Any]) -> Any:
     # A closed terminal tells the run alone, which then ends Ray's processes: they inherit the block.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
-        _start(address, options)
+        return _start(address, options)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(address: str, options: dict[str, Any]) -> None:
+def _start(address: str, options: dict[str, Any]) -> Any:
+    """ray.init, and again where a local cluster was not up within the 30 s that Ray gives it."""
     for attempt in range(STARTS):
         try:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
-            return
+            return ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
         except Exception as e:
             if address != "local" or "timed out during startup" not in str(e) or attempt + 1 == STARTS:
                 raise
