@@ -1,5 +1,6 @@
 """The local cluster of a run."""
 
+import os
 import re
 import subprocess
 import sys
@@ -38,3 +39,44 @@ def test_a_local_cluster_has_a_dashboard_if_asked_and_says_where():
     finally:
         process.stdin.close()
         process.wait(60)
+
+
+ASKS = """
+import ray
+from ray.train.v2._internal.state.util import is_actor_alive
+from trd_ray.config import load
+from trd_ray.run.cluster import cluster
+
+class Controller:
+    def alive(self):
+        try:
+            return is_actor_alive(ray.get_runtime_context().get_actor_id(), timeout=10)
+        except Exception as e:
+            return f"cannot be told: {type(e).__name__}"
+
+with cluster(load("miniature_opsd", ["cluster.local_cpus=1"])):
+    print(ray.get(ray.remote(Controller).remote().alive.remote(), timeout=60))
+"""
+
+
+def test_another_cluster_on_the_machine_is_not_asked_whether_the_learner_s_controller_lives():
+    """Ray Train ends the learner of a controller that the dashboard does not know."""
+    other = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert other.stdin and other.stdout
+    try:
+        where = re.search(r"http://\S+", other.stdout.readline())
+        assert where
+        environment = os.environ | {"RAY_API_SERVER_ADDRESS": where[0]}  # as cluster/README.md has one set it
+        asked = subprocess.run(
+            [sys.executable, "-c", ASKS], env=environment, capture_output=True, text=True, timeout=120
+        ).stdout
+        assert asked.startswith(("True", "cannot be told")), asked
+    finally:
+        other.stdin.close()
+        other.wait(60)

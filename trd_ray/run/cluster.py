@@ -46,7 +46,11 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
             "num_cpus": recipe.cluster.local_cpus,
             "object_store_memory": int(recipe.cluster.object_store_gib * 2**30),
             "include_dashboard": recipe.cluster.dashboard,
+            "dashboard_port": (port := _free_port()),
         }
+        # Ray Train asks a dashboard whether a run's controller lives, and ends the learner if it is not known there.
+        # Unless it is told which, it asks any that it finds on the machine.
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     else:
         _require_answer(address)
     try:
@@ -67,6 +71,12 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
         yield resources
     finally:
         ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def _init(address: str, options: dict[str, Any]) -> Any:
