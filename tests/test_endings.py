@@ -77,6 +77,13 @@ LEARNER = "the learner ended while it was asked to step"
                     StreamEnded("x")),
             ["engine sampler-0 died twice"],
         ),
+        (
+            wrapped(
+                RayTaskError("map", "\x1b[36mray::Map\x1b[39m trace\n" + KILLED.format(name="Pool"), ValueError("x")),
+                StreamEnded("ray::MapWorker a page"),
+            ),
+            ["an engine pool on node 10.0.0.7", "killed or it crashed"],
+        ),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/a/rows"), ["No space left on device: /runs/a/rows"]),
         (TimeoutError("waited 3600 s (learner.step_timeout_s) for the learner to step"), ["learner.step_timeout_s"]),
     ],

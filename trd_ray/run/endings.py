@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayActorError, RayError, RaySystemError, RayTaskError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RaySystemError, RayTaskError
 
 from trd_ray.errors import RunFailed, UserError
 from trd_ray.run.directory import RunDirectory
 from trd_ray.run.stop import Stopped
+from trd_ray.stream.feed import StreamEnded
 from trd_ray.supervise import say
 
 # What a user knows the actors of a run by.
@@ -33,6 +34,7 @@ ACTORS = {
     "MapWorker": "a stage of the stream",
 }
 MEMORY_SIGN = "running low on memory"
+DEATH_SIGN = "The actor died unexpectedly"  # also in the text of a task that asked the actor for something
 _MEMORY = re.compile(r"on the node \(IP: ([^,)]+).*?was ([\d.]+ ?\w+) / ([\d.]+ ?\w+)", re.DOTALL)
 _FIELD = re.compile(r"^\s*(class_name|ip): (\S+)", re.MULTILINE)
 _EXIT = re.compile(
@@ -139,9 +141,9 @@ def _rays_reason(links: list[BaseException]) -> str:
     for e in links:
         if isinstance(e, NodeDiedError):
             return f"a node died: {_short(str(e))}"
-    for e in links:
-        if isinstance(e, RayActorError) and not e.actor_init_failed:
-            return _death(str(e))
+    for e, text in ((e, str(e)) for e in links):
+        if isinstance(e, RayError) and DEATH_SIGN in text and not getattr(e, "actor_init_failed", False):
+            return _death(text[text.rindex(DEATH_SIGN) :])
     for e in links:
         if isinstance(e, RaySystemError):
             return f"Ray itself failed: {_short(str(e))}"
@@ -150,7 +152,7 @@ def _rays_reason(links: list[BaseException]) -> str:
 
 
 def _is_telling(e: BaseException) -> bool:
-    wraps = getattr(e, "worker_failures", None) or getattr(e, "controller_failure", None)
+    wraps = getattr(e, "worker_failures", None) or getattr(e, "controller_failure", None) or isinstance(e, StreamEnded)
     return not wraps and not isinstance(e, RunFailed | TimeoutError) and not _is_pools(e)
 
 

@@ -34,6 +34,8 @@ RAYLET = "(raylet) "
 # the last one is said when Ray is left while it starts.
 DROPPED = {
     "ray._private.worker": re.compile(r"^Unhandled error .*(ray::_StatsActor\.|class_name: _StatsActor)", re.DOTALL),
+    # It ends the run, which says so.
+    "ray.data._internal.execution.streaming_executor_state": re.compile(r"^An exception was raised from a task"),
     "ray.data._internal.stats": re.compile(r"_StatsActor"),
     "ray._private.services": re.compile(r"^'NoneType' object has no attribute 'internal_kv_get'$"),
 }
