@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
 from refusing import Case, assert_refused, cases, command, train
 
 GOOD = {"problem": "1+1", "answer": "2", "reference": "1+1=2;"}
@@ -33,7 +34,7 @@ def parquet(*found: dict) -> bytes:
     return out.getvalue()
 
 
-def tests(name: str, cell: object, *words: str) -> Case:
+def judged(name: str, cell: object, *words: str) -> Case:
     return rows(name, {"problem": "Add.", "tests": cell}, words=("bad.jsonl", *words))
 
 
@@ -65,7 +66,11 @@ FILES = [
     train("a folder without data", "data.path=d", "folder d holds no .jsonl", **{"d/a__txt": "x"}),
 ]
 ROWS = [
-    rows("misspelt columns", {"question": "1+1", "answer": "2"}, words=("data.columns.problem=NAME", "question")),
+    rows(
+        "misspelt columns",
+        {"question": "1+1", "answer": "2"},
+        words=("no column 'problem'", "set data.columns.problem=question"),
+    ),
     rows("a mapped column that is not there", GOOD, words=("'q'",), more="data.columns.problem=q"),
     rows("an unknown name of ours", GOOD, words=("data.columns", "prolbem"), more="data.columns.prolbem=problem"),
     rows("ids that stand twice", {**GOOD, "problem_id": "a"}, {"problem_id": "a", **GOOD}, words=("twice", "unique")),
@@ -87,14 +92,14 @@ ROWS = [
         more="data.without_reference=drop",
     ),
     rows("difficulties outside of TACO", GOOD, words=("data.format=taco",), more="data.difficulty=[EASY]"),
-    tests("tests of unequal length", {"inputs": ["1"], "outputs": []}, "1 inputs but 0 outputs"),
-    tests("tests without a case", {"inputs": [], "outputs": []}, "has no case"),
-    tests("tests in a list", [1], "tests holds no tests"),
-    tests("tests in broken JSON", "{", "tests holds no tests"),
-    tests("numbers for the text of tests", {"inputs": [1], "outputs": ["1"]}, "are text"),
-    tests("an unknown field of tests", {"kind": "stdio", **PIPE, "timeout": 1}, "timeout"),
-    tests("a call without its list", {"fn_name": "f", "inputs": [1], "outputs": [1]}, "list of its arguments"),
-    tests("tests of an unknown kind", {"kind": "http", **PIPE}, "kind"),
+    judged("tests of unequal length", {"inputs": ["1"], "outputs": []}, "1 inputs but 0 outputs"),
+    judged("tests without a case", {"inputs": [], "outputs": []}, "has no case"),
+    judged("tests in a list", [1], "tests holds no tests"),
+    judged("tests in broken JSON", "{", "tests holds no tests"),
+    judged("numbers for the text of tests", {"inputs": [1], "outputs": ["1"]}, "are text"),
+    judged("an unknown field of tests", {"kind": "stdio", **PIPE, "timeout": 1}, "timeout"),
+    judged("a call without its list", {"fn_name": "f", "inputs": [1], "outputs": [1]}, "list of its arguments"),
+    judged("tests of an unknown kind", {"kind": "http", **PIPE}, "kind"),
     rows("tests under the name of TACO", {"problem": "Add.", "input_output": "{}"}, words=("data.columns.tests",)),
     data("the same problems held out", lines(GOOD), "trained on", "evaluation.allow_overlap=true"),
 ]
@@ -198,14 +203,23 @@ SETTINGS = [
     train("a run directory that is a file", "run_dir=f", "is a file", "set run_dir", f="x"),
     train("a run directory with other files", "run_dir=d", "holds other files", "set run_dir", **{"d/a": "x"}),
     train("a run directory in proc", "run_dir=/proc/x", "cannot be made", "set run_dir"),
-    train("a run that is there already", "run_dir=d", "already holds a run", **{"d/recipe__yaml": "name: x\n"}),
-    train("a run of another recipe", "run_dir=d --resume", "another recipe", **{"d/recipe__yaml": "name: x\n"}),
+    train(
+        "a run that is there already",
+        "run_dir=d",
+        "already holds a run",
+        **{"d/recipe__yaml": "name: x\n", "d/__lock": ""},
+    ),
+    train(
+        "a run of another recipe",
+        "run_dir=d --resume",
+        "another recipe",
+        **{"d/recipe__yaml": "name: x\n", "d/__lock": ""},
+    ),
     train("a run whose recipe is empty", "run_dir=d --resume", "recipe.yaml is empty", **{"d/recipe__yaml": ""}),
     train("a held-out benchmark misspelt", "evaluation.path=aime42", "no benchmark aime42", "did you mean aime2"),
     command("a model to evaluate that is not there", "evaluate no/such.yaml aime24", "no/such.yaml"),
     command("a benchmark misspelt", "evaluate miniature:student aime42", "no benchmark aime42", "did you mean"),
     command("a benchmark named twice", "evaluate miniature_opsd miniature:test miniature:test", "named twice"),
-    command("no benchmark", "evaluate miniature:student", "nothing to evaluate", "name a file of problems"),
     command(
         "an unknown key of an evaluation",
         "evaluate miniature:student miniature:test evaluaton.samples=1",
@@ -215,7 +229,7 @@ SETTINGS = [
         "a run without checkpoints",
         "evaluate d miniature:test",
         "no checkpoint to evaluate",
-        **{"d/recipe__yaml": "name: x\n"},
+        **{"d/recipe__yaml": "name: x\n", "d/checkpoints/none": ""},
     ),
     command("a file of problems that is not there", "evaluate miniature:student p.jsonl", "no file p.jsonl"),
     command("a base that has no score", "evaluate miniature_opsd miniature:test --base=b", "no score", "--base"),
