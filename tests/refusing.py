@@ -1,5 +1,6 @@
 """What every bad input must come to: exit code 2, one sentence, nothing on disk, and nothing started."""
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ def assert_refused(case: Case, folder: Path, monkeypatch, capsys) -> None:
         raise AssertionError("was not refused before Ray starts")
 
     monkeypatch.setattr(ray, "init", start)
+    # Libraries log to the standard error of the test that imported them, which is closed by now.
+    monkeypatch.setattr(logging, "raiseExceptions", False)
     monkeypatch.chdir(work)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     before, generator = snapshot(work), random.getstate()
