@@ -3,6 +3,7 @@
 import json
 import shutil
 import socket
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -312,3 +313,28 @@ def test_a_gpu_without_memory_is_refused(capsys, gib, command):
     with pytest.raises(SystemExit) as ended:
         main([command, "miniature_opsd", "--dry-run", f"--gpu-gib={gib}"])
     assert ended.value.code == 2 and "--gpu-gib" in capsys.readouterr().err
+
+
+def begun_run(directory: Path, steps: int, line: dict) -> None:
+    from trd_ray.config import load
+    from trd_ray.run.directory import RunDirectory
+    from trd_ray.run.prepare import prepare
+
+    recipe = prepare(load("miniature_opsd", [f"run_dir={directory}", "cluster.memory_gib=64"])).recipe
+    RunDirectory.create(directory, recipe).release()
+    (directory / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": n} | line) + "\n" for n in range(1, steps + 1))
+    )
+
+
+def test_a_run_whose_checkpoints_are_out_of_sight_is_not_begun_again_unasked(capsys, tmp_path):
+    """miniature_opsd writes one every 10 steps. What `auto` in a loop would do again is kept, but the hours are not."""
+    begun_run(tmp_path / "run", 21, {"lr": 1e-3})
+    said = refused(capsys, tmp_path, "--resume", "auto")
+    assert "has recorded 21 steps" in said and "say --resume (without auto)" in said
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 21
+
+
+def test_a_corpus_is_not_taken_for_a_run_to_go_on_with(capsys, tmp_path):
+    begun_run(tmp_path / "run", 3, {})
+    assert "holds a corpus that `trd refine` made" in refused(capsys, tmp_path, "--resume", "auto")

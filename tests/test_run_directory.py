@@ -234,18 +234,6 @@ def test_what_is_rewound_is_moved_aside_whole_each_time(directory):
     assert directory.rewind(2) == 0 and len(list((directory.path / "rewound").iterdir())) == 2
 
 
-def test_steps_without_the_checkpoints_that_must_have_been_are_not_begun_again(directory):
-    recorded(directory, 7)
-    with pytest.raises(
-        UserError, match="recorded 7 steps, but its newest checkpoint holds 0.*checkpoints, or set run_dir"
-    ):
-        directory.rewind(0, every_steps=3)
-    assert len(directory.read_metrics()) == 7 and len(list((directory.path / "rows").iterdir())) == 7
-    recorded(directory, 6)  # a first checkpoint may still have been being written
-    (directory.path / "rows" / "step-000007.parquet").unlink()
-    assert directory.rewind(0, every_steps=3) == 6
-
-
 def damage(directory: RunDirectory, name: str, content: str) -> None:
     (directory.path / name).write_text(content)
 

@@ -5,6 +5,7 @@ Everything a user can mend is one sentence on standard error and exit code 2.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import re
@@ -276,7 +277,8 @@ def _say(text: str) -> None:
     """On standard error; what the text quotes of data cannot steer the terminal."""
     from trd_ray.analyse.markdown import visible
 
-    print(f"trd: {visible(text)}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # a terminal that has gone away
+        print(f"trd: {visible(text)}", file=sys.stderr, flush=True)
 
 
 def run(arguments: list[str] | None = None) -> int:

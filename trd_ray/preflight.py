@@ -90,7 +90,7 @@ class Findings:
                 parts.append(f"{n.dropped_rows} rollouts of a partial last step left out")
             if self.too_long:
                 parts.append(
-                    f"{self.dropped_too_long} that are too long left out, such as {self.too_long[0].problem_id}"
+                    f"{self.dropped_too_long} that are too long left out, such as {self.too_long[0].problem_id!r}"
                 )
             parts.append(f"prompts of {self.student_prompt} tokens")
         if self.corpus:

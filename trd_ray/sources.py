@@ -102,6 +102,10 @@ def _cells(file: Path, separator: str) -> Iterator[Row]:
         with open(file, encoding="utf-8-sig", newline="") as lines:
             reader = csv.reader(lines, delimiter=separator, strict=True)
             names = next(reader, [])
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise UserError(
+                    f"{file} names the column {twice[0]!r} twice in its first line: give each a name of its own"
+                )
             for cells in reader:
                 if not cells:  # an empty line
                     continue

@@ -38,9 +38,10 @@ def supervised(main: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Run `main(arguments)` in a child that is this very command; in that child, do so here."""
     if PIPE in os.environ:
         _enter_run()
-        code = main(arguments)
-        say(ended=True)
-        return code
+        try:
+            return main(arguments)
+        finally:  # where Ray ends the process on the spot, this is never reached
+            say(ended=True)
     return _Supervisor().run()
 
 
@@ -74,7 +75,7 @@ class _Supervisor:
     def run(self) -> int:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if signal.getsignal(number) != signal.SIG_IGN:
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._pass_on)
         read, write = os.pipe()
         with tempfile.TemporaryDirectory(prefix="trd-", ignore_cleanup_errors=True) as temporary:
@@ -91,7 +92,7 @@ class _Supervisor:
         if left:
             _tell(f"ended {len(left)} process(es) that the run left behind: {', '.join(left)[:200]}")
         if words.get("ended"):
-            return code
+            return code if code >= 0 else 128 - code
         return self._without_a_word(code, words)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
@@ -108,7 +109,7 @@ class _Supervisor:
         if directory is None and code >= 0:  # argparse's exits, which have said what they had to
             return code
         how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"was ended by Ray (exit code {code})"
-        parts = [f"the process that led the run {how}{_why(words.get('log'))}"]
+        parts = [f"the process that led the run {how}{_why(words.get('log'), words.get('log_from', 0))}"]
         if directory is not None:
             from trd_ray.run.endings import KEPT  # it imports Ray, which this process otherwise does without
 
@@ -136,9 +137,10 @@ _SIGNS = {
 }
 
 
-def _why(log: str | None) -> str:
+def _why(log: str | None, since: int) -> str:
+    """What Ray's core said in the log after the byte at which this start of the run began."""
     try:
-        tail = Path(log or "").read_bytes()[-20_000:].decode(errors="replace")
+        tail = Path(log or "").read_bytes()[since:][-20_000:].decode(errors="replace")
     except OSError:
         return ""
     return next((f": {meaning}" for sign, meaning in _SIGNS.items() if sign in tail), "")
@@ -183,11 +185,12 @@ def _living() -> list[tuple[int, str]]:
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal():
             with contextlib.suppress(OSError, ValueError):
-                text = Path(entry.path, "stat").read_text()
+                text = Path(entry.path, "stat").read_text(errors="replace")
                 name, _, rest = text.partition("(")[2].rpartition(")")
                 state, parent = rest.split()[:2]
                 if state not in "ZX":
-                    parents.setdefault(int(parent), []).append((int(entry.name), name))
+                    shown = "".join(c if c.isprintable() else "?" for c in name)  # a process names itself as it likes
+                    parents.setdefault(int(parent), []).append((int(entry.name), shown))
     below, waiting = [], [os.getpid()]
     while waiting:
         children = parents.get(waiting.pop(), [])

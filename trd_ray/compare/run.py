@@ -22,6 +22,7 @@ import yaml
 from rich.console import Console
 
 from trd_ray import placement
+from trd_ray.analyse.markdown import visible
 from trd_ray.analyse.summary import write_summary
 from trd_ray.compare import grid, table
 from trd_ray.compare.cells import Group, Plan, pending
@@ -38,6 +39,7 @@ from trd_ray.run.loop import Session
 from trd_ray.run.prepare import Inputs
 from trd_ray.run.quiet import ray_apart
 from trd_ray.run.stop import Stopped, StopSignals
+from trd_ray.set_aside import write_set_aside
 
 
 def dry_run(name: str, overrides: list[str]) -> int:
@@ -170,6 +172,8 @@ class Work:
         begun = (recipe.directory / "recipe.yaml").is_file()
         directory = RunDirectory.create(recipe.directory, recipe, resume=begun)
         try:
+            if inputs.set_aside:
+                write_set_aside(directory.path / "set_aside.jsonl", inputs.set_aside)
             done, folder = directory.resume_point() or (0, None)
             steps = 0 if cell.kind == "base" else inputs.total_steps
             if recipe.stream.max_staleness == "never":
@@ -200,7 +204,7 @@ class Work:
             shutil.copyfile(file, directory.path / "evaluation" / file.name)
 
     def _failed(self, cell: Cell, e: Exception) -> None:
-        self.failures[cell.name] = why = cause(e)
+        self.failures[cell.name] = why = visible(cause(e))
         place = self.plan.path / "failures" / f"{cell.name.replace('/', '-')}.txt"
         place.parent.mkdir(exist_ok=True)
         place.write_text("".join(traceback.format_exception(e)))

@@ -48,7 +48,7 @@ class Checkpoints:
 
         At once if a weight is not finite, which no later step can change.
         """
-        if "updates" not in metrics:  # all its rows were dropped
+        if not metrics["updates"] and not metrics["skipped_updates"]:  # all its rows were dropped
             return
         lost = metrics["skipped_updates"] > 0 and not metrics["updates"]
         self.lost = self.lost + 1 if lost else 0
@@ -64,13 +64,14 @@ class Checkpoints:
     def begin(self, steps: int, version: int, metrics: dict[str, Any]) -> None:
         """Save the learner's state, which is that after `steps` steps; `metrics` are those of the last of them.
 
-        Returns when it is copied (with checkpoint.asynchronous=false: written). Puts it off if the step's loss or
-        gradient is not finite. Raises what `finish` raises, and RunFailed if the state is not finite.
+        Returns when it is copied (with checkpoint.asynchronous=false: written). Puts it off if the step made no update,
+        since its loss or gradient is not finite. Raises what `finish` raises, and RunFailed if the state is not finite.
         """
         if steps == self.begun:
             return
         self._finish(wait=True)
-        if odd := _not_finite(metrics):
+        odd = _not_finite(metrics)
+        if odd and not metrics.get("updates"):
             self.put_off = f"checkpoint {steps} is not written: not finite in that step are {' and '.join(odd)}"
             return
         measured = {k: v for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}

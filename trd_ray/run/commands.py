@@ -5,7 +5,6 @@ however it ends. Exit codes: 0 done, 1 failed, 2 the user can mend it, 128 + n s
 checkpoint to resume from).
 """
 
-import contextlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from trd_ray.run.claim import require_lasting
 from trd_ray.run.cluster import cluster, is_local, require_sandboxes
 from trd_ray.run.directory import RunDirectory
 from trd_ray.run.display import Display
-from trd_ray.run.endings import told
+from trd_ray.run.endings import cause, told
 from trd_ray.run.loop import Session, Training, start_feed
 from trd_ray.run.metrics import Metrics
 from trd_ray.run.prepare import Inputs, prepare
@@ -62,8 +61,12 @@ def train(recipe: Recipe, resume: Resume = "no") -> int:
             done > steps or (done == steps and (scored or not (recipe.evaluation.path and recipe.evaluation.after)))
         ):
             return _already_done(directory, f"the run in {directory.path} has done its {steps} steps", resume)
-        if again := directory.rewind(done, recipe.checkpoint.every_steps):
-            print(f"going on from step {done}: {again} steps recorded after it are done again, and kept in rewound/")
+        if begun and any("lr" not in line for line in directory.read_metrics()[:1]):
+            raise UserError(
+                f"{directory.path} holds a corpus that `trd refine` made: set run_dir to a new place, and to train on "
+                f"the corpus data.source=corpus data.path={directory.path}"
+            )
+        _rewind(directory, done, recipe.checkpoint.every_steps, resume)
         with _session(inputs, directory, steps, done) as session:
             session.display.phase("starting engines and learner")
             session.start(student_path=inputs.student_path, version=0)
@@ -97,14 +100,22 @@ def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
         session.display.phase("training")
         training.run(feed)
     except Exception:
-        with contextlib.suppress(Exception):  # a learner that failed itself has nothing to save
-            training.checkpoint()
+        _save(training)
         raise
     finally:
         if feed is not None:
             feed.close()
         training.close()
         _summarise(session.directory)
+
+
+def _save(training: Training) -> None:
+    """The state that the run ends with, where there is one: a learner that failed itself has nothing to save."""
+    try:
+        training.checkpoint()
+    except Exception as e:
+        if not training.trainer.lost:
+            print(f"checkpoint {training.step} could not be written: {cause(e)}")
 
 
 def refine(recipe: Recipe, resume: Resume = "no") -> int:
@@ -193,6 +204,19 @@ def _session(inputs: Inputs, directory: RunDirectory, steps: int, done: int) -> 
         finally:
             display.phase("stopping")
             session.close()
+
+
+def _rewind(directory: RunDirectory, done: int, every_steps: int, resume: Resume) -> None:
+    """Move aside what is done again. A run that must have had checkpoints is begun anew only where it is asked for."""
+    recorded = directory.recorded()
+    if done == 0 and recorded > 2 * every_steps and resume == "auto":
+        raise UserError(
+            f"the run in {directory.path} has recorded {recorded} steps, but checkpoints/ there holds none, though one "
+            f"is written every {every_steps}: put them back, or say --resume (without auto) to begin again, which "
+            "moves the recorded steps to rewound/"
+        )
+    if again := directory.rewind(done):
+        print(f"going on from step {done}: {again} steps recorded after it are done again, and kept in rewound/")
 
 
 def _already_done(directory: RunDirectory, what: str, resume: Resume) -> int:

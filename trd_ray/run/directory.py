@@ -92,6 +92,9 @@ class RunDirectory:
             (fresh / "environment.json").write_text(json.dumps([environment()], indent=2))
             lock = claim(fresh)
             os.rename(fresh, path)
+        except UserError:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
         except OSError as e:
             shutil.rmtree(fresh, ignore_errors=True)
             raise UserError(f"run directory {path} cannot be made ({e.strerror}): set run_dir to another place") from e
@@ -215,23 +218,19 @@ class RunDirectory:
             raise UserError(f"checkpoint {folder} cannot be resumed from ({problem}): delete it to {without(folder)}")
         return steps, folder
 
-    def rewind(self, steps: int, every_steps: int | None = None) -> int:
+    def recorded(self) -> int:
+        """The last step that was recorded."""
+        return max((line["step"] for line in self.read_metrics()), default=0)
+
+    def rewind(self, steps: int) -> int:
         """Move aside what was recorded after `steps` steps, before they are done again; returns how many steps it was.
 
-        Raises UserError where the steps are more than can be without a checkpoint, one being written every
-        `every_steps`: then the checkpoints lie elsewhere, and nothing is changed.
+        Nothing of it is deleted, so that checkpoints which are only out of sight can be gone on with later.
         """
         lines = self.read_metrics()
         again = [line for line in lines if line["step"] > steps]
         rows = [file for file in (self.path / "rows").glob("step-*.parquet") if _number(file) > steps]
         recorded = max([line["step"] for line in again] + [_number(file) for file in rows], default=steps)
-        # The second one begins only once the first is written.
-        if every_steps and recorded - steps > 2 * every_steps:
-            raise UserError(
-                f"the run in {self.path} has recorded {recorded} steps, but its newest checkpoint holds {steps}, "
-                f"though one is written every {every_steps}: put the missing ones back into "
-                f"{self.path / 'checkpoints'}, or set run_dir to a new place to begin again"
-            )
         for folder in (self.path / "checkpoints").glob(".step-*"):  # what a crash left half written or half deleted
             shutil.rmtree(folder)
         scores = [score for score in self.read_evaluations() if score.step > steps]

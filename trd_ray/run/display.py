@@ -37,7 +37,7 @@ NUMBERS = [  # of the last step in the panel, in lines
     [("KL", "kl/mean", ".4f"), ("loss", "loss", ".4f"), ("gradient norm", "grad_norm", ".2f"), ("lr", "lr", ".1e")],
     [("gap", "sync/gap_mean", ".1e"), ("staleness", "staleness/mean", ".1f"), ("seconds", "seconds/step", ".1f")],
 ]
-_GONE = (OSError, ValueError)  # what writing to a closed terminal, pipe or file raises
+_GONE = (OSError, ValueError, SystemExit)  # what writing to a closed terminal, pipe or file raises
 
 
 class Display:

@@ -49,7 +49,9 @@ LONGEST = 400  # characters of a cause that is not ours
 def told(directory: Path, job: str, kept: Callable[[Path], str] | None = None) -> Iterator[None]:
     """What ends the block becomes one sentence; `kept`, by default the job's, says what is on disk and how to go on."""
     kept = kept or KEPT[job]
-    say(directory=str(directory), job=job, log=str(directory / "logs" / "ray.log"))
+    log = directory / "logs" / "ray.log"
+    since = log.stat().st_size if log.exists() else 0
+    say(directory=str(directory), job=job, log=str(log), log_from=since)
     try:
         yield
     except UserError:
@@ -57,7 +59,7 @@ def told(directory: Path, job: str, kept: Callable[[Path], str] | None = None) -
     except Stopped as e:
         raise Stopped(e.number, kept(directory)) from e
     except KeyboardInterrupt as e:
-        raise Stopped(signal.SIGINT, f"at once; {kept(directory)}") from e
+        raise Stopped(e.args[0] if e.args else signal.SIGINT, f"at once; {kept(directory)}") from e
     except Exception as e:
         raise RunFailed(f"{cause(e)}; {kept(directory)}; {_trace(directory, e)}") from e
 
@@ -101,9 +103,11 @@ def resuming(flag: str = "--resume") -> str:
 
 def cause(e: BaseException) -> str:
     """The sentence of a failure without its end: our own words where we had some, with Ray's reason behind them."""
+    if isinstance(e, UserError):
+        return "; ".join(e.sentences)
     links = list(_chain(e))
     ours = next((str(x) for x in links if isinstance(x, RunFailed | TimeoutError) or _is_pools(x)), "")
-    headline = ours.partition("\n")[0].rstrip("; ")
+    headline = ours.partition("\n")[0].removesuffix("; the end of its log:").rstrip("; ")
     why = _rays_reason(links) or ("" if headline else _own_words(links[-1]))
     if headline and why and why not in headline:
         return f"{headline} ({why})"

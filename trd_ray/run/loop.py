@@ -29,7 +29,7 @@ from trd_ray.engine.launch import STOP_POOLS_S, create_pool, engine_dtype, stop_
 from trd_ray.errors import RunFailed
 from trd_ray.evaluate import stats
 from trd_ray.evaluate.run import evaluation_rows
-from trd_ray.run.checkpoints import Checkpoints, require_metric
+from trd_ray.run.checkpoints import Checkpoints
 from trd_ray.run.directory import RunDirectory
 from trd_ray.run.display import Display
 from trd_ray.run.metrics import Metrics
@@ -298,9 +298,6 @@ class Training:
         self.step, self.recorded = number, metrics
         if self.step == self.start_step + 1:
             self.session.warn(warnings.of_rows(facts_of_rows(rows), self.recipe))
-        best = self.recipe.checkpoint.best
-        if best and self.step == self.start_step + 1:
-            require_metric(best, {*metrics, *EVALUATED})
 
     def evaluate(self, steps: int) -> dict[str, float]:
         """Avg@k and Pass@k of the newest weights on the held-out problems, if that is due after `steps` steps."""

@@ -43,7 +43,7 @@ class Metrics:
         self._json = open(directory / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
         self._log = open(directory / "train.log", "a", buffering=1)  # noqa: SIM115
         # purge_step hides what an earlier start logged from this step on, which the resumed run does again.
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1 if done else None)
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
 
     def log(self, step: int, metrics: dict[str, Any]) -> str:
         """Record one step (from 1) and return its line."""

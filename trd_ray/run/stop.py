@@ -53,7 +53,7 @@ class StopSignals:
             self.received, self._received_at = number, now
         elif not self.hurried and now - self._received_at > SAME_REQUEST_S:
             self.hurried = True
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
 
     def check(self) -> None:
         if self.received is not None:
