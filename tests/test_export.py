@@ -18,7 +18,10 @@ from trd_ray import config, model_card
 from trd_ray.cli import main
 from trd_ray.distill.checkpoint import Checkpointer
 from trd_ray.distill.learner import Learner
+from trd_ray.errors import UserError
+from trd_ray.evaluate.job import _require_as_written
 from trd_ray.evaluate.stats import compare, score
+from trd_ray.evaluate.weights import fingerprint
 from trd_ray.run.directory import RunDirectory
 
 VOCAB = 40
@@ -180,11 +183,31 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(made, tmp_path, c
     assert "is there already" in refused(capsys, full, "--to", out)
 
 
+def test_an_export_that_is_no_longer_what_was_written_is_neither_exported_nor_evaluated(made, tmp_path, capsys):
+    import shutil
+
+    copy = shutil.copytree(made["full"], tmp_path / "run")
+    folder = copy / "checkpoints" / "step-000002"
+    weights = folder / "model" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    damaged = "model/model.safetensors is not what was written"
+    assert damaged in refused(capsys, copy, "--to", tmp_path / "out")
+    with pytest.raises(UserError, match="model.safetensors is not what the run wrote"):
+        _require_as_written(folder / "model", fingerprint(str(folder / "model"), None))
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    _require_as_written(folder / "model", fingerprint(str(folder / "model"), None))
+
+
 def test_a_damaged_checkpoint_is_refused_and_leaves_nothing(made, tmp_path, capsys):
+    """Of an earlier version, which wrote no checksums."""
     import shutil
 
     copy = shutil.copytree(made["full"], tmp_path / "run")
     weights = copy / "checkpoints" / "step-000002" / "model" / "model.safetensors"
+    (copy / "checkpoints" / "step-000002" / "checksums.json").unlink()
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "cannot be read" in refused(capsys, copy, "--to", tmp_path / "out")
     (copy / "checkpoints" / "step-000002" / "state.json").write_text("{")
@@ -194,6 +217,7 @@ def test_a_damaged_checkpoint_is_refused_and_leaves_nothing(made, tmp_path, caps
     assert "export another checkpoint" in refused(capsys, tmp_path / "lora", "--adapter", "--to", tmp_path / "out")
     shutil.copytree(made["adapter"], tmp_path / "peft")
     adapters = tmp_path / "peft" / "checkpoints" / "step-000002" / "model" / "adapter_model.safetensors"
+    (tmp_path / "peft" / "checkpoints" / "step-000002" / "checksums.json").unlink()
     adapters.write_bytes(adapters.read_bytes()[:500])
     for form in ("--adapter", "--merged"):
         assert "the adapters in" in refused(capsys, tmp_path / "peft", form, "--to", tmp_path / "out")

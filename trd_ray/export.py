@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from trd_ray import config
 from trd_ray.config import Recipe
+from trd_ray.distill import checksums
 from trd_ray.errors import UserError
 
 Form = Literal["merged", "adapter"]
@@ -101,8 +102,19 @@ def find(place: str, best: bool = False) -> Checkpoint:
         raise UserError(
             f"{path} is neither a run directory nor a checkpoint of one, such as runs/x/checkpoints/step-25"
         )
+    _require_as_written(folder)
     has: Form = "adapter" if (folder / "model" / "adapter_config.json").is_file() else "merged"
     return Checkpoint(folder, run, recipe, _state(folder)["steps"], has)
+
+
+def _require_as_written(folder: Path) -> None:
+    """Refuse a checkpoint whose export is no longer what was written."""
+    try:
+        sums = checksums.read(folder) or {}
+    except (ValueError, OSError) as e:
+        raise UserError(f"{folder / checksums.FILE} is damaged ({e}): export another checkpoint") from e
+    if problem := checksums.flaw(folder, {name: sum for name, sum in sums.items() if name.startswith("model/")}):
+        raise UserError(f"checkpoint {folder} is damaged ({problem}): export another one")
 
 
 def _recipe(run: Path) -> Recipe:

@@ -45,7 +45,7 @@ KL = STATISTICS.index("kl")
 # What `step` measures.
 METRICS = (
     *("loss", "kl/mean", "kl/row_mean", "kl/max", "student/nll", "teacher/nll", "student/entropy", "teacher/entropy"),
-    *("teacher/onset_mass", "trained_tokens", "grad_norm", "lr"),
+    *("teacher/onset_mass", "trained_tokens", "grad_norm", "lr", "updates", "skipped_updates", "weights_not_finite"),
 )
 
 

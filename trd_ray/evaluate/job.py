@@ -16,6 +16,7 @@ from rich.console import Console
 
 from trd_ray import placement
 from trd_ray.config import Recipe, dump
+from trd_ray.distill import checksums
 from trd_ray.errors import UserError
 from trd_ray.evaluate import report
 from trd_ray.evaluate.plan import Exam, Plan, plan
@@ -174,11 +175,20 @@ def _open(planned: Plan) -> Iterator[tuple[Exam, Samples]]:
     folder, inputs = planned.directory / "evaluation", planned.inputs
     known: dict[str, Any] | None = next(filter(None, map(Samples.model, sorted(folder.glob("*.jsonl")))), None)
     model = fingerprint(inputs.student_path, planned.recipe.student.revision, known)
+    _require_as_written(Path(inputs.student_path), model)
     for exam in planned.exams:
         samples = Samples.open(folder / f"{exam.name}.jsonl", planned.settings(exam) | {"model": model})
         for problem_id, prompt in exam.prompts.items():
             samples.check_prompt(problem_id, exam.evaluation.samples, prompt)
         yield exam, samples
+
+
+def _require_as_written(folder: Path, model: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose export is no longer what was written; `model` is its fingerprint."""
+    sums = (checksums.read(folder.parent) or {}) if folder.name == "model" else {}
+    for name, facts in model.get("files", {}).items():
+        if sums.get(f"model/{name}", facts["blake2b"]) != facts["blake2b"]:
+            raise UserError(f"{folder / name} is not what the run wrote: it is damaged, so evaluate another checkpoint")
 
 
 def _claim(path: Path, recipe: Recipe) -> RunDirectory:
