@@ -48,7 +48,7 @@ class Checkpoints:
 
         At once if a weight is not finite, which no later step can change.
         """
-        if not metrics["updates"] and not metrics["skipped_updates"]:  # all its rows were dropped
+        if not metrics.get("updates") and not metrics.get("skipped_updates"):  # all its rows were dropped
             return
         lost = metrics["skipped_updates"] > 0 and not metrics["updates"]
         self.lost = self.lost + 1 if lost else 0
