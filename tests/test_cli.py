@@ -208,3 +208,10 @@ def test_recipes_with_a_name_prints_a_file_to_start_from(capsys, tmp_path):
         (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
         assert load(str(tmp_path / "mine.yaml")) == load(name)
     assert "(did you mean paper_opd_4b?)" in refused(capsys, "recipes", "paper_opd_4")
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    """As `trd recipes | head -1` does."""
+    shell = f"{sys.executable} -m trd_ray.cli recipes | head -c 1; sleep 1"
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, timeout=60)
+    assert done.stderr == ""

@@ -16,11 +16,10 @@ from trd_ray.run.stop import Stopped
 from trd_ray.stream.feed import StreamEnded
 
 # As Ray 2.60 words them.
-MEMORY = """Task was killed due to the node running low on memory.
-Memory on the node (IP: 10.0.0.7, ID: 3c8b) where the task (actor ID: 4f, name=RayTrainWorker.__init__, pid=712) was \
-running was 22.91GB / 23.49GB (0.975309), which exceeds the memory usage threshold of 0.95. Ray killed this worker \
-(ID: 9a) because it was the most recently scheduled task; to see more information about memory usage on this node, \
-use `ray logs raylet.out -ip 10.0.0.7`."""
+MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, ID: a6b1) \
+was 22.91GB used / 23.49GB limit (0.975)
+OOM kill reason: Memory usage 24599871488B exceeded threshold of 23969140736B (95.0% of 25230676992B limit)
+Selected to kill: (Task: job ID=01000000, lease ID=00ff, task name=RayTrainWorker, required resources={CPU: 1}, a)"""
 KILLED = """The actor died unexpectedly before finishing this task.
 \tclass_name: {name}
 \tactor_id: 57593eceafa1a5f2
@@ -57,7 +56,7 @@ LEARNER = "the learner ended while it was asked to step"
     [
         (
             wrapped(WorkerGroupError("a page", {0: OutOfMemoryError(MEMORY)}), RunFailed(LEARNER)),
-            [LEARNER, "memory monitor", "10.0.0.7", "22.91GB of 23.49GB", "lower"],
+            [LEARNER, "ran out of memory", "10.0.0.7", "22.91 of 23.49 GiB", "RayTrainWorker", "lower"],
         ),
         (
             wrapped(WorkerGroupError("a page", {1: died(KILLED.format(name="RayTrainWorker"))}), RunFailed(LEARNER)),
@@ -71,7 +70,7 @@ LEARNER = "the learner ended while it was asked to step"
         (died(KILLED.format(name="Mailbox")), ["the learner's mailbox on node 10.0.0.7"]),
         (died(NODE), ["an engine pool on node 10.0.0.7", "its node has died"]),
         (NodeDiedError("node 3c8b, IP 10.0.0.7, has died"), ["a node died", "10.0.0.7"]),
-        (OutOfMemoryError(MEMORY), ["memory monitor", "10.0.0.7"]),
+        (OutOfMemoryError(MEMORY), ["ran out of memory", "10.0.0.7"]),
         (
             wrapped(RayTaskError("map", "trace\nPoolFailed: x", PoolFailed("engine sampler-0 died twice\nlog")),
                     StreamEnded("x")),

@@ -258,7 +258,9 @@ def _run(job) -> int:
     from trd_ray.run.stop import Stopped
 
     try:
-        return job()
+        code = job()
+        sys.stdout.flush()
+        return code
     except UserError as e:
         _say(str(e))
         return 2
@@ -268,6 +270,9 @@ def _run(job) -> int:
     except Stopped as e:
         _say(f"stopped by {e}")
         return e.exit_code
+    except BrokenPipeError:  # whoever read the output has gone, as in `trd recipes | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
     except KeyboardInterrupt:
         _say("interrupted")
         return 130

@@ -116,7 +116,7 @@ def _scores(directory: RunDirectory, steps: int) -> str:
     own: Score | None = next((s for s in reversed(found) if s.step == steps and steps), None)
     if own is None:
         return "This checkpoint was not evaluated during its run."
-    held_out = config.load(str(directory.path / "recipe.yaml")).evaluation.path
+    held_out = config.stored(directory.path / "recipe.yaml").evaluation.path
     header, *lines = score_table([base, own] if base else [own])
     note = (
         f"On {own.problems} problems of {code(str(held_out))} ({own.samples} samples each); "

@@ -4,8 +4,8 @@
                  -> finish() -> named, old ones deleted
 
 A state that is not known to be sound never takes the place of one that is: where a weight is not finite the run ends,
-and where a step's loss or gradient is not, its checkpoint is put off to the next step whose numbers are. One is written
-at a time. A run that is killed meanwhile leaves a folder without a name, which `--resume` removes.
+and where a step could make no update, its checkpoint is put off to the next step that can. One is written at a time. A
+run that is killed meanwhile leaves a folder without a name, which `--resume` removes.
 """
 
 import difflib

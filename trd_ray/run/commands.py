@@ -61,11 +61,6 @@ def train(recipe: Recipe, resume: Resume = "no") -> int:
             done > steps or (done == steps and (scored or not (recipe.evaluation.path and recipe.evaluation.after)))
         ):
             return _already_done(directory, f"the run in {directory.path} has done its {steps} steps", resume)
-        if begun and any("lr" not in line for line in directory.read_metrics()[:1]):
-            raise UserError(
-                f"{directory.path} holds a corpus that `trd refine` made: set run_dir to a new place, and to train on "
-                f"the corpus data.source=corpus data.path={directory.path}"
-            )
         _rewind(directory, done, recipe.checkpoint.every_steps, resume)
         with _session(inputs, directory, steps, done) as session:
             session.display.phase("starting engines and learner")
@@ -208,7 +203,13 @@ def _session(inputs: Inputs, directory: RunDirectory, steps: int, done: int) -> 
 
 def _rewind(directory: RunDirectory, done: int, every_steps: int, resume: Resume) -> None:
     """Move aside what is done again. A run that must have had checkpoints is begun anew only where it is asked for."""
-    recorded = directory.recorded()
+    lines = directory.read_metrics()
+    if lines and "lr" not in lines[0]:
+        raise UserError(
+            f"{directory.path} holds a corpus that `trd refine` made: set run_dir to a new place, and to train on the "
+            f"corpus data.source=corpus data.path={directory.path}"
+        )
+    recorded = len(lines)
     if done == 0 and recorded > 2 * every_steps and resume == "auto":
         raise UserError(
             f"the run in {directory.path} has recorded {recorded} steps, but checkpoints/ there holds none, though one "

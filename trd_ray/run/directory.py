@@ -218,10 +218,6 @@ class RunDirectory:
             raise UserError(f"checkpoint {folder} cannot be resumed from ({problem}): delete it to {without(folder)}")
         return steps, folder
 
-    def recorded(self) -> int:
-        """The last step that was recorded."""
-        return max((line["step"] for line in self.read_metrics()), default=0)
-
     def rewind(self, steps: int) -> int:
         """Move aside what was recorded after `steps` steps, before they are done again; returns how many steps it was.
 

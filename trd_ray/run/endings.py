@@ -20,6 +20,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RaySystemE
 
 from trd_ray.errors import RunFailed, UserError
 from trd_ray.run.directory import RunDirectory
+from trd_ray.run.quiet import memory_kill
 from trd_ray.run.stop import Stopped
 from trd_ray.stream.feed import StreamEnded
 from trd_ray.supervise import say
@@ -35,7 +36,6 @@ ACTORS = {
 }
 MEMORY_SIGN = "running low on memory"
 DEATH_SIGN = "The actor died unexpectedly"  # also in the text of a task that asked the actor for something
-_MEMORY = re.compile(r"on the node \(IP: ([^,)]+).*?was ([\d.]+ ?\w+) / ([\d.]+ ?\w+)", re.DOTALL)
 _FIELD = re.compile(r"^\s*(class_name|ip): (\S+)", re.MULTILINE)
 _EXIT = re.compile(
     r"The actor is dead because (.*?)(?:Worker exit type:.*?Worker exit detail: (.*?))?(?:$|Some common)", re.DOTALL
@@ -161,12 +161,8 @@ def _is_telling(e: BaseException) -> bool:
 
 
 def _memory(text: str) -> str:
-    found = _MEMORY.search(text)
-    where = f" on node {found[1]}, where {found[2]} of {found[3]} were in use" if found else ""
-    return (
-        f"Ray's memory monitor ended it{where}: lower what the run takes (--dry-run lists it), or end other processes "
-        "there"
-    )
+    what = memory_kill(text) or f"Ray's memory monitor ended it: {_short(text)}"
+    return f"{what}; lower what the run takes (--dry-run lists it), or end other processes there"
 
 
 def _death(text: str) -> str:

@@ -32,7 +32,7 @@ REPORT_EVERY_S = 10.0
 @dataclass
 class Inputs:
     job: placement.Job
-    recipe: Recipe  # with a number for every length
+    recipe: Recipe  # with a number for every length that the job uses; `trd evaluate` has its own for each benchmark
     student_path: str  # resolved; the initial weights
     teacher_path: str
     problems: pa.Table | None  # None: the data is a corpus, or there is none
