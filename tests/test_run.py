@@ -138,8 +138,9 @@ def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_
     directory = tmp_path / "run"
     wide = ["sampler.replicas=2", "sampler.cpus=0.25", "learner.workers=2", "learner.cpus=0.25", "steps=10"]
     process = start(directory, "train", "miniature_opd", *SMALL, *NO_EVALUATION, *wide)
+    engine, *_ = wait_for_engines(process, 3, timeout_s=200)  # before the steps, which may be over within seconds
     wait_for_step(process, directory, 1)
-    wait_for_engines(process, 3)[0].kill()
+    engine.kill()
     done = finish(process, directory)
     assert done.code == 0, done.output[-3000:]
     assert done.left == []
