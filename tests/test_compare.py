@@ -330,6 +330,7 @@ def compare(directory: Path, *overrides: str, interrupt_after: str | None = None
     return finish(process, directory)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_comparison_stops_resumes_and_ends_in_its_table(tmp_path):
     directory = tmp_path / "comparison"
