@@ -83,7 +83,7 @@ def engines(pid: int) -> list[psutil.Process]:
 
 
 def wait_for_engines(process: subprocess.Popen, count: int, timeout_s: float = 60) -> list[psutil.Process]:
-    """All engines of a run that serves. Not one look: a listing of processes that start and end can miss one."""
+    """All engines of a run, once there are so many; a listing of processes that start and end can miss one."""
     deadline = time.monotonic() + timeout_s
     while len(found := engines(process.pid)) != count:
         assert process.poll() is None and time.monotonic() < deadline, f"expected {count} engines, found {found}"
