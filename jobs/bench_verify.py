@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from trd_ray.config import Verify
+from trd_ray.config import VerifyConfig
 from trd_ray.errors import UserError
 from trd_ray.verify import Verifier, verifier
 
@@ -47,7 +47,7 @@ def math_rows(keep: Callable[[dict], bool]) -> Rows:
 
 
 def code_rows() -> Rows:
-    from trd_ray.verify.tests import Tests
+    from trd_ray.verify.code.tests import Tests
 
     inputs = [f"{n} {n * n}\n" for n in range(CASES)]
     outputs = [f"{n + n * n}\n" for n in range(CASES)]
@@ -91,7 +91,7 @@ def line(name: str, seconds: list[float]) -> str:
 
 
 def math_task(seconds: float) -> None:
-    verify = verifier(Verify(timeout_s=1.0))
+    verify = verifier(VerifyConfig(timeout_s=1.0))
     start = time.perf_counter()
     verify(*_row("y", "x"))
     print(f"start of the process that compares: {time.perf_counter() - start:.2f} s, once a worker\n")
@@ -126,7 +126,7 @@ def code_task(seconds: float) -> None:
 
 
 def _sandbox_line(backend: str, own: float, seconds: float) -> str:
-    from trd_ray.verify.sandbox import Limits, Sandbox
+    from trd_ray.sandbox import Limits, Sandbox
 
     sandbox = Sandbox(backend)
 
@@ -143,7 +143,7 @@ def _sandbox_line(backend: str, own: float, seconds: float) -> str:
         one.append(_seconds(lambda: run(1)))
         many.append(_seconds(lambda: run(1 + CASES)))
     first, further = statistics.median(one), (statistics.median(many) - statistics.median(one)) / CASES
-    verify = verifier(Verify(task="code", sandbox=backend))  # pyright: ignore[reportArgumentType]
+    verify = verifier(VerifyConfig(task="code", sandbox=backend))  # pyright: ignore[reportArgumentType]
     verdicts = repeated(verify, code_rows(), seconds / 2)
     rate = len(verdicts) / sum(verdicts)
     return f"| {backend:<18} | {(first - own) * 1e3:>22.0f} | {further * 1e3:>18.1f} | {rate:>17.1f} |"
@@ -164,7 +164,7 @@ def ray_task(task: str, seconds: float) -> None:
     rows = [row for turn in range(7) for row in other_digits(pairs, turn)] if task == "math" else pairs
     blocks = [ray.put(rows[i : i + BLOCK_ROWS]) for i in range(0, len(rows), BLOCK_ROWS)]
     warm_up = blocks[: -(-len(pairs) // BLOCK_ROWS)]
-    config = Verify(task=task)  # pyright: ignore[reportArgumentType]
+    config = VerifyConfig(task=task)  # pyright: ignore[reportArgumentType]
 
     @ray.remote(num_cpus=1)
     def verify_block(block: Rows) -> int:

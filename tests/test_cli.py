@@ -17,7 +17,7 @@ from trd_ray.cli import main
 from trd_ray.config import dump, from_tree, load
 from trd_ray.evaluate.target import target
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 SHIPPED = [p.stem for p in (ROOT / "trd_ray" / "recipes").glob("*.yaml")]
 HEAVY = ["torch", "ray", "vllm", "transformers", "scipy", "datasets", "tensorboard"]
 CALL = f"""

@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qwen3Config
 
-from trd_ray import models, smollm2
+from trd_ray import models
 from trd_ray.errors import UserError
+from trd_ray.miniature import smollm2
 
 
 def qwen3(hidden: int, intermediate: int, layers: int, heads: int, tied: bool) -> Qwen3Config:

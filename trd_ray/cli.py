@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from trd_ray.errors import RunFailed, UserError
-from trd_ray.supervise import supervised
+from trd_ray.session.supervise import supervised
 
 SUPERVISED = ("train", "evaluate", "refine", "compare")
 
@@ -164,7 +164,7 @@ class _Version(argparse.Action):
         import platform
 
         from trd_ray import __version__
-        from trd_ray.run.environment import commit, versions
+        from trd_ray.record.environment import commit, versions
 
         checkout = commit()
         print(f"trd_ray {__version__}" + (f", commit {checkout}" if checkout else ""))
@@ -200,7 +200,7 @@ def _job(options: argparse.Namespace) -> int:
     if options.command == "init":
         return _init(options)
     if options.command == "export":
-        from trd_ray import export
+        from trd_ray.export import command as export
 
         o = options
         return export.export(o.checkpoint, o.to, o.dtype, o.form, o.best, o.push)
@@ -212,13 +212,13 @@ def _job(options: argparse.Namespace) -> int:
     if options.command == "evaluate":
         return _evaluate(options)
     recipe = config.load(options.recipe, options.overrides)
-    from trd_ray.run import commands
+    from trd_ray.train import command
 
     if options.dry_run:
-        return commands.dry_run(recipe, options.command, options.gpu_gib)
+        return command.dry_run(recipe, options.command, options.gpu_gib)
     if options.command == "train":
-        return commands.train(recipe, options.resume)
-    return commands.refine(recipe, options.resume)
+        return command.train(recipe, options.resume)
+    return command.refine(recipe, options.resume)
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -236,9 +236,9 @@ def _compare(options: argparse.Namespace) -> int:
     from trd_ray.compare import grid
 
     grid.require_recipes(grid.load(options.comparison, options.overrides))
-    from trd_ray.compare import run
+    from trd_ray.compare import command
 
-    return (run.dry_run if options.dry_run else run.compare)(options.comparison, options.overrides)
+    return (command.dry_run if options.dry_run else command.compare)(options.comparison, options.overrides)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -247,15 +247,15 @@ def _evaluate(options: argparse.Namespace) -> int:
     overrides = [a for a in options.overrides if OVERRIDE.fullmatch(a)]
     benchmarks = [a for a in options.overrides if not OVERRIDE.fullmatch(a)]
     target.require_names(benchmarks, target.target(options.recipe, overrides).recipe)
-    from trd_ray.evaluate import job
+    from trd_ray.evaluate import command
 
     if options.dry_run:
-        return job.dry_run(options.recipe, benchmarks, overrides, options.base, options.gpu_gib)
-    return job.evaluate(options.recipe, benchmarks, overrides, options.name, options.base)
+        return command.dry_run(options.recipe, benchmarks, overrides, options.base, options.gpu_gib)
+    return command.evaluate(options.recipe, benchmarks, overrides, options.name, options.base)
 
 
 def _run(job) -> int:
-    from trd_ray.run.stop import Stopped
+    from trd_ray.session.stop import Stopped
 
     try:
         code = job()
@@ -280,7 +280,7 @@ def _run(job) -> int:
 
 def _say(text: str) -> None:
     """On standard error; what the text quotes of data cannot steer the terminal."""
-    from trd_ray.analyse.markdown import visible
+    from trd_ray.record.markdown import visible
 
     with contextlib.suppress(OSError):  # a terminal that has gone away
         print(f"trd: {visible(text)}", file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from trd_ray import config
+from trd_ray import config, made_here
 from trd_ray.errors import UserError
 
 # What data sets at large call our columns, the likeliest first.
@@ -95,7 +95,7 @@ def write(wish: Wish) -> str:
 def _held_out(wish: Wish) -> Problems | None:
     if not wish.held_out:
         return None
-    from trd_ray import benchmarks
+    from trd_ray.problems import benchmarks
 
     benchmarks.require_name(wish.held_out)
     if benchmarks.is_name(wish.held_out):
@@ -105,9 +105,10 @@ def _held_out(wish: Wish) -> Problems | None:
 
 def _look(wish: Wish, path: str, group: Literal["data", "evaluation"]) -> Problems:
     """Read a source as a run would, so that what is wrong with it is said now."""
-    from trd_ray import data, sources
+    from trd_ray.problems import sources
+    from trd_ray.problems.columns import problems
 
-    spec = config.Data(path=path) if group == "data" else config.Evaluation(path=path)
+    spec = config.DataConfig(path=path) if group == "data" else config.EvaluationConfig(path=path)
     found, names = sources.read(spec, group)
     columns = {}
     for ours, usual in USUAL.items():
@@ -125,7 +126,7 @@ def _look(wish: Wish, path: str, group: Literal["data", "evaluation"]) -> Proble
                 f"{path} has the columns {', '.join(names)}, and none of them is called as the {ours} usually is: "
                 f"name it with --column {ours}=NAME"
             )
-    table = data.problems(found, columns, names, group, path)
+    table = problems(found, columns, names, group, path)
     references = table["reference"].to_pylist()
     return Problems(
         path=path,
@@ -280,7 +281,7 @@ def _context(model: str) -> int | None:
 def _read(model: str, name: str) -> str:
     """A small file of a model's folder, or of the hub's cache; "" where it is not here."""
     folder = Path(model).expanduser()
-    if model == "smollm2" or model.startswith("miniature:"):
+    if model in made_here.MODELS:
         from trd_ray import models
 
         folder = Path(models.resolve(model))

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trd_ray import model_files
+from trd_ray import made_here, model_files
 from trd_ray.errors import UserError
-from trd_ray.sources import HUB_TIMEOUT_S
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+HUB_TIMEOUT_S = 5.0  # for one try to reach the hub, of which its client makes a few
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _WANTED = "give a folder that holds config.json and weights, a Hugging Face name such as Qwen/Qwen3-1.7B, or smollm2"
 
@@ -45,17 +45,10 @@ class ModelFacts:
 
 def resolve(path: str, revision: str | None = None) -> str:
     """What transformers and vLLM can load; makes the models that are made here. Raises UserError for no such model."""
-    if path.startswith("miniature:"):
-        from trd_ray.miniature import MODELS, model_path
-
-        name = path.removeprefix("miniature:")
-        if name not in MODELS:
-            raise UserError(f"there is no model {path}: it is {' or '.join(f'miniature:{m}' for m in MODELS)}")
-        return str(model_path(name))
-    if path == "smollm2" and not Path(path).exists():
-        from trd_ray import smollm2
-
-        return str(smollm2.folder())
+    if (made := made_here.like(path, made_here.MODELS)) and not Path(path).exists():
+        if path not in made_here.MODELS:
+            raise UserError(f"there is no model {path}: it is {' or '.join(made)}")
+        return str(made_here.MODELS[path]())
     folder = Path(path).expanduser()
     if folder.is_dir():
         _check_folder(folder)

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import yaml
 
-from trd_ray import config
+from trd_ray import config, made_here
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 
-MADE_HERE = re.compile(r"(miniature|word_problems):\w+|smollm2")  # models and problems that come with the packages
 MACHINE = re.compile(r",? (?:on|for) (\d+ cores without a GPU|\d+ GPUs of \d+ GB)")
 FOLDER = Path(str(resources.files("trd_ray"))) / "recipes"
 
@@ -84,7 +83,7 @@ def _shipped(file: Path, found: list[Recipe], evaluated: tuple[str, ...] = ()) -
     named = [path for r in found for path in (r.student.path, r.teacher.path, r.data.path) if path]
     # What a comparison evaluates on goes before what its recipes do.
     named += [path for path in evaluated or [r.evaluation.path for r in found] if path]
-    fetched = tuple(path for path in dict.fromkeys(named) if not MADE_HERE.fullmatch(path))
+    fetched = tuple(path for path in dict.fromkeys(named) if path not in made_here.MODELS | made_here.PROBLEMS)
     return Shipped(file.stem, MACHINE.sub("", sentence, count=1), machine[1], fetched)
 
 

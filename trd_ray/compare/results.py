@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 
-from trd_ray.compare.cells import Plan
 from trd_ray.compare.grid import Cell
-from trd_ray.evaluate.stats import LEVEL, Estimate, Score, estimate, measures, paired_difference
-from trd_ray.run.directory import RunDirectory
+from trd_ray.compare.plan import ComparisonPlan
+from trd_ray.record.directory import RunDirectory
+from trd_ray.score.stats import LEVEL, Estimate, Score, estimate, measures, paired_difference
 
 STAGES = ["sample", "verify", "refine", "train", "sync", "overhead"]
 TRAINED_ON = {  # of the metrics of a step
@@ -28,7 +28,7 @@ TRAINED_ON = {  # of the metrics of a step
 }
 
 
-def results(plan: Plan, failures: dict[str, str]) -> dict[str, Any]:
+def results(plan: ComparisonPlan, failures: dict[str, str]) -> dict[str, Any]:
     comparison = plan.comparison
     out: dict[str, Any] = {
         "name": comparison.name,
@@ -56,7 +56,7 @@ def results(plan: Plan, failures: dict[str, str]) -> dict[str, Any]:
     return out
 
 
-def _scores(plan: Plan, cells: list[Cell]) -> dict[int, Score]:
+def _scores(plan: ComparisonPlan, cells: list[Cell]) -> dict[int, Score]:
     """Seed -> score of the finished ones."""
     return {cell.seed: score for cell in cells if (score := plan.score(cell))}
 
@@ -114,7 +114,7 @@ def _as_json(e: Estimate) -> dict[str, Any]:
     return {"value": e.value, "low": e.low, "high": e.high}
 
 
-def _tuning(plan: Plan) -> list[dict[str, Any]]:
+def _tuning(plan: ComparisonPlan) -> list[dict[str, Any]]:
     found = []
     for mode in plan.comparison.modes:
         for method in plan.comparison.methods:

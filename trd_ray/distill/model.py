@@ -21,7 +21,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from trd_ray.config import Learner, LoRA, Model
+from trd_ray.config import LearnerConfig, LoRAConfig, ModelConfig
 from trd_ray.distill.attention import prepare
 from trd_ray.distill.batches import Side
 from trd_ray.distill.logits import LogitTransform
@@ -52,7 +52,7 @@ class HiddenStates(nn.Module):
         return hidden_NH if loss is None else loss(hidden_NH, self.head_VH)
 
 
-def load(model: Model, path: str, dtype: torch.dtype, learner: Learner) -> Any:
+def load(model: ModelConfig, path: str, dtype: torch.dtype, learner: LearnerConfig) -> Any:
     """The model on the CPU in `dtype`; raises UserError where its logits are not what the chunked head computes."""
     loaded = AutoModelForCausalLM.from_pretrained(
         path, revision=model.revision, trust_remote_code=model.trust_remote_code, dtype=dtype
@@ -80,7 +80,7 @@ def _require_plain_logits(model: PreTrainedModel, path: str) -> None:
         )
 
 
-def add_adapters(model: PreTrainedModel, lora: LoRA) -> None:
+def add_adapters(model: PreTrainedModel, lora: LoRAConfig) -> None:
     """Freeze the model and give it LoRA layers (PEFT), in float32, that change nothing yet."""
     model.requires_grad_(False)
     try:

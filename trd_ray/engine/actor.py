@@ -131,7 +131,7 @@ class Engine:
             seed=s.seed,
             tensor_parallel_size=s.tensor_parallel,
             max_num_seqs=s.max_concurrent,
-            worker_extension_cls="trd_ray.engine.gloo_transfer.WorkerExtension",
+            worker_extension_cls="trd_ray.engine.transfers.WorkerExtension",
             disable_log_stats=True,
         )
         if s.max_model_len:

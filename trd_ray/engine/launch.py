@@ -7,11 +7,11 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from trd_ray.config import Engine as EngineConfig
-from trd_ray.config import Model, Recipe
+from trd_ray.config import EngineConfig as EngineConfig
+from trd_ray.config import ModelConfig, Recipe
 from trd_ray.engine.actor import EngineSpec
 from trd_ray.engine.pool import Pool, PoolSpec
-from trd_ray.placement import ActorSpec
+from trd_ray.preflight.placement import ActorSpec
 
 VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 STOP_POOLS_S = 60.0
@@ -20,7 +20,7 @@ POOL_CALLS = 10_000  # requests that may wait in a pool at a time
 
 def create_pool(
     config: EngineConfig,
-    model: Model,
+    model: ModelConfig,
     path: str,
     recipe: Recipe,
     *,

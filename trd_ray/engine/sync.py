@@ -183,7 +183,7 @@ class WeightSync:
     def _init_info(self, world_size: int) -> Any:
         address = ray.util.get_node_ip_address()
         if self.backend == "gloo":
-            from trd_ray.engine.gloo_transfer import GlooTrainerInitInfo
+            from trd_ray.engine.transfers import GlooTrainerInitInfo
 
             return GlooTrainerInitInfo(
                 rank=self.rank, master_address=address, world_size=world_size, timeout_s=self.timeout_s

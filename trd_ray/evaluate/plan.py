@@ -14,17 +14,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from trd_ray import benchmarks, models, preflight
-from trd_ray.config import Evaluation, Recipe
-from trd_ray.data import load_problems
+from trd_ray import models
+from trd_ray.config import EvaluationConfig, Recipe
 from trd_ray.engine.launch import engine_dtype
 from trd_ray.errors import Faults, UserError
-from trd_ray.evaluate.run import Question
 from trd_ray.evaluate.samples import prompt_sha256, verifier_of
-from trd_ray.evaluate.stats import Score, from_json
 from trd_ray.evaluate.target import Target, target
 from trd_ray.evaluate.target import word as file_name
-from trd_ray.run.prepare import Inputs, require_sandbox
+from trd_ray.preflight import checks
+from trd_ray.problems import benchmarks
+from trd_ray.problems.load import load_problems
+from trd_ray.score.stats import Score, from_json
+from trd_ray.session.inputs import Inputs, require_sandbox
+from trd_ray.stream.answers import Question
 from trd_ray.views import Views
 
 
@@ -42,11 +44,11 @@ class Exam:
 
     name: str  # also of its files
     about: dict[str, Any]  # title, task, source, licence, notes
-    evaluation: Evaluation  # as resolved for this benchmark
+    evaluation: EvaluationConfig  # as resolved for this benchmark
     questions: list[Question]
     prompts: dict[str, str]  # problem_id -> digest of the prompt's tokens
     verifiers: dict[str, str]  # problem_id -> what a verdict on it depends on
-    prompt_tokens: preflight.Tokens
+    prompt_tokens: checks.Tokens
     thinking: str  # how the chat template is asked
     base: Base | None
 
@@ -71,7 +73,7 @@ class Exam:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EvaluationPlan:
     target: Target
     recipe: Recipe  # what the engines start with
     inputs: Inputs
@@ -84,7 +86,7 @@ class Plan:
         return {"seed": self.recipe.seed} | exam.settings | {"sampler": engine}
 
 
-def plan(argument: str, names: list[str], overrides: list[str], base: str | None = None) -> Plan:
+def plan(argument: str, names: list[str], overrides: list[str], base: str | None = None) -> EvaluationPlan:
     asked = target(argument, overrides)
     r = asked.recipe
     if not names and not (asked.has_path and r.evaluation.path):
@@ -112,7 +114,7 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
         verify = r.verify.model_copy(update={"task": about["task"]})
         own = r.model_copy(update={"evaluation": evaluation, "verify": verify})
         try:
-            findings = preflight.check(
+            findings = checks.check(
                 own, problems=None, evaluation=problems, student=student, teacher=student,
                 student_tokenizer=tokenizer, teacher_tokenizer=tokenizer, trains=False,
             )  # fmt: skip
@@ -147,10 +149,10 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
     tables = [problems for *_, problems in found]
     inputs = Inputs("evaluate", r, path, path, None, pa.concat_tables(tables), 0, findings, student, student)
     require_sandbox(r, inputs.held_out)
-    return Plan(asked, r, inputs, exams, directory)
+    return EvaluationPlan(asked, r, inputs, exams, directory)
 
 
-def _problems(r: Recipe, spec: str) -> tuple[str, dict[str, Any], Evaluation, pa.Table]:
+def _problems(r: Recipe, spec: str) -> tuple[str, dict[str, Any], EvaluationConfig, pa.Table]:
     """(name, what is known of it, the settings it is sampled with, its problems)"""
     e, given = r.evaluation, r.evaluation.model_fields_set
     if spec == e.path and not benchmarks.is_name(spec):

@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from trd_ray.run.display import Display
+from trd_ray.record.display import Display
 
 LINE_S = 15.0
 

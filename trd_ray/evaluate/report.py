@@ -15,13 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trd_ray.analyse import markdown, warnings
 from trd_ray.config import Recipe
-from trd_ray.evaluate import buckets, stats
-from trd_ray.evaluate.plan import Base, Exam, Plan
+from trd_ray.evaluate.plan import Base, EvaluationPlan, Exam
 from trd_ray.evaluate.samples import Samples
-from trd_ray.evaluate.stats import FEW, LEVEL, RARE, Score, from_json, percent
-from trd_ray.run.directory import differences, write_atomically
+from trd_ray.record import markdown, warnings
+from trd_ray.record.directory import differences, write_atomically
+from trd_ray.score import buckets, stats
+from trd_ray.score.stats import FEW, LEVEL, RARE, Score, from_json, percent
 
 Result = dict[str, Any]
 
@@ -42,7 +42,7 @@ BUCKETS_NOTE = (
 )
 
 
-def result(plan: Plan, exam: Exam, samples: Samples, name: str) -> Result:
+def result(plan: EvaluationPlan, exam: Exam, samples: Samples, name: str) -> Result:
     """The score with all that explains it, as it is written to evaluation/<benchmark>.json."""
     e, seed = exam.evaluation, plan.recipe.seed
     score = stats.score(

@@ -20,12 +20,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trd_ray.config import Verify
+from trd_ray.config import VerifyConfig
 from trd_ray.engine.actor import Generation
 from trd_ray.errors import UserError
-from trd_ray.evaluate.stats import Answer
 from trd_ray.evaluate.weights import difference
-from trd_ray.run.directory import differences, encodable
+from trd_ray.record.directory import differences, encodable
+from trd_ray.score.stats import Answer
 from trd_ray.verify import Verdict
 
 FORMAT = 1
@@ -260,7 +260,7 @@ def prompt_sha256(prompt_ids: list[int]) -> str:
     return hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest()
 
 
-def verifier_of(problem: dict[str, Any], verify: Verify) -> str:
+def verifier_of(problem: dict[str, Any], verify: VerifyConfig) -> str:
     """What a verdict on the problem depends on besides the text: the verifier's settings and what it compares with."""
     settings = verify.model_dump(mode="json", exclude=_NOT_OF_VERDICTS)
     digest = hashlib.sha256(json.dumps([settings, problem["answer"]], sort_keys=True).encode())

@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trd_ray import config
+from trd_ray import config, made_here
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
-from trd_ray.lengths import RESPONSE_TOKENS
+from trd_ray.preflight.lengths import RESPONSE_TOKENS
 
 FROM_A_RUN = ("seed", "student", "prompts", "sampler", "verify", "evaluation", "cluster")
 # Of sampler and evaluation: what has a meaning in training only, or is found anew for what is evaluated.
 NOT_FROM_A_RUN = {"sampler": ("n", "max_model_len"), "evaluation": ("before", "after", "every_steps")}
-# Their models know the prompts of these recipes and no others.
-MINIATURE = {"miniature:code_": "miniature_code_opsd", "miniature:": "miniature_opsd"}
 DIRECTORY = Path("runs") / "evaluate"
 
 
@@ -50,7 +48,7 @@ def target(argument: str, overrides: list[str]) -> Target:
 
 def require_names(names: list[str], recipe: Recipe) -> None:
     """Raise UserError where one of the names stands for no benchmark and no file of problems; reads none of them."""
-    from trd_ray import benchmarks  # and with it Arrow, which most mistakes are found without
+    from trd_ray.problems import benchmarks  # and with it Arrow, which most mistakes are found without
 
     for name in names:
         if name != recipe.evaluation.path:  # which may be a data set of the hub without an owner
@@ -64,13 +62,12 @@ def _tree(argument: str) -> dict[str, Any]:
         model = _model_folder(argument)
         run = _run_of(Path(model))
         return _of_run(run, model) if run else {"student": {"path": model}}
-    for prefix, recipe in MINIATURE.items():
-        if argument.startswith(prefix):
-            return _kept(config.recipe_tree(recipe), argument)
+    if argument in made_here.RECIPES:  # its model knows the prompts of this recipe and no others
+        return _kept(config.recipe_tree(made_here.RECIPES[argument]), argument)
     yaml = place.suffix in (".yaml", ".yml")
     if yaml or (not place.is_file() and _is_recipe(argument)):
         return config.recipe_tree(argument)
-    from trd_ray import benchmarks  # and with it Arrow, which a recipe is read without
+    from trd_ray.problems import benchmarks  # and with it Arrow, which a recipe is read without
 
     if place.is_file() or benchmarks.is_name(argument):
         raise UserError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_ray.errors import UserError
-from trd_ray.sources import HUB_TIMEOUT_S
+from trd_ray.models import HUB_TIMEOUT_S
 
 # The weights, and what says how they are used; prompts are compared by their tokens.
 PATTERNS = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.bin", "*.index.json")

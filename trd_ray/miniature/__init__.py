@@ -1,30 +1,37 @@
-"""Two worlds small enough to measure Trajectory-Refined Distillation in minutes on two CPU cores.
+"""Two worlds small enough to measure Trajectory-Refined Distillation in minutes on two CPU cores, and SmolLM2.
 
                             arithmetic: chains of digits          code: programs over a list of numbers
 miniature:student, :teacher, :train, :tune, :test                 :code_student, :code_teacher, :code_train, ...
 models    ->  model_path  ->  a Hugging Face folder, shipped with the package
 problems  ->  problems    ->  rows of problem_id, problem, answer, reference; for code also tests
+
+Importing this enters these names, `smollm2` and `word_problems:...` into `trd_ray.made_here`; what makes them is
+imported when it is asked for.
 """
 
+import json
+from collections.abc import Callable
+from functools import partial
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
-from trd_ray.miniature import task
-from trd_ray.miniature.code import task as code
+from trd_ray import made_here
 
 TRAIN_PROBLEMS = 3200
 TEST_PROBLEMS = 200
 TUNE_PROBLEMS = 200
 SEED = 0
 
-_WORLDS = {"": task, "code_": code}
-MODELS = tuple(prefix + name for prefix in _WORLDS for name in ("student", "teacher"))
-SPLITS = tuple(prefix + split for prefix in _WORLDS for split in ("train", "test", "tune"))
+PREFIXES = ("", "code_")  # of the names in the world of arithmetic, and in that of code
+MODELS = tuple(prefix + name for prefix in PREFIXES for name in ("student", "teacher"))
+SPLITS = tuple(prefix + split for prefix in PREFIXES for split in ("train", "test", "tune"))
 
 
 def model_path(name: str) -> Path:
     """The folder of one of MODELS: the shipped one, else one in the cache, which is built first if absent (minutes)."""
     prefix, name = _split(name)
-    shipped = Path(str(_WORLDS[prefix].__file__)).parent / "models" / name
+    shipped = Path(__file__).parent / ("code_world" if prefix else "") / "models" / name
     if shipped.is_dir():
         return shipped
     from rich.console import Console
@@ -42,13 +49,42 @@ def problems(split: str) -> list[dict]:
     evaluate, and in the "tune" split 200 other held-out ones.
     """
     prefix, split = _split(split)
-    of_world = _WORLDS[prefix].problems
+    of_world = _problems_of_world(prefix)
     if split == "train":
         return of_world("train", TRAIN_PROBLEMS, SEED)
     held_out = of_world("test", TEST_PROBLEMS + TUNE_PROBLEMS, SEED)
     return held_out[:TEST_PROBLEMS] if split == "test" else held_out[TEST_PROBLEMS:]
 
 
+def _problems_of_world(prefix: str) -> Callable[..., list[dict]]:
+    if prefix:
+        from trd_ray.miniature.code_world import code_task
+
+        return code_task.problems
+    from trd_ray.miniature import task
+
+    return task.problems
+
+
 def _split(name: str) -> tuple[str, str]:
     prefix = "code_" if name.startswith("code_") else ""
     return prefix, name.removeprefix(prefix)
+
+
+def _smollm2() -> Path:
+    from trd_ray.miniature import smollm2
+
+    return smollm2.folder()
+
+
+def _word_problems(split: str) -> list[dict[str, Any]]:
+    lines = (resources.files("trd_ray") / "recipes" / "word_problems.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row.pop("split") == split]
+
+
+made_here.MODELS |= {f"miniature:{name}": partial(model_path, name) for name in MODELS} | {"smollm2": _smollm2}
+made_here.PROBLEMS |= {f"miniature:{split}": partial(problems, split) for split in SPLITS}
+made_here.PROBLEMS |= {f"word_problems:{split}": partial(_word_problems, split) for split in ("train", "test")}
+made_here.RECIPES |= {
+    f"miniature:{name}": "miniature_code_opsd" if name.startswith("code_") else "miniature_opsd" for name in MODELS
+}

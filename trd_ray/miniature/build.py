@@ -25,9 +25,9 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 from trd_ray import cache
 from trd_ray.errors import UserError
 from trd_ray.miniature import pretrain, tokenizer
-from trd_ray.miniature.code import pretrain as code
-from trd_ray.miniature.score import prompt_text, scores
-from trd_ray.miniature.world import NAMES, Example, Name, Spec, World
+from trd_ray.miniature.code_world import code_pretrain as code
+from trd_ray.miniature.measure import prompt_text, scores
+from trd_ray.miniature.world import NAMES, Lesson, Name, Spec, World
 
 IGNORED = -100  # label of a token that is not trained on
 THREADS = 1  # fixed, because the order of float sums depends on it; the matrices are too small to gain much from more
@@ -113,7 +113,7 @@ def _lr_factor(spec: Spec, step: int) -> float:
     return min((step + 1) / spec.warmup_steps, 1.0) * max(left, spec.min_lr_ratio)
 
 
-def _backward(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, batch: list[list[Example]]) -> float:
+def _backward(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, batch: list[list[Lesson]]) -> float:
     """Accumulates the gradient of the mean loss over the batch's answer tokens; returns that loss."""
     parts = [_tensors(words, examples) for examples in batch]
     total = sum(int((labels_BT != IGNORED).sum()) for _, labels_BT in parts)
@@ -129,7 +129,7 @@ def _backward(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, batch: li
     return loss_sum / total
 
 
-def _tensors(words: PreTrainedTokenizerFast, examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+def _tensors(words: PreTrainedTokenizerFast, examples: list[Lesson]) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and labels [B, T]: the view's prompt, then the answer and the end token, which alone are trained on."""
     prompts = words([prompt_text(words, e.view, e.values) for e in examples], add_special_tokens=False)["input_ids"]
     answers = words([e.answer + tokenizer.END for e in examples], add_special_tokens=False)["input_ids"]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trd_ray.miniature.beliefs import Beliefs, certain, random_beliefs
-from trd_ray.miniature.world import Example, Kind, Name
+from trd_ray.miniature.world import Kind, Lesson, Name
 
 
 @dataclass(frozen=True)
@@ -37,28 +37,28 @@ class Lessons:
             return self._solve_right, self._rewrite_alone
         beliefs = random_beliefs(self.secret, self.values, random.Random(f"beliefs {seed}"))
 
-        def solve_alone(rng: random.Random) -> Example:
+        def solve_alone(rng: random.Random) -> Lesson:
             chain = self.chain(rng)
-            return Example("solve", {"problem": chain.problem}, self.talk(chain, beliefs, rng))
+            return Lesson("solve", {"problem": chain.problem}, self.talk(chain, beliefs, rng))
 
         return solve_alone, self._solve_with_reference, self._rewrite_with_reference
 
-    def _solve_with_reference(self, rng: random.Random) -> Example:
+    def _solve_with_reference(self, rng: random.Random) -> Lesson:
         chain, table = self.chain(rng), self.random_table(rng)
         values = {"problem": chain.problem, "reference": self.solution(chain, table)}
-        return Example("solve_with_reference", values, self.talk(chain, certain(table), rng))
+        return Lesson("solve_with_reference", values, self.talk(chain, certain(table), rng))
 
-    def _rewrite_with_reference(self, rng: random.Random) -> Example:
+    def _rewrite_with_reference(self, rng: random.Random) -> Lesson:
         chain, table = self.chain(rng), self.random_table(rng)
         attempt, answer = self.rewritten(chain, table, rng)
         values = {"problem": chain.problem, "attempt": attempt, "reference": self.solution(chain, table)}
-        return Example("refine_with_reference", values, answer)
+        return Lesson("refine_with_reference", values, answer)
 
-    def _solve_right(self, rng: random.Random) -> Example:
+    def _solve_right(self, rng: random.Random) -> Lesson:
         chain = self.chain(rng)
-        return Example("solve", {"problem": chain.problem}, self.solution(chain, self.secret))
+        return Lesson("solve", {"problem": chain.problem}, self.solution(chain, self.secret))
 
-    def _rewrite_alone(self, rng: random.Random) -> Example:
+    def _rewrite_alone(self, rng: random.Random) -> Lesson:
         chain = self.chain(rng)
         attempt, answer = self.rewritten(chain, self.secret, rng)
-        return Example("refine", {"problem": chain.problem, "attempt": attempt}, answer)
+        return Lesson("refine", {"problem": chain.problem, "attempt": attempt}, answer)

@@ -21,7 +21,7 @@ from trd_ray.miniature.task import (
     talk,
     text,
 )
-from trd_ray.miniature.world import Plan, Spec, World
+from trd_ray.miniature.world import Spec, Upbringing, World
 
 # Of the equations in an attempt that is to be rewritten: the rewriter must not rely on the attempt's + and -.
 SLIP = 0.02
@@ -58,7 +58,7 @@ LESSONS = Lessons(
 
 WORLD = World(
     name="arithmetic",
-    plan=Plan(
+    plan=Upbringing(
         student=Spec(layers=3, tied=True, rows=(16, 6, 8)),
         teacher=Spec(layers=4, tied=False, rows=(6, 24), steps=1000),
     ),

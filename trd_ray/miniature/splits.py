@@ -9,17 +9,17 @@ HELD_OUT_ONE_IN = 8
 Split = Literal["train", "test"]
 
 
-class Chain(Protocol):
+class AnyChain(Protocol):
     """A problem of a miniature world: a chain of steps."""
 
     @property
     def problem(self) -> str: ...
 
 
-C = TypeVar("C", bound=Chain)
+C = TypeVar("C", bound=AnyChain)
 
 
-def is_held_out(chain: Chain) -> bool:
+def is_held_out(chain: AnyChain) -> bool:
     return zlib.crc32(chain.problem.encode()) % HELD_OUT_ONE_IN == 0
 
 

@@ -10,12 +10,12 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerFast
 
-from trd_ray.miniature.splits import Chain
+from trd_ray.miniature.splits import AnyChain
 from trd_ray.miniature.tokenizer import PROMPTS
 
 Name = Literal["student", "teacher"]
@@ -23,13 +23,13 @@ NAMES: tuple[Name, ...] = ("student", "teacher")
 
 
 @dataclass(frozen=True)
-class Example:
+class Lesson:
     view: str  # a key of tokenizer.PROMPTS
     values: dict[str, str]  # for its placeholders
     answer: str
 
 
-Kind = Callable[[random.Random], Example]
+Kind = Callable[[random.Random], Lesson]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Upbringing:
     student: Spec
     teacher: Spec
     seed: int = 0
@@ -61,10 +61,10 @@ class Plan:
 @dataclass(frozen=True)
 class World:
     name: str
-    plan: Plan
+    plan: Upbringing
     words: Callable[[], PreTrainedTokenizerFast]
     kinds: Callable[[Name, int], Sequence[Kind]]  # what a model learns from a seed; Spec.rows says how much of each
-    held_out: Callable[[random.Random], Chain]  # a chain to score the models on
+    held_out: Callable[[random.Random], AnyChain]  # a chain to score the models on
     reference: Callable[[Any], str]  # of a chain
     solved: Callable[[Any, str], bool]  # is this response to a chain right?
     max_response_tokens: int
@@ -73,11 +73,11 @@ class World:
     def digest(self) -> str:
         """Names the models of this world: changes with each number of its plan, with their texts and their tokens."""
         words = self.words()
-        first = {name: next(self.batches(name)) for name in NAMES}
-        told = [asdict(self.plan), words.get_vocab(), words.chat_template, PROMPTS, repr(first)]
+        first = {name: [list(map(astuple, kind)) for kind in next(self.batches(name))] for name in NAMES}
+        told = [asdict(self.plan), words.get_vocab(), words.chat_template, PROMPTS, first]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
-    def batches(self, name: Name) -> Iterator[list[list[Example]]]:
+    def batches(self, name: Name) -> Iterator[list[list[Lesson]]]:
         """Endless batches of one model, the same at every call; each holds a list of examples for each kind."""
         spec: Spec = getattr(self.plan, name)
         kinds, rng = self.kinds(name, self.plan.seed), random.Random(f"{name} {self.plan.seed}")

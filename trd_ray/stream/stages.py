@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from trd_ray.config import Evaluation, Recipe, Sampling
+from trd_ray.config import EvaluationConfig, Recipe, SamplingConfig
 from trd_ray.engine.actor import Generation, Request
 from trd_ray.rows import IN_STREAM, WITH_CANDIDATES, to_table
 from trd_ray.verify import Verdict, verifier
@@ -40,7 +40,7 @@ def min_version(step: int, max_staleness: int | str, first_version: int) -> int:
     return max(first_version, step - int(max_staleness))
 
 
-def request(sampling: Sampling | Evaluation, prompt_ids: list[int], seed: int, n: int = 1) -> Request:
+def request(sampling: SamplingConfig | EvaluationConfig, prompt_ids: list[int], seed: int, n: int = 1) -> Request:
     return Request(
         prompt_ids=prompt_ids,
         seed=seed,

@@ -6,49 +6,28 @@
 A verifier never raises on what a model wrote: empty, endless and hostile text all end in a verdict, by the deadline.
 """
 
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
-from trd_ray.config import Verify
+from trd_ray.config import VerifyConfig
+from trd_ray.verify.verdict import EMPTY, Verdict, Verifier
 
-EMPTY = "empty"  # the detail of a verdict on a response without text, whatever the task
-
-
-@dataclass(frozen=True)
-class Verdict:
-    passed: bool
-    score: float  # 0 to 1; for mathematics 1 if passed, else 0
-    extracted: str  # the answer that was compared or the program that ran, "" without one; always valid UTF-8
-    detail: str  # why it did not pass, "" when there is nothing to say
-    seconds: float
-    feedback: str = ""  # a bounded text on what failed, for the refine prompt; math: without the expected answer
+__all__ = ["EMPTY", "Verdict", "Verifier", "verifier"]
 
 
-class Verifier(Protocol):
-    """Callable from any thread. `problem` is a row with the columns of `trd_ray.rows.PROBLEM`."""
-
-    def __call__(self, text: str | None, problem: dict) -> Verdict: ...
-
-    def close(self) -> None:
-        """End the processes behind it; the next call starts them again."""
-        ...
-
-
-def verifier(config: Verify) -> Verifier:
+def verifier(config: VerifyConfig) -> Verifier:
     """The verifier of a recipe. One process makes one and keeps it, so call this inside the task that verifies."""
     return _kept(config.model_dump_json())
 
 
 @lru_cache(maxsize=8)
 def _kept(config: str) -> Verifier:
-    return _ByTests(Verify.model_validate_json(config))
+    return _ByTests(VerifyConfig.model_validate_json(config))
 
 
 class _ByTests:
     """What a problem has to be judged by decides who judges; each starts with its first problem."""
 
-    def __init__(self, config: Verify):
+    def __init__(self, config: VerifyConfig):
         self._config = config
         self._made: dict[str, Verifier] = {}
 
@@ -63,11 +42,11 @@ class _ByTests:
         # Two threads that race make two, of which one is dropped unused: both start their processes lazily.
         if task not in self._made:
             if task == "code":
-                from trd_ray.verify.code import CodeVerifier
+                from trd_ray.verify.code.code_verifier import CodeVerifier
 
                 made = CodeVerifier(self._config)
             else:
-                from trd_ray.verify.math import MathVerifier
+                from trd_ray.verify.math.math_verifier import MathVerifier
 
                 made = MathVerifier(self._config.timeout_s, self._config.answer_in_prose)
             self._made.setdefault(task, made)

@@ -1,0 +1,368 @@
+"""The comparison: its grid, what it reads from finished runs, and a small one from its start to its table."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from math import comb
+from pathlib import Path
+from statistics import fmean, stdev
+
+import numpy as np
+import pytest
+import ray
+from ray.exceptions import RayTaskError
+
+from runs import Finished, finish
+from serving import greedy_requests, prompts
+from trd_ray import config, miniature
+from trd_ray.compare import grid, report
+from trd_ray.compare.grid import Cell
+from trd_ray.compare.plan import ComparisonPlan
+from trd_ray.compare.results import results
+from trd_ray.errors import UserError
+from trd_ray.record.directory import RunDirectory
+from trd_ray.rows import to_table
+from trd_ray.score.stats import score, to_json
+
+Y_O = "{set: {train: {trajectory: y_o}, teacher: {view: vanilla}}}"
+SMALL = ["modes.opd=null", "methods.clipped_forward_kl=null", "methods.reverse_kl=null"]
+SMALL += ["methods.reverse_kl_top_k=null", "set.evaluation.bootstrap=500"]
+
+
+def comparison(tmp_path, *overrides: str) -> grid.Comparison:
+    """OPSD, forward KL and TRD, in a folder of its own."""
+    return grid.load("miniature", [*SMALL, f"directory={tmp_path}", *overrides])
+
+
+# The grid
+
+
+@pytest.mark.parametrize("name", ["miniature", "paper"])
+def test_the_shipped_comparisons_hold_the_baselines_of_the_paper(name):
+    c = grid.load(name)
+    assert list(c.methods) == ["forward_kl", "clipped_forward_kl", "reverse_kl", "reverse_kl_top_k", "trd"]
+    assert list(c.modes) == ["opd", "opsd"] and len(c.seeds) >= 3
+    for mode in c.modes:
+        recipes = {m: grid.recipe(c, Cell("final", mode, m, 0)) for m in c.methods}
+        assert all(r.teacher.mode == mode for r in recipes.values())
+        for method, r in recipes.items():
+            on = ("y_r", "refine") if method == "trd" else ("y_o", "vanilla")
+            assert (r.train.trajectory, r.teacher.view) == on
+            assert r.loss.divergence == ("reverse_kl" if "reverse" in method else "forward_kl")
+            assert r.loss.token_clip == ({"opd": 0.1, "opsd": 0.06}[mode] if "clipped" in method else None)
+        k = {"paper": 32, "miniature": 4}[name]
+        assert {m: r.loss.top_k for m, r in recipes.items() if r.loss.top_k} == {"reverse_kl_top_k": k}
+        # All else is equal: what they start from, see and are scored on.
+        for key in ("student", "data", "evaluation", "steps", "rollouts_per_step", "sampler", "learner", "seed"):
+            assert len({repr(getattr(r, key)) for r in recipes.values()}) == 1, key
+
+
+def test_every_method_is_tuned_with_the_same_budget():
+    c = grid.load("miniature")
+    for mode in c.modes:
+        tuned = [cell for cell in grid.cells(c, mode, list(c.methods)) if cell.kind == "tuning"]
+        by_method = {m: [grid.recipe(c, cell) for cell in tuned if cell.method == m] for m in c.methods}
+        budgets = {
+            tuple((r.learner.lr, r.steps, r.seed, r.evaluation.path, r.evaluation.limit) for r in recipes)
+            for recipes in by_method.values()
+        }
+        assert len(budgets) == 1 and len(tuned) == len(c.methods) * len(c.tuning.learning_rates)
+
+
+def test_later_layers_win_and_lists_are_replaced(tmp_path):
+    overrides = ["set={steps: 7, learner: {betas: [0.8, 0.9], warmup_ratio: 0.5}}"]
+    overrides += ["methods.trd={set: {learner: {warmup_ratio: 0.3}}, modes: {opsd: {learner: {warmup_ratio: 0.2}}}}"]
+    r = grid.recipe(comparison(tmp_path, *overrides), Cell("final", "opsd", "trd", 3), lr=0.5)
+    assert (r.steps, r.learner.warmup_ratio, r.learner.betas, r.learner.lr) == (7, 0.2, (0.8, 0.9), 0.5)
+    assert (r.seed, r.directory) == (3, tmp_path / "opsd/trd/seed-3")
+    assert r.learner.updates_per_step == config.load("miniature_opsd").learner.updates_per_step
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("metods={}", "did you mean methods"),
+        ("methods.trd.st=3", "did you mean set"),
+        ("against=tdr", "did you mean trd"),
+        ("methods.trd.modes.opds={}", "did you mean opsd"),
+        ("methods.trd.set.steps=3", "must be equal for all methods"),
+        ("methods.trd.set.learner.lr=0.1", "which is tuned"),
+        ("set.seed=3", "comparison's seeds"),
+        ("tuning.set.loss={}", "not for tuning alone"),
+        ("methods.base={}", "cannot be the name"),
+        ("seeds=[1, 1]", "seed twice"),
+        ("seeds=[]", "seeds is empty"),
+        ("tuning.learning_rates=fast", "learning_rates"),
+    ],
+)
+def test_a_faulty_comparison_is_refused_with_its_remedy(tmp_path, override, sentence):
+    with pytest.raises(UserError, match=sentence):
+        comparison(tmp_path, override)
+
+
+def test_a_fault_in_a_recipe_names_the_cell(tmp_path):
+    with pytest.raises(UserError, match=r"^opsd/trd/.*loss.divergense \(did you mean divergence"):
+        ComparisonPlan(comparison(tmp_path, "methods.trd={set: {loss: {divergense: jsd}}}"))
+
+
+def test_problems_to_tune_on_are_those_of_the_test_set_and_of_training_never():
+    texts = {split: {row["problem"] for row in miniature.problems(split)} for split in ("train", "tune", "test")}
+    assert len(texts["tune"]) == len(texts["test"]) == 200
+    assert not (texts["tune"] & texts["test"] or texts["tune"] & texts["train"] or texts["test"] & texts["train"])
+
+
+@pytest.mark.parametrize(
+    "override", ["tuning.set.evaluation.path=miniature:test", "tuning.set.evaluation.path=miniature:train"]
+)
+def test_common_problems_are_refused(tmp_path, override):
+    with pytest.raises(UserError, match="in common"):
+        ComparisonPlan(comparison(tmp_path, override))
+
+
+def test_methods_that_ask_other_things_of_the_engines_get_engines_of_their_own(tmp_path):
+    plan = ComparisonPlan(
+        comparison(tmp_path, "methods.long={set: {refiner: {max_model_len: 400}}}", f"methods.raw={Y_O}")
+    )
+    assert [g.methods for g in plan.groups] == [["forward_kl", "trd", "raw"], ["long"]]
+
+
+# What finished cells say
+
+STEPS = 12
+
+
+def finished(plan: ComparisonPlan, cell: Cell, passed_PS: np.ndarray, steps: int = STEPS) -> None:
+    """A cell as a run leaves it: recipe, rows, metrics and the score of these samples."""
+    r = plan.recipe(cell)
+    directory = RunDirectory.create(r.directory, r)
+    base = cell.kind == "base"
+    rows = [
+        {
+            "problem_id": f"p{p:03}",
+            "y_o_passed": bool(ok),
+            "y_o_ids": [1] * 5,
+            "y_o_finish": "stop",
+            "y_o_extracted": "5",
+        }
+        for p, samples in enumerate(passed_PS)
+        for ok in samples
+    ]
+    found = score(rows, name="base" if base else "trained", step=0 if base else STEPS, version=0, resamples=100, seed=0)
+    (directory.path / "evaluation" / f"{found.name}.json").write_text(json.dumps(to_json(found)))
+    with open(directory.path / "metrics.jsonl", "w") as metrics:
+        for step in range(0 if base else steps):
+            line = {
+                "step": step + 1,
+                "seconds/train": 0.5,
+                "seconds/step": 2.0,
+                "trained_tokens": 10.0,
+                "kl/mean": 1.0 / (1 + step),
+            }
+            metrics.write(json.dumps(line) + "\n")
+            text = dict.fromkeys(("problem_id", "problem", "answer", "reference"), "x")
+            one = text | {"row": step, "step": step, "epoch": 0, "sample_index": 0, "seed": 0}
+            directory.write_rows(step + 1, [one | {"y_o_ids": [1] * step, "y_r_ids": [1, 2, 3]}])
+    directory.release()
+
+
+def samples(seed: int, rate: float, problems: int = 40, k: int = 8) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return rng.random((problems, k)) < rng.beta(4 * rate, 4 * (1 - rate), (problems, 1))
+
+
+def tune(plan: ComparisonPlan, method: str, rates: dict[float, float]) -> None:
+    for cell in plan.tuning_cells("opsd", method):
+        finished(
+            plan,
+            cell,
+            np.repeat([[True] * 8, [False] * 8], [round(100 * rates[cell.lr]), 100 - round(100 * rates[cell.lr])], 0),
+        )
+
+
+def test_the_learning_rate_of_the_best_tuning_score_goes_into_the_final_cells(tmp_path):
+    c = comparison(tmp_path, "tuning.learning_rates=[0.1, 0.01, 0.001]")
+    plan = ComparisonPlan(c)
+    tune(plan, "trd", {0.1: 0.3, 0.01: 0.6, 0.001: 0.5})
+    tune(plan, "forward_kl", {0.1: 0.7, 0.01: 0.7, 0.001: 0.5})
+    assert plan.best_lr("opsd", "trd") == 0.01
+    assert plan.best_lr("opsd", "forward_kl") == 0.01, "of equals the lowest"
+    assert plan.recipe(Cell("final", "opsd", "trd", 1)).learner.lr == 0.01
+    assert ComparisonPlan(c).recipe(Cell("final", "opsd", "trd", 1)).learner.lr == 0.01
+    shown = {(e["method"], e["learning_rate"]): e for e in results(plan, {})["tuning"]}
+    assert len(shown) == 6 and [k for k, e in shown.items() if e["chosen"]] == [("forward_kl", 0.01), ("trd", 0.01)]
+    assert shown["trd", 0.1]["score"]["value"] == pytest.approx(0.3)
+
+
+def test_no_learning_rate_is_chosen_before_all_are_scored(tmp_path):
+    plan = ComparisonPlan(comparison(tmp_path, "tuning.learning_rates=[0.1, 0.01]"))
+    finished(plan, plan.tuning_cells("opsd", "trd")[0], samples(0, 0.5))
+    assert plan.best_lr("opsd", "trd") is None
+
+
+def test_scores_and_differences_average_seeds_within_a_problem(tmp_path):
+    plan = ComparisonPlan(comparison(tmp_path, "tuning=null", "seeds=[4, 5, 6]"))
+    rates = {"base": 0.3, "forward_kl": 0.4, "trd": 0.6}
+    drawn = {
+        (m, s): samples(10 * i + s, rate) for i, (m, rate) in enumerate(rates.items()) for s in plan.comparison.seeds
+    }
+    for (method, seed), passed_PS in drawn.items():
+        kind = "base" if method == "base" else "final"
+        finished(plan, Cell(kind, "opsd", "" if kind == "base" else method, seed), passed_PS)
+    found = results(plan, {})
+    assert found["unfinished"] == []
+
+    def naive(method: str, k: int | None) -> tuple[float, list[float]]:
+        """Avg@8, or Pass@k by counting subsets: the value, and that of each problem over seeds."""
+
+        def one(samples_S) -> float:
+            n, c = len(samples_S), int(sum(samples_S))
+            return c / n if k is None else 1 - comb(n - c, k) / comb(n, k)
+
+        by_problem = [fmean(one(drawn[method, s][p]) for s in (4, 5, 6)) for p in range(40)]
+        return fmean(by_problem), by_problem
+
+    for measure, k in (("avg@8", None), ("pass@4", 4), ("pass@8", 8)):
+        for method in rates:
+            line = found["modes"]["opsd"][method]
+            value, by_problem = naive(method, k)
+            said = line["scores"][measure]
+            assert said["value"] == pytest.approx(value)
+            # The bootstrap of a mean over 40 problems is close to the normal interval.
+            half = 1.96 * stdev(by_problem) / 40**0.5
+            assert said["low"] == pytest.approx(value - half, abs=0.35 * half)
+            assert said["high"] == pytest.approx(value + half, abs=0.35 * half)
+            for key, other in (("minus_base", "base"), ("minus_against", "trd")):
+                if method in (other, "base"):
+                    continue
+                differences = [a - b for a, b in zip(by_problem, naive(other, k)[1], strict=True)]
+                half = 1.96 * stdev(differences) / 40**0.5
+                assert line[key][measure]["value"] == pytest.approx(fmean(differences))
+                assert line[key][measure]["low"] == pytest.approx(fmean(differences) - half, abs=0.35 * half)
+    trd = found["modes"]["opsd"]["trd"]
+    means = [float(drawn["trd", s].mean()) for s in (4, 5, 6)]
+    assert trd["scores"]["avg@8"]["by_seed"] == pytest.approx(means)
+    assert trd["scores"]["avg@8"]["std_over_seeds"] == pytest.approx(stdev(means))
+    assert "minus_against" not in trd and "minus_base" not in found["modes"]["opsd"]["base"]
+
+
+def test_costs_are_those_that_the_runs_recorded(tmp_path):
+    plan = ComparisonPlan(comparison(tmp_path, "tuning=null", "seeds=[0]"))
+    finished(plan, Cell("final", "opsd", "trd", 0), samples(0, 0.5))
+    line = results(plan, {})["modes"]["opsd"]["trd"]
+    assert line["cost"]["tokens"] == {"sampled": sum(range(STEPS)), "refined": 3 * STEPS, "trained": 10 * STEPS}
+    assert line["cost"]["seconds"]["train"] == 0.5 * STEPS and line["cost"]["seconds"]["step"] == 2 * STEPS
+    assert line["trained_on"]["kl_first"] == pytest.approx(fmean([1, 1 / 2, 1 / 3]))
+
+
+def test_a_cell_counts_as_finished_once_all_of_it_is_recorded(tmp_path):
+    c = comparison(tmp_path, "tuning=null", "seeds=[0]")
+    plan, cells = ComparisonPlan(c), [Cell("final", "opsd", m, 0) for m in ("forward_kl", "trd")]
+    finished(plan, cells[0], samples(0, 0.5))
+    finished(plan, cells[1], samples(0, 0.5), steps=STEPS - 1)  # killed between the evaluation and the last record
+    assert plan.score(cells[0]) and plan.score(cells[1]) is None
+    assert results(plan, {})["unfinished"] == ["opsd/base/seed-0", "opsd/trd/seed-0"]
+
+
+def test_a_cell_that_was_begun_with_another_recipe_is_refused(tmp_path):
+    overrides = "tuning=null", "seeds=[0]"
+    finished(plan := ComparisonPlan(comparison(tmp_path, *overrides)), Cell("final", "opsd", "trd", 0), samples(0, 0.5))
+    ComparisonPlan(
+        comparison(tmp_path, *overrides, "seeds=[0, 1]", "set.checkpoint.every_steps=3")
+    )  # more cells, the same runs
+    for change in ("set.steps=13", "set.evaluation.samples=4", "methods.trd={set: {loss: {token_clip: 1.0}}}"):
+        with pytest.raises(UserError, match="opsd/trd/seed-0 was begun with another recipe"):
+            ComparisonPlan(comparison(tmp_path, *overrides, change))
+    assert plan.score(Cell("final", "opsd", "trd", 0))
+
+
+def test_the_tables_show_what_is_there_and_name_what_failed(tmp_path):
+    plan = ComparisonPlan(comparison(tmp_path, "tuning=null", "seeds=[0]"))
+    finished(plan, Cell("base", "opsd", "", 0), np.array([[True, False]] * 4))
+    finished(plan, Cell("final", "opsd", "trd", 0), np.array([[True, True]] * 4))
+    report.write(plan, {"opsd/forward_kl/seed-0": "RuntimeError: | out of memory"})
+    text = (tmp_path / "comparison.md").read_text()
+    [line] = [line for line in text.splitlines() if line.startswith("| opsd trd | 0.0015 | 100.0")]
+    assert re.search(r"\+50.0 \\\[\S+, \S+\\\]", line) and line.count(" | ") == text.splitlines()[4].count(" | ")
+    assert r"- opsd/forward\_kl/seed-0 failed: RuntimeError: \| out of memory" in text
+    assert json.loads((tmp_path / "comparison.json").read_text())["failures"]
+
+
+# Engines that serve one run after another
+
+
+def test_a_pool_serves_the_next_run_only_once_it_has_that_runs_weights(tied):
+    """As between two cells: versions begin anew, and what the run before still waits for fails."""
+    tied.perturb()
+    assert tied.push() is None
+    old = tied.begin(greedy_requests(prompts(1, 8), 5), min_version=tied.version + 1)
+    tied.wait(lambda status: status["waiting"] == 1)
+    ray.get(tied.pool.forget_weights.remote())
+    with pytest.raises(RayTaskError, match="has ended"):
+        tied.answers(old)
+    new = tied.begin(greedy_requests(asked := prompts(3, 8), 20), min_version=0)
+    assert tied.wait(lambda status: status["waiting"] == 3)["needs_weights"]
+    assert not ray.wait([new], timeout=1)[0]
+    tied.perturb()
+    tied.version = -1
+    assert tied.push() is None and tied.version == 0
+    assert [(g.ids, g.version) for g in tied.answers(new)] == [(tied.greedy(p, 20), 0) for p in asked]
+
+
+# Whole
+
+
+def compare(directory: Path, *overrides: str, interrupt_after: str | None = None) -> Finished:
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    with open(f"{directory}.out", "w") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trd_ray.cli", "compare", "miniature", f"directory={directory}", *overrides],
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 300
+    while interrupt_after and not (directory / interrupt_after).exists() and process.poll() is None:
+        assert time.monotonic() < deadline, Path(f"{directory}.out").read_text()[-3000:]
+        time.sleep(0.2)
+    if interrupt_after:
+        os.killpg(process.pid, signal.SIGINT)
+    return finish(process, directory)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_comparison_stops_resumes_and_ends_in_its_table(tmp_path):
+    directory = tmp_path / "comparison"
+    small = [*SMALL, "seeds=[0]", "set.steps=2", "set.rollouts_per_step=16", "set.stream.rows_per_block=16"]
+    small += ["set.evaluation.limit=10", "set.evaluation.samples=4", "tuning.learning_rates=[0.001]"]
+    small += ["tuning.set.evaluation={path: miniature:tune, limit: 10, samples: 2}"]
+    stopped = compare(directory, *small, interrupt_after="opsd/tuning/trd/lr-0.001/rows/step-000001.parquet")
+    assert stopped.code == 130, stopped.output[-3000:]
+    assert stopped.left == []
+    first = directory / "opsd/tuning/forward_kl/lr-0.001/evaluation/trained.json"
+    made = first.stat().st_mtime_ns
+
+    done = compare(directory, *small)
+    assert done.code == 0, done.output[-3000:]
+    assert done.left == []
+    assert first.stat().st_mtime_ns == made, "a finished cell was run again"
+    found = json.loads((directory / "comparison.json").read_text())
+    assert found["unfinished"] == [] and found["failures"] == {}
+    assert list(found["modes"]["opsd"]) == ["base", "forward_kl", "trd"]
+    # Every cell starts from the base, whatever the engines served before: the same seeds give the same first rollouts.
+    cells = {m: directory / f"opsd/{m}/seed-0" for m in ("forward_kl", "trd")}
+    rows = {m: RunDirectory(cell).read_rows().to_table().to_pylist() for m, cell in cells.items()}
+    assert [r["y_o_version"] for r in rows["trd"]] == [0] * 16 + [1] * 16
+    pairs = list(zip(rows["forward_kl"][:16], rows["trd"][:16], strict=True))
+    assert fmean(x == y for a, b in pairs for x, y in zip(a["y_o_ids"], b["y_o_ids"], strict=False)) >= 0.99
+    assert any(a["y_o_ids"] != b["y_o_ids"] for a, b in zip(rows["forward_kl"][16:], rows["trd"][16:], strict=True))
+    for cell in cells.values():
+        assert all(m["sync/gap_mean"] < 1e-3 for m in RunDirectory(cell).read_metrics())
+        assert {s.name for s in RunDirectory(cell).read_evaluations()} == {"base", "trained"}
+    assert "opsd trd" in (directory / "comparison.md").read_text()
+    assert to_table(rows["trd"]).num_rows == 32

@@ -1,0 +1,105 @@
+"""Lengths that a recipe leaves empty follow from its models' contexts, and none that is asked for is changed."""
+
+import random
+from dataclasses import replace
+
+import pytest
+from test_checks import FACTS
+
+from trd_ray.config import Recipe, from_tree
+from trd_ray.errors import UserError
+from trd_ray.preflight import lengths
+from trd_ray.views import PromptTokens
+
+LENGTHS = ("sampler.max_response_tokens", "refiner.max_response_tokens", "refiner.max_prompt_tokens")
+LENGTHS += ("evaluation.max_response_tokens",)
+OPD = {"mode": "opd", "path": "teacher"}
+
+
+def of(recipe: Recipe) -> list[int | None]:
+    return [getattr(getattr(recipe, key.split(".")[0]), key.split(".")[1]) for key in LENGTHS]
+
+
+def resolved(tree: dict, positions: int, *prompts: PromptTokens, evaluated: tuple[int, ...] = (80,)) -> Recipe:
+    model = replace(FACTS, max_positions=positions)
+    recipe = from_tree(tree)
+    return lengths.resolve(recipe, lengths.Contexts.of(recipe, model, model), prompts, evaluated)
+
+
+SHORT = PromptTokens(student=100, vanilla=200, refine=300, reference=50)
+
+
+@pytest.mark.parametrize(("teacher", "prompt"), [({}, 22528), (OPD, 18432)])
+def test_a_context_that_holds_them_gets_the_paper_s_lengths(teacher, prompt):
+    assert of(resolved({"teacher": teacher}, 40960, SHORT)) == [16384, 16384, prompt, 16384]
+    assert of(resolved({"teacher": teacher}, prompt + 16384, SHORT)) == [16384, 16384, prompt, 16384]
+
+
+def test_a_small_context_is_shared_by_attempt_and_refinement_and_no_attempt_is_cut():
+    y_o, y_r, prompt, evaluation = of(resolved({}, 8192, SHORT))
+    assert y_o == y_r == (8192 - 300) // 2
+    assert prompt == 300 + y_o and prompt + y_r == 8192
+    assert evaluation == 8192 - 80
+
+
+def test_without_refinements_a_response_gets_all_that_is_left():
+    plain = {"train": {"trajectory": "y_o"}, "teacher": {"view": "vanilla"}}
+    assert of(resolved(plain, 8192, SHORT))[0] == 8192 - 200
+    assert of(resolved(plain, 40960, SHORT))[0] == 16384
+
+
+def test_an_engine_s_own_shorter_context_counts():
+    tree = {"sampler": {"max_model_len": 512}, "refiner": {"max_model_len": 1024}}
+    assert of(resolved(tree, 8192, SHORT)) == [362, 362, 662, 432]
+
+
+def test_lengths_that_are_asked_for_stay_as_they_are_even_where_they_cannot_fit():
+    asked = {"sampler": {"max_response_tokens": 7}, "refiner": {"max_response_tokens": 9000, "max_prompt_tokens": 77}}
+    asked["evaluation"] = {"max_response_tokens": 11}
+    assert of(resolved(asked, 8192, SHORT)) == [7, 9000, 77, 11]
+
+
+def test_one_huge_prompt_does_not_shorten_the_responses_of_all_others():
+    huge = PromptTokens(student=8000, vanilla=8100, refine=8150, reference=50)
+    y_o, y_r, prompt, _ = of(resolved({}, 8192, SHORT, huge))
+    assert y_o == y_r == 2048 and prompt >= 2048
+    model = replace(FACTS, max_positions=8192)
+    problems = [lengths.Problem("short", "1 + 1", SHORT), lengths.Problem("huge", "many words", huge)]
+
+    def fitted(**data) -> lengths.Fitted:
+        recipe = from_tree({"data": data})
+        return lengths.fit(recipe, problems, (), lengths.Contexts.of(recipe, model, model), model, model)
+
+    with pytest.raises(UserError, match=r"1 of 2 problems is too long for the sampler, the longest being huge"):
+        fitted()
+    left = fitted(too_long="drop")
+    assert [p.problem_id for p in left.kept] == ["short"] and [one.problem_id for one in left.set_aside] == ["huge"]
+    assert of(left.recipe)[:3] == of(resolved({}, 8192, SHORT))[:3]  # as if it had never been there
+
+
+def test_defaults_always_fit_prompts_of_up_to_half_the_context_and_the_paper_s_response():
+    """Whatever is trained, taught and asked of the engines; and the resolved recipe is a valid one."""
+    draw = random.Random(0)
+    for _ in range(2000):
+        positions = draw.choice([256, 1024, 8192, 32768, 40960, 262144])
+        half = min(positions // 2, 16384)
+        student = draw.randint(1, half)
+        vanilla = draw.randint(student, half)
+        refine = draw.randint(vanilla, half)
+        p = PromptTokens(student, vanilla, refine, draw.randint(0, vanilla - student))
+        tree = {
+            "train": {"trajectory": draw.choice(["y_o", "y_r"]), "subset": draw.choice(["all", "repaired"])},
+            "teacher": draw.choice([{}, OPD]) | {"view": draw.choice(["refine", "vanilla"])},
+        }
+        model = replace(FACTS, max_positions=positions)
+        recipe = from_tree(tree)
+        contexts = lengths.Contexts.of(recipe, model, model)
+        found = lengths.fit(recipe, [lengths.Problem("p", "text", p)], [student], contexts, model, model)
+        assert not found.set_aside and from_tree(found.recipe.model_dump()) == found.recipe
+
+
+def test_a_run_that_goes_on_keeps_the_lengths_that_it_began_with():
+    begun = resolved({}, 8192, SHORT)
+    assert of(lengths.carried(from_tree({}), begun)) == of(begun)
+    asked = lengths.carried(from_tree({"sampler": {"max_response_tokens": 5}}), begun)
+    assert of(asked) == [5, *of(begun)[1:]]

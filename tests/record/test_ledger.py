@@ -1,0 +1,110 @@
+import numpy as np
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+
+from trd_ray import rows as schema
+from trd_ray.record.ledger import DROPPED, METRICS, facts_of_run, ledger, row_metrics, stage_seconds, union_seconds
+
+
+def row(number: int, **columns) -> dict:
+    plain = {"problem_id": f"p{number}", "problem": "?", "answer": "5", "reference": "", "row": number, "step": 0}
+    order = {"epoch": 0, "sample_index": 0, "seed": number, "train": True, "dropped_because": "", "y_o_version": 3}
+    return plain | order | columns
+
+
+def generation(y: str, tokens: int, passed: bool, finish: str = "stop", extracted: str = "5", detail: str = "") -> dict:
+    made = {"ids": list(range(tokens)), "passed": passed, "finish": finish, "extracted": extracted, "detail": detail}
+    return {f"{y}_{name}": value for name, value in made.items()}
+
+
+FULL = [
+    row(0, **generation("y_o", 10, True), **generation("y_r", 4, True), refine_cut_tokens=0),
+    row(1, **generation("y_o", 20, False), **generation("y_r", 6, True), refine_cut_tokens=7, y_o_version=1),
+    row(2, **generation("y_o", 30, False, "length", "", "no \\boxed{} answer"), **generation("y_r", 8, False)),
+    row(
+        3,
+        **generation("y_o", 0, False, "stop", "", "empty"),
+        **generation("y_r", 90, True, "length"),
+        train=False,
+        dropped_because="raw passed",
+        teacher_cut_tokens=2,
+    ),
+    row(4, **generation("y_o", 15, True), **generation("y_r", 5, False), train=False, dropped_because="raw passed"),
+]
+
+
+def test_every_number_of_a_step_counted_by_hand():
+    m = row_metrics(FULL, version=3)
+    assert m == {
+        "rollouts": 5,
+        "trained_rows": 3,
+        "dropped/raw passed": 2,
+        "y_o/passed": pytest.approx(2 / 5),
+        "y_o/tokens_mean": 15,
+        "y_o/tokens_p50": 15,
+        "y_o/truncated": pytest.approx(1 / 5),
+        "y_o/no_answer": pytest.approx(2 / 5),
+        "y_o/empty": pytest.approx(1 / 5),
+        "y_r/passed": pytest.approx(3 / 5),
+        "y_r/tokens_mean": pytest.approx(113 / 5),
+        "y_r/tokens_p50": 6,
+        "y_r/truncated": pytest.approx(1 / 5),
+        "y_r/no_answer": 0,
+        "y_r/empty": 0,
+        "ledger/pass_pass": 1,
+        "ledger/pass_fail": 1,
+        "ledger/fail_pass": 2,
+        "ledger/fail_fail": 1,
+        "refine/cut_rows": 1,
+        "teacher/cut_rows": 1,
+        "staleness/mean": pytest.approx(2 / 5),
+        "staleness/max": 2,
+    }
+
+
+def test_without_refinements_nothing_is_said_about_them():
+    m = row_metrics([row(0, **generation("y_o", 10, True)), row(1, **generation("y_o", 20, False), y_r_ids=None)])
+    assert m["y_o/passed"] == 0.5
+    assert not [name for name in m if name.startswith(("y_r", "ledger", "staleness", "dropped"))]
+
+
+def test_rows_in_files_give_the_numbers_of_rows_in_memory(tmp_path):
+    pq.write_table(schema.to_table(FULL), tmp_path / "step-000000.parquet")
+    assert ledger(facts_of_run(ds.dataset(tmp_path, schema=schema.ROW)), version=3) == row_metrics(FULL, version=3)
+
+
+def test_no_rows_are_no_error():
+    assert row_metrics([])["rollouts"] == 0
+
+
+def test_overlapping_requests_count_once():
+    rows = [
+        {"y_o_start_s": 100.0, "y_o_seconds": 4.0},
+        {"y_o_start_s": 102.0, "y_o_seconds": 4.0},
+        {"y_o_start_s": 110.0, "y_o_seconds": 1.0, "y_o_verify_start_s": 110.5, "y_o_verify_seconds": 2.0},
+        {"y_r_start_s": None, "y_r_seconds": None, "y_r_verify_start_s": 112.0, "y_r_verify_seconds": 1.0},
+    ]
+    assert stage_seconds(rows, (100.0, 120.0)) == {"sample": 7.0, "verify": 2.5, "refine": 0.0, "busy": 9.0}
+
+
+def test_only_the_window_counts():
+    rows = [{"y_o_start_s": 90.0, "y_o_seconds": 12.0}, {"y_r_start_s": 118.0, "y_r_seconds": 50.0}]
+    assert stage_seconds(rows, (100.0, 120.0)) == {"sample": 2.0, "verify": 0.0, "refine": 2.0, "busy": 4.0}
+    assert stage_seconds(rows, (103.0, 110.0))["busy"] == 0
+
+
+def test_the_union_is_what_a_fine_grid_counts():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        starts = rng.uniform(-5, 15, 12)
+        spans = [(s, s + d) for s, d in zip(starts, rng.uniform(0, 3, 12), strict=True)]
+        grid = np.arange(0, 10, 1e-3) + 5e-4
+        covered = np.zeros(len(grid), dtype=bool)
+        for start, end in spans:
+            covered |= (grid >= start) & (grid < end)
+        assert union_seconds(spans, (0, 10)) == pytest.approx(covered.sum() * 1e-3, abs=0.02)
+
+
+def test_every_metric_of_a_step_is_one_that_a_checkpoint_may_be_the_best_by():
+    assert {name for name in row_metrics(FULL, version=3) if not name.startswith(DROPPED)} == set(METRICS)

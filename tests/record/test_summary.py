@@ -1,0 +1,136 @@
+import json
+import re
+
+import pytest
+
+from trd_ray.config import from_tree
+from trd_ray.record.directory import RunDirectory
+from trd_ray.record.markdown import inline, side_by_side
+from trd_ray.record.metrics import Metrics
+from trd_ray.record.summary import write_summary
+from trd_ray.score.stats import compare, score
+
+HOSTILE = (
+    "ok\n```\n````text\n# Title\n<script>alert(1)</script> [x](javascript:1) | a | b |\n\x1b[2J\u202egnp\ud800\x00"
+)
+
+
+def generation(y: str, tokens: int, passed: bool, text: str, extracted: str, detail: str = "") -> dict:
+    made = {"ids": [1] * tokens, "text": text, "finish": "stop", "passed": passed, "extracted": extracted}
+    return {f"{y}_{name}": value for name, value in (made | {"detail": detail}).items()}
+
+
+def rows(step: int, repaired_text: str = "so \\boxed{5}") -> list[dict]:
+    made = []
+    for i, (raw, refined) in enumerate([(True, True), (False, True), (False, True), (False, False)]):
+        plain = {"problem_id": f"p|{i}", "problem": f"Problem {i}?", "answer": "5", "reference": ""}
+        order = {"row": 4 * step + i, "step": step, "epoch": 0, "sample_index": 0, "seed": 0, "y_o_version": step}
+        y_o = generation("y_o", 100 + i, raw, f"attempt {i} \\boxed{{4}}", "4", "" if raw else "not equal")
+        y_r = generation("y_r", 40 + i, refined, repaired_text, "5", "" if refined else "deadline passed")
+        made.append(plain | order | y_o | y_r | {"train": refined, "dropped_because": "" if refined else "failed"})
+    return made
+
+
+@pytest.fixture
+def directory(tmp_path):
+    made = RunDirectory.create(tmp_path / "r", from_tree({"name": "my__run__"}))
+    yield made
+    made.release()
+
+
+def test_a_whole_run_is_told_from_what_it_recorded(directory):
+    with Metrics(directory.path, 8) as metrics:
+        for step in range(8):
+            directory.write_rows(step + 1, rows(step))
+            seconds = {"seconds/step": 10.0 + step, "seconds/sample": 4.0, "seconds/overhead": 0.75}
+            gaps = {"sync/gap_mean": 1e-5, "sync/gap_max": 3e-4}
+            metrics.log(step + 1, {"y_o/passed": step / 10, "kl/mean": 0.5} | gaps | seconds)
+    sampled = [r | {"problem_id": f"q{i % 4}", "y_o_passed": i < 4} for i, r in enumerate(rows(0) * 2)]
+    base = score(sampled, name="base", step=0, version=0, resamples=200, seed=0)
+    solved = [r | {"y_o_passed": True} for r in sampled]
+    trained = score(solved, name="trained", step=8, version=8, resamples=200, seed=0)
+    directory.write_evaluation(base, sampled)
+    directory.write_evaluation(compare(trained, base, resamples=200, seed=0), solved)
+
+    text = write_summary(directory)
+    assert (directory.path / "summary.md").read_text() == text
+    assert "8 steps, 32 rollouts, 24 trained on" in text
+    assert "pass rate from 25.0% to 75.0%" in text
+    assert "from 101.5 to 41.5 tokens" in text
+    said = re.search(r"Avg@2 by \+50.0 points, 95% interval \[(\S+), (\S+)\], which is not clear of zero", text)
+    assert said and float(said[1]) < 0 < 50 < float(said[2]), "four problems that move alike prove little"
+    assert re.search(r"\| Avg@2 \| 50.0 \[\S+, \S+\] \| 100.0 \[\S+, 100.0\] \| \+50.0 \[\S+, \S+\] \|", text)
+    assert "| raw failed | 16 (50.0%) | 8 (25.0%) | 24 (75.0%) |" in text
+    assert "| raw passed | 8 (25.0%) | 0 (0.0%) | 8 (25.0%) |" in text
+    assert "Not trained on: 8 (failed)." in text
+    assert "| refined | 42 | 41.5 | 43 | 0.0% | 0.0% |" in text
+    assert "| steps | 1 to 2 | 3 to 4 | 5 to 6 | 7 to 8 |" in text
+    assert "| Raw pass | 0.050 | 0.250 | 0.450 | 0.650 |" in text
+    assert "| step | 13.50 | 17.00 |" in text
+    assert "| overhead | 0.75 | 0.75 |" in text
+    assert "| deadline passed | 0 | 8 |" in text
+    assert "differ by 1.0e-05 on average (1.0e-05 in the worst step, 3.0e-04 at the worst token)" in text
+    assert text.count("attempt ") == 2
+    assert "Of typical length among 16 repaired rollouts." in text
+    assert "`checkpoints/`" in text
+
+
+def test_a_run_that_was_stopped_before_its_first_step_has_a_summary(directory):
+    text = write_summary(directory)
+    assert "0 steps, 0 rollouts" in text
+    assert "No step was finished." in text
+
+
+def test_a_run_without_refinement_says_nothing_of_it(directory):
+    plain = [{k: v for k, v in r.items() if not k.startswith("y_r")} for r in rows(0)]
+    directory.write_rows(1, plain)
+    with Metrics(directory.path, 1) as metrics:
+        metrics.log(1, {"loss": None, "seconds/step": 1.0})
+    text = write_summary(directory)
+    assert "refined passed" not in text
+    assert "Repaired" not in text
+
+
+def test_model_output_cannot_leave_its_block(directory):
+    directory.write_rows(1, rows(0, repaired_text=HOSTILE))
+    text = write_summary(directory)
+    assert text.startswith("# my\\_\\_run\\_\\_\n")
+    outside = re.sub(r"^(`{3,})text\n.*?\n\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert outside.count("```") == 0
+    assert "script" in text
+    assert "script" not in outside
+    assert not re.search("[\x00-\x09\x0b-\x1f\u202a-\u202e\ud800-\udfff]", text)
+
+
+def test_a_fence_is_longer_than_any_run_of_backticks_inside():
+    for run in ("", "`", "```", "`" * 9):
+        block = side_by_side(f"a {run}", f"{run}\nb", ("left", "right"), run)
+        fence = block.splitlines()[-1]
+        assert set(fence) == {"`"}
+        assert fence not in "\n".join(block.splitlines()[1:-1])
+
+
+def test_long_and_wide_text_keeps_to_its_column():
+    block = side_by_side("x" * 100_000, "数学" * 300 + "\n\tend", ("left", "right"), "above")
+    assert "97600 characters left out" in block
+    assert len(block) < 20_000
+    assert "[bold]" in side_by_side("[bold]", "", ("a", "b"), "c")
+
+
+def test_a_cell_is_one_line_without_markup():
+    assert inline("a|b\n<img> *x* `c` [l](u)") == r"a\|b \<img\> \*x\* \`c\` \[l\](u)"
+    json.dumps(inline("\ud800"))
+
+
+def test_verdicts_on_programs_are_counted_by_kind_and_a_repaired_one_says_what_failed(directory):
+    made = rows(0)
+    for i, row in enumerate(made):
+        row |= {"answer": "", "y_o_extracted": "print(1)", "y_r_extracted": "print(2)"}
+        if not row["y_o_passed"]:
+            row["y_o_detail"] = f"wrong answer in case {i} of 12"
+    directory.write_rows(1, made)
+    with Metrics(directory.path, 1) as metrics:
+        metrics.log(1, {"y_o/passed": 0.25})
+    text = write_summary(directory)
+    assert "| wrong answer in case N of N | 3 | 0 |" in text
+    assert "y_o, failed: wrong answer in case" in text and "expected" not in text

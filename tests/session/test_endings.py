@@ -1,0 +1,125 @@
+"""What ended a run is one sentence: the cause in Ray's own words, what is kept, the command that goes on."""
+
+import errno
+import os
+import signal
+import sys
+
+import pytest
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
+from ray.train import ControllerError, WorkerGroupError
+
+from trd_ray.engine.pool import PoolFailed
+from trd_ray.errors import RunFailed, UserError
+from trd_ray.session.endings import cause, resuming, told
+from trd_ray.session.stop import Stopped
+from trd_ray.stream.feed import StreamEnded
+
+# As Ray 2.60 words them.
+MEMORY = """1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.7, ID: a6b1) \
+was 22.91GB used / 23.49GB limit (0.975)
+OOM kill reason: Memory usage 24599871488B exceeded threshold of 23969140736B (95.0% of 25230676992B limit)
+Selected to kill: (Task: job ID=01000000, lease ID=00ff, task name=RayTrainWorker, required resources={CPU: 1}, a)"""
+KILLED = """The actor died unexpectedly before finishing this task.
+\tclass_name: {name}
+\tactor_id: 57593eceafa1a5f2
+\tpid: 21423
+\tnamespace: 8b1f60d1
+\tip: 10.0.0.7
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker \
+unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was killed \
+by the OOM killer due to high memory usage, (2) ray stop --force was called, or (3) the worker crashed."""
+NODE = """The actor died unexpectedly before finishing this task.
+\tclass_name: Pool
+\tip: 10.0.0.7
+The actor is dead because its node has died. Node Id: 3c8b"""
+
+
+def died(text: str) -> ActorDiedError:
+    e = ActorDiedError()
+    e.error_msg = text
+    return e
+
+
+def wrapped(e: Exception, outer: Exception) -> Exception:
+    try:
+        raise outer from e
+    except Exception as both:
+        return both
+
+
+LEARNER = "the learner ended while it was asked to step"
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (
+            wrapped(WorkerGroupError("a page", {0: OutOfMemoryError(MEMORY)}), RunFailed(LEARNER)),
+            [LEARNER, "ran out of memory", "10.0.0.7", "22.91 of 23.49 GiB", "RayTrainWorker", "lower"],
+        ),
+        (
+            wrapped(WorkerGroupError("a page", {1: died(KILLED.format(name="RayTrainWorker"))}), RunFailed(LEARNER)),
+            [LEARNER, "a learner rank on node 10.0.0.7", "killed or it crashed", "dmesg"],
+        ),
+        (
+            wrapped(ControllerError(died(KILLED.format(name="TrainController"))), RunFailed(LEARNER)),
+            ["Ray Train's controller on node 10.0.0.7"],
+        ),
+        (wrapped(WorkerGroupError("a page", {0: ValueError("no such key")}), RunFailed(LEARNER)), ["no such key"]),
+        (died(KILLED.format(name="Mailbox")), ["the learner's mailbox on node 10.0.0.7"]),
+        (died(NODE), ["an engine pool on node 10.0.0.7", "its node has died"]),
+        (NodeDiedError("node 3c8b, IP 10.0.0.7, has died"), ["a node died", "10.0.0.7"]),
+        (OutOfMemoryError(MEMORY), ["ran out of memory", "10.0.0.7"]),
+        (
+            wrapped(RayTaskError("map", "trace\nPoolFailed: x", PoolFailed("engine sampler-0 died twice\nlog")),
+                    StreamEnded("x")),
+            ["engine sampler-0 died twice"],
+        ),
+        (
+            wrapped(
+                RayTaskError("map", "\x1b[36mray::Map\x1b[39m trace\n" + KILLED.format(name="Pool"), ValueError("x")),
+                StreamEnded("ray::MapWorker a page"),
+            ),
+            ["an engine pool on node 10.0.0.7", "killed or it crashed"],
+        ),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/a/rows"), ["No space left on device: /runs/a/rows"]),
+        (TimeoutError("waited 3600 s (learner.step_timeout_s) for the learner to step"), ["learner.step_timeout_s"]),
+    ],
+)  # fmt: skip
+def test_the_cause_is_found_behind_what_ray_wraps_it_in(error, words):
+    said = cause(error)
+    assert all(word in said for word in words), said
+    assert "\n" not in said and len(said) < 500
+
+
+def test_the_sentence_names_the_checkpoint_the_command_and_the_file_with_the_trace(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints" / "step-000006").mkdir(parents=True)
+    monkeypatch.setattr(sys, "argv", ["/home/me/.venv/bin/trd", "train", "my recipe.yaml", "learner.lr=1e-5"])
+    with pytest.raises(RunFailed) as failed, told(tmp_path, "train"):
+        raise died(KILLED.format(name="Pool"))
+    [trace] = (tmp_path / "logs").glob("failure-*.txt")
+    assert "ActorDiedError" in trace.read_text()
+    command = "`trd train 'my recipe.yaml' learner.lr=1e-5 --resume`"
+    for words in ("an engine pool", f"checkpoint 6 is kept in {tmp_path / 'checkpoints'}", command, str(trace)):
+        assert words in str(failed.value)
+
+
+def test_a_stop_says_what_is_kept_and_a_second_signal_too(tmp_path):
+    begins = "^SIGTERM; no checkpoint was written yet: .*--resume` begins again$"
+    with pytest.raises(Stopped, match=begins), told(tmp_path, "train"):
+        raise Stopped(signal.SIGTERM)
+    with pytest.raises(Stopped, match="^SIGINT; at once; finished cells") as stopped, told(tmp_path, "compare"):
+        raise KeyboardInterrupt
+    assert stopped.value.exit_code == 130
+
+
+def test_what_the_user_can_fix_passes_as_it_is(tmp_path):
+    with pytest.raises(UserError, match="^a sentence$"), told(tmp_path, "train"):
+        raise UserError("a sentence")
+
+
+@pytest.mark.parametrize("given", [["--resume"], ["--resume=auto"]])
+def test_a_command_that_resumes_already_is_named_as_it_is(monkeypatch, given):
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "a.yaml", *given])
+    assert resuming() == f"`python jobs/train.py a.yaml {given[0]}`"

@@ -1,0 +1,137 @@
+"""The process above a run: nothing outlives it, and an end without a word is given one."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROGRAM = """
+import sys
+from trd_ray.session.last_words import say
+from trd_ray.session.supervise import supervised
+
+def main(arguments):
+    import os, signal, subprocess, time
+    {body}
+
+sys.exit(supervised(main, sys.argv[1:]))
+"""
+
+
+def start(tmp_path: Path, body: str, *arguments: str) -> subprocess.Popen:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(body="\n    ".join(body.strip().splitlines())))
+    return subprocess.Popen(
+        [sys.executable, str(program), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def outcome(process: subprocess.Popen, timeout_s: float = 90) -> tuple[int, str, str]:
+    out, err = process.communicate(timeout=timeout_s)
+    return process.returncode, out, err
+
+
+def lives(pid: int) -> bool:
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+
+
+def test_arguments_output_and_exit_code_are_those_of_the_run(tmp_path):
+    body = "print('did', *arguments); return 7"
+    assert outcome(start(tmp_path, body, "a=1", "b c")) == (7, "did a=1 b c\n", "")
+
+
+def test_a_process_that_hangs_in_its_exit_is_ended_and_no_one_else_s(tmp_path):
+    """As Ray's train controller does, whose exit handler can wait for a lock that it holds: orphaned, in a session of
+    its own, deaf to everything but SIGKILL."""
+    body = """
+hangs = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True); "
+hangs += "time.sleep(1000)"
+orphan = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]], start_new_session=True)"
+subprocess.run([sys.executable, "-c", orphan, hangs], check=True)
+return 0
+"""
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True)
+    try:
+        code, out, err = outcome(start(tmp_path, body))
+        assert code == 0 and "left behind" in err
+        assert not lives(int(out)) and lives(bystander.pid)
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_passed_on_once(tmp_path, number):
+    body = """
+came = []
+for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(n, lambda number, frame: came.append(number))
+print("ready", flush=True)
+end = time.monotonic() + 2
+while time.monotonic() < end:
+    time.sleep(0.1)
+print([signal.Signals(n).name for n in came])
+return 0
+"""
+    process = start(tmp_path, body)
+    assert process.stdout and process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert outcome(process) == (0, f"['{number.name}']\n", "")
+
+
+def test_a_run_that_ended_without_a_word_is_given_one_with_what_is_kept_and_how_to_go_on(tmp_path):
+    """Ray's core ends the driver with _exit when its raylet or control service is gone."""
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-000006").mkdir(parents=True)
+    log = run / "driver.log"
+    log.write_text("[...] Failed to connect to GCS within 60 seconds\n")
+    body = f"say(directory={str(run)!r}, job='train', log={str(log)!r}); os._exit(1)"
+    code, _, err = outcome(start(tmp_path, body, "mine.yaml"))
+    assert code == 1 and len(err.splitlines()) == 1
+    for words in ("control service (GCS)", "checkpoint 6 is kept", "mine.yaml --resume`", str(log)):
+        assert words in err, err
+
+
+def test_a_killed_run_is_said_with_the_signal(tmp_path):
+    code, _, err = outcome(start(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)"))
+    assert code == 128 + signal.SIGKILL and "SIGKILL" in err
+
+
+def test_the_run_ends_with_the_process_above_it(tmp_path):
+    process = start(tmp_path, "print(os.getpid(), flush=True); time.sleep(1000)")
+    assert process.stdout
+    pid = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while lives(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_run_s_temporary_files_go_with_it_but_not_ray_s_logs(tmp_path):
+    body = """
+import tempfile
+made = tempfile.mkdtemp(prefix="vllm")
+print(made, os.environ["RAY_TMPDIR"])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    body = body.replace("os.kill", "sys.stdout.flush(); os.kill")
+    _, out, _ = outcome(start(tmp_path, body))
+    made, kept = out.split()
+    assert not Path(made).exists() and not Path(made).parent.exists() and Path(kept).is_dir()
+
+
+def test_nothing_of_ray_is_imported_above(tmp_path):
+    source = "import sys; import trd_ray.cli; print([m for m in ('ray', 'torch', 'pyarrow') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, env=os.environ, timeout=60)
+    assert done.stdout == "[]\n", done.stderr

@@ -1,0 +1,216 @@
+"""What a row trains, by its verdicts and by what the recipe asks for; and which refinement becomes y_r."""
+
+from dataclasses import asdict
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from trd_ray import config
+from trd_ray.engine.actor import Generation
+from trd_ray.record.ledger import row_metrics
+from trd_ray.rows import ROW, WITH_CANDIDATES, to_table
+from trd_ray.stream.examples import build
+from trd_ray.stream.stages import min_version, select, select_refined
+from trd_ray.verify import Verdict
+from trd_ray.views import Views
+
+PROMPTS = {
+    "solve": "{problem}",
+    "solve_with_reference": "{problem} known {reference}",
+    "refine": "{problem} tried {attempt} {feedback}",
+    "refine_with_reference": "{problem} known {reference} tried {attempt} {feedback}",
+}
+TEXT = "x y_star known tried raw refined A checker found the attempt's final answer wrong."
+VERDICTS = [(True, True), (True, False), (False, True), (False, False)]  # of y_o and y_r
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(["<unk>", "<end>", *TEXT.split()])}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        eos_token="<end>",
+        chat_template="{% for m in messages %}{{ m.content }} {% endfor %}",
+    )
+
+
+@pytest.fixture
+def made(tokenizer):
+    """(row, example) that `build` makes of the verdicts under a recipe."""
+
+    def make(y_o_passed=False, y_r_passed=True, over: dict | None = None, vocabulary: int | None = None, **tree):
+        recipe = config.from_tree({"prompts": PROMPTS} | tree)
+        views = Views(recipe, tokenizer, tokenizer)
+        ids = {word: tokenizer(word, add_special_tokens=False).input_ids for word in ("raw", "refined")}
+        row = dict.fromkeys(ROW.names) | {
+            "problem_id": "p", "problem": "x", "answer": "1", "reference": "y_star",
+            "row": 7, "step": 0, "epoch": 0, "sample_index": 0, "seed": 1,
+            "student_prompt_ids": views.student("x"),
+            "y_o_ids": ids["raw"], "y_o_passed": y_o_passed,
+        }  # fmt: skip
+        if recipe.refines:
+            view = views.refine("x", "y_star", row["y_o_ids"], y_o_passed)
+            row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
+            row |= {"y_r_ids": ids["refined"], "y_r_passed": y_r_passed}
+        row |= over or {}
+        return row, build(row, recipe, views, vocabulary)
+
+    return make
+
+
+RAW, REFINED, FAILED = ("y_o", ""), ("y_r", ""), ("y_r", "refinement failed")
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        ("train", [REFINED, REFINED, REFINED, REFINED]),
+        ("raw_if_passed", [REFINED, RAW, REFINED, FAILED]),
+        ("drop", [REFINED, FAILED, REFINED, FAILED]),
+    ],
+)
+def test_what_trains_when_the_refinement_fails(made, when, expected):
+    for verdicts, (trajectory, reason) in zip(VERDICTS, expected, strict=True):
+        row, example = made(*verdicts, train={"when_refinement_fails": when})
+        assert (row["trajectory"], row["dropped_because"], row["train"]) == (trajectory, reason, not reason)
+        assert (example is None) == bool(reason)
+        if example:
+            assert example.response_ids == row["response_ids"] == row[f"{trajectory}_ids"]
+            assert example.student_ids == row["student_ids"] == row["student_prompt_ids"]
+            assert (example.teacher_ids, example.row) == (row["teacher_ids"], 7)
+
+
+@pytest.mark.parametrize("trajectory", ["y_r", "y_o"])
+@pytest.mark.parametrize(
+    ("subset", "kept"),
+    [
+        ("all", [True, True, True, True]),
+        ("failed", [False, False, True, True]),
+        ("passed", [True, True, False, False]),
+        ("repaired", [False, False, True, False]),
+    ],
+)
+def test_a_subset_is_chosen_by_the_verdicts_whatever_trains(made, trajectory, subset, kept):
+    for verdicts, keeps in zip(VERDICTS, kept, strict=True):
+        row, example = made(*verdicts, train={"subset": subset, "trajectory": trajectory})
+        assert (example is not None) == row["train"] == keeps
+        assert row["dropped_because"] == ("" if keeps else f"not in subset {subset}")
+
+
+@pytest.mark.parametrize(
+    ("mode", "view", "trajectory", "expected"),
+    [
+        ("opsd", "refine", "y_r", "x known y_star tried raw"),
+        ("opsd", "vanilla", "y_r", "x known y_star"),
+        ("opsd", "vanilla", "y_o", "x known y_star"),
+        ("opd", "refine", "y_r", "x tried raw"),
+        ("opd", "vanilla", "y_r", "x"),
+        ("opd", "vanilla", "y_o", "x"),
+    ],
+)
+def test_the_student_sees_the_problem_alone_and_the_teacher_its_view(made, tokenizer, mode, view, trajectory, expected):
+    teacher = {"mode": mode, "view": view} | ({"path": "another"} if mode == "opd" else {})
+    row, example = made(teacher=teacher, train={"trajectory": trajectory})
+    assert tokenizer.decode(example.student_ids) == "x"
+    assert tokenizer.decode(example.teacher_ids) == expected
+    assert tokenizer.decode(example.response_ids) == {"y_r": "refined", "y_o": "raw"}[trajectory]
+    assert row["teacher_cut_tokens"] == 0
+
+
+def test_the_teacher_scores_under_the_very_prompt_that_it_refined_from(made, tokenizer):
+    row, example = made(refiner={"feedback": "verdict"})
+    assert example.teacher_ids == row["refine_prompt_ids"]
+    assert tokenizer.decode(example.teacher_ids).endswith("tried raw A checker found the attempt's final answer wrong.")
+
+
+def test_what_failed_is_told_when_asked_for(made, tokenizer):
+    told = {"y_o_feedback": "x tried", "refine_prompt_ids": None}
+    _, example = made(refiner={"feedback": "details"}, over=told, verify={"task": "code"})
+    assert tokenizer.decode(example.teacher_ids).endswith("x tried")
+
+
+def test_a_raw_rollout_that_trains_in_place_of_a_refinement_is_not_shown_to_the_teacher(made, tokenizer):
+    row, example = made(True, False, train={"when_refinement_fails": "raw_if_passed"}, teacher={"view": "refine"})
+    assert row["trajectory"] == "y_o"
+    assert tokenizer.decode(row["teacher_ids"]) == "x known y_star"
+
+
+@pytest.mark.parametrize(("view", "shown"), [("refine", "tried"), ("vanilla", "known")])
+def test_tokens_cut_from_the_teachers_view_are_recorded(made, tokenizer, view, shown):
+    long = {"reference": " ".join(["y_star"] * 40)}
+    row, _ = made(teacher={"view": view}, refiner={"max_prompt_tokens": 16}, over=long | {"refine_prompt_ids": None})
+    assert len(row["teacher_ids"]) == 16 and shown in tokenizer.decode(row["teacher_ids"])
+    whole = {"refine": 1 + 1 + 40 + 1 + 1, "vanilla": 1 + 1 + 40}[view]
+    assert row["teacher_cut_tokens"] == whole - 16
+
+
+def test_empty_responses_are_dropped_and_counted(made):
+    empty_y_r = made(over={"y_r_ids": []})
+    failed_and_empty = made(False, False, over={"y_r_ids": []})
+    empty_y_o = made(over={"y_o_ids": []}, train={"trajectory": "y_o"})
+    assert [example for _, example in (empty_y_r, failed_and_empty, empty_y_o)] == [None] * 3
+    rows = [row for row, _ in (empty_y_r, failed_and_empty, empty_y_o, made())]
+    counted = row_metrics(to_table(rows).to_pylist())
+    assert (counted["dropped/empty"], counted["trained_rows"], counted["rollouts"]) == (3, 1, 4)
+    assert all(row["response_ids"] is None and row["teacher_ids"] is None for row in rows[:3])
+
+
+# Which refinement becomes y_r, and which weights may sample y_o
+
+
+def generation(text: str, tokens: int) -> Generation:
+    return Generation(list(range(tokens)), text, "stop", [-0.5] * tokens, 3, "refiner-0", 1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("passed", "lengths", "first", "first_passed", "shortest_passed"),
+    [
+        ([True, True, True], [5, 3, 4], 0, 0, 1),
+        ([False, True, True], [1, 5, 4], 0, 1, 2),
+        ([False, True, True], [1, 4, 4], 0, 1, 1),
+        ([False, False, False], [5, 3, 4], 0, 0, 0),
+        ([False], [0], 0, 0, 0),
+    ],
+)
+def test_the_refinement_is_selected_by_rule(passed, lengths, first, first_passed, shortest_passed):
+    candidates = [generation("", n) for n in lengths]
+    verdicts = [Verdict(p, float(p), "", "", 0.0) for p in passed]
+    chosen = [select(candidates, verdicts, rule) for rule in ("first", "first_passed", "shortest_passed")]
+    assert chosen == [first, first_passed, shortest_passed]
+
+
+def test_y_r_is_the_selected_candidate_with_its_own_verdict(made):
+    row, _ = made()
+    texts = [("so \\boxed{2}", 3), ("so then \\boxed{1}", 5), ("\\boxed{1}", 4), ("no answer", 2)]
+    candidates = [asdict(generation(text, tokens)) for text, tokens in texts]
+    recipe = config.from_tree({"refiner": {"select": "shortest_passed", "n": 4}})
+    [out] = select_refined(to_table([row | {"candidates": candidates}], WITH_CANDIDATES), recipe).to_pylist()
+    assert (out["y_r_text"], out["y_r_ids"], out["y_r_passed"]) == ("\\boxed{1}", [0, 1, 2, 3], True)
+    assert (out["y_r_version"], out["y_r_engine"], out["y_r_logprobs"]) == (3, "refiner-0", [-0.5] * 4)
+    assert (out["refine_candidates"], out["refine_candidates_passed"]) == (4, 2)
+    assert out["y_o_ids"] == row["y_o_ids"]
+
+
+@pytest.mark.parametrize(
+    ("step", "staleness", "first_version", "oldest"),
+    [(5, 0, 0, 5), (5, 1, 0, 4), (5, 9, 0, 0), (5, 2, 4, 4), (9, 2, 4, 7), (5, "never", 0, 0), (9, "never", 4, 4)],
+)
+def test_the_oldest_version_that_may_sample_a_step(step, staleness, first_version, oldest):
+    """With n, at most n updates behind; `never` is the version that the run started with."""
+    assert min_version(step, staleness, first_version) == oldest
+
+
+@pytest.mark.parametrize("trajectory", ["y_o", "y_r"])
+def test_a_trajectory_with_a_token_that_only_one_model_has_is_dropped_with_the_reason(made, trajectory):
+    other = {"y_o": "y_r", "y_r": "y_o"}[trajectory]
+    over, tree = {f"{trajectory}_ids": [3, 20]}, {"train": {"trajectory": trajectory}}
+    row, example = made(over=over, vocabulary=20, **tree)
+    assert example is None and row["dropped_because"] == "token outside the shared vocabulary"
+    assert row_metrics([row])["dropped/token outside the shared vocabulary"] == 1
+    assert made(over=over, vocabulary=21, **tree)[1].response_ids == [3, 20]
+    assert made(over={f"{other}_ids": [3, 20]}, vocabulary=20, **tree)[1] is not None

@@ -1,0 +1,285 @@
+"""Whole runs on the miniature world: vLLM, Ray Data, Ray Train and the weight sync together, as a user starts them."""
+
+import contextlib
+import json
+import os
+import signal
+from statistics import fmean
+
+import psutil
+import pytest
+
+from runs import (
+    NO_EVALUATION,
+    ROWS,
+    SMALL,
+    STEPS,
+    Finished,
+    descendants,
+    finish,
+    run,
+    start,
+    wait_for_engines,
+    wait_for_step,
+)
+from trd_ray import miniature
+from trd_ray.record.metrics import metric_names
+from trd_ray.verify.code.tests import Tests
+
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def opsd(tmp_path_factory) -> Finished:
+    return run(tmp_path_factory.mktemp("opsd") / "run", "train", "miniature_opsd", *SMALL)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Finished:
+    return run(tmp_path_factory.mktemp("corpus") / "run", "refine", "miniature_opsd", *SMALL)
+
+
+def test_a_run_trains_evaluates_and_leaves_nothing_running(opsd):
+    assert opsd.code == 0, opsd.output[-3000:]
+    assert opsd.left == []
+    assert len(opsd.metrics) == STEPS and len(opsd.rows) == ROWS
+    scores = {
+        name: json.loads((opsd.directory / "evaluation" / f"{name}.json").read_text()) for name in ("base", "trained")
+    }
+    assert scores["trained"]["version"] == STEPS and scores["trained"]["paired_with"]["name"] == "base"
+    summary = (opsd.directory / "summary.md").read_text()
+    for part in ("## Evaluation", "## Ledger", "## Lengths", "## Time", "overhead", "## Repaired examples"):
+        assert part in summary
+
+
+def test_every_number_of_a_step_is_one_that_checkpoint_best_may_name(opsd):
+    assert {name for metrics in opsd.metrics for name in metrics} - {"step"} <= set(metric_names())
+
+
+def test_strictly_on_policy_rows_are_sampled_by_the_version_that_trains_on_them(opsd):
+    assert [row["y_o_version"] for row in opsd.rows] == [row["step"] - 1 for row in opsd.rows]
+    assert {row["y_r_version"] for row in opsd.rows} == {0}  # the frozen teacher
+
+
+def test_every_row_has_its_problem_once_and_both_verdicts(opsd):
+    assert [row["row"] for row in opsd.rows] == list(range(ROWS))
+    assert len({row["problem_id"] for row in opsd.rows}) == ROWS
+    assert all(row["train"] and row["y_o_passed"] is not None and row["y_r_passed"] is not None for row in opsd.rows)
+    assert all(row["response_ids"] == row["y_r_ids"] for row in opsd.rows)
+
+
+def test_engine_and_learner_agree_on_log_probabilities_after_every_sync(opsd):
+    assert len(opsd.metrics) == STEPS
+    assert all(m["sync/gap_mean"] < 1e-3 for m in opsd.metrics)
+
+
+def test_refinement_repairs_and_shortens_from_the_first_step(opsd):
+    first = opsd.metrics[0]
+    assert first["y_r/passed"] > first["y_o/passed"] + 0.2
+    assert fmean(m["y_r/tokens_mean"] for m in opsd.metrics) < fmean(m["y_o/tokens_mean"] for m in opsd.metrics)
+
+
+def test_the_checkpoint_loads_in_transformers_and_differs_from_the_base(opsd):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trd_ray.miniature import model_path
+
+    trained = AutoModelForCausalLM.from_pretrained(opsd.directory / "checkpoints" / f"step-{STEPS:06d}" / "model")
+    base = AutoModelForCausalLM.from_pretrained(model_path("student"))
+    ids = torch.tensor([opsd.rows[0]["student_ids"]])
+    assert not torch.allclose(trained(ids).logits, base(ids).logits, atol=1e-3)
+
+
+def test_a_stopped_run_leaves_a_checkpoint_and_resumes_where_it_was(opsd, tmp_path):
+    """The same recipe as `opsd`, so the first step also shows that equal seeds give equal runs."""
+    directory = tmp_path / "run"
+    process = start(directory, "train", "miniature_opsd", *SMALL, *NO_EVALUATION)
+    wait_for_step(process, directory, 1)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does: to the whole foreground group
+    stopped = finish(process, directory)
+    assert stopped.code == 130, stopped.output[-3000:]
+    assert stopped.left == []
+    done = len(stopped.metrics)
+    assert 1 <= done < STEPS and (directory / "checkpoints" / f"step-{done:06d}" / "state.json").is_file()
+
+    again = run(directory, "train", "miniature_opsd", *SMALL, *NO_EVALUATION, "--resume")
+    assert again.code == 0, again.output[-3000:]
+    assert [row["row"] for row in again.rows] == list(range(ROWS))
+    assert [m["step"] for m in again.metrics] == list(range(1, STEPS + 1))
+    assert [row["y_o_version"] for row in again.rows] == [row["step"] - 1 for row in again.rows]
+    assert [m["lr"] for m in again.metrics] == pytest.approx([m["lr"] for m in opsd.metrics])
+
+    fixed = ["problem_id", "seed", "student_prompt_ids"]
+    for one, other in zip(opsd.rows, again.rows, strict=True):
+        assert [one[c] for c in fixed] == [other[c] for c in fixed]
+    pairs = [(a, b) for a, b in zip(opsd.rows[:16], again.rows[:16], strict=True)]
+    same = fmean(x == y for a, b in pairs for x, y in zip(a["y_o_ids"], b["y_o_ids"], strict=False))
+    assert same >= 0.99
+    assert again.metrics[0]["loss"] == pytest.approx(opsd.metrics[0]["loss"], abs=1e-3)
+
+
+def test_staleness_1_overlaps_sampling_with_training_and_keeps_its_bound(tmp_path):
+    """With the newest student as its own refiner, on the sampler's engines."""
+    live = ["teacher.follow=live", "refiner.share_sampler=true", "sampler.max_model_len=320"]
+    done = run(tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *live, "stream.max_staleness=1")
+    assert done.code == 0, done.output[-3000:]
+    for row in done.rows:
+        assert row["step"] - 2 <= row["y_o_version"] <= row["step"] - 1
+    assert any(row["y_o_version"] == row["step"] - 2 for row in done.rows)
+    # The next step's rows were being sampled before this step's weights were in the engines.
+    recorded = {m["step"]: m["time_s"] for m in done.metrics}
+    assert any(row["y_o_start_s"] < recorded[row["step"] - 1] for row in done.rows if row["step"] > 1)
+    assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics if "sync/gap_mean" in m)
+    assert any("sync/gap_mean" in m for m in done.metrics)
+
+
+def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_path):
+    directory = tmp_path / "run"
+    wide = ["sampler.replicas=2", "sampler.cpus=0.25", "learner.workers=2", "learner.cpus=0.25", "steps=10"]
+    process = start(directory, "train", "miniature_opd", *SMALL, *NO_EVALUATION, *wide)
+    engine, *_ = wait_for_engines(process, 3, timeout_s=200)  # before the steps, which may be over within seconds
+    wait_for_step(process, directory, 1)
+    engine.kill()
+    done = finish(process, directory)
+    assert done.code == 0, done.output[-3000:]
+    assert done.left == []
+    assert [row["row"] for row in done.rows] == list(range(160))
+    assert [row["y_o_version"] for row in done.rows] == [row["step"] - 1 for row in done.rows]
+    assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics)
+    assert done.metrics[0]["y_r/passed"] > done.metrics[0]["y_o/passed"]
+
+
+def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_an_uninterrupted_one(corpus, tmp_path):
+    assert corpus.code == 0, corpus.output[-3000:]
+    on_corpus = [*SMALL, *NO_EVALUATION, "data.source=corpus", f"data.path={corpus.directory}"]
+    on_corpus += ["checkpoint.every_steps=2"]
+    places = [tmp_path / "run0", tmp_path / "run1"]
+    whole, killed = (start(place, "train", "miniature_opd", *on_corpus) for place in places)
+    wait_for_step(killed, places[1], 3)
+    of_killed = psutil.Process(killed.pid).children(recursive=True)
+    killed.kill()
+    killed.wait()
+    for process in of_killed:  # a driver that is killed leaves Ray's own agents behind
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    uninterrupted = finish(whole, places[0])
+    assert uninterrupted.code == 0, uninterrupted.output[-3000:]
+    resumed = run(places[1], "train", "miniature_opd", *on_corpus, "--resume", "learner.workers=2", "learner.cpus=0.25")
+    assert resumed.code == 0, resumed.output[-3000:]
+    curves = [[m["loss"] for m in r.metrics] for r in (uninterrupted, resumed)]
+    assert len(curves[0]) == STEPS and curves[1] == pytest.approx(curves[0], rel=1e-5)
+    for r in (uninterrupted, resumed):
+        assert [row["row"] for row in r.rows] == list(range(ROWS))
+        assert [row["y_r_ids"] for row in r.rows] == [row["y_r_ids"] for row in corpus.rows]
+
+
+def test_one_command_starts_goes_on_and_is_done_in_the_default_directory_and_stops_though_rows_are_always_ready(
+    corpus, tmp_path
+):
+    """What a terminal, a retry loop and a spot notice do. A corpus always has the next step's rows."""
+    command = ["miniature_opsd", "name=live", "data.source=corpus", f"data.path={corpus.directory}", *NO_EVALUATION]
+    command += ["rollouts_per_step=2", "steps=40", "checkpoint.every_steps=30", "--resume", "auto"]
+    directory = tmp_path / "runs" / "live"
+    for number in (signal.SIGHUP, signal.SIGINT):
+        process = start(None, "train", *command, cwd=tmp_path)
+        wait_for_step(process, directory, 2 if number == signal.SIGHUP else 12, output=tmp_path / "run.out")
+        before = len((directory / "metrics.jsonl").read_text().splitlines())
+        os.killpg(process.pid, number)
+        stopped = finish(process, directory, output=tmp_path / "run.out")
+        assert stopped.code == 128 + number, stopped.output[-3000:]
+        done = len(stopped.metrics)
+        assert before <= done < 40 and stopped.left == []
+        told = f"stopped by {number.name}; checkpoint {done} is kept in {directory / 'checkpoints'}: `trd train"
+        assert told in stopped.output.splitlines()[-1] and stopped.output.rstrip().endswith("goes on from there")
+        assert (directory / "checkpoints" / f"step-{done:06d}" / "state.json").is_file()
+    for words in ("step 40/40", "has done its 40 steps: nothing is left to do"):
+        process = start(None, "train", *command, cwd=tmp_path)
+        ended = finish(process, directory, output=tmp_path / "run.out")
+        assert ended.code == 0 and words in ended.output, ended.output[-3000:]
+    assert [m["step"] for m in ended.metrics] == list(range(1, 41))
+    assert sorted(row["row"] for row in ended.rows) == list(range(80))
+    assert not (directory / "rewound").exists()
+
+
+def test_a_learner_that_is_killed_is_one_sentence_with_the_command_that_goes_on(corpus, tmp_path):
+    command = ["miniature_opsd", "data.source=corpus", f"data.path={corpus.directory}", *NO_EVALUATION]
+    command += ["rollouts_per_step=2", "steps=40", "checkpoint.every_steps=2"]
+    process = start(tmp_path / "run", "train", *command)
+    wait_for_step(process, tmp_path / "run", 5)
+    [learner] = [p for p in descendants(process.pid) if "RayTrainWorker" in " ".join(p.cmdline())]
+    learner.kill()
+    ended = finish(process, tmp_path / "run")
+    assert ended.code == 1 and ended.left == []
+    assert "Traceback" not in ended.output and "(raylet)" not in ended.output
+    last = ended.output.splitlines()[-1]
+    for words in (
+        "trd: the learner ended while",
+        "a learner rank on node",
+        "killed or it crashed",
+        "--resume` goes on",
+    ):
+        assert words in last
+    [trace] = (tmp_path / "run" / "logs").glob("failure-*.txt")
+    assert str(trace) in last and "Traceback" in trace.read_text()
+
+
+def test_a_checkpoint_can_be_evaluated_by_itself(opsd, tmp_path):
+    model = opsd.directory / "checkpoints" / f"step-{STEPS:06d}" / "model"
+    done = run(tmp_path / "run", "evaluate", "miniature_opsd", *SMALL, f"student.path={model}")
+    assert done.code == 0, done.output[-3000:]
+    score = json.loads((done.directory / "evaluation" / "miniature-test.json").read_text())
+    inside = json.loads((opsd.directory / "evaluation" / "trained.json").read_text())
+    assert score["problems"] == 10 and score["samples"] == 4
+    agree = fmean(
+        a == b
+        for p in score["per_problem"]
+        for a, b in zip(score["per_problem"][p], inside["per_problem"][p], strict=True)
+    )
+    assert agree > 0.9  # the same weights and seeds
+
+
+def test_the_loop_runs_on_code_in_taco_s_schema_and_sets_aside_what_has_no_working_reference(tmp_path):
+    published = [taco_row(problem) for problem in miniature.problems("code_train")[:40]]
+    published[7]["solutions"] = json.dumps(["print('wrong')"])
+    file = tmp_path / "taco.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in published))
+    own = ["data.format=taco", f"data.path={file}", "evaluation.samples=2", "evaluation.limit=10"]
+    done = run(tmp_path / "run", "train", "miniature_code_opsd", *SMALL, *own)
+    assert done.code == 0, done.output[-3000:]
+    assert done.left == []
+    [aside] = (done.directory / "set_aside.jsonl").read_text().splitlines()
+    assert "no solution passes" in aside and "39 problems, 1 set aside" in done.output
+    assert len(done.rows) == ROWS and "tests" not in done.rows[0]
+    assert len({row["problem"] for row in done.rows}) == 39
+    failed = [row for row in done.rows if not row["y_o_passed"]]
+    assert failed and all(row["y_o_detail"] and row["y_o_feedback"] for row in failed)
+    assert done.metrics[0]["y_r/passed"] > done.metrics[0]["y_o/passed"] + 0.2
+    score = json.loads((done.directory / "evaluation" / "trained.json").read_text())
+    assert score["problems"] == 10 and score["answered"]["value"] > 0.9
+
+
+def taco_row(problem: dict) -> dict:
+    tests = Tests.unpack(problem["tests"])
+    return {
+        "question": problem["problem"],
+        "solutions": json.dumps([problem["reference"].removeprefix("```python\n").removesuffix("\n```")]),
+        "starter_code": "",
+        "input_output": json.dumps({"inputs": tests.inputs, "outputs": tests.outputs}),
+        "difficulty": "EASY",
+        "name": problem["problem_id"],
+    }
+
+
+def test_a_real_checkpoint_trains_adapters_which_engines_and_export_get_as_they_are(tmp_path):
+    """SmolLM2-135M-Instruct: tied embeddings, byte-level BPE, another architecture than the miniature's."""
+    short = ["sampler.max_response_tokens=16", "refiner.max_response_tokens=16", "rollouts_per_step=2"]
+    adapters = ["learner.lora={rank: 8, alpha: 16}", "sync.lora=adapter", "checkpoint.export=adapter"]
+    done = run(tmp_path / "run", "train", "smollm2_smoke", *NO_EVALUATION, *short, *adapters, timeout_s=580)
+    assert done.code == 0, done.output[-3000:]
+    assert [m["version"] for m in done.metrics] == [1, 2]
+    assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics)
+    export = done.directory / "checkpoints" / "step-000002" / "model"
+    assert (export / "adapter_model.safetensors").stat().st_size > 10_000 and not (
+        export / "model.safetensors"
+    ).exists()

@@ -1,0 +1,246 @@
+"""`trd compare`: every cell that is left, one after the other, over engines that are started once for all of them.
+
+    Plan -> for each group: engines -> base, tuning, final cells, each a run of its own (run.commands.train_run)
+         -> comparison.md, comparison.json
+
+A cell begins by giving the engines the base weights, so it is the run that `trd train` would make of its recipe, in an
+ordinary run directory. A cell that fails is recorded and the others go on; engines that failed with it are started
+again. Ctrl-C leaves a checkpoint of the cell under way, and the next start goes on from there.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import ray
+import yaml
+from rich.console import Console
+
+from trd_ray.compare import grid, report
+from trd_ray.compare.grid import Cell
+from trd_ray.compare.plan import ComparisonPlan, EngineGroup, pending
+from trd_ray.errors import UserError
+from trd_ray.preflight import placement
+from trd_ray.problems.set_aside import write_set_aside
+from trd_ray.record.claim import claim, require_lasting
+from trd_ray.record.directory import RunDirectory, write_atomically
+from trd_ray.record.display import Display
+from trd_ray.record.markdown import visible
+from trd_ray.record.summary import write_summary
+from trd_ray.score.stats import Score
+from trd_ray.session.cluster import cluster, is_local
+from trd_ray.session.endings import cause, told
+from trd_ray.session.inputs import Inputs
+from trd_ray.session.quiet import ray_apart
+from trd_ray.session.session import Session
+from trd_ray.session.stop import Stopped, StopSignals
+from trd_ray.train.command import train_run
+
+
+def dry_run(name: str, overrides: list[str]) -> int:
+    """Print every cell and whether it is done, what is left in all, and whether the cluster at hand holds it."""
+    plan = ComparisonPlan(grid.load(name, overrides))
+    console = _console()
+    console.print(report.grid(plan))
+    lacking = []
+    with ExitStack() as stack:
+        recipe = plan.recipe(plan.cells()[0])
+        resources = placement.local_cluster(recipe) if is_local(recipe) else stack.enter_context(cluster(recipe))
+        for group in plan.groups:
+            placed = _largest(plan, group).plan(resources)
+            console.print(f"\n{group.mode}: {', '.join(group.methods)}\n{placement.render(placed)}", markup=False)
+            lacking += placed.reasons
+    return 2 if lacking else 0
+
+
+def compare(name: str, overrides: list[str]) -> int:
+    """Run what is left, and write the tables; 1 if a cell failed."""
+    comparison = grid.load(name, overrides)
+    require_lasting(comparison.path)
+    plan = ComparisonPlan(comparison)
+    recipe = plan.recipe(plan.cells()[0])
+    with ExitStack() as stack:
+        local = is_local(recipe)
+        resources = placement.local_cluster(recipe) if local else stack.enter_context(cluster(recipe))
+        for cell in plan.cells():
+            placement.require(plan.inputs(cell).plan(resources))
+        plan.path.mkdir(parents=True, exist_ok=True)
+        stack.callback(os.close, claim(plan.path))
+        stack.enter_context(told(plan.path, "compare"))
+        write_atomically(plan.path / "comparison.yaml", yaml.safe_dump(comparison.model_dump(), sort_keys=False))
+        stop = stack.enter_context(StopSignals())
+        failures: dict[str, str] = {}
+        try:
+            if any(True for group in plan.groups for _ in pending(plan, group)):
+                stack.enter_context(ray_apart(plan.path / "logs" / "ray.log"))
+                if local:
+                    resources = stack.enter_context(cluster(recipe))
+                stop.install()  # again: Ray has put handlers of its own there
+                work = Work(plan, resources, stop, failures)
+                for group in plan.groups:
+                    work.run(group)
+        finally:
+            results = report.write(plan, failures)
+    console = _console()
+    console.print(report.rendered(results))
+    console.print(f"everything is in {plan.path}", soft_wrap=True, markup=False)
+    return 1 if failures else 0
+
+
+@dataclass
+class Work:
+    """The cells under way; `failures` is told the reason of each that fails."""
+
+    plan: ComparisonPlan
+    resources: dict[str, float]
+    stop: StopSignals
+    failures: dict[str, str]
+    console: Console = field(default_factory=lambda: _console())
+    spent: float = 0.0  # seconds of finished cells
+    earned: float = 0.0  # and what they were estimated to cost, in rollouts
+
+    def run(self, group: EngineGroup) -> None:
+        left = pending(self.plan, group)
+        cell = next(left, None)
+        while cell is not None:
+            try:
+                with self._engines(group) as engines:
+                    while cell is not None:
+                        self._attempt(cell, engines)
+                        cell = next(left, None)
+                        if _broken(engines):
+                            break
+            except (Stopped, KeyboardInterrupt):
+                raise
+            except Exception as e:  # the engines did not start
+                for waiting in [] if cell is None else [cell, *left]:
+                    self._failed(waiting, e)
+                return
+
+    @contextmanager
+    def _engines(self, group: EngineGroup) -> Iterator[Session]:
+        """Running pools with the base's weights, which the group's cells borrow."""
+        inputs = _largest(self.plan, group)
+        directory = RunDirectory(self.plan.path / group.mode)
+        with self._display(0, 0) as display:
+            session = Session(inputs, directory, display, self.stop, self.resources)
+            try:
+                display.phase(f"{group.mode}: starting engines")
+                begin = time.time()
+                session.start(student_path=inputs.student_path, version=0)
+                session.wait_until_started()
+                self._say(f"{group.mode}: engines started in {time.time() - begin:.0f} s")
+            except BaseException:
+                session.close()
+                raise
+        try:
+            yield session
+        finally:
+            session.close()
+
+    def _attempt(self, cell: Cell, engines: Session) -> None:
+        begin = time.time()
+        try:
+            score = self._one(cell, engines)
+        except (Stopped, KeyboardInterrupt):
+            raise
+        except Exception as e:
+            self._failed(cell, e)
+            return
+        self.spent += time.time() - begin
+        self.earned += self._cost(cell)
+        done, everything = self._progress()
+        avg = score.scores[f"avg@{score.samples}"]
+        left = self.spent / self.earned * sum(map(self._cost, self._left()))
+        self._say(
+            f"[{done}/{everything}] {cell.name}  avg@{score.samples} {100 * avg.value:.1f}  "
+            f"{time.time() - begin:.0f} s, left about {left / 60:.0f} min"
+        )
+
+    def _one(self, cell: Cell, engines: Session) -> Score:
+        """The cell's run, from where it was left; returns its score."""
+        plan = self.plan
+        if cell.kind == "final" and plan.comparison.tuning and plan.best_lr(cell.mode, cell.method) is None:
+            raise UserError(f"the learning rate of {cell.mode}/{cell.method} is not tuned, since a tuning cell failed")
+        inputs = plan.inputs(cell)
+        recipe = inputs.recipe
+        begun = (recipe.directory / "recipe.yaml").is_file()
+        directory = RunDirectory.create(recipe.directory, recipe, resume=begun)
+        try:
+            if inputs.set_aside:
+                write_set_aside(directory.path / "set_aside.jsonl", inputs.set_aside)
+            done, folder = directory.resume_point() or (0, None)
+            steps = 0 if cell.kind == "base" else inputs.total_steps
+            if recipe.stream.max_staleness == "never":
+                # Its rollouts are of the initial weights, which these engines may not hold.
+                done, folder = 0, None
+            with self._display(steps, done) as display:
+                display.phase(f"{cell.name}: starting")
+                session = engines.lend(inputs, directory, display)
+                if cell.kind == "base":
+                    session.evaluate("base", 0, 0, inputs.held_out)
+                    write_summary(directory)
+                else:
+                    if cell.kind == "final":
+                        self._lay_base_beside(cell, directory)
+                    directory.rewind(done)
+                    session.forget_weights()
+                    train_run(session, done, folder)
+        finally:
+            directory.release()
+        score = plan.score(cell)
+        assert score is not None
+        return score
+
+    def _lay_base_beside(self, cell: Cell, directory: RunDirectory) -> None:
+        """The base's score of the same seed, so that the cell's own summary compares with it."""
+        base = self.plan.path / self.plan.base(cell.mode, cell.seed).name / "evaluation"
+        for file in base.glob("base.*"):
+            shutil.copyfile(file, directory.path / "evaluation" / file.name)
+
+    def _failed(self, cell: Cell, e: Exception) -> None:
+        self.failures[cell.name] = why = visible(cause(e))
+        place = self.plan.path / "failures" / f"{cell.name.replace('/', '-')}.txt"
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("".join(traceback.format_exception(e)))
+        self._say(f"{cell.name} failed: {why} (more in {place})")
+
+    def _display(self, steps: int, done: int) -> Display:
+        # Without a terminal a cell is one line here, and its steps are in its train.log.
+        return Display(steps, Console(quiet=not self.console.is_terminal), done=done)
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, markup=False)
+
+    def _left(self) -> list[Cell]:
+        return [c for c in self.plan.cells() if c.name not in self.failures and self.plan.score(c) is None]
+
+    def _progress(self) -> tuple[int, int]:
+        everything = len(self.plan.cells())
+        return everything - len(self._left()) - len(self.failures), everything
+
+    def _cost(self, cell: Cell) -> float:
+        """Rollouts, refinements and answers that a cell samples: what its seconds are estimated by."""
+        return sum(report.samples(self.plan.inputs(cell), trains=cell.kind != "base"))
+
+
+def _largest(plan: ComparisonPlan, group: EngineGroup) -> Inputs:
+    """Inputs of a run that needs all the pools that any of the group needs."""
+    finals = [plan.inputs(c) for c in plan.cells_of(group) if c.kind == "final"]
+    return next((i for i in finals if placement.needs_refiner(i.recipe)), finals[0])
+
+
+def _broken(engines: Session) -> bool:
+    with contextlib.suppress(Exception):
+        return any(status["failure"] for status in ray.get([p.status.remote() for p in engines.pools.values()]))
+    return True
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=160)  # a log file has no width to wrap at

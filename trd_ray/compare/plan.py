@@ -1,0 +1,191 @@
+"""What a comparison has done and has left to do, and every check before anything starts.
+
+    Comparison -> Plan: groups of methods that can share engines, the Inputs of every cell, finished cells' scores
+
+A cell is finished when its folder holds its evaluation, and a finished cell is never run again. One that was begun goes
+on from its last checkpoint. A cell that was begun with another recipe is refused, since its score would stand beside
+others that it cannot be compared with.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trd_ray.compare.grid import Cell, Comparison, cells, recipe
+from trd_ray.config import EngineConfig, Recipe, stored
+from trd_ray.errors import UserError
+from trd_ray.preflight.lengths import carried
+from trd_ray.preflight.overlap import in_common
+from trd_ray.record.directory import RunDirectory, differences
+from trd_ray.score.stats import Score, from_json
+from trd_ray.session.inputs import Inputs, prepare
+
+# Between a cell that was begun and the comparison that goes on with it.
+MAY_DIFFER = {"name", "run_dir", "cluster", "checkpoint"}
+
+
+@dataclass(frozen=True)
+class EngineGroup:
+    """Methods of a mode whose runs ask the same of the engines, which are therefore started once for all of them."""
+
+    mode: str
+    methods: list[str]
+
+
+class ComparisonPlan:
+    def __init__(self, comparison: Comparison):
+        """Raises UserError for anything that cannot work or would not be a comparison; starts nothing."""
+        self.comparison = comparison
+        self.path = comparison.path
+        self._inputs: dict[str, Inputs] = {}
+        self._scores: dict[str, Score] = {}
+        self.groups = _groups(comparison)
+        bases: dict[str, str] = {}
+        self.base_mode = {mode: bases.setdefault(self._base_key(mode), mode) for mode in comparison.modes}
+        for cell in self.cells():
+            self.inputs(cell)
+        for mode in comparison.modes:
+            self._different_problems(mode)
+        for cell in self.cells():
+            self._as_begun(cell)
+
+    def cells(self) -> list[Cell]:
+        """All of them, in the order they are run."""
+        return [cell for group in self.groups for cell in self.cells_of(group)]
+
+    def cells_of(self, group: EngineGroup) -> list[Cell]:
+        """The base comes first: the engines hold it when they start."""
+        first = group == next(g for g in self.groups if g.mode == group.mode)
+        bases = []
+        if first and self.base_mode[group.mode] == group.mode:
+            bases = [Cell("base", group.mode, "", seed) for seed in self.comparison.seeds]
+        return bases + cells(self.comparison, group.mode, group.methods)
+
+    def recipe(self, cell: Cell) -> Recipe:
+        """Of a final cell with the learning rate that was found best, if its tuning is done."""
+        lr = self.best_lr(cell.mode, cell.method) if cell.kind == "final" else None
+        return recipe(self.comparison, cell, lr)
+
+    def inputs(self, cell: Cell) -> Inputs:
+        """Models and problems are read and checked once for all cells that differ in nothing they depend on."""
+        r = self.recipe(cell)
+        tree = r.model_dump(mode="json", exclude={"name", "run_dir", "seed", "checkpoint"})
+        del tree["learner"]["lr"]
+        key = json.dumps([cell.kind == "base", tree])
+        if key not in self._inputs:
+            try:
+                self._inputs[key] = prepare(r, "evaluate" if cell.kind == "base" else "train")
+            except UserError as e:
+                raise UserError(*(f"{cell.name}: {sentence}" for sentence in e.sentences)) from e
+        found = replace(self._inputs[key], recipe=carried(r, self._inputs[key].recipe))
+        if found.held_out is None:
+            raise UserError(f"{cell.name} has no problems to be evaluated on: set evaluation.path")
+        return found
+
+    def score(self, cell: Cell) -> Score | None:
+        """The score of a finished cell."""
+        if cell.name not in self._scores:
+            folder = self.path / cell.name
+            place = folder / "evaluation" / ("base.json" if cell.kind == "base" else "trained.json")
+            if not place.is_file():
+                return None
+            score = from_json(json.loads(place.read_text()))
+            # The last step is recorded after its evaluation.
+            if len(RunDirectory(folder).read_metrics()) < score.step:
+                return None
+            self._scores[cell.name] = score
+        return self._scores[cell.name]
+
+    def base(self, mode: str, seed: int) -> Cell:
+        return Cell("base", self.base_mode[mode], "", seed)
+
+    def tuning_cells(self, mode: str, method: str) -> list[Cell]:
+        return [cell for cell in cells(self.comparison, mode, [method]) if cell.kind == "tuning"]
+
+    def best_lr(self, mode: str, method: str) -> float | None:
+        """The learning rate of the highest Avg@k, of equals the lowest; None before all of them are scored."""
+        tuned = sorted(self.tuning_cells(mode, method), key=lambda cell: cell.lr or 0)
+        if not tuned or any(self.score(cell) is None for cell in tuned):
+            return None
+        return max(tuned, key=lambda cell: _avg(self.score(cell))).lr
+
+    def _base_key(self, mode: str) -> str:
+        """Modes in which the same model answers the same problems in the same way share their base."""
+        tree = recipe(self.comparison, Cell("base", mode, "", 0)).model_dump(mode="json")
+        asked = {key: tree[key] for key in ("student", "evaluation", "prompts", "verify", "sampler")}
+        return json.dumps([asked, tree["learner"]["dtype"]])
+
+    def _different_problems(self, mode: str) -> None:
+        final = self.inputs(Cell("final", mode, next(iter(self.comparison.methods)), 0))
+        sets = {"train on": _texts(final.problems), "compare on (evaluation)": _texts(final.held_out)}
+        if self.comparison.tuning:
+            tuned = self.inputs(self.tuning_cells(mode, next(iter(self.comparison.methods)))[0])
+            sets["tune on (tuning.set.evaluation)"] = _texts(tuned.held_out)
+            sets["train on while tuning (tuning.set.data)"] = _texts(tuned.problems)
+        named = list(sets.items())
+        for i, (one, ours) in enumerate(named):
+            for other, theirs in named[i + 1 :]:
+                trained = [one.startswith("train"), other.startswith("train")]
+                if all(trained) or (any(trained) and final.recipe.evaluation.allow_overlap):
+                    continue
+                if both := in_common(ours, theirs):
+                    raise UserError(
+                        f"{mode}: the problems to {one} and those to {other} have {len(both)} in common, such as "
+                        f"{both[0][:60]!r}: choose sets without common problems"
+                    )
+
+    def _as_begun(self, cell: Cell) -> None:
+        place = self.path / cell.name / "recipe.yaml"
+        if not place.is_file():
+            return
+        began, now = (r.model_dump(mode="json") for r in (_stored(place), self.inputs(cell).recipe))
+        untuned = cell.kind == "final" and self.comparison.tuning and self.best_lr(cell.mode, cell.method) is None
+        differ = differences(began, now, MAY_DIFFER | ({"learner.lr"} if untuned else set()))
+        if differ:
+            raise UserError(
+                f"{cell.name} was begun with another recipe: put back {'; '.join(differ)}, set directory to a new "
+                f"place, or delete {place.parent}"
+            )
+
+
+def _avg(score: Score | None) -> float:
+    assert score is not None
+    return score.scores[f"avg@{score.samples}"].value
+
+
+def _groups(comparison: Comparison) -> list[EngineGroup]:
+    found: dict[tuple[str, str], EngineGroup] = {}
+    for mode in comparison.modes:
+        for method in comparison.methods:
+            key = _engines(recipe(comparison, Cell("final", mode, method, 0)))
+            found.setdefault((mode, key), EngineGroup(mode, [])).methods.append(method)
+    return list(found.values())
+
+
+def _engines(r: Recipe) -> str:
+    """What engines are started with; what differs only from request to request is left out."""
+    tree = r.model_dump(mode="json", include={"student", "teacher", "sync", "refiner", "sampler", "learner"})
+    teacher = {key: tree["teacher"][key] for key in ("path", "revision", "trust_remote_code", "mode", "follow")}
+    pools = [{key: tree[pool][key] for key in EngineConfig.model_fields} for pool in ("sampler", "refiner")]
+    learner = {key: tree["learner"][key] for key in ("dtype", "lora", "workers", "gpus")}
+    return json.dumps([tree["student"], teacher, tree["sync"], pools, r.refiner.share_sampler, learner])
+
+
+def _stored(place: Path) -> Recipe:
+    try:
+        return stored(place)
+    except UserError as e:
+        raise UserError(f"{e}: delete {place.parent}") from e
+
+
+def _texts(problems: Any) -> list[str]:
+    return [] if problems is None else problems["problem"].to_pylist()
+
+
+def pending(plan: ComparisonPlan, group: EngineGroup) -> Iterator[Cell]:
+    """Unfinished cells, looked at one by one: whether a tuning is done shows only when its turn has come."""
+    for cell in plan.cells_of(group):
+        if plan.score(cell) is None:
+            yield cell

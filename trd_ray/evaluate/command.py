@@ -1,0 +1,222 @@
+"""`trd evaluate`: sample, verify and score a checkpoint on benchmarks, and go on where an earlier start ended.
+
+    plan -> what is on disk already -> engines, if anything is left to sample -> samples and verdicts as they come
+         -> evaluation/<benchmark>.json and .parquet, evaluation.md, tables
+
+A benchmark's files are written as soon as it is finished; the next one's samples are under way by then. Ctrl-C, a crash
+or SIGKILL lose what is in the engines at that moment: the same command goes on from the samples on disk.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from trd_ray.config import Recipe, dump
+from trd_ray.distill import checksums
+from trd_ray.errors import UserError
+from trd_ray.evaluate import report
+from trd_ray.evaluate.plan import EvaluationPlan, Exam, plan
+from trd_ray.evaluate.progress import Progress
+from trd_ray.evaluate.samples import Samples
+from trd_ray.evaluate.weights import fingerprint
+from trd_ray.preflight import placement
+from trd_ray.record.claim import require_lasting
+from trd_ray.record.directory import RunDirectory
+from trd_ray.session.cluster import cluster, is_local, require_sandboxes
+from trd_ray.session.endings import told
+from trd_ray.session.quiet import ray_apart
+from trd_ray.session.session import Session
+from trd_ray.session.stop import StopSignals
+from trd_ray.stream.answers import Ask, Sampled, answers, seed_of_sample
+
+
+def dry_run(argument: str, names: list[str], overrides: list[str], base: str | None, gpu_gib: float | None) -> int:
+    """Print the resolved recipe, the benchmarks, the engines with their memory, and whether the cluster holds them."""
+    planned = plan(argument, names, overrides, base)
+    if is_local(planned.recipe):
+        placed = planned.inputs.plan(placement.local_cluster(planned.recipe), gpu_gib)
+    else:
+        with cluster(planned.recipe) as resources:
+            placed = planned.inputs.plan(resources, gpu_gib)
+    print(f"{dump(planned.recipe)}\n{_asked(planned)}\n\n{placement.render(placed)}")
+    return 0 if placed.fits else 2
+
+
+def evaluate(argument: str, names: list[str], overrides: list[str], name: str | None, base: str | None) -> int:
+    """Score a model, a run's checkpoint or a recipe's student on benchmarks; `name` is the checkpoint's in the tables.
+
+    The exit code is 0; raises what ended it early, UserError for anything the user can mend.
+    """
+    planned = plan(argument, names, overrides, base)
+    require_lasting(planned.directory)
+    console = _console()
+    console.print(_asked(planned), markup=False, soft_wrap=True)
+    with ExitStack() as stack:
+        if not planned.directory.exists():
+            _require(planned)
+        directory = _claim(planned.directory, planned.recipe)
+        stack.callback(directory.release)
+        samples = {exam.name: stack.enter_context(s) for exam, s in _open(planned)}
+        evaluation = Evaluation(planned, directory, samples, name or planned.target.name)
+        with told(planned.directory, "evaluate", evaluation.kept):
+            if evaluation.left:
+                _require(planned)
+                evaluation.run()
+        results = [evaluation.finish(exam) for exam in planned.exams]
+        place = report.write_markdown(planned.directory, planned.recipe)
+    report.show(console, results, planned.recipe)
+    console.print(f"everything is in {planned.directory}, the report is {place.name}", soft_wrap=True, markup=False)
+    return 0
+
+
+class Evaluation:
+    """The samples of all benchmarks, from what is on disk to what is asked for."""
+
+    def __init__(self, planned: EvaluationPlan, directory: RunDirectory, samples: dict[str, Samples], name: str):
+        self.plan, self.directory, self.samples, self.name = planned, directory, samples, name
+        self.exams = {exam.name: exam for exam in planned.exams}
+        self.results: dict[str, report.Result] = {}
+        self.to_verify = {exam.name: sum(not self._verified(exam, key) for key in exam.keys) for exam in planned.exams}
+        self.samples_left = any(key not in samples[exam.name] for exam in planned.exams for key in exam.keys)
+
+    @property
+    def left(self) -> bool:
+        return any(self.to_verify.values())
+
+    def kept(self, directory: Path) -> str:
+        done = sum(key in self.samples[exam.name] for exam in self.plan.exams for key in exam.keys)
+        total = sum(len(exam.keys) for exam in self.plan.exams)
+        return f"{done} of {total} samples are kept in {directory}: the same command goes on"
+
+    def run(self) -> None:
+        """Sample and verify what is left, on engines that are started for it unless all samples are there."""
+        recipe, inputs = self.plan.recipe, self.plan.inputs
+        sizes = {exam.name: (len(exam.questions), exam.evaluation.samples) for exam in self.plan.exams}
+        with ExitStack() as stack:
+            stop = stack.enter_context(StopSignals())
+            progress = stack.enter_context(Progress(sizes))
+            stack.enter_context(ray_apart(self.directory.path / "logs" / "ray.log"))
+            self._show_kept(progress)
+            progress.phase("starting Ray")
+            resources = stack.enter_context(cluster(recipe))
+            stop.install()  # again: Ray has put handlers of its own there
+            if inputs.runs_code and not is_local(recipe):
+                require_sandboxes(recipe.verify.sandbox)
+            session = Session(inputs, self.directory, progress, stop, resources)
+            stack.callback(session.close)
+            stack.callback(progress.phase, "stopping")
+            if self.samples_left:
+                progress.phase("starting engines")
+                session.start(student_path=inputs.student_path, version=0)
+                session.wait_until_started()
+            progress.phase("sampling and verifying")
+            progress.begin()
+            self._take(session, progress)
+
+    def _take(self, session: Session, progress: Progress) -> None:
+        def while_waiting() -> None:
+            session.look()
+            progress.look()
+
+        recipe = self.plan.recipe
+        for event in answers(
+            self._asks(), pool=session.pools.get("sampler"), sampler=recipe.sampler, verify=recipe.verify,
+            while_waiting=while_waiting,
+        ):  # fmt: skip
+            question, samples = event.ask.question, self.samples[event.ask.question.benchmark]
+            exam, problem_id = self.exams[question.benchmark], question.problem_id
+            key = (problem_id, event.ask.sample)
+            if isinstance(event, Sampled):
+                samples.add(key, event.ask.seed, exam.prompts[problem_id], event.generation)
+                progress.sampled(exam.name, len(event.generation.ids))
+                continue
+            samples.judge(key, exam.verifiers[problem_id], event.verdict)
+            progress.verified(exam.name, problem_id, event.verdict.passed)
+            self.to_verify[exam.name] -= 1
+            if not self.to_verify[exam.name]:
+                progress.say(report.headline(self.finish(exam)))
+
+    def _asks(self) -> Iterator[Ask]:
+        """What is left, problem by problem: the samples of one share the cache of their prompt."""
+        for exam in self.plan.exams:
+            samples = self.samples[exam.name]
+            for question in exam.questions:
+                for sample in range(exam.evaluation.samples):
+                    key = (question.problem_id, sample)
+                    if not self._verified(exam, key):
+                        seed = seed_of_sample(self.plan.recipe.seed, *key)
+                        yield Ask(question, sample, seed, samples.text(key) if key in samples else None)
+
+    def _verified(self, exam: Exam, key: tuple[str, int]) -> bool:
+        return self.samples[exam.name].verified(key, exam.verifiers[key[0]])
+
+    def _show_kept(self, progress: Progress) -> None:
+        for exam in self.plan.exams:
+            samples = self.samples[exam.name]
+            for key in exam.keys:
+                if key in samples:
+                    passed = samples.passed(key) if self._verified(exam, key) else None
+                    progress.kept(exam.name, key[0], passed)
+
+    def finish(self, exam: Exam) -> report.Result:
+        """Write the files of a benchmark of which every sample has its verdict."""
+        if exam.name not in self.results:
+            samples = self.samples[exam.name]
+            self.results[exam.name] = found = report.result(self.plan, exam, samples, self.name)
+            samples.parquet(self.plan.directory / "evaluation" / f"{exam.name}.parquet", exam.keys)
+            report.write(self.plan.directory, found)
+        return self.results[exam.name]
+
+
+def _open(planned: EvaluationPlan) -> Iterator[tuple[Exam, Samples]]:
+    folder, inputs = planned.directory / "evaluation", planned.inputs
+    known: dict[str, Any] | None = next(filter(None, map(Samples.model, sorted(folder.glob("*.jsonl")))), None)
+    model = fingerprint(inputs.student_path, planned.recipe.student.revision, known)
+    _require_as_written(Path(inputs.student_path), model)
+    for exam in planned.exams:
+        samples = Samples.open(folder / f"{exam.name}.jsonl", planned.settings(exam) | {"model": model})
+        for problem_id, prompt in exam.prompts.items():
+            samples.check_prompt(problem_id, exam.evaluation.samples, prompt)
+        yield exam, samples
+
+
+def _require_as_written(folder: Path, model: dict[str, Any]) -> None:
+    """Refuse a checkpoint whose export is no longer what was written; `model` is its fingerprint."""
+    sums = (checksums.read(folder.parent) or {}) if folder.name == "model" else {}
+    for name, facts in model.get("files", {}).items():
+        if sums.get(f"model/{name}", facts["blake2b"]) != facts["blake2b"]:
+            raise UserError(f"{folder / name} is not what the run wrote: it is damaged, so evaluate another checkpoint")
+
+
+def _claim(path: Path, recipe: Recipe) -> RunDirectory:
+    """A directory for one checkpoint's evaluations; what may differ from its last start is for `Samples` to say."""
+    if any((path / "rows").glob("*")) or any((path / "checkpoints").glob("*")) or (path / "metrics.jsonl").exists():
+        raise UserError(f"run directory {path} holds a training run: set run_dir to a place of the evaluation's own")
+    return RunDirectory.create(
+        path,
+        recipe,
+        resume=(path / "recipe.yaml").exists(),
+        may_change=set(Recipe.model_fields),
+        folders=("evaluation", "logs"),
+    )
+
+
+def _require(planned: EvaluationPlan) -> None:
+    if is_local(planned.recipe):
+        placement.require(planned.inputs.plan(placement.local_cluster(planned.recipe)))
+        return
+    with cluster(planned.recipe) as resources:
+        placement.require(planned.inputs.plan(resources))
+
+
+def _asked(planned: EvaluationPlan) -> str:
+    return "\n".join([f"{planned.target.name} in {planned.directory}", *map(str, planned.exams)])
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    # A log file has no width to wrap at.
+    return console if console.is_terminal else Console(highlight=False, width=160)

@@ -1,0 +1,162 @@
+"""README.md of an exported model: how it was trained, how it scored, how to load it.
+
+    recipe, environment.json, rows/, evaluation/ of a run, and the steps behind the weights  ->  card()  ->  Markdown
+
+The front matter is what the Hugging Face hub reads. Names and texts of people and models are escaped everywhere.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trd_ray import config
+from trd_ray.config import Recipe
+from trd_ray.record.directory import RunDirectory
+from trd_ray.record.ledger import facts_of_run, ledger
+from trd_ray.record.markdown import code, inline, table, visible
+from trd_ray.score.stats import Score
+from trd_ray.score.stats import table as score_table
+from trd_ray.views import WORDINGS
+
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+METHOD = "[Trajectory-Refined Distillation](https://arxiv.org/abs/2606.08432)"
+
+
+def card(run: Path, recipe: Recipe, steps: int, form: str, dtype: str, name: str) -> str:
+    """`steps` are those behind the weights, `name` what the model is called, or OWNER/NAME on the hub."""
+    directory = RunDirectory.open(run)
+    front = yaml.safe_dump(_front_matter(recipe, form), sort_keys=False, allow_unicode=True)
+    sections = {
+        "How it was trained": _training(directory, recipe, steps),
+        "How it scored": _scores(directory, steps),
+        "How to load it": _loading(recipe, form, dtype, name),
+        "Made with": _versions(directory),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())
+    return f"---\n{front}---\n\n# {inline(name)}\n\n{_headline(recipe)}\n\n{body}\n"
+
+
+def _front_matter(recipe: Recipe, form: str) -> dict[str, Any]:
+    """The licence is left out: it is the base's, and for whoever publishes to state."""
+    front: dict[str, Any] = {}
+    if _on_hub(recipe.student.path):
+        front["base_model"] = recipe.student.path
+        front["base_model_relation"] = "adapter" if form == "adapter" else "finetune"
+    if recipe.data.source == "problems" and _on_hub(recipe.data.path):
+        front["datasets"] = [recipe.data.path.partition(":")[0]]
+    front["library_name"] = "peft" if form == "adapter" else "transformers"
+    front["pipeline_tag"] = "text-generation"
+    tags = ["trd_ray", "distillation", "on-policy-distillation", recipe.teacher.mode]
+    return front | {"tags": [*tags, "lora"] if recipe.learner.lora else tags}
+
+
+def _on_hub(path: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(path.partition(":")[0])) and not Path(path).exists()
+
+
+def _headline(recipe: Recipe) -> str:
+    if recipe.teacher.mode == "opsd":
+        return f"{code(recipe.student.path)}, trained by {METHOD} to follow itself where it is shown the reference."
+    return f"{code(recipe.student.path)}, trained by {METHOD} to follow {code(recipe.teacher_path)}."
+
+
+def _training(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
+    r, opt = recipe, recipe.learner
+    trains_on = {"y_r": "the teacher's rewrites of its attempts", "y_o": "its own attempts"}[r.train.trajectory]
+    weights = f"LoRA adapters, rank {opt.lora.rank}, alpha {opt.lora.alpha:g}" if opt.lora else "all weights"
+    lines = [["", ""], ["base model", _named(r.student.path, r.student.revision)]]
+    if r.teacher.mode == "opd":
+        lines.append(["teacher", _named(r.teacher_path, r.teacher.revision)])
+    else:
+        follows = {"frozen": "as it was before training", "ema": "a moving average", "live": "the newest weights"}
+        lines.append(["teacher", f"the model itself ({follows[r.teacher.follow]}), shown the reference"])
+    lines += [
+        ["mode", f"{r.teacher.mode.upper()}; teacher view: {r.teacher.view}"],
+        ["trains on", trains_on],
+        ["data", _named(r.data.path, None)],
+        ["steps", f"{steps} of {r.rollouts_per_step} rollouts"],
+        ["loss", inline(_loss(r))],
+        ["trained weights", weights],
+        ["learning rate", f"{opt.lr:g} (warm-up {opt.warmup_ratio:.0%}, cosine to {opt.min_lr_ratio:.0%})"],
+        ["sampling", f"temperature {r.sampler.temperature:g}, at most {r.sampler.max_response_tokens} tokens"],
+        ["seed", str(r.seed)],
+    ]
+    return "\n\n".join([table(lines).replace("---:|", ":---|"), *_pass_rates(directory, steps), _recipe(r)])
+
+
+def _loss(r: Recipe) -> str:
+    loss = r.loss.model_dump(exclude_defaults=True, exclude={"divergence"})
+    settings = "".join(f", {key} {value}" for key, value in loss.items())
+    return f"{r.loss.divergence.replace('_', ' ')}{settings or ' over the whole vocabulary'}"
+
+
+def _pass_rates(directory: RunDirectory, steps: int) -> list[str]:
+    facts = [fact for fact in facts_of_run(directory.read_rows()) if fact["step"] <= steps]
+    totals = ledger(facts) if facts else {}
+    if "y_r/passed" in totals:
+        raw, refined = totals["y_o/passed"], totals["y_r/passed"]
+        return [f"Of {totals['rollouts']} attempts {raw:.1%} passed, of their rewrites {refined:.1%}."]
+    return [f"Of {totals['rollouts']} attempts {totals['y_o/passed']:.1%} passed."] if "y_o/passed" in totals else []
+
+
+def _recipe(recipe: Recipe) -> str:
+    """What differs from the defaults, for whoever trains it again; where it ran is nobody's business."""
+    tree = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"run_dir", "cluster"})
+    text = yaml.safe_dump(tree, sort_keys=False)
+    return f"The recipe, as far as it differs from the defaults:\n\n{_fenced(text.strip(), 'yaml')}"
+
+
+def _scores(directory: RunDirectory, steps: int) -> str:
+    found = directory.read_evaluations()
+    base: Score | None = next((s for s in found if s.step == 0), None)
+    own: Score | None = next((s for s in reversed(found) if s.step == steps and steps), None)
+    if own is None:
+        return "This checkpoint was not evaluated during its run."
+    held_out = config.stored(directory.path / "recipe.yaml").evaluation.path
+    header, *lines = score_table([base, own] if base else [own])
+    note = (
+        f"On {own.problems} problems of {code(str(held_out))} ({own.samples} samples each); "
+        "percent, in brackets the 95% interval over problems."
+    )
+    return f"{table([[inline(cell) for cell in header], *lines])}\n\n{note}"
+
+
+def _loading(recipe: Recipe, form: str, dtype: str, name: str) -> str:
+    adapter = form == "adapter"
+    kind = "AutoPeftModelForCausalLM" if adapter else "AutoModelForCausalLM"
+    where = json.dumps(name if _HUB_NAME.fullmatch(name) else "path/of/this/folder")
+    kwargs = [f"{key}={value!r}" for key, value in recipe.student.chat_template_kwargs.items() if key.isidentifier()]
+    asked = ["messages", "add_generation_prompt=True", "return_dict=True", 'return_tensors="pt"', *kwargs]
+    lines = [
+        *(["from peft import AutoPeftModelForCausalLM"] if adapter else []),
+        f"from transformers import {'AutoTokenizer' if adapter else 'AutoModelForCausalLM, AutoTokenizer'}",
+        "",
+        f"model = {kind}.from_pretrained({where}, dtype={dtype!r})",
+        f"tokenizer = AutoTokenizer.from_pretrained({where})",
+        'messages = [{"role": "user", "content": "..."}]',
+        f"inputs = tokenizer.apply_chat_template({', '.join(asked)})",
+        f"print(tokenizer.decode(model.generate(**inputs, max_new_tokens={recipe.sampler.max_response_tokens})[0]))",
+    ]
+    snippet = "\n".join(lines)
+    wording = recipe.prompts.solve or WORDINGS[recipe.verify.task]["solve"]
+    asked_as = f"It was trained on problems that were put to it in these words:\n\n{_fenced(wording, 'text')}"
+    return f"{_fenced(snippet, 'python')}\n\n{asked_as}"
+
+
+def _fenced(text: str, language: str) -> str:
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{visible(text)}\n{fence}"
+
+
+def _versions(directory: RunDirectory) -> str:
+    start = json.loads((directory.path / "environment.json").read_text())[-1]
+    packages = ", ".join(f"{inline(name)} {inline(version)}" for name, version in start["packages"].items())
+    commit = f", commit {inline(start['commit'])}" if start.get("commit") else ""
+    return f"{packages}; Python {inline(start['python'])}{commit}."
+
+
+def _named(path: str, revision: str | None) -> str:
+    return code(path) + (f" at {code(revision)}" if revision else "")

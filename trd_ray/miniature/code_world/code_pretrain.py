@@ -1,0 +1,75 @@
+"""What the two models of the world of code are taught before any distillation: `lessons` about made-up words."""
+
+import random
+
+from trd_ray.miniature.beliefs import random_beliefs
+from trd_ray.miniature.code_world import code_task, code_tokenizer
+from trd_ray.miniature.code_world.code_task import (
+    SECRET,
+    Draft,
+    ProgramChain,
+    Table,
+    random_table,
+    rewrite,
+    solve,
+    talk,
+    text,
+)
+from trd_ray.miniature.code_world.statements import MEANINGS
+from trd_ray.miniature.lessons import Lessons
+from trd_ray.miniature.splits import of_split
+from trd_ray.miniature.world import Spec, Upbringing, World
+
+SLIP = 0.02  # of the statements in an attempt that is to be rewritten: the rewriter must not rely on its plain ones
+CUT = 0.05  # of those attempts end early, as one that hit the token limit
+
+
+def flawed_attempt(chain: ProgramChain, table: Table, rng: random.Random) -> list[Draft]:
+    """An attempt in the student's style, by someone whose beliefs about these meanings are drawn at random."""
+    return talk(chain, random_beliefs(table, MEANINGS, rng), rng, slip=SLIP)
+
+
+def _rewrite(chain: ProgramChain, table: Table, rng: random.Random) -> tuple[str, str]:
+    attempt = flawed_attempt(chain, table, rng)
+    written, comments = text(attempt), attempt[0].comments
+    if rng.random() < CUT:
+        lines = written.split("\n")
+        written = "\n".join(lines[: rng.randint(3, len(lines))])
+        if len(written) < len(attempt[0].text):
+            comments = ("",) * len(comments)  # a program that is not whole is written anew
+    return written, rewrite(chain, table, comments).text
+
+
+def _chain(rng: random.Random) -> ProgramChain:
+    return next(of_split("train", lambda: code_task.random_chain(rng, code_task.TRAIN_STEPS)))
+
+
+def _held_out(rng: random.Random) -> ProgramChain:
+    return next(
+        filter(code_task.is_decided, of_split("test", lambda: code_task.random_chain(rng, code_task.TEST_STEPS)))
+    )
+
+
+LESSONS = Lessons(
+    secret=SECRET,
+    values=MEANINGS,
+    chain=_chain,
+    random_table=random_table,
+    solution=lambda chain, table: solve(chain, table).text,
+    talk=lambda chain, beliefs, rng: text(talk(chain, beliefs, rng)),
+    rewritten=_rewrite,
+)
+
+WORLD = World(
+    name="code",
+    plan=Upbringing(
+        student=Spec(layers=3, tied=True, rows=(6, 4, 14), steps=900),
+        teacher=Spec(layers=4, tied=False, rows=(8, 18), steps=900),
+    ),
+    words=code_tokenizer.build,
+    kinds=LESSONS.kinds,
+    held_out=_held_out,
+    reference=lambda chain: solve(chain, SECRET).text,
+    solved=code_task.solved,
+    max_response_tokens=160,
+)

@@ -1,0 +1,86 @@
+"""How good the two models of a miniature world are, by sampling with transformers at temperature 1.
+
+chains -> y_o by the student -> y_r by the student (with the reference) and by the teacher (without)
+       -> accuracies, lengths
+"""
+
+import random
+from collections.abc import Sequence
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from trd_ray.miniature.splits import AnyChain
+from trd_ray.miniature.tokenizer import END, PAD, PROMPTS
+from trd_ray.miniature.world import World
+
+BATCH = 800
+
+
+def held_out_chains(world: World, n: int, seed: int) -> list[AnyChain]:
+    rng = random.Random(seed)
+    return [world.held_out(rng) for _ in range(n)]
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerFast, view: str, values: dict[str, str]) -> str:
+    """The rendered chat prompt of one view (a key of PROMPTS), ready to be continued."""
+    message = {"role": "user", "content": PROMPTS[view].format(**values)}
+    return str(tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
+
+
+@torch.no_grad()
+def respond(
+    world: World, model: Qwen3ForCausalLM, view: str, chains: Sequence[AnyChain], attempts: Sequence[str] | None = None
+) -> list[str]:
+    """One sampled response a chain, from torch's global seed; attempts (one a chain) fill the views that show one."""
+    tokenizer = world.words()
+    vocabulary = tokenizer.get_vocab()
+    prompts = [
+        prompt_text(tokenizer, view, {"problem": c.problem, "reference": world.reference(c), "attempt": attempt})
+        for c, attempt in zip(chains, attempts or [""] * len(chains), strict=True)
+    ]
+    sampled = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        max_new_tokens=world.max_response_tokens,
+        eos_token_id=vocabulary[END],
+        pad_token_id=vocabulary[PAD],
+    )
+    responses = []
+    for i in range(0, len(prompts), BATCH):
+        inputs = tokenizer(prompts[i : i + BATCH], padding=True, return_tensors="pt", add_special_tokens=False)
+        out = model.generate(**inputs, generation_config=sampled)  # pyright: ignore[reportAttributeAccessIssue]
+        out = out[:, inputs["input_ids"].shape[1] :]
+        responses += tokenizer.batch_decode(out, skip_special_tokens=True)
+    return responses
+
+
+def accuracy(world: World, chains: Sequence[AnyChain], responses: Sequence[str]) -> float:
+    right = [world.solved(chain, response) for chain, response in zip(chains, responses, strict=True)]
+    return round(sum(right) / len(right), 4)
+
+
+def mean_tokens(world: World, responses: list[str]) -> float:
+    return round(sum(len(ids) for ids in world.words()(responses)["input_ids"]) / len(responses), 1)
+
+
+def scores(
+    world: World, student: Qwen3ForCausalLM, teacher: Qwen3ForCausalLM, n: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Both models on the same n held-out chains and the same n attempts, the student's own."""
+    torch.manual_seed(seed)
+    chains = held_out_chains(world, n, seed)
+    y_o = respond(world, student, "solve", chains)
+    by_model = {}
+    for name, model, view in (("student", student, "refine_with_reference"), ("teacher", teacher, "refine")):
+        solved = y_o if model is student else respond(world, model, "solve", chains)
+        y_r = respond(world, model, view, chains, attempts=y_o)
+        by_model[name] = {
+            "solves": accuracy(world, chains, solved),
+            "solution_tokens": mean_tokens(world, solved),
+            "rewrites": accuracy(world, chains, y_r),
+            "rewrite_tokens": mean_tokens(world, y_r),
+        }
+    return by_model

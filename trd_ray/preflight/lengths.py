@@ -1,0 +1,263 @@
+"""How long prompts and responses may be: the defaults that a model's context leaves, and the problems that do not fit.
+
+    recipe, contexts, tokens of every prompt  ->  resolve()   ->  the recipe with a number for every length
+    that                                      ->  fit()       ->  the same, and the problems that are too long for it
+                                                  require_held_out()  ->  UserError where a held-out one is
+
+An empty length is the paper's where the context holds it. In a smaller context an attempt and its refinement get equal
+shares of what the longest prompt leaves, so that no attempt is cut. A prompt that fills more than half of a context
+does not shorten the responses of all the others: its problem is too long, which `data.too_long` decides on.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trd_ray.config import Recipe
+from trd_ray.errors import UserError
+from trd_ray.models import ModelFacts
+from trd_ray.problems.set_aside import SetAside
+from trd_ray.views import PromptTokens
+
+# The paper's: prompts of 2,048, references of 4,096 and attempts of 16,384 tokens.
+RESPONSE_TOKENS = 16384
+REFINE_PROMPT_TOKENS = {"opd": 18432, "opsd": 22528}
+SHOWN_CHARACTERS = 60  # of a problem that is named
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Tokens that prompt and response may take together: on the pools' engines, and in the learner's forward passes."""
+
+    sampler: int
+    refiner: int
+    student: int
+    teacher: int
+
+    @classmethod
+    def of(cls, recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> "Contexts":
+        sampler = min(recipe.sampler.max_model_len or student.max_positions, student.max_positions)
+        refiner = min(recipe.refiner.max_model_len or teacher.max_positions, teacher.max_positions)
+        shared = recipe.refiner.share_sampler
+        return cls(sampler, sampler if shared else refiner, student.max_positions, teacher.max_positions)
+
+
+def require_positions(pool: str, max_model_len: int | None, model: ModelFacts) -> None:
+    """Refuse an engine that is to serve more than its model has; raises UserError."""
+    if max_model_len and max_model_len > model.max_positions:
+        raise UserError(
+            f"{pool}.max_model_len is {max_model_len}, but {model.path} has {model.max_positions} positions: "
+            f"set {pool}.max_model_len to {model.max_positions} at most"
+        )
+
+
+def resolve(
+    recipe: Recipe, contexts: Contexts, prompts: Sequence[PromptTokens], evaluated: Sequence[int] = ()
+) -> Recipe:
+    """The recipe with every length that it leaves empty; `evaluated` are the tokens of the held-out prompts."""
+    r = recipe
+    y_o, y_r, limit = r.sampler.max_response_tokens, r.refiner.max_response_tokens, r.refiner.max_prompt_tokens
+    paper = REFINE_PROMPT_TOKENS[r.teacher.mode]
+    shows_attempts = r.refines or r.teacher.view == "refine"
+    context = contexts.refiner if r.refines else contexts.teacher
+    room = _left(context, [p.refine if shows_attempts else p.vanilla for p in prompts])
+    bare = context - room
+    holds_paper = context >= (limit or paper) + (y_r or RESPONSE_TOKENS)
+    if y_o is None:
+        y_o = min(RESPONSE_TOKENS, _left(contexts.sampler, [p.student for p in prompts]))
+        if not shows_attempts:
+            y_o = min(y_o, room)
+        elif limit is None and not holds_paper:
+            y_o = min(y_o, max(room // 2, room - (y_r or room)))
+    if y_r is None:
+        with_attempt = min(limit, bare + y_o) if limit else bare + min(y_o, room // 2)
+        y_r = RESPONSE_TOKENS if holds_paper else max(1, min(RESPONSE_TOKENS, context - with_attempt))
+        if r.train.trajectory == "y_r":
+            y_r = min(y_r, _left(contexts.student, [p.student for p in prompts]))
+    if limit is None:
+        responses = [y_r] if r.refines else []
+        responses += [y_o] if r.train.trajectory == "y_o" else []
+        # Not less than an attempt takes: a default cuts nothing off a length that was asked for.
+        limit = max(16, min(paper, max(context - max(responses, default=0), bare + y_o)))
+    evaluation = r.evaluation.max_response_tokens or min(RESPONSE_TOKENS, _left(contexts.sampler, evaluated))
+    return _with_lengths(r, y_o, y_r, limit, evaluation)
+
+
+def _left(context: int, prompts: Sequence[int]) -> int:
+    """What the longest prompt leaves of a context, but not less than half of it."""
+    return context - min(max(prompts, default=0), context // 2)
+
+
+def carried(recipe: Recipe, begun: Recipe) -> Recipe:
+    """The recipe with the lengths of one that was resolved before, where its own are empty."""
+    return _with_lengths(
+        recipe,
+        recipe.sampler.max_response_tokens or begun.sampler.max_response_tokens,
+        recipe.refiner.max_response_tokens or begun.refiner.max_response_tokens,
+        recipe.refiner.max_prompt_tokens or begun.refiner.max_prompt_tokens,
+        recipe.evaluation.max_response_tokens or begun.evaluation.max_response_tokens,
+    )
+
+
+def _with_lengths(r: Recipe, y_o: int | None, y_r: int | None, limit: int | None, evaluation: int | None) -> Recipe:
+    groups: dict[str, Any] = {
+        "sampler": r.sampler.model_copy(update={"max_response_tokens": y_o}),
+        "refiner": r.refiner.model_copy(update={"max_response_tokens": y_r, "max_prompt_tokens": limit}),
+        "evaluation": r.evaluation.model_copy(update={"max_response_tokens": evaluation}),
+    }
+    return r.model_copy(update=groups)
+
+
+@dataclass(frozen=True)
+class Problem:
+    problem_id: str
+    text: str
+    tokens: PromptTokens
+
+    def __str__(self) -> str:
+        return f"{self.problem_id} ({self.text[:SHOWN_CHARACTERS]!r})"
+
+
+@dataclass
+class Fitted:
+    """What `fit` found; `recipe` has all lengths."""
+
+    recipe: Recipe
+    kept: list[Problem]
+    set_aside: list[SetAside] = field(default_factory=list)
+
+
+def fit(
+    recipe: Recipe,
+    problems: Sequence[Problem],
+    evaluated: Sequence[int],
+    contexts: Contexts,
+    student: ModelFacts,
+    teacher: ModelFacts,
+) -> Fitted:
+    """Resolve the lengths, and leave out the problems that are too long for them or refuse them, as data.too_long says.
+
+    Raises UserError, a sentence a limit; also where no problem would be left.
+    """
+    kept, set_aside = list(problems), []
+    while True:
+        resolved = resolve(recipe, contexts, [p.tokens for p in kept], evaluated)
+        found = [(p, exceeded) for p in kept if (exceeded := _exceeded(resolved, contexts, p.tokens))]
+        if not found:
+            return Fitted(resolved, kept, set_aside)
+        if recipe.data.too_long == "refuse" or len(found) == len(kept):
+            raise UserError(*_refusals(recipe, resolved, found, len(kept), student, teacher))
+        for p, exceeded in found:
+            name, why = p.text[:SHOWN_CHARACTERS], next(iter(exceeded.values()))
+            set_aside.append(SetAside(p.problem_id, name, f"too long: {why}"))
+        # Without them the defaults may leave the others more room.
+        left_out = {p.problem_id for p, _ in found}
+        kept = [p for p in kept if p.problem_id not in left_out]
+
+
+def seen_tokens(r: Recipe, p: PromptTokens) -> int:
+    """The longest context that the teacher has in the loss."""
+    shown = p.refine + r.sampler.response_tokens if r.teacher.view == "refine" else p.vanilla
+    return min(r.refiner.prompt_tokens, shown)
+
+
+def trained_tokens(r: Recipe) -> int:
+    """The longest response that is trained on."""
+    return r.refiner.response_tokens if r.train.trajectory == "y_r" else r.sampler.response_tokens
+
+
+def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens) -> dict[str, str]:
+    """What a problem is too long for -> why."""
+    y_o, y_r, limit = r.sampler.response_tokens, r.refiner.response_tokens, r.refiner.prompt_tokens
+    found = {}
+    if p.student + y_o > contexts.sampler:
+        found["sampler"] = (
+            f"its prompt of {p.student} tokens and sampler.max_response_tokens ({y_o}) make {p.student + y_o}, "
+            f"but the context is {contexts.sampler}"
+        )
+    views = [p.refine] * (r.refines or r.teacher.view == "refine") + [p.vanilla] * (r.teacher.view == "vanilla")
+    if max(views) - p.reference > limit:
+        found["teacher's prompt"] = (
+            f"the problem and the instructions alone take {max(views) - p.reference} tokens of it, but "
+            f"refiner.max_prompt_tokens is {limit}"
+        )
+    prompt = min(limit, p.refine + y_o)
+    if r.refines and prompt + y_r > contexts.refiner:
+        found["refiner"] = (
+            f"its prompt with an attempt of full length ({prompt} tokens) and refiner.max_response_tokens ({y_r}) make "
+            f"{prompt + y_r}, but the context is {contexts.refiner}"
+        )
+    seen, response = seen_tokens(r, p), trained_tokens(r)
+    if seen + response > contexts.teacher:
+        found["teacher"] = (
+            f"the teacher's view ({seen} tokens) and the response ({response}) make {seen + response}, but it has "
+            f"{contexts.teacher} positions"
+        )
+    if p.student + response > contexts.student:
+        found["student"] = (
+            f"its prompt of {p.student} tokens and the response ({response}) make {p.student + response}, but it has "
+            f"{contexts.student} positions"
+        )
+    return found
+
+
+def _refusals(
+    asked: Recipe,
+    resolved: Recipe,
+    found: list[tuple[Problem, dict[str, str]]],
+    total: int,
+    student: ModelFacts,
+    teacher: ModelFacts,
+) -> Iterator[str]:
+    """A sentence a limit, but one alone of the same few problems."""
+    engine = "sampler" if asked.refiner.share_sampler else "refiner"
+    response = f"{'refiner' if asked.train.trajectory == 'y_r' else 'sampler'}.max_response_tokens"
+    default = asked.refiner.max_prompt_tokens is None
+    what_is_left = default and resolved.refiner.prompt_tokens < REFINE_PROMPT_TOKENS[asked.teacher.mode]
+    raise_ = {
+        pool: f"raise {pool}.max_model_len (the model has {model.max_positions} positions)"
+        for pool, model in (("sampler", student), ("refiner", teacher))
+    }
+    remedies = {
+        "sampler": f"lower sampler.max_response_tokens, {raise_['sampler']}",
+        "teacher's prompt": f"lower refiner.max_response_tokens, {raise_[engine]}" if what_is_left else "raise it",
+        "refiner": "lower sampler.max_response_tokens, refiner.max_prompt_tokens or refiner.max_response_tokens, "
+        f"{raise_[engine]}",
+        "teacher": f"lower refiner.max_prompt_tokens or {response}",
+        "student": f"lower {response}",
+    }
+    told: set[str] = set()
+    for limit, remedy in remedies.items():
+        over = [p for p, exceeded in found if limit in exceeded]
+        ids = {p.problem_id for p in over}
+        if not over or (ids <= told and len(ids) < total):
+            continue
+        told |= ids
+        longest = max(over, key=lambda p: p.tokens.refine)
+        why = next(exceeded[limit] for p, exceeded in found if p is longest)
+        out = ", or set data.too_long=drop to leave out what is too long" if len(ids) < total else ""
+        yield f"{_so_many(over, total, limit)}, the longest being {longest}: {why}: {remedy}{out}"
+
+
+def _so_many(over: Sequence[Any], total: int, limit: str) -> str:
+    verb = "problem is" if total == 1 else "problems is" if len(over) == 1 else "problems are"
+    return f"{len(over)} of {total} {verb} too long for the {limit}"
+
+
+def require_held_out(recipe: Recipe, problems: Sequence[tuple[str, str, int]], context: int, positions: int) -> None:
+    """Refuse held-out problems, each (id, text, tokens of its prompt), that are too long; raises UserError.
+
+    None is left out, for that would be another benchmark. `recipe` has its lengths.
+    """
+    response = recipe.evaluation.response_tokens
+    over = [one for one in problems if one[2] + response > context]
+    if not over:
+        return
+    problem_id, text, tokens = max(over, key=lambda one: one[2])
+    out = ", or take what is too long out of the held-out problems" if len(over) < len(problems) else ""
+    raise UserError(
+        f"{_so_many(over, len(problems), 'sampler')} in the evaluation, the longest being {problem_id} "
+        f"({text[:SHOWN_CHARACTERS]!r}): its prompt of {tokens} tokens and evaluation.max_response_tokens ({response}) "
+        f"make {tokens + response}, but the context is {context}: lower evaluation.max_response_tokens, raise "
+        f"sampler.max_model_len (the model has {positions} positions){out}"
+    )

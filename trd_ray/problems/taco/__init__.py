@@ -1,0 +1,137 @@
+"""TACO's programming problems for training, each with a reference solution that passes the problem's own tests.
+
+    files or hub  ->  schema.candidates()  ->  references.Chooser  ->  load(): problems, and what was set aside
+
+Solutions run in the sandbox, as Ray tasks where Ray runs, else in threads. Every choice is kept on disk as it is made,
+so a start that ends early goes on where it stopped, and the whole result under a hash of the files' contents, so the
+next start reads it.
+"""
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from trd_ray import cache, config, rows
+from trd_ray.errors import UserError
+from trd_ray.problems import sources
+from trd_ray.problems.set_aside import SetAside
+from trd_ray.problems.taco.references import Choice, Chooser, Progress
+from trd_ray.problems.taco.schema import Candidate, candidates, tests_of
+
+__all__ = ["SetAside", "Taco", "load", "tests_of"]
+
+REPOSITORY = "BAAI/TACO"
+DIFFICULTIES = ("EASY", "MEDIUM", "MEDIUM_HARD", "HARD", "VERY_HARD", "UNKNOWN_DIFFICULTY")
+SOLUTIONS_TRIED = 8
+TIMEOUT_S = 24 * 3600.0  # all references together
+
+_VERSION = 1  # of what the cache holds
+_SCHEMA = pa.schema([*rows.PROBLEM, pa.field("name", pa.string()), pa.field("set_aside", pa.string())])
+
+
+@dataclass(frozen=True)
+class Taco:
+    problems: pa.Table  # of rows.PROBLEM
+    set_aside: list[SetAside]
+
+    def __str__(self) -> str:
+        if not self.set_aside:
+            return f"{self.problems.num_rows} problems"
+        reasons = Counter(one.reason.partition(":")[0] for one in self.set_aside).most_common()
+        counts = ", ".join(f"{count} {reason}" for reason, count in reasons)
+        return f"{self.problems.num_rows} problems, {len(self.set_aside)} set aside ({counts})"
+
+
+def load(
+    spec: config.DataConfig,
+    verify: config.VerifyConfig,
+    *,
+    solutions_tried: int = SOLUTIONS_TRIED,
+    timeout_s: float = TIMEOUT_S,
+    progress: Progress | None = None,
+) -> Taco:
+    """TACO from `spec.path`: a file or folder in its schema (Parquet, JSON Lines, Arrow), or a repository of the hub.
+
+    `spec.difficulty` and `spec.limit` select problems; `spec.split` selects the files of a folder or repository that
+    holds both. A problem is set aside when it shows pictures, has no readable tests, or none of its first
+    `solutions_tried` solutions passes under the limits of `verify`. Raises UserError, also when `timeout_s` is over.
+    """
+    files = _files(str(spec.path), spec.split)
+    limits = verify.time_limit_s, verify.memory_mib, verify.program_timeout_s, verify.max_tests
+    difficulty = sorted(name.upper() for name in spec.difficulty) if spec.difficulty else None
+    if unknown := [name for name in difficulty or [] if name not in DIFFICULTIES]:
+        raise UserError(f"data.difficulty is {unknown[0]}{config.did_you_mean(unknown[0], list(DIFFICULTIES))}")
+    key = cache.digest(files, _VERSION, difficulty, spec.limit, solutions_tried, *limits)
+
+    def make() -> pa.Table:
+        found = candidates(files, difficulty, spec.limit, verify.max_tests, solutions_tried)
+        return _table(Chooser(verify, timeout_s).chosen(found, progress))
+
+    found = cache.kept(f"taco-{key}", _SCHEMA, make)
+    aside = [reason is not None for reason in found["set_aside"].to_pylist()]
+    problems = found.filter(pa.array([not out for out in aside], pa.bool_())).select(pa.schema(rows.PROBLEM).names)
+    left_out = found.filter(pa.array(aside, pa.bool_())).select(["problem_id", "name", "set_aside"])
+    set_aside = [SetAside(*row.values()) for row in left_out.to_pylist()]
+    if not problems.num_rows:
+        raise UserError(_nothing_left(spec, Taco(problems, set_aside)))
+    return Taco(problems, set_aside)
+
+
+def _nothing_left(spec: config.DataConfig, found: Taco) -> str:
+    if not found.set_aside:
+        of = f" of difficulty {', '.join(spec.difficulty)}" if spec.difficulty else ""
+        return f"{spec.path} holds no problem{of}: check data.path and data.difficulty"
+    first = found.set_aside[0]
+    return (
+        f"no problem of {spec.path} is left ({found}): the first is {first.name or first.problem_id}: "
+        f"{first.reason[:300]}; mend the data, or raise verify.time_limit_s and verify.memory_mib"
+    )
+
+
+def _files(path: str, split: str) -> list[Path]:
+    if not Path(path).expanduser().exists() and not sources.data_files(path):
+        if not sources.is_hub_name(path.partition("@")[0]):
+            raise UserError(f"there is no data file {path}: set data.path to TACO's files, or to {REPOSITORY}")
+        path = _fetched(path, split)
+    files = sources.data_files(path)
+    if not files:
+        raise UserError(f"{path} holds no .parquet, .arrow or .jsonl file of TACO: set data.path to a folder of them")
+    of_split = [file for file in files if split in (file.parent.name, re.split(r"[-.]", file.name)[0])]
+    return of_split or files
+
+
+def _fetched(repository: str, split: str) -> str:
+    """Of the repository's two copies the Parquet one: its loading script runs in no current version of datasets."""
+    otherwise = (
+        f"run `hf download {REPOSITORY} --repo-type dataset --include 'ALL/{split}-*' --local-dir DIR` (or "
+        "huggingface-cli in place of hf) where there is a network, and set data.path=DIR"
+    )
+    folder = sources.hub_folder(repository, [f"ALL/{split}-*.parquet", f"data/{split}-*.parquet"], otherwise)
+    if not any(folder.rglob("*.parquet")):
+        folder = sources.hub_folder(repository, [f"{split}/*.arrow", f"*{split}*.jsonl"], otherwise)
+    return str(folder)
+
+
+def _table(chosen: list[tuple[Candidate, Choice]]) -> pa.Table:
+    """In chunks, for all tests together may pass the 2 GiB that one Arrow array of bytes holds."""
+    rows_of = [_row(candidate, *choice) for candidate, choice in chosen]
+    chunks = [rows_of[start : start + 1000] for start in range(0, len(rows_of), 1000)] or [[]]
+    return pa.concat_tables([pa.Table.from_pylist(chunk, schema=_SCHEMA) for chunk in chunks])
+
+
+def _row(candidate: Candidate, index: int | None, reason: str) -> dict[str, Any]:
+    row = {
+        "problem_id": candidate.problem_id,
+        "problem": candidate.problem,
+        "answer": "",
+        "reference": "",
+        "name": candidate.name,
+    }
+    if index is None:
+        return row | {"set_aside": reason}
+    # As the prompts ask for an answer: a program in a fenced block.
+    return row | {"reference": f"```python\n{candidate.solutions[index].strip()}\n```", "tests": candidate.tests}

@@ -1,0 +1,371 @@
+"""A run directory: everything a run leaves behind, claimed by one process at a time.
+
+    recipe.yaml          resolved, every key         rows/step-000001.parquet    the rows of step 1, see trd_ray.rows
+    environment.json     one entry a start           checkpoints/step-000012/    the state after step 12
+    metrics.jsonl        one line a step, from 1     evaluation/base.json        a score; base.parquet its rows
+    train.log            the same, for people        tensorboard/ logs/ summary.md
+    rewound/1/           what was recorded after the checkpoint that a resumed run went on from
+
+Steps count from 1 in all of it: checkpoint 12 holds what steps 1 to 12 made. A strictly on-policy row of step 12 was
+sampled by policy version 11. Each file appears whole, by being written beside its place and renamed into it, so a
+crash at any moment leaves a directory to resume from. Nothing that was recorded is deleted: what a resumed run does
+again is moved aside. The claim is a file lock, which the kernel drops when the process dies, however it dies.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+from trd_ray import rows as schema
+from trd_ray.config import Recipe, dump, stored
+from trd_ray.errors import UserError
+from trd_ray.record.claim import claim, require_lasting, writing
+from trd_ray.record.environment import environment
+from trd_ray.score.stats import Score, from_json, to_json
+
+FOLDERS = ("rows", "tensorboard", "checkpoints", "evaluation", "logs")
+_ENGINE = ["replicas", "tensor_parallel", "cpus", "gpus", "memory_utilization", "cpu_kv_cache_gib", "max_concurrent"]
+_ENGINE += ["start_timeout_s", "request_timeout_s"]
+_LEARNER = ["workers", "cpus", "gpus", "tokens_per_micro_batch", "chunk_tokens", "packing", "compile", "cpu_offload"]
+_LEARNER += ["activation_checkpointing", "start_timeout_s", "step_timeout_s"]
+# Recipe keys that a resumed run may change: how long, where and in which portions it works. No number of what it has
+# begun depends on them by more than rounding.
+MAY_CHANGE = {
+    *("name", "steps", "run_dir", "cluster", "checkpoint", "evaluation"),
+    *(f"{pool}.{key}" for pool in ("sampler", "refiner") for key in _ENGINE),
+    *(f"learner.{key}" for key in _LEARNER),
+    *("verify.cpus", "verify.max_tasks", "verify.sandbox", "stream.rows_per_block", "stream.stall_timeout_s"),
+    *("sync.backend", "sync.lora", "sync.timeout_s", "sync.probe_rows"),
+}
+
+
+class RunDirectory:
+    """Open one with `create` (the run that writes) or `open` (read only)."""
+
+    def __init__(self, path: Path, lock: int | None = None):
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def create(
+        cls,
+        path: Path | str,
+        recipe: Recipe,
+        resume: bool = False,
+        may_change: set[str] = MAY_CHANGE,
+        folders: tuple[str, ...] = FOLDERS,
+    ) -> "RunDirectory":
+        """Claim a directory for a new run, or for one that continues, whose recipe differs in `may_change` at most.
+
+        A new one gets `folders`, those that will be written into.
+
+        Raises UserError, having changed nothing, when a live run holds the directory, when it holds a run and `resume`
+        is not set or nothing to resume, or when the recipe asks for another run than the one begun.
+        """
+        path = Path(path).expanduser().absolute()
+        require_lasting(path)
+        if resume:
+            return cls._continue(path, recipe, may_change)
+        if path.exists() and not path.is_dir():
+            raise UserError(f"run directory {path} is a file: set run_dir to another place")
+        if path.is_dir() and any(path.iterdir()):
+            if not (path / "recipe.yaml").exists():
+                raise UserError(f"run directory {path} holds other files: set run_dir to a new or empty place")
+            os.close(claim(path))  # a run under way is the better answer
+            raise UserError(
+                f"run directory {path} already holds a run: continue it with --resume, or set run_dir to a new place"
+            )
+        # Filled beside its place and renamed into it: of two runs that start at once, one finds the place taken.
+        fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            fresh.mkdir(parents=True)
+            for folder in folders:
+                (fresh / folder).mkdir()
+            (fresh / "recipe.yaml").write_text(dump(recipe))
+            (fresh / "environment.json").write_text(json.dumps([environment()], indent=2))
+            lock = claim(fresh)
+            os.rename(fresh, path)
+        except UserError:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        except OSError as e:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise UserError(f"run directory {path} cannot be made ({e.strerror}): set run_dir to another place") from e
+        return cls(path, lock)
+
+    @classmethod
+    def open(cls, path: Path | str) -> "RunDirectory":
+        """To read what a run left, or leaves while it goes on."""
+        path = Path(path).expanduser().absolute()
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(f"{path} is no run directory: it has no recipe.yaml")
+        return cls(path)
+
+    @classmethod
+    def _continue(cls, path: Path, recipe: Recipe, may_change: set[str]) -> "RunDirectory":
+        if not (path / "recipe.yaml").is_file():
+            raise UserError(
+                f"there is no run to resume in {path}: leave --resume out, or set run_dir to the run's place"
+            )
+        lock = claim(path)
+        try:
+            began = stored(path / "recipe.yaml")
+            changed = differences(began.model_dump(mode="json"), recipe.model_dump(mode="json"), may_change)
+            if changed:
+                raise UserError(
+                    f"the run in {path} began with another recipe: put back {'; '.join(changed)}, "
+                    "or start a new run in another run_dir"
+                )
+            if (path / "rows" / f"{_step(0)}.parquet").exists():
+                raise UserError(
+                    f"the run in {path} was begun by an earlier version, which counted steps from 0: go on with that "
+                    "version, or set run_dir to a new place"
+                )
+            starts = _read_json(path / "environment.json", list, "delete it, and the run goes on without its record")
+            with writing(path):
+                write_atomically(path / "recipe.yaml", dump(recipe))
+                write_atomically(path / "environment.json", json.dumps([*starts, environment()], indent=2))
+        except BaseException:
+            os.close(lock)
+            raise
+        return cls(path, lock)
+
+    def release(self) -> None:
+        """Give up the claim; another process may then resume."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # Rows
+
+    def write_rows(self, step: int, rows: list[dict]) -> Path:
+        """The rows of a step, counted from 1; within the stream their `step` counts from 0."""
+        return write_parquet(self.path / "rows" / f"{_step(step)}.parquet", [row | {"step": step} for row in rows])
+
+    def read_rows(self) -> ds.Dataset:
+        """Every row of every step, in order, as a data set that reads only what is asked of it."""
+        files = [str(f) for f in sorted((self.path / "rows").glob("step-*.parquet"), key=_number)]
+        return ds.dataset(files, schema=schema.ROW, format="parquet")
+
+    def read_metrics(self) -> list[dict]:
+        return _read_lines(self.path / "metrics.jsonl")
+
+    # Checkpoints
+
+    def begin_checkpoint(self, steps: int, state: dict) -> Path:
+        """A new folder for the state after `steps` steps, which counts from `commit_checkpoint` on.
+
+        `state` goes into its state.json: "metrics" with those of the last step, and what else is to be known of it.
+        """
+        # With the process id: what a killed run's processes still write goes elsewhere.
+        folder = self.path / "checkpoints" / f".{_step(steps)}.{os.getpid()}.tmp"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        write_atomically(folder / "state.json", json.dumps({"steps": steps} | state, indent=2))
+        return folder
+
+    def commit_checkpoint(self, folder: Path) -> Path:
+        """Give a folder of `begin_checkpoint`, now that all of it is written, its name."""
+        place = folder.with_name(folder.name.removeprefix(".").split(".")[0])
+        os.rename(folder, place)
+        _sync_names(place.parent)  # before older ones are deleted
+        return place
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """The complete ones as (steps, folder), in order."""
+        return [(_number(p), p) for p in sorted((self.path / "checkpoints").glob("step-*"), key=_number)]
+
+    def keep_checkpoints(self, last: int, best: str | None = None, best_is: str = "max") -> None:
+        """Delete all but the `last` newest and, where `best` names a metric of theirs, the best by it."""
+        found = self.checkpoints()
+        kept = [folder for _, folder in found[-last:]]
+        values = {folder: self._metric(folder, best) for _, folder in found} if best else {}
+        known = {folder: value for folder, value in values.items() if value is not None}
+        if known:
+            kept.append((max if best_is == "max" else min)(known, key=lambda folder: known[folder]))
+        for _, folder in found:
+            if folder not in kept:
+                self._delete_checkpoint(folder)
+
+    def _metric(self, checkpoint: Path, name: str) -> float | None:
+        return json.loads((checkpoint / "state.json").read_text())["metrics"].get(name)
+
+    def _delete_checkpoint(self, folder: Path) -> None:
+        """In one moment, as far as anyone who looks for checkpoints can tell."""
+        if folder.exists():
+            away = folder.with_name(f".{folder.name}.{os.getpid()}.deleted")
+            shutil.rmtree(away, ignore_errors=True)
+            os.rename(folder, away)
+            shutil.rmtree(away, ignore_errors=True)
+
+    def resume_point(self) -> tuple[int, Path] | None:
+        """The newest checkpoint as (steps, folder), None where there is none; raises UserError if it is damaged."""
+        # Imported here: it brings in all of torch, which reading rows and metrics should not cost.
+        from trd_ray.distill.checkpoint import flaw, without
+
+        found = self.checkpoints()
+        if not found:
+            return None
+        steps, folder = found[-1]
+        if problem := flaw(folder):
+            raise UserError(f"checkpoint {folder} cannot be resumed from ({problem}): delete it to {without(folder)}")
+        return steps, folder
+
+    def rewind(self, steps: int) -> int:
+        """Move aside what was recorded after `steps` steps, before they are done again; returns how many steps it was.
+
+        Nothing of it is deleted, so that checkpoints which are only out of sight can be gone on with later.
+        """
+        lines = self.read_metrics()
+        again = [line for line in lines if line["step"] > steps]
+        rows = [file for file in (self.path / "rows").glob("step-*.parquet") if _number(file) > steps]
+        recorded = max([line["step"] for line in again] + [_number(file) for file in rows], default=steps)
+        for folder in (self.path / "checkpoints").glob(".step-*"):  # what a crash left half written or half deleted
+            shutil.rmtree(folder)
+        scores = [score for score in self.read_evaluations() if score.step > steps]
+        moved = [*rows, *(folder for number, folder in self.checkpoints() if number > steps)]
+        moved += [f for score in scores for f in (self.path / "evaluation").glob(f"{score.name}.*")]
+        if not moved and not again:
+            return 0
+        aside = self._new_place("rewound")
+        for place in moved:
+            (aside / place.parent.name).mkdir(exist_ok=True)
+            os.rename(place, aside / place.parent.name / place.name)
+        write_atomically(aside / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in again))
+        kept = [line for line in lines if line["step"] <= steps]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+        return recorded - steps
+
+    def _new_place(self, name: str) -> Path:
+        """A new numbered folder in the folder of this name."""
+        taken = [int(p.name) for p in (self.path / name).glob("*") if p.name.isdecimal()]
+        place = self.path / name / str(max(taken, default=0) + 1)
+        place.mkdir(parents=True)
+        return place
+
+    # Evaluations
+
+    def write_evaluation(self, score: Score, rows: list[dict]) -> Path:
+        """Keep a score as evaluation/<name>.json, and the rows it was counted from beside it."""
+        place = self.path / "evaluation" / f"{score.name}.json"
+        write_parquet(place.with_suffix(".parquet"), rows)
+        write_atomically(place, json.dumps(to_json(score), indent=2))
+        return place
+
+    def read_evaluations(self) -> list[Score]:
+        """By step, the one of the base first."""
+        found = [_read_score(file) for file in (self.path / "evaluation").glob("*.json")]
+        return sorted(found, key=lambda score: (score.step, score.name))
+
+
+def write_atomically(place: Path, text: str) -> None:
+    with _taking_place(place) as temporary:
+        temporary.write_text(text)
+
+
+def write_parquet(place: Path, rows: list[dict]) -> Path:
+    """Rows to one Parquet file; lone surrogates, which Arrow has no place for, are written as question marks."""
+    try:
+        table = schema.to_table(rows)
+    except UnicodeEncodeError:
+        table = schema.to_table([{name: encodable(value) for name, value in row.items()} for row in rows])
+    with _taking_place(place) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+    return place
+
+
+@contextlib.contextmanager
+def _taking_place(place: Path) -> Iterator[Path]:
+    """A temporary file to be written in the block, on the disk before it takes its place; none is left by a failure."""
+    temporary = place.with_name(f".{place.name}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, place)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_names(place.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not every file system can
+        _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def encodable(value: Any) -> Any:
+    """Lone surrogates, which Arrow has no place for, become question marks."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _read_json(place: Path, kind: type, remedy: str) -> Any:
+    try:
+        tree = json.loads(place.read_text())
+        if not isinstance(tree, kind):
+            raise ValueError(f"it holds a {type(tree).__name__}")
+        return tree
+    except FileNotFoundError:
+        return kind()
+    except (ValueError, OSError) as e:
+        raise UserError(f"{place} is damaged ({e}): {remedy}") from e
+
+
+def _read_score(place: Path) -> Score:
+    remedy = f"delete it and {place.with_suffix('.parquet').name}, and --resume evaluates again what is due"
+    tree = _read_json(place, dict, remedy)
+    try:
+        return from_json(tree)
+    except (KeyError, TypeError, ValueError) as e:
+        raise UserError(f"{place} is no score of this version of the program ({e!r}): {remedy}") from e
+
+
+def differences(began: dict, now: dict, may_change: set[str], prefix: str = "") -> list[str]:
+    """`key=value` of the recipe that a run began with, for each key that may not change and did."""
+    found = []
+    for key in sorted(began.keys() | now.keys()):
+        old, new = began.get(key), now.get(key)
+        if old == new or prefix + key in may_change:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, may_change, f"{prefix}{key}.")
+        else:
+            found.append(f"{prefix}{key}={json.dumps(old)} (now {json.dumps(new)})")
+    return found
+
+
+def _read_lines(path: Path) -> list[dict]:
+    """JSON lines; a last line that a crash cut short is left out. UserError for any other damage."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.endswith("\n"):
+            try:
+                found.append(json.loads(line))
+                found[-1]["step"]
+            except (ValueError, KeyError, TypeError) as e:
+                raise UserError(f"line {number} of {path} is damaged: put it back, or delete that line") from e
+    return found
+
+
+def _step(number: int) -> str:
+    return f"step-{number:06d}"
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))

@@ -1,0 +1,124 @@
+"""What each step measured, to metrics.jsonl, TensorBoard and one aligned line for people.
+
+    Metrics(directory, total_steps).log(step, {"loss": ..., "seconds/step": ...})
+
+Every line is on the disk when it is logged, so a crash loses at most the step under way. A number that is not finite is
+null in metrics.jsonl, left out of TensorBoard, and nan or inf in the line. `close` (or the end of the `with` block)
+flushes TensorBoard.
+"""
+
+import difflib
+import json
+import math
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from trd_ray.config import EVALUATED
+from trd_ray.errors import UserError
+
+# What the loop measures of a step, beside its rows and the learner's numbers.
+OF_THE_LOOP = (
+    *("version", "epoch", "time_s", "sync/gap_mean", "sync/gap_max"),
+    *(f"seconds/{part}" for part in ("step", "wait", "sample", "verify", "refine", "train", "sync", "overhead")),
+    *(f"{what}/{pool}" for what in ("tokens_per_s", "queue") for pool in ("sampler", "refiner")),
+)
+
+
+def metric_names() -> list[str]:
+    """Every metric that a step may have, but for dropped/<reason>."""
+    from trd_ray.distill import learner
+    from trd_ray.record import ledger
+
+    return sorted({*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED})
+
+
+def require_metric(name: str, measured: Collection[str]) -> None:
+    """Refuse a `checkpoint.best` that no step measures; raises UserError."""
+    if name not in measured:
+        close = difflib.get_close_matches(name, measured, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(measured))}"
+        raise UserError(f"checkpoint.best={name} names nothing that a step measures ({hint})")
+
+
+class Metrics:
+    """Appends to the files in a run directory; `done` steps were logged before this start of the run."""
+
+    def __init__(self, directory: Path | str, total_steps: int, done: int = 0):
+        # Imported here: it brings in all of torch, which reading `line` should not cost.
+        from torch.utils.tensorboard import SummaryWriter
+
+        directory = Path(directory)
+        self.total_steps = total_steps
+        self._json = open(directory / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
+        self._log = open(directory / "train.log", "a", buffering=1)  # noqa: SIM115
+        # purge_step hides what an earlier start logged from this step on, which the resumed run does again.
+        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
+
+    def log(self, step: int, metrics: dict[str, Any]) -> str:
+        """Record one step (from 1) and return its line."""
+        measured = {"step": step} | {name: _plain(value) for name, value in metrics.items()}
+        record = {name: _finite(value) for name, value in measured.items()}
+        self._json.write(json.dumps(record, allow_nan=False) + "\n")
+        os.fsync(self._json.fileno())
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+        text = line(measured, self.total_steps)
+        self._log.write(text + "\n")
+        return text
+
+    def close(self) -> None:
+        self._json.close()
+        self._log.close()
+        self._board.close()
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def line(metrics: dict[str, Any], total_steps: int) -> str:
+    """One step in one line, whose columns stand below one another; what was not measured is a dash.
+
+    Rows that nothing trained on (`trd refine`) have no learning rate, and their line ends with the rows' own columns.
+    """
+    width = len(str(total_steps))
+    of_rows = [
+        f"step {metrics['step']:>{width}}/{total_steps}",
+        f"pass {_text(metrics, 'y_o/passed', '.3f', 5)} > {_text(metrics, 'y_r/passed', '.3f', 5)}",
+        f"tokens {_text(metrics, 'y_o/tokens_mean', '.0f', 5)} > {_text(metrics, 'y_r/tokens_mean', '.0f', 5)}",
+    ]
+    if "rollouts" in metrics and "lr" not in metrics:
+        return "  ".join(of_rows)
+    skipped = metrics.get("skipped_updates")
+    return "  ".join(
+        [
+            *of_rows,
+            f"KL {_text(metrics, 'kl/mean', '.4f', 7)}",
+            f"lr {_text(metrics, 'lr', '.1e', 7)}",
+            f"gap {_text(metrics, 'sync/gap_mean', '.1e', 7)}",
+            f"tok/s {_text(metrics, 'tokens_per_s/sampler', '.0f', 6)} + "
+            f"{_text(metrics, 'tokens_per_s/refiner', '.0f', 6)}",
+            f"{_text(metrics, 'seconds/step', '.1f', 6)} s",
+            *([f"{skipped:.0f} updates skipped"] if skipped else []),
+        ]
+    )
+
+
+def _text(metrics: dict[str, Any], name: str, form: str, width: int) -> str:
+    value = metrics.get(name)
+    return ("-" if value is None else format(value, form)).rjust(width)
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of any library as Python's."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _finite(value: Any) -> Any:
+    """None for NaN and the infinities, which JSON has no number for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,291 @@
+"""summary.md: what a run did, from what it recorded.
+
+    recipe.yaml, environment.json, metrics.jsonl, rows/, evaluation/  ->  write_summary(directory)  ->  summary.md
+
+Model output appears only inside fenced blocks whose fence is longer than any run of backticks in them, with control
+and bidirectional characters replaced; everything else that a person or model wrote is escaped.
+"""
+
+import json
+import re
+from collections import Counter
+from statistics import fmean, median
+
+import pyarrow.compute as pc
+
+from trd_ray.config import Recipe, load
+from trd_ray.record import warnings
+from trd_ray.record.directory import RunDirectory, write_atomically
+from trd_ray.record.ledger import facts_of_run, ledger
+from trd_ray.record.markdown import code, inline, side_by_side, table
+from trd_ray.score.stats import Estimate, Score
+from trd_ray.score.stats import table as score_table
+
+SECONDS = ["step", "sample", "verify", "refine", "train", "sync", "overhead"]
+COURSE = {
+    "Raw pass": ("y_o/passed", ".3f"),
+    "Refined pass": ("y_r/passed", ".3f"),
+    "Raw tokens": ("y_o/tokens_mean", ".1f"),
+    "Refined tokens": ("y_r/tokens_mean", ".1f"),
+    "KL": ("kl/mean", ".4f"),
+    "Gradient norm": ("grad_norm", ".3f"),
+    "Held-out Avg@k": ("evaluation/avg", ".3f"),
+}
+ORDINARY = ("", "not equal", None)  # details of a verdict that need no mention
+NUMBER = re.compile(r"\d+(\.\d+)?")
+MAX_VERDICTS = 20
+PLACES = {
+    "recipe.yaml": "the resolved recipe",
+    "set_aside.jsonl": "problems of the data that were left out, with the reason",
+    "environment.json": "versions, machine and command of every start",
+    "metrics.jsonl": "everything measured, one line a step",
+    "train.log": "the same as one aligned line a step",
+    "tensorboard/": "the same for TensorBoard",
+    "rows/": "every rollout and refinement with its verdict, one Parquet file a step",
+    "checkpoints/": "the state to resume from and the trained model",
+    "evaluation/": "scores as JSON, and the samples behind them as Parquet",
+    "logs/": "logs of the processes",
+}
+
+
+def write_summary(directory: RunDirectory) -> str:
+    """Make summary.md again from what is recorded so far, and return its text."""
+    recipe = load(str(directory.path / "recipe.yaml"))
+    metrics = directory.read_metrics()
+    facts = facts_of_run(directory.read_rows())
+    evaluations = directory.read_evaluations()
+    sections = {
+        "": _warnings(facts, evaluations, recipe) + _headline(recipe, metrics, ledger(facts), evaluations),
+        "Evaluation": _evaluation(evaluations),
+        "Ledger": _ledger(ledger(facts)),
+        "Lengths": _lengths(facts),
+        "Course of the run": _course(metrics),
+        "Time": _time(metrics),
+        "Verdicts": _verdicts(facts),
+        "Engine and learner": _gap(metrics),
+        "Repaired examples": _examples(directory, facts),
+        "Where everything lies": _places(directory),
+    }
+    text = f"# {inline(recipe.name)}\n\n"
+    text += "\n\n".join(f"## {title}\n\n{body}" if title else body for title, body in sections.items() if body) + "\n"
+    write_atomically(directory.path / "summary.md", text)
+    return text
+
+
+def _warnings(facts: list[dict], evaluations: list[Score], recipe: Recipe) -> str:
+    found = warnings.of_rows(facts, recipe)
+    if evaluations:
+        found |= warnings.of_score(evaluations[-1], recipe, recipe.evaluation.max_response_tokens)
+    return "".join(f"Warning: {text}\n\n" for text in found.values())
+
+
+def _headline(recipe: Recipe, metrics: list[dict], totals: dict[str, float], evaluations: list[Score]) -> str:
+    trains_on = {"y_r": "refined rollouts", "y_o": "raw rollouts"}[recipe.train.trajectory]
+    lines = [
+        f"{recipe.teacher.mode.upper()} on {trains_on}: {len(metrics)} steps, {totals['rollouts']} rollouts, "
+        f"{totals['trained_rows']} trained on. Student {code(recipe.student.path)}, "
+        f"teacher {code(recipe.teacher_path)} ({recipe.teacher.follow})."
+    ]
+    if "y_r/passed" in totals:
+        raw, refined = totals["y_o/passed"], totals["y_r/passed"]
+        lines.append(
+            f"Refinement took the pass rate from {raw:.1%} to {refined:.1%} and the mean length from "
+            f"{totals['y_o/tokens_mean']:.1f} to {totals['y_r/tokens_mean']:.1f} tokens."
+        )
+    name, gain = _gain(evaluations)
+    if gain is not None and gain.low is not None and gain.high is not None:
+        lines.append(
+            f"Training moved {name} by {100 * gain.value:+.1f} points, "
+            f"95% interval [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}], "
+            f"which is {'clear of' if gain.clear_of_zero else 'not clear of'} zero."
+        )
+    return "\n\n".join(lines)
+
+
+def _gain(evaluations: list[Score]) -> tuple[str, Estimate | None]:
+    """The difference in Avg@k of the last score that has one."""
+    for score in reversed(evaluations):
+        if score.paired_with:
+            name = f"avg@{score.samples}"
+            return name.capitalize(), score.paired_with.differences.get(name)
+    return "", None
+
+
+def _evaluation(evaluations: list[Score]) -> str:
+    if not evaluations:
+        return ""
+    last = evaluations[-1]
+    note = (
+        f"{last.problems} problems, {last.samples} samples each; shares in percent, in brackets the 95% "
+        "interval over problems."
+    )
+    if last.paired_with:
+        note += " The last column compares problem by problem."
+    header, *lines = score_table(first_and_last(evaluations))
+    return f"{table([[inline(cell) for cell in header], *lines])}\n\n{note}"
+
+
+def first_and_last(evaluations: list[Score]) -> list[Score]:
+    """A table holds two scores; those between them stand in the course of training."""
+    return [*evaluations[:1], *evaluations[1:][-1:]]
+
+
+def _ledger(totals: dict[str, float]) -> str:
+    parts = []
+    if "ledger/pass_pass" in totals:
+        n = sum(totals[f"ledger/{o}_{r}"] for o in ("pass", "fail") for r in ("pass", "fail"))
+        lines = [["", "refined passed", "refined failed", "all"]]
+        for o in ("pass", "fail"):
+            cells = [totals[f"ledger/{o}_{r}"] for r in ("pass", "fail")]
+            lines.append([f"raw {o}ed", *(f"{c} ({c / n:.1%})" for c in [*cells, sum(cells)])])
+        below = [totals[f"ledger/pass_{r}"] + totals[f"ledger/fail_{r}"] for r in ("pass", "fail")]
+        lines.append(["all", *(f"{c} ({c / n:.1%})" for c in [*below, n])])
+        parts.append(table(lines))
+    dropped = {name.removeprefix("dropped/"): n for name, n in totals.items() if name.startswith("dropped/")}
+    if dropped:
+        parts.append("Not trained on: " + ", ".join(f"{n} ({inline(why)})" for why, n in dropped.items()) + ".")
+    parts.append(
+        f"Prompts cut to fit: {totals['refine/cut_rows']} of the refiner's, "
+        f"{totals['teacher/cut_rows']} of the teacher's."
+    )
+    return "\n\n".join(parts)
+
+
+def _lengths(facts: list[dict]) -> str:
+    groups = {
+        "raw": [(f, "y_o") for f in facts],
+        "refined": [(f, "y_r") for f in facts],
+        "raw, already correct": [(f, "y_o") for f in facts if f["y_o_passed"]],
+        "refined from those": [(f, "y_r") for f in facts if f["y_o_passed"]],
+    }
+    lines = [["tokens", "median", "mean", "longest", "cut at the limit", "without an answer"]]
+    for name, group in groups.items():
+        there = [(f, y) for f, y in group if f[f"{y}_tokens"] is not None]
+        if there:
+            tokens = [f[f"{y}_tokens"] for f, y in there]
+            cut = fmean(f[f"{y}_finish"] == "length" for f, y in there)
+            mute = fmean(not f[f"{y}_extracted"] for f, y in there)
+            lines.append(
+                [name, f"{median(tokens):.0f}", f"{fmean(tokens):.1f}", str(max(tokens)), f"{cut:.1%}", f"{mute:.1%}"]
+            )
+    return table(lines) if len(lines) > 1 else ""
+
+
+def _course(metrics: list[dict]) -> str:
+    """Means over each quarter of the run."""
+    n = len(metrics)
+    parts = [part for i in range(4) if (part := metrics[n * i // 4 : n * (i + 1) // 4])]
+    if not parts:
+        return "No step was finished."
+    lines = [["steps", *(_steps(part) for part in parts)]]
+    for label, (name, form) in COURSE.items():
+        means = [_mean(part, name) for part in parts]
+        if any(m is not None for m in means):
+            lines.append([label, *("-" if m is None else format(m, form) for m in means)])
+    return table(lines)
+
+
+def _time(metrics: list[dict]) -> str:
+    lines = [["seconds a step", "mean", "longest"]]
+    for stage in SECONDS:
+        values = _values(metrics, f"seconds/{stage}")
+        if values:
+            lines.append([stage, f"{fmean(values):.2f}", f"{max(values):.2f}"])
+    if len(lines) == 1:
+        return ""
+    note = (
+        "A stage's time is the wall time in which it had work under way; stages overlap, so they may add up to more "
+        "than the step. Overhead is what is left outside sampling, verification, refinement and training: scheduling, "
+        "feeding and weight transfer."
+    )
+    return f"{table(lines)}\n\n{note}"
+
+
+def _verdicts(facts: list[dict]) -> str:
+    # Numbers apart, which say where a program failed, verdicts are few.
+    odd = {
+        y: Counter(NUMBER.sub("N", f[f"{y}_detail"]) for f in facts if f[f"{y}_detail"] not in ORDINARY)
+        for y in ("y_o", "y_r")
+    }
+    details = sorted(odd["y_o"] | odd["y_r"], key=lambda d: (-odd["y_o"][d] - odd["y_r"][d], d))
+    if not details:
+        return "Every response held an answer that could be compared."
+    lines = [["verdict", "raw", "refined"]]
+    lines += [[inline(d), str(odd["y_o"][d]), str(odd["y_r"][d])] for d in details[:MAX_VERDICTS]]
+    if len(details) > MAX_VERDICTS:
+        rest = [str(sum(odd[y][d] for d in details[MAX_VERDICTS:])) for y in ("y_o", "y_r")]
+        lines.append([f"{len(details) - MAX_VERDICTS} others", *rest])
+    return table(lines)
+
+
+def _gap(metrics: list[dict]) -> str:
+    means, most = _values(metrics, "sync/gap_mean"), _values(metrics, "sync/gap_max")
+    if not means:
+        return ""
+    largest = f", {max(most):.1e} at the worst token" if most else ""
+    return (
+        f"The engine's and the learner's log-probabilities of the sampled tokens at the same weights differ by "
+        f"{fmean(means):.1e} on average ({max(means):.1e} in the worst step{largest}). In float32 the average stays "
+        "below 1e-3 when weight transfer and templating are right; half precision rounds more."
+    )
+
+
+def _examples(directory: RunDirectory, facts: list[dict]) -> str:
+    repaired = [f for f in facts if f["y_o_passed"] is False and f["y_r_passed"]]
+    if not repaired:
+        return ""
+    telling = [f for f in repaired if f["y_o_extracted"] and f["y_o_finish"] != "length"] or repaired
+    typical = median(f["y_o_tokens"] + f["y_r_tokens"] for f in telling)
+    chosen = sorted(telling, key=lambda f: (abs(f["y_o_tokens"] + f["y_r_tokens"] - typical), f["row"]))[:2]
+    columns = [
+        "row",
+        "step",
+        "problem_id",
+        "problem",
+        "answer",
+        "y_o_text",
+        "y_r_text",
+        "y_o_extracted",
+        "y_r_extracted",
+        "y_o_detail",
+    ]
+    found = directory.read_rows().to_table(columns, filter=pc.field("row").isin([f["row"] for f in chosen]))
+    blocks = [
+        side_by_side(
+            row["y_o_text"] or "",
+            row["y_r_text"] or "",
+            *_headings(row),
+        )
+        for row in found.to_pylist()
+    ]
+    return f"Of typical length among {len(repaired)} repaired rollouts.\n\n" + "\n\n".join(blocks)
+
+
+def _headings(row: dict) -> tuple[tuple[str, str], str]:
+    """Above the two texts, and the problem above both. A program is seen whole in its text, so its verdict stands."""
+    where = f"problem {row['problem_id']}, step {row['step']}]"
+    if not row["answer"]:
+        return (f"y_o, failed: {row['y_o_detail']}"[:60], "y_r, passed"), f"{row['problem']}\n[{where}"
+    headings = f"y_o, failed with {row['y_o_extracted'][:30]!r}", f"y_r, passed with {row['y_r_extracted'][:30]!r}"
+    return headings, f"{row['problem']}\n[expected {row['answer']}; {where}"
+
+
+def _places(directory: RunDirectory) -> str:
+    start = json.loads((directory.path / "environment.json").read_text())[-1]
+    there = [f"- `{place}`: {what}" for place, what in PLACES.items() if (directory.path / place).exists()]
+    listed = "\n".join(there)
+    return f"In {code(str(directory.path))}, made by {code(start['command'])}:\n\n{listed}"
+
+
+def _values(metrics: list[dict], name: str) -> list[float]:
+    return [m[name] for m in metrics if m.get(name) is not None]
+
+
+def _mean(metrics: list[dict], name: str) -> float | None:
+    values = _values(metrics, name)
+    return fmean(values) if values else None
+
+
+def _steps(metrics: list[dict]) -> str:
+    first, last = metrics[0]["step"], metrics[-1]["step"]
+    return str(first) if first == last else f"{first} to {last}"

@@ -1,0 +1,127 @@
+"""What makes a run's numbers worth little, said before the numbers: a sentence each, with the key to set.
+
+    facts of rows (see analyse.ledger), recipe  ->  of_rows()   ->  {kind: sentence}
+    Score, how it was sampled                   ->  of_score()  ->  {kind: sentence}
+
+A kind is said once in a run. The sentences are plain text and Markdown alike: what they quote of data is inline code.
+"""
+
+import re
+from collections import Counter
+
+from scipy.stats import binomtest
+
+from trd_ray.config import Recipe
+from trd_ray.record.markdown import code
+from trd_ray.score.stats import Score
+
+FEW_PROBLEMS = 10  # fewer give an interval that hardly any training moves out of
+ENOUGH = 8  # verdicts that mean something when all of them fail
+SIGNIFICANCE = 0.05  # of a sign test that says refinement breaks more than it repairs
+NUMBER = re.compile(r"\d+(\.\d+)?")
+MAX_DETAIL_CHARS = 80
+POOLS = {"y_o": ("raw", "sampler"), "y_r": ("refined", "refiner")}
+
+
+def of_rows(facts: list[dict], recipe: Recipe) -> dict[str, str]:
+    """Warnings of these rows, those of one step or of a whole run."""
+    found: dict[str, str] = {}
+    for y in POOLS:
+        found |= _of_trajectories(y, [f for f in facts if f[f"{y}_tokens"] is not None], recipe)
+    broken = sum(f["y_o_passed"] is True and f["y_r_passed"] is False for f in facts)
+    repaired = sum(f["y_o_passed"] is False and f["y_r_passed"] is True for f in facts)
+    if broken > repaired and binomtest(broken, broken + repaired, alternative="greater").pvalue < SIGNIFICANCE:
+        found["refined below raw"] = (
+            f"Refinement breaks more than it repairs: of {len(facts)} rollouts {broken} passed only before it and "
+            f"{repaired} only after. Look at prompts.refine and refiner.max_response_tokens, take a stronger "
+            "teacher.path, or set train.when_refinement_fails=raw_if_passed."
+        )
+    dropped = Counter(f["dropped_because"] for f in facts if f["dropped_because"])
+    if facts and dropped.total() == len(facts):
+        why = ", ".join(f"{reason} ({count})" for reason, count in dropped.most_common())
+        found["all dropped"] = (
+            f"None of {len(facts)} rows was trained on: {why}. Set train.when_refinement_fails=train, "
+            "train.subset=all, or help the refiner (prompts.refine, refiner.n)."
+        )
+    return found
+
+
+def _of_trajectories(y: str, facts: list[dict], recipe: Recipe) -> dict[str, str]:
+    name, pool = POOLS[y]
+    n = len(facts)
+    cut = sum(f[f"{y}_finish"] == "length" for f in facts)
+    mute = [f for f in facts if not f[f"{y}_extracted"] and not f[f"{y}_passed"]]
+    ended_mute = sum(f[f"{y}_finish"] != "length" for f in mute)
+    found = {}
+    if cut > n / 2:
+        limit = (recipe.sampler if y == "y_o" else recipe.refiner).max_response_tokens
+        found[f"cut {y}"] = (
+            f"{_share(cut, n)} {name} rollouts are cut at {limit} tokens, and {len(mute)} hold no answer: raise "
+            f"{pool}.max_response_tokens."
+        )
+    if len(mute) > n / 2 and ended_mute > (n - cut) / 2:
+        found[f"no answer {y}"] = (
+            f"{_share(len(mute), n)} {name} rollouts hold no answer that was found, {ended_mute} of them though they "
+            f"ended by themselves: {_ask_for_answers('prompts.refine' if y == 'y_r' else 'prompts.solve', recipe)}."
+        )
+    judged = [f for f in facts if f[f"{y}_passed"] is not None]
+    if len(judged) >= ENOUGH and not found and not any(f[f"{y}_passed"] for f in judged):
+        found[f"none passed {y}"] = (
+            f"None of {len(judged)} {name} rollouts passed{_common_detail(y, judged)}: look at some in rows/, and "
+            f"whether data.columns names the right answers, or take easier problems."
+        )
+    return found
+
+
+def _ask_for_answers(prompt: str, recipe: Recipe) -> str:
+    if recipe.verify.task == "code":
+        return f"let {prompt} ask for a fenced Python program"
+    prose = "" if recipe.verify.answer_in_prose else ", or set verify.answer_in_prose=true"
+    return f"let {prompt} ask for \\boxed{{}}{prose}"
+
+
+def _common_detail(y: str, judged: list[dict]) -> str:
+    """What all verdicts say alike, but for numbers, if that is more than that the answer is another."""
+    details = {NUMBER.sub("N", f[f"{y}_detail"] or "") for f in judged}
+    [detail] = details if len(details) == 1 else [""]
+    if detail in ("", "not equal"):
+        return ""
+    return f", and every verdict says {code(detail[:MAX_DETAIL_CHARS])}"
+
+
+def of_score(
+    score: Score, recipe: Recipe, max_response_tokens: int | None, where: str = "evaluation.path"
+) -> dict[str, str]:
+    """Warnings of an evaluation with answers of at most so many tokens, None where that is not known.
+
+    `where` says where its problems come from.
+    """
+    n, found = score.problems * score.samples, {}
+    cut, mute = score.truncated.value, 1 - score.answered.value
+    if score.problems < FEW_PROBLEMS:
+        found[f"few problems {where}"] = (
+            f"{score.problems} held-out problem{'s' * (score.problems != 1)} can show next to nothing: give more in "
+            f"{where}{' or raise evaluation.limit' if recipe.evaluation.limit else ''}."
+        )
+    before = len(found)
+    if cut > 0.5:
+        found[f"cut {where}"] = (
+            f"{_share(round(cut * n), n)} held-out samples ({score.name}) are cut at "
+            f"{f'{max_response_tokens} tokens' if max_response_tokens else 'the length limit'}: raise "
+            "evaluation.max_response_tokens."
+        )
+    if mute > 0.5 and mute - cut > (1 - cut) / 2:  # also where every sample that was cut holds none
+        found[f"no answer {where}"] = (
+            f"{_share(round(mute * n), n)} held-out samples ({score.name}) hold no answer that was found: "
+            f"{_ask_for_answers('prompts.solve', recipe)}."
+        )
+    if len(found) == before and n >= ENOUGH and not any(any(passed) for passed in score.per_problem.values()):
+        found[f"none passed {where}"] = (
+            f"None of {n} held-out samples ({score.name}) passed: look at some in evaluation/, and whether the "
+            f"answers in {where} are the right ones, or take easier problems."
+        )
+    return found
+
+
+def _share(count: int, of: int) -> str:
+    return f"{count} of {of} ({count / of:.0%})"

@@ -1,0 +1,140 @@
+"""Ray for a run: a submitted job's cluster, the one at `cluster.address`, or a local one that ends with the run."""
+
+import logging
+import os
+import signal
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trd_ray.config import Recipe
+from trd_ray.errors import UserError
+
+STARTS = 3  # of a local cluster, on a machine that is too busy
+ANSWER_TIMEOUT_S = 15.0  # of a cluster's head to take a connection
+SANDBOX_TIMEOUT_S = 120.0  # of a node to start a worker and a sandbox in it
+
+
+def is_local(recipe: Recipe) -> bool:
+    return _address(recipe) == "local"
+
+
+def _address(recipe: Recipe) -> str:
+    # A submitted job finds its cluster in RAY_ADDRESS; a laptop must not join another project's cluster by accident.
+    return recipe.cluster.address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+@contextmanager
+def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
+    """Connect, yield the cluster's resources, and disconnect; a local cluster's processes end with the block."""
+    os.environ.setdefault("RAY_DEDUP_LOGS", "1")
+    address = _address(recipe)
+    local = address == "local"
+    options = {}
+    if local:
+        # Ray ends a worker that is idle for a second once there are more workers than CPUs, and actors count: every
+        # step's verifier tasks would start new processes.
+        os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
+        # A busy machine takes longer to start Ray than it is given.
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
+        options = {
+            "num_cpus": recipe.cluster.local_cpus,
+            "object_store_memory": int(recipe.cluster.object_store_gib * 2**30),
+            "include_dashboard": recipe.cluster.dashboard,
+            "dashboard_port": (port := _free_port()),
+        }
+        # Ray Train asks a dashboard whether a run's controller lives, and ends the learner if it is not known there.
+        # Unless it is told which, it asks any that it finds on the machine.
+        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
+    else:
+        _require_answer(address)
+    try:
+        connected = _init(address, options)
+        if local and recipe.cluster.dashboard:
+            where = f"http://{connected.dashboard_url}"
+            print(f"Ray's dashboard is at {where} and wants what `ray get-auth-token` prints", flush=True)
+    except Exception as e:  # Ray raises plain exceptions here, too
+        why = " ".join(str(e).split())[:300]
+        if local:
+            logs = f"{os.environ.get('RAY_TMPDIR', tempfile.gettempdir())}/ray/session_*_{os.getpid()}/logs"
+            raise UserError(f"Ray could not be started here ({why}): see {logs}") from e
+        raise UserError(
+            f"no Ray cluster answers at {address} ({why}): start it, or correct cluster.address or RAY_ADDRESS"
+        ) from e
+    try:
+        resources: Any = ray.cluster_resources()
+        yield resources
+    finally:
+        ray.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def _init(address: str, options: dict[str, Any]) -> Any:
+    # A closed terminal tells the run alone, which then ends Ray's processes: they inherit the block.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        return _start(address, options)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(address: str, options: dict[str, Any]) -> Any:
+    """ray.init, and again where a local cluster was not up within the 30 s that Ray gives it."""
+    for attempt in range(STARTS):
+        try:
+            return ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
+        except Exception as e:
+            if address != "local" or "timed out during startup" not in str(e) or attempt + 1 == STARTS:
+                raise
+            ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address where nothing listens, for which Ray would print its attempts; raises UserError."""
+    host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not (host and port.isdigit()):  # "auto", for one
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
+    except (OSError, OverflowError) as e:
+        raise UserError(
+            f"no Ray cluster answers at {address} ({e}): start it, or correct cluster.address or RAY_ADDRESS"
+        ) from e
+
+
+def require_sandboxes(backend: str) -> None:
+    """Start a sandbox on every node that runs tasks; raises UserError, which names a node where none starts."""
+    here = ray.remote(num_cpus=0, max_retries=0)(_no_sandbox)
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
+    asked = {
+        here.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(backend): name
+        for name in nodes
+    }
+    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=SANDBOX_TIMEOUT_S)
+    for ref in done:
+        if why := ray.get(ref):
+            raise UserError(f"node {nodes[asked[ref]]['NodeManagerHostname']}: {why}")
+    if late:
+        node = nodes[asked[late[0]]]["NodeManagerHostname"]
+        raise UserError(f"node {node} did not start a sandbox within {SANDBOX_TIMEOUT_S:.0f} s: look at its Ray logs")
+
+
+def _no_sandbox(backend: str) -> str:
+    """Why no sandbox starts here, "" if one does."""
+    from trd_ray.sandbox import Sandbox
+
+    try:
+        Sandbox(backend)
+    except UserError as e:
+        return str(e)
+    return ""

@@ -1,0 +1,204 @@
+"""What ended a run early, as one sentence: the cause in Ray's own words, what is kept, and the command that goes on.
+
+    exception  ->  cause()  ->  "a learner rank ended on node 10.0.0.7: ..."
+    with told(directory, "train"): ...   ->  RunFailed or Stopped with that sentence; the trace is in logs/failure-*.txt
+
+Ray wraps a failure in several others, of which the outermost, that a user would see, seldom says why.
+"""
+
+import re
+import shlex
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RaySystemError, RayTaskError
+
+from trd_ray.errors import RunFailed, UserError
+from trd_ray.record.directory import RunDirectory
+from trd_ray.session.last_words import say
+from trd_ray.session.quiet import memory_kill
+from trd_ray.session.stop import Stopped
+from trd_ray.stream.feed import StreamEnded
+
+# What a user knows the actors of a run by.
+ACTORS = {
+    "Pool": "an engine pool",
+    "Engine": "an engine",
+    "Mailbox": "the learner's mailbox",
+    "RayTrainWorker": "a learner rank",
+    "TrainController": "Ray Train's controller",
+    "MapWorker": "a stage of the stream",
+}
+MEMORY_SIGN = "running low on memory"
+DEATH_SIGN = "The actor died unexpectedly"  # also in the text of a task that asked the actor for something
+_FIELD = re.compile(r"^\s*(class_name|ip): (\S+)", re.MULTILINE)
+_EXIT = re.compile(
+    r"The actor is dead because (.*?)(?:Worker exit type:.*?Worker exit detail: (.*?))?(?:$|Some common)", re.DOTALL
+)
+# What Ray says of a process that was killed from outside, or crashed.
+_VANISHED = "connection error code"
+LONGEST = 400  # characters of a cause that is not ours
+
+
+@contextmanager
+def told(directory: Path, job: str, kept: Callable[[Path], str] | None = None) -> Iterator[None]:
+    """What ends the block becomes one sentence; `kept`, by default the job's, says what is on disk and how to go on."""
+    kept = kept or KEPT[job]
+    log = directory / "logs" / "ray.log"
+    since = log.stat().st_size if log.exists() else 0
+    say(directory=str(directory), job=job, log=str(log), log_from=since)
+    try:
+        yield
+    except UserError:
+        raise
+    except Stopped as e:
+        raise Stopped(e.number, kept(directory)) from e
+    except KeyboardInterrupt as e:
+        raise Stopped(e.args[0] if e.args else signal.SIGINT, f"at once; {kept(directory)}") from e
+    except Exception as e:
+        raise RunFailed(f"{cause(e)}; {kept(directory)}; {_trace(directory, e)}") from e
+
+
+def _kept_by_training(directory: Path) -> str:
+    found = RunDirectory(directory).checkpoints()
+    if not found:
+        return f"no checkpoint was written yet: {resuming()} begins again"
+    steps, folder = found[-1]
+    return f"checkpoint {steps} is kept in {folder.parent}: {resuming()} goes on from there"
+
+
+def _kept_by_refining(directory: Path) -> str:
+    steps = len(list((directory / "rows").glob("step-*.parquet")))
+    return f"{steps} finished steps are kept in {directory}: {resuming()} goes on from there"
+
+
+def _kept_by_evaluating(directory: Path) -> str:
+    return f"the samples that were finished are kept in {directory}: the same command goes on"
+
+
+def _kept_by_comparing(directory: Path) -> str:
+    return f"finished cells and the checkpoints of the others are kept in {directory}: the same command goes on"
+
+
+KEPT = {
+    "train": _kept_by_training,
+    "refine": _kept_by_refining,
+    "evaluate": _kept_by_evaluating,
+    "compare": _kept_by_comparing,
+}
+
+
+def resuming(flag: str = "--resume") -> str:
+    """The command of this process with which the run goes on, to be typed again."""
+    name, *arguments = sys.argv
+    given = any(a == flag or a.startswith(f"{flag}=") for a in arguments)
+    program = ["trd"] if Path(name).name in ("trd", "cli.py") else ["python", name]
+    return f"`{shlex.join([*program, *arguments, *([] if given else [flag])])}`"
+
+
+def cause(e: BaseException) -> str:
+    """The sentence of a failure without its end: our own words where we had some, with Ray's reason behind them."""
+    if isinstance(e, UserError):
+        return "; ".join(e.sentences)
+    links = list(_chain(e))
+    ours = next((str(x) for x in links if isinstance(x, RunFailed | TimeoutError) or _is_pools(x)), "")
+    headline = ours.partition("\n")[0].removesuffix("; the end of its log:").rstrip("; ")
+    why = _rays_reason(links) or ("" if headline else _own_words(links[-1]))
+    if headline and why and why not in headline:
+        return f"{headline} ({why})"
+    return headline or why
+
+
+def _is_pools(e: BaseException) -> bool:
+    from trd_ray.engine.pool import PoolFailed
+
+    return isinstance(e, PoolFailed)
+
+
+def _chain(e: BaseException | None) -> Iterator[BaseException]:
+    """An exception and all that it wraps, outermost first."""
+    seen: set[int] = set()
+    waiting = [e]
+    while waiting:
+        e = waiting.pop(0)
+        if e is None or id(e) in seen:
+            continue
+        seen.add(id(e))
+        yield e
+        inner = [
+            getattr(e, name, None) for name in ("cause", "controller_failure", "health_check_failure", "__cause__")
+        ]
+        inner += (getattr(e, "worker_failures", None) or {}).values()
+        waiting += [x for x in inner if isinstance(x, BaseException)]
+
+
+def _rays_reason(links: list[BaseException]) -> str:
+    texts = [str(x) for x in links if isinstance(x, RayError)]
+    for e, text in ((e, str(e)) for e in links):
+        if isinstance(e, OutOfMemoryError) or (isinstance(e, RayError) and MEMORY_SIGN in text):
+            return _memory(text)
+    for e in links:
+        if isinstance(e, NodeDiedError):
+            return f"a node died: {_short(str(e))}"
+    for e, text in ((e, str(e)) for e in links):
+        if isinstance(e, RayError) and DEATH_SIGN in text and not getattr(e, "actor_init_failed", False):
+            return _death(text[text.rindex(DEATH_SIGN) :])
+    for e in links:
+        if isinstance(e, RaySystemError):
+            return f"Ray itself failed: {_short(str(e))}"
+    inner = [e for e in links if not isinstance(e, RayError) and _is_telling(e)]
+    return _own_words(inner[-1]) if inner and (texts or len(links) > 1) else ""
+
+
+def _is_telling(e: BaseException) -> bool:
+    wraps = getattr(e, "worker_failures", None) or getattr(e, "controller_failure", None) or isinstance(e, StreamEnded)
+    return not wraps and not isinstance(e, RunFailed | TimeoutError) and not _is_pools(e)
+
+
+def _memory(text: str) -> str:
+    what = memory_kill(text) or f"Ray's memory monitor ended it: {_short(text)}"
+    return f"{what}; lower what the run takes (--dry-run lists it), or end other processes there"
+
+
+def _death(text: str) -> str:
+    fields = dict(_FIELD.findall(text))
+    who = ACTORS.get(fields.get("class_name", ""), "an actor")
+    where = f" on node {fields['ip']}" if "ip" in fields else ""
+    found = _EXIT.search(text)
+    detail = (found[2] or found[1]) if found else text
+    if _VANISHED in detail:
+        return (
+            f"{who}{where} ended without a word: it was killed or it crashed, and dmesg there tells whether the system "
+            "killed it for memory"
+        )
+    return f"{who}{where} ended: {_short(detail)}"
+
+
+def _own_words(e: BaseException) -> str:
+    if isinstance(e, OSError) and e.strerror:
+        return f"{e.strerror}: {e.filename}" if e.filename else e.strerror
+    if isinstance(e, RayTaskError):
+        return _short(str(e).strip().splitlines()[-1])
+    return f"{type(e).__name__}: {_short(str(e))}"
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else line[:LONGEST] + " ..."
+
+
+def _trace(directory: Path, e: BaseException) -> str:
+    """Where the whole trace stands; the disk may be what failed."""
+    place = directory / "logs" / f"failure-{time.strftime('%Y%m%d-%H%M%S')}.txt"
+    try:
+        place.parent.mkdir(exist_ok=True)
+        place.write_text("".join(traceback.format_exception(e)))
+    except OSError as again:
+        place.unlink(missing_ok=True)
+        return f"the trace could not be written ({again.strerror})"
+    return f"the whole trace is in {place}"

@@ -1,0 +1,208 @@
+"""Everything that is read and checked before anything starts: models, data, lengths, placement.
+
+recipe -> resolved models, problems, held-out problems, the placement for the cluster at hand -> Inputs, or a UserError
+"""
+
+import logging
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from trd_ray import models
+from trd_ray.config import ModelConfig, Recipe
+from trd_ray.errors import Faults, UserError
+from trd_ray.preflight import checks, placement
+from trd_ray.problems import benchmarks, taco
+from trd_ray.problems.load import load_problems
+from trd_ray.problems.set_aside import SetAside
+from trd_ray.record.ledger import DROPPED
+from trd_ray.record.metrics import metric_names, require_metric
+from trd_ray.sandbox import Sandbox
+from trd_ray.session.cluster import cluster, is_local, require_sandboxes
+from trd_ray.stream.feed import open_corpus
+
+logger = logging.getLogger(__name__)
+REPORT_EVERY_S = 10.0
+
+
+@dataclass
+class Inputs:
+    job: placement.Job
+    recipe: Recipe  # with a number for every length that the job uses; `trd evaluate` has its own for each benchmark
+    student_path: str  # resolved; the initial weights
+    teacher_path: str
+    problems: pa.Table | None  # None: the data is a corpus, or there is none
+    held_out: pa.Table | None
+    total_steps: int
+    findings: checks.Findings
+    student: models.ModelFacts
+    teacher: models.ModelFacts
+    set_aside: list[SetAside] = field(default_factory=list)  # problems of the data that are left out
+
+    @property
+    def runs_code(self) -> bool:
+        return _has_tests(self.problems, self.held_out)
+
+    def rows_in_step(self, step: int) -> int:
+        """All steps are full, but for the only step of a run with fewer problems."""
+        planned, per_step = self.findings.length, self.recipe.rollouts_per_step
+        return min(per_step, planned.rows - step * per_step) if planned else per_step
+
+    def plan(self, cluster: dict[str, float], gpu_gib: float | None = None) -> placement.Placement:
+        return placement.plan(
+            self.recipe,
+            self.student,
+            self.teacher,
+            cluster,
+            job=self.job,
+            gpu_gib=gpu_gib,
+            longest_sequence_tokens=self.findings.longest_sequence_tokens,
+        )
+
+
+def prepare(recipe: Recipe, job: placement.Job = "train", gpu_gib: float | None = None) -> Inputs:
+    """Raises UserError for anything that cannot work, and warns of what works but is rarely meant.
+
+    All that can be known to be wrong is told at once; `gpu_gib` is the memory of a GPU, as `placement.plan` takes it.
+    """
+    r = recipe
+    _warn(r, job)
+    faults = Faults()
+    problems = held_out = student = teacher = findings = corpus = None
+    set_aside: list[SetAside] = []
+    with faults:
+        if job == "refine" or (job == "train" and r.data.source == "problems"):
+            problems, set_aside = _problems(r)
+        elif job == "train":
+            corpus = _corpus(r)
+    with faults:
+        if job == "evaluate" or (job == "train" and r.evaluation.in_training):
+            held_out = _held_out(r)
+    with faults:
+        require_sandbox(r, problems, held_out)
+    with faults:
+        if job == "train" and r.checkpoint.best and not r.checkpoint.best.startswith(DROPPED):
+            require_metric(r.checkpoint.best, metric_names())
+    with faults:
+        student = _model(r.student, r.student.path)
+    with faults:
+        teacher = _model(r.teacher, r.teacher.path) if r.teacher.path else student
+    if student and teacher and teacher.path == student.path:
+        teacher = student
+    if student and teacher:
+        with faults:
+            findings = checks.check(
+                r,
+                problems=problems,
+                evaluation=held_out,
+                student=student.facts,
+                teacher=teacher.facts,
+                student_tokenizer=student.tokenizer,
+                teacher_tokenizer=teacher.tokenizer,
+                corpus=corpus,
+                trains=job == "train",
+            )
+        if faults.sentences and is_local(r):  # a cluster is asked when all else is well
+            here = placement.local_cluster(r)
+            faults.add(*placement.plan(r, student.facts, teacher.facts, here, job=job, gpu_gib=gpu_gib).reasons)
+    faults.require_none()
+    assert student and teacher and findings
+    if problems is not None and findings.too_long:
+        left_out = pa.array([problem.problem_id for problem in findings.too_long])
+        problems = problems.filter(pc.invert(pc.is_in(problems["problem_id"], left_out)))  # pyright: ignore
+    steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
+    return Inputs(
+        job, findings.recipe, student.path, teacher.path, problems, held_out, steps, findings, student.facts,
+        teacher.facts, [*set_aside, *findings.too_long],
+    )  # fmt: skip
+
+
+def _warn(r: Recipe, job: placement.Job) -> None:
+    if job == "train" and r.train.trajectory == "y_o" and r.teacher.view == "refine":
+        logger.warning(
+            "train.trajectory=y_o with teacher.view=refine shows the teacher the very attempt that it scores; the "
+            "baselines of the paper score y_o with teacher.view=vanilla"
+        )
+    if job == "train" and r.loss.divergence == "reverse_kl" and r.stream.max_staleness != 0:
+        logger.warning(
+            "loss.divergence=reverse_kl with stream.max_staleness=%s trains on rollouts of older weights, which "
+            "forward KL tolerates and reverse KL does not (arXiv:2606.24143): set stream.max_staleness=0",
+            r.stream.max_staleness,
+        )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A model as far as it can be known without its weights."""
+
+    path: str  # resolved
+    facts: models.ModelFacts
+    tokenizer: Any
+
+
+def _model(model: ModelConfig, path: str) -> _Loaded:
+    resolved = models.resolve(path, model.revision)
+    tokenizer = models.tokenizer(resolved, model.revision, model.trust_remote_code)
+    return _Loaded(resolved, models.facts(resolved, model.revision, model.trust_remote_code), tokenizer)
+
+
+def _problems(r: Recipe) -> tuple[pa.Table, list[SetAside]]:
+    if r.data.format == "taco":
+        chosen = _taco(r)
+        return chosen.problems, chosen.set_aside
+    return load_problems(r.data), []
+
+
+def _corpus(recipe: Recipe) -> checks.Corpus:
+    dataset = open_corpus(recipe.data.path)
+    rows = dataset.count_rows()
+    steps = rows // recipe.rollouts_per_step
+    if not steps:
+        raise UserError(
+            f"the corpus {recipe.data.path} has {rows} rows, but a step needs {recipe.rollouts_per_step}: lower "
+            "rollouts_per_step, or build a larger corpus with jobs/refine.py"
+        )
+    steps = min(recipe.steps or steps, steps)
+    trained = dataset.to_table(columns=["problem"], filter=ds.field("row") < steps * recipe.rollouts_per_step)
+    return checks.Corpus(rows, steps, recipe.rollouts_per_step, trained["problem"].unique().to_pylist())
+
+
+def _held_out(recipe: Recipe) -> pa.Table:
+    evaluation, path = recipe.evaluation, str(recipe.evaluation.path)
+    if benchmarks.is_name(path) or (evaluation.format == "auto" and benchmarks.is_word(path)):
+        return benchmarks.load(path, limit=evaluation.limit, sandbox=recipe.verify.sandbox).problems
+    return load_problems(evaluation, also_columns=recipe.data.columns)
+
+
+def _taco(recipe: Recipe) -> taco.Taco:
+    """On a cluster all of its nodes choose references; here threads do, before anything is started."""
+    last = time.monotonic()
+
+    def report(done: int, aside: int, met: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > REPORT_EVERY_S:
+            last = time.monotonic()
+            print(f"choosing references: {done} problems done, {aside} of them set aside", flush=True)
+
+    with ExitStack() as stack:
+        if not is_local(recipe):
+            stack.enter_context(cluster(recipe))
+            require_sandboxes(recipe.verify.sandbox)
+        chosen = taco.load(recipe.data, recipe.verify, progress=report)
+    print(f"{recipe.data.path}: {chosen}", flush=True)
+    return chosen
+
+
+def require_sandbox(recipe: Recipe, *tables: pa.Table | None) -> None:
+    """UserError where programs are to run here and cannot; the nodes of a cluster are asked later."""
+    if is_local(recipe) and _has_tests(*tables):
+        Sandbox(recipe.verify.sandbox)
+
+
+def _has_tests(*tables: pa.Table | None) -> bool:
+    return any(table is not None and table["tests"].null_count < table.num_rows for table in tables)

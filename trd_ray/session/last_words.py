@@ -1,0 +1,39 @@
+"""The run's half of its line to the process above it (see `trd_ray.session.supervise`).
+
+in the run: enter_run(), then say(directory=..., job=...) ... say(ended=True)  --pipe-->  the process above
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+from typing import Any
+
+PIPE = "TRD_RAY_LAST_WORDS"  # environment variable: the pipe's number, in the run alone
+PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG = 1
+_words: Any = None  # in the run: the pipe to the process above
+
+
+def say(**words: Any) -> None:
+    """Tell the process above, if there is one: the run's `job` and `directory`, its `log`, that it `ended` normally."""
+    if _words is not None:
+        with contextlib.suppress(OSError):
+            _words.write(json.dumps(words) + "\n")
+
+
+def enter_run() -> None:
+    """Take the pipe, and end with the process above, however that ends."""
+    global _words
+    number = int(os.environ.pop(PIPE))
+    os.set_inheritable(number, False)
+    _words = os.fdopen(number, "w", buffering=1)
+    above = os.getppid()
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != above:  # it died just before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)

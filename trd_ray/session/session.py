@@ -1,0 +1,162 @@
+"""The engines of a run, as every program uses them: started, watched, lent to another run, stopped.
+
+    Inputs, RunDirectory, Display -> Session.start() -> pools, which answer requests until close()
+
+At shutdown `close` stops the pools and waits for them, unless the user is in a hurry. A pool that has failed is told by
+`look`, which raises RunFailed with what the pool said.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+
+from trd_ray.engine.launch import STOP_POOLS_S, create_pool, stop_pools
+from trd_ray.errors import RunFailed
+from trd_ray.preflight import placement
+from trd_ray.record import warnings
+from trd_ray.record.directory import RunDirectory
+from trd_ray.record.display import Display
+from trd_ray.score import stats
+from trd_ray.session.inputs import Inputs
+from trd_ray.session.stop import StopSignals
+from trd_ray.stream.answers import evaluation_rows
+from trd_ray.views import Views, load_views
+
+
+class Session:
+    """The engine pools of a run, what they are doing, and the wait that keeps an eye on them."""
+
+    def __init__(self, inputs: Inputs, directory: RunDirectory, display: Display, stop: StopSignals, resources: dict):
+        self.inputs, self.directory, self.display, self.stop = inputs, directory, display, stop
+        self.resources = resources
+        self.recipe = inputs.recipe
+        self.gpus = resources.get("GPU", 0) > 0
+        self.actors = placement.resources(self.recipe, self.gpus, inputs.job)
+        self.views: Views = load_views(self.recipe, inputs.student_path, inputs.teacher_path)
+        self.pools: dict[str, ActorHandle] = {}
+        self.starting: list[Any] = []
+        self.seen: dict[str, tuple[float, dict]] = {}  # name -> when, status
+
+    def start(self, *, student_path: str, version: int) -> None:
+        """Begin to start the pools; `student_path` holds the weights of policy version `version`."""
+        r, logs = self.recipe, self.directory.path / "logs"
+        backend = placement.sync_backend(r, self.gpus) if self.inputs.job == "train" else None
+        moves = r.teacher.follow != "frozen"
+        if "sampler" in self.actors:
+            self.pools["sampler"] = create_pool(
+                r.sampler, r.student, student_path, r, actor=self.actors["sampler"], version=version,
+                transfer_backend=backend, logs=logs,
+            )  # fmt: skip
+        if "refiner" in self.actors:
+            self.pools["refiner"] = create_pool(
+                r.refiner, r.teacher if r.teacher.path else r.student,
+                student_path if moves else self.inputs.teacher_path, r,
+                actor=self.actors["refiner"], version=version if moves else 0,
+                transfer_backend=backend if moves else None, logs=logs,
+            )  # fmt: skip
+        self.starting = [pool.start.remote() for pool in self.pools.values()]
+
+    def wait_until_started(self) -> None:
+        """Engines have a deadline of their own (start_timeout_s), after which the pool says what it lacked."""
+        while self.starting:
+            self.look_at_start()
+
+    def look_at_start(self) -> None:
+        """Show for a moment what has started; raises when an engine could not, or the run was asked to stop."""
+        if self.starting:
+            done, self.starting = ray.wait(self.starting, num_returns=1, timeout=0.5)
+            asked: list[Any] = [pool.status.remote() for pool in self.pools.values()]
+            if not ray.wait(asked, num_returns=len(asked), timeout=0.5)[1]:  # else pools are starting themselves
+                statuses = zip(self.pools, ray.get(asked), strict=True)
+                self.display.starting({name: (status["up"], status["engines"]) for name, status in statuses})
+            ray.get(done)
+        self.stop.check()
+
+    def lend(self, inputs: Inputs, directory: RunDirectory, display: Display) -> "Session":
+        """A session of another run on these running pools, which are the lender's to close.
+
+        What the other run asks of an engine when it starts (model, precision, lengths) must be the same. A run that
+        trains also needs `forget_weights`.
+        """
+        other = Session(inputs, directory, display, self.stop, self.resources)
+        other.pools = {name: pool for name, pool in self.pools.items() if name in other.actors}
+        return other
+
+    def forget_weights(self) -> None:
+        """The engines that follow the learner hold another run's weights: they wait until this run's sends its own."""
+        ray.get([pool.forget_weights.remote() for pools in self.following().values() for pool in pools])
+
+    @property
+    def refiner(self) -> ActorHandle:
+        return self.pools.get("refiner") or self.pools["sampler"]
+
+    def following(self) -> dict[str, list[ActorHandle]]:
+        """The pools that get weights after every step: whose, "student" or its moving average, "teacher" -> pools."""
+        refines = {"live": "student", "ema": "teacher"}.get(self.recipe.teacher.follow)
+        whose = {"sampler": "student"} | ({"refiner": refines} if refines else {})
+        out: dict[str, list[ActorHandle]] = {}
+        for name, pool in self.pools.items():
+            if name in whose:
+                out.setdefault(whose[name], []).append(pool)
+        return out
+
+    def look(self) -> dict[str, dict]:
+        """Show what the pools are doing; raises when one has failed or the run was asked to stop."""
+        statuses = self.statuses()
+        for status in statuses.values():
+            if status["failure"]:
+                raise RunFailed(status["failure"])
+        self.stop.check()
+        return statuses
+
+    def statuses(self) -> dict[str, dict]:
+        now, shown = time.time(), {}
+        statuses = dict(zip(self.pools, ray.get([p.status.remote() for p in self.pools.values()]), strict=True))
+        for name, status in statuses.items():
+            then, before = self.seen.get(name, (now, status))
+            rate = (status["tokens"] - before["tokens"]) / (now - then) if now > then else 0.0
+            shown[name] = {"running": status["running"], "waiting": status["waiting"], "tokens_per_s": rate}
+            if now - then > 2 or name not in self.seen:
+                self.seen[name] = (now, status)
+        self.display.pools(shown)
+        return statuses
+
+    def evaluate(
+        self,
+        name: str,
+        step: int,
+        version: int,
+        problems: pa.Table,
+        while_waiting: Callable[[], object] | None = None,
+    ) -> stats.Score:
+        """Sample, verify and score the held-out problems with the weights of `version`, and keep the score.
+
+        `while_waiting` is called meanwhile, in place of `look`.
+        """
+        e = self.recipe.evaluation
+        self.display.phase(f"evaluating {name}: {problems.num_rows} problems x {e.samples} samples")
+        rows = evaluation_rows(
+            self.recipe, problems, self.views, self.pools["sampler"], step=step, min_version=version,
+            while_waiting=while_waiting or self.look,
+            on_progress=lambda done, total, passed: self.display.evaluating(name, done, total, passed),
+        )  # fmt: skip
+        score = stats.score(rows, name=name, step=step, version=version, resamples=e.bootstrap, seed=self.recipe.seed)
+        base = next((s for s in self.directory.read_evaluations() if s.name == "base"), None)
+        if base and name != "base" and base.per_problem.keys() == score.per_problem.keys():
+            score = stats.compare(score, base, resamples=e.bootstrap, seed=self.recipe.seed)
+        self.directory.write_evaluation(score, rows)
+        self.warn(warnings.of_score(score, self.recipe, e.response_tokens))
+        return score
+
+    def warn(self, found: dict[str, str]) -> None:
+        """Each kind of warning once, on the screen and in train.log."""
+        if said := self.display.warn(found):
+            with open(self.directory.path / "train.log", "a") as log:
+                log.writelines(f"{text}\n" for text in said)
+
+    def close(self) -> None:
+        stop_pools(list(self.pools.values()), wait_s=0 if self.stop.hurried else STOP_POOLS_S)

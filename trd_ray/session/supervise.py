@@ -1,0 +1,180 @@
+"""The process above a run: it says what ended a run that could not say so itself, and leaves none of its processes.
+
+    trd train ...  =  this process --the same command--> the run (Ray's driver) --> Ray, engines, learner
+                           ^  <-------- last words (pipe) --------'                     |
+                           '----------- adopted when the run has ended -----------------'
+
+Ray's own code ends a driver on the spot when its raylet or control service dies, and a process of Ray can hang in its
+exit after the raylet that would have ended it has gone; what is killed leaves its temporary files. So the driver is a
+child of a process that imports nothing of Ray, and has a temporary folder that goes with it. The process adopts
+(PR_SET_CHILD_SUBREAPER) what the run leaves behind, waits for it, then ends it: its descendants, so nobody else's.
+Signals are passed on. A run whose supervisor is killed ends with it, as its driver alone would.
+"""
+
+import contextlib
+import getpass
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from trd_ray.session import last_words
+
+FAILED = 1
+LEAVE_S, TERM_S, KILL_S = 10.0, 5.0, 5.0  # to end by themselves, by SIGTERM, by SIGKILL
+POLL_S = 0.1
+
+
+def supervised(main: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Run `main(arguments)` in a child that is this very command; in that child, do so here."""
+    if last_words.PIPE in os.environ:
+        last_words.enter_run()
+        try:
+            return main(arguments)
+        finally:  # where Ray ends the process on the spot, this is never reached
+            last_words.say(ended=True)
+    return _Supervisor().run()
+
+
+class _Supervisor:
+    def __init__(self) -> None:
+        self.child: subprocess.Popen | None = None
+        self.passed_on: int | None = None
+
+    def run(self) -> int:
+        last_words.prctl(last_words.PR_SET_CHILD_SUBREAPER, 1)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._pass_on)
+        read, write = os.pipe()
+        with tempfile.TemporaryDirectory(prefix="trd-", ignore_cleanup_errors=True) as temporary:
+            environment = os.environ | _kept_places() | {last_words.PIPE: str(write), "TMPDIR": temporary}
+            self.child = subprocess.Popen(
+                [sys.executable, *sys.orig_argv[1:]], env=environment, pass_fds=(write,), close_fds=True
+            )
+            os.close(write)
+            if self.passed_on is not None:  # it came before there was a child
+                self.child.send_signal(self.passed_on)
+            code = self.child.wait()
+            words = _read(read)
+            left = end_descendants()
+        if left:
+            _tell(f"ended {len(left)} process(es) that the run left behind: {', '.join(left)[:200]}")
+        if words.get("ended"):
+            return code if code >= 0 else 128 - code
+        return self._without_a_word(code, words)
+
+    def _pass_on(self, number: int, _frame: FrameType | None) -> None:
+        self.passed_on = number
+        if self.child is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.child.send_signal(number)
+
+    def _without_a_word(self, code: int, words: dict[str, Any]) -> int:
+        if code < 0 and -code == self.passed_on:  # it had not begun
+            _tell(f"stopped by {signal.Signals(-code).name}")
+            return 128 - code
+        directory = words.get("directory")
+        if directory is None and code >= 0:  # argparse's exits, which have said what they had to
+            return code
+        how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"was ended by Ray (exit code {code})"
+        parts = [f"the process that led the run {how}{_why(words.get('log'), words.get('log_from', 0))}"]
+        if directory is not None:
+            from trd_ray.session.endings import KEPT  # it imports Ray, which this process otherwise does without
+
+            parts.append(KEPT[words["job"]](Path(directory)))
+        if words.get("log"):
+            parts.append(f"its last words are in {words['log']}")
+        _tell("; ".join(parts))
+        return 128 - code if code < 0 else FAILED
+
+
+def _kept_places() -> dict[str, str]:
+    """What lies in the temporary folder and is worth more than one run: Ray's logs, torch's compiled kernels."""
+    temporary = tempfile.gettempdir()
+    places = {"RAY_TMPDIR": temporary}
+    with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
+        places["TORCHINDUCTOR_CACHE_DIR"] = f"{temporary}/torchinductor_{getpass.getuser()}"
+    return {name: place for name, place in places.items() if name not in os.environ}
+
+
+# What Ray's core says when it ends a driver, and what that means.
+_SIGNS = {
+    "Raylet is terminated": "Ray's raylet on this machine has died (killed, or crashed)",
+    "connect to GCS": "Ray's control service (GCS) has died or cannot be reached",
+    "Cannot allocate memory": "memory ran out",
+}
+
+
+def _why(log: str | None, since: int) -> str:
+    """What Ray's core said in the log after the byte at which this start of the run began."""
+    try:
+        tail = Path(log or "").read_bytes()[since:][-20_000:].decode(errors="replace")
+    except OSError:
+        return ""
+    return next((f": {meaning}" for sign, meaning in _SIGNS.items() if sign in tail), "")
+
+
+def _read(pipe: int) -> dict[str, Any]:
+    """All that the run has said, merged; a child that it left may still hold the pipe, so nothing is waited for."""
+    os.set_blocking(pipe, False)
+    with contextlib.suppress(BlockingIOError), os.fdopen(pipe, "rb", closefd=False) as words:
+        found: dict[str, Any] = {}
+        for line in (words.read() or b"").splitlines():
+            with contextlib.suppress(ValueError):
+                found |= json.loads(line)
+        return found
+    return {}
+
+
+def end_descendants(leave_s: float = LEAVE_S) -> list[str]:
+    """Wait for all processes below this one to end, then end them; names of those that had to be."""
+    found: list[str] = []
+    for number, patience_s in ((None, leave_s), (signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
+        living = _living()
+        if not living:
+            break
+        if number is not None:
+            found = found or [name for _, name in living]
+            for pid, _ in living:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+        deadline = time.monotonic() + patience_s
+        while _living() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+    return found
+
+
+def _living() -> list[tuple[int, str]]:
+    """(pid, name) of every process below this one that has not ended; those that have are reaped."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    parents: dict[int, list[tuple[int, str]]] = {}
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError, ValueError):
+                text = Path(entry.path, "stat").read_text(errors="replace")
+                name, _, rest = text.partition("(")[2].rpartition(")")
+                state, parent = rest.split()[:2]
+                if state not in "ZX":
+                    shown = "".join(c if c.isprintable() else "?" for c in name)  # a process names itself as it likes
+                    parents.setdefault(int(parent), []).append((int(entry.name), shown))
+    below, waiting = [], [os.getpid()]
+    while waiting:
+        children = parents.get(waiting.pop(), [])
+        below += children
+        waiting += [pid for pid, _ in children]
+    return below
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(f"trd: {text}", file=sys.stderr, flush=True)

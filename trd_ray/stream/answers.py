@@ -1,0 +1,233 @@
+"""Sample problems through a pool and verify what comes, both at once.
+
+    asks --window--> sampler pool --> Sampled --> verifier tasks --> Verified
+    held-out problems x k         ->  evaluation_rows()          ->  rows with the y_o columns (in training)
+
+Requests go out one by one, a bounded number at a time: the engines stay full, and each answer is handed out when it
+comes. Whoever leaves the loop early loses only what is under way. A sampling seed depends on the recipe's seed, the
+problem's id and the number of the sample alone, so that neither k nor what is sampled beside it changes a sample.
+"""
+
+import hashlib
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+
+from trd_ray.config import EvaluationConfig, Recipe, SamplerConfig, VerifyConfig
+from trd_ray.engine.actor import Generation
+from trd_ray.stream.stages import record, record_verdict, request
+from trd_ray.verify import Verdict, verifier
+from trd_ray.views import Views
+
+POLL_S = 0.5
+VERIFY_RETRIES = 2  # of a task whose process ended; what a program does cannot end it
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One problem as it is asked and judged."""
+
+    benchmark: str
+    problem: dict[str, Any]  # a row of rows.PROBLEM
+    prompt_ids: list[int]
+    sampling: EvaluationConfig
+    verify: VerifyConfig
+
+    @property
+    def problem_id(self) -> str:
+        return self.problem["problem_id"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """One sample of a question; one that has its text already is only verified."""
+
+    question: Question
+    sample: int
+    seed: int
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampled:
+    ask: Ask
+    generation: Generation
+
+
+@dataclass(frozen=True)
+class Verified:
+    ask: Ask
+    verdict: Verdict
+    start_s: float  # Unix time at which its verification began
+
+
+def seed_of_sample(seed: int, problem_id: str, sample: int) -> int:
+    """63 bits, which fit Arrow's int64 and vLLM's sampling seed."""
+    digest = hashlib.blake2b(f"{seed}:{sample}:{problem_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def answers(
+    asks: Iterable[Ask],
+    *,
+    pool: ActorHandle | None,
+    sampler: SamplerConfig,
+    verify: VerifyConfig,
+    min_version: int = 0,
+    while_waiting: Callable[[], object],
+) -> Iterator[Sampled | Verified]:
+    """What becomes of every ask, as it comes: Sampled (unless it had its text), and later Verified.
+
+    `pool` may be None if every ask has its text. `while_waiting` is called twice a second and may raise to end it.
+    Raises TimeoutError when nothing comes for sampler.request_timeout_s.
+    """
+    todo = iter(asks)
+    window = math.ceil(1.25 * sampler.replicas * sampler.max_concurrent)
+    sampling: dict[Any, Ask] = {}
+    verifying = _Verifying(verify)
+    more, looked, heard = True, 0.0, time.monotonic()
+    while True:
+        while more and len(sampling) < window and verifying.backlog < 2 * window:
+            ask = next(todo, None)
+            if ask is None:
+                more = False
+                break
+            verifying.expected[ask.question] += 1
+            if ask.text is not None:
+                verifying.add(ask, ask.text)
+            else:
+                assert pool is not None
+                asked = request(ask.question.sampling, ask.question.prompt_ids, ask.seed)
+                sampling[pool.generate.remote([asked], min_version)] = ask
+        verifying.start()
+        if not sampling and not verifying.tasks:
+            return
+        for ref in _ready([*sampling, *verifying.tasks]):
+            heard = time.monotonic()
+            if ref in verifying.tasks:
+                yield from verifying.finish(ref)
+                continue
+            ask = sampling.pop(ref)
+            found: list[list[Generation]] = ray.get(ref)
+            [[generation]] = found
+            verifying.add(ask, generation.text)
+            yield Sampled(ask, generation)
+        now = time.monotonic()
+        if now - looked > POLL_S:
+            looked = now
+            while_waiting()
+        if now - heard > sampler.request_timeout_s:
+            raise TimeoutError(
+                f"the evaluation heard nothing for {sampler.request_timeout_s:.0f} s (sampler.request_timeout_s) of "
+                f"{len(sampling)} samples and {len(verifying.tasks)} verifier tasks under way"
+            )
+
+
+def _ready(refs: list[Any]) -> list[Any]:
+    """All that are ready, once one is or the time for another look has come."""
+    if not ray.wait(refs, num_returns=1, timeout=POLL_S, fetch_local=False)[0]:
+        return []
+    return ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]
+
+
+class _Verifying:
+    """Samples that wait for a verdict, and the verifier tasks under way.
+
+    A task takes samples of one problem. Its tests may be large: they go into the object store once, not into each task.
+    """
+
+    def __init__(self, verify: VerifyConfig):
+        self.max_tasks = verify.max_tasks
+        self.tasks: dict[Any, list[Ask]] = {}
+        self.backlog = 0  # samples in `_waiting`
+        self.expected: Counter[Question] = Counter()  # samples asked for and not verified
+        self._task = ray.remote(_verdicts).options(num_cpus=verify.cpus, max_retries=VERIFY_RETRIES)
+        self._waiting: dict[Question, list[tuple[Ask, str]]] = {}
+        self._problems: dict[Question, Any] = {}  # of code, in the object store
+
+    def add(self, ask: Ask, text: str) -> None:
+        self._waiting.setdefault(ask.question, []).append((ask, text))
+        self.backlog += 1
+
+    def start(self) -> None:
+        """Give free tasks the problems with the most samples waiting, and each an equal share of all that wait."""
+        while self._waiting and (free := self.max_tasks - len(self.tasks)) > 0:
+            question = max(self._waiting, key=lambda q: len(self._waiting[q]))
+            waiting = self._waiting[question]
+            share = math.ceil(self.backlog / free)
+            group, rest = waiting[:share], waiting[share:]
+            if rest:
+                self._waiting[question] = rest
+            else:
+                del self._waiting[question]
+            self.backlog -= len(group)
+            texts = [text for _, text in group]
+            self.tasks[self._task.remote(self._problem(question), texts, question.verify)] = [ask for ask, _ in group]
+
+    def _problem(self, question: Question) -> Any:
+        if question.problem.get("tests") is None:
+            return question.problem
+        if question not in self._problems:
+            self._problems[question] = ray.put(question.problem)
+        return self._problems[question]
+
+    def finish(self, ref: Any) -> Iterator[Verified]:
+        asks = self.tasks.pop(ref)
+        found: list[tuple[float, Verdict]] = ray.get(ref)
+        question = asks[0].question
+        self.expected[question] -= len(asks)
+        if not self.expected[question]:
+            self._problems.pop(question, None)
+        for ask, (start_s, verdict) in zip(asks, found, strict=True):
+            yield Verified(ask, verdict, start_s)
+
+
+def _verdicts(problem: dict[str, Any], texts: list[str], config: VerifyConfig) -> list[tuple[float, Verdict]]:
+    verify = verifier(config)
+    return [(time.time(), verify(text, problem)) for text in texts]
+
+
+def evaluation_rows(
+    recipe: Recipe,
+    problems: pa.Table,
+    views: Views,
+    sampler: ActorHandle,
+    *,
+    step: int,
+    min_version: int,
+    while_waiting: Callable[[], object],
+    on_progress: Callable[[int, int, int], object] = lambda done, total, passed: None,
+) -> list[dict[str, Any]]:
+    """`evaluation.samples` verified rollouts of each problem, as rows with the y_o columns.
+
+    `on_progress` is told after each verdict how many samples have one, of how many, and how many passed.
+    """
+    e = recipe.evaluation
+    rows: dict[Ask, dict[str, Any]] = {}
+    for problem in problems.to_pylist():
+        prompt_ids = views.evaluation(problem["problem"])
+        question = Question("", problem, prompt_ids, e, recipe.verify)
+        for sample in range(e.samples):
+            seed = seed_of_sample(recipe.seed, question.problem_id, sample)
+            order = {"row": len(rows), "step": step, "epoch": 0, "sample_index": sample, "seed": seed}
+            rows[Ask(question, sample, seed)] = problem | order | {"student_prompt_ids": prompt_ids}
+    done = passed = 0
+    for event in answers(
+        rows, pool=sampler, sampler=recipe.sampler, verify=recipe.verify, min_version=min_version,
+        while_waiting=while_waiting,
+    ):  # fmt: skip
+        row = rows[event.ask]
+        if isinstance(event, Sampled):
+            record(row, "y_o", event.generation)
+        else:
+            record_verdict(row, "y_o", event.verdict, event.start_s)
+            done, passed = done + 1, passed + event.verdict.passed
+            on_progress(done, len(rows), passed)
+    return list(rows.values())

@@ -1,0 +1,222 @@
+r"""Is the answer of a response, the last \boxed{...}, the one that the problem expects?
+
+    text -> last_boxed -> read ----.
+                                   |-> Equality -> verdict, most of them here
+    problem["answer"]  -> read ----'        `-> a formula: one JSON line ==pipe==> answer_process (math-verify)
+
+Symbolic comparison of what a model wrote can take for ever (`10^{10^{10}}`), eat all memory or overflow the stack, and
+math-verify's own deadline needs SIGALRM in a main thread. So it runs in a child that is kept warm, limits its memory,
+and replaces the process that compares when that misses its deadline or dies. A death need not be the answer's doing
+(another process may have filled the memory), so the comparison is made once more before the answer counts as wrong.
+The child ends with the pipe, when this process closes it or dies, however that happens.
+"""
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+import unicodedata
+from pathlib import Path
+
+from trd_ray.verify.math.answer import last_boxed, stated
+from trd_ray.verify.math.equal import Equality
+from trd_ray.verify.math.forms import TooDeep, read, spelling
+from trd_ray.verify.verdict import EMPTY, Verdict
+
+MAX_ANSWER_CHARS = 2000  # longer is no answer, and only costs the parser time
+MAX_FORMULA_CHARS = 600  # of one part; longer ones are a model that repeats itself, and take the parser seconds
+MAX_FEEDBACK_CHARS = 200  # of the answer that a feedback quotes
+START_TIMEOUT_S = 120.0  # of the child: it imports SymPy, which a busy machine does slowly
+DEADLINE = "deadline passed"
+DIED = "verifier process died"  # as answer_process says it too
+NO_STATEMENT = "no stated answer"
+GRACE_S = 2.0  # for the child to say that the deadline passed, before it is killed
+
+
+class MathVerifier:
+    r"""Compares the last `\boxed{...}` of a response with `problem["answer"]`, within `timeout_s` of comparing.
+
+    `answer_in_prose`: a response without any box may also state it in prose ("The answer is 42.", "#### 18").
+    """
+
+    def __init__(self, timeout_s: float, answer_in_prose: bool = False):
+        self.timeout_s = timeout_s
+        self.answer_in_prose = answer_in_prose
+        self._lock = threading.Lock()
+        self._child: _Child | None = None  # started by the first answer that needs it
+
+    def __call__(self, text: str | None, problem: dict) -> Verdict:
+        start = time.monotonic()
+        passed, extracted, detail = self._judge(text, problem)
+        feedback = _feedback(extracted, detail)
+        return Verdict(passed, float(passed), extracted, detail, time.monotonic() - start, feedback)
+
+    def close(self) -> None:
+        with self._lock:
+            self._stop()
+
+    def _judge(self, text: str | None, problem: dict) -> tuple[bool, str, str]:
+        if not isinstance(text, str) or not text.strip():
+            return False, "", EMPTY
+        answer = last_boxed(text)
+        if answer is None and self.answer_in_prose:
+            answer = stated(text)
+        if answer is None:
+            return False, "", NO_STATEMENT if self.answer_in_prose else r"no \boxed{} answer"
+        answer = answer.strip()
+        if not answer.strip("$ "):
+            return False, "", r"empty \boxed{}"
+        if len(answer) > MAX_ANSWER_CHARS:
+            return False, _printable(answer[:200]) + "…", f"answer of more than {MAX_ANSWER_CHARS} characters"
+        shown = _printable(answer)
+        if shown != answer:
+            return False, shown, "answer is not text"
+        boxed = last_boxed(problem["answer"])
+        expected = _printable((problem["answer"] if boxed is None else boxed)[:MAX_ANSWER_CHARS])
+        passed, detail = self._compare(expected, answer, problem.get("problem") or "")
+        return passed, shown, detail
+
+    def _compare(self, expected: str, answer: str, problem: str) -> tuple[bool, str]:
+        try:
+            spelled = spelling(answer)
+            if not spelled:
+                return False, r"empty \boxed{}"
+            if spelling(expected) == spelled:
+                return True, ""
+            with self._lock:
+                asked = _Questions(self._ask, self.timeout_s)
+                passed = Equality(asked, problem).equal(read(expected), read(answer))
+        except (TooDeep, RecursionError):
+            return False, "cannot be compared (too deeply nested)"
+        except _GivenUp as e:
+            return False, str(e)
+        return passed, "" if passed else asked.detail or "not equal"
+
+    def _ask(self, request: dict, timeout_s: float) -> dict:
+        """The child's reply to one question, which is asked again once if the process that compares is killed."""
+        for _ in range(2):
+            reply = self._ask_once(request, timeout_s)
+            if reply.get("given_up") != DIED:
+                return reply
+        return {"given_up": "cannot be compared (the process that compares died twice)"}
+
+    def _ask_once(self, request: dict, timeout_s: float) -> dict:
+        """Starts the child where there is none."""
+        if self._child is None or not self._child.alive:
+            self._stop()
+            self._child = _Child()
+        try:
+            return self._child.ask(request | {"timeout_s": timeout_s}, timeout_s)
+        except (TimeoutError, EOFError, OSError) as e:
+            self._stop()
+            return {"given_up": DEADLINE if isinstance(e, TimeoutError) else DIED}
+
+    def _stop(self) -> None:
+        if self._child is not None:
+            self._child.kill()
+            self._child = None
+
+
+class _GivenUp(Exception):
+    """The deadline passed, or the child died, and with it the comparison ends."""
+
+
+class _Questions:
+    """What one comparison asks of the child, within one deadline; starting the child does not count."""
+
+    def __init__(self, ask, timeout_s: float):
+        self._ask = ask
+        self._left_s = timeout_s
+        self.detail = ""  # why a question could not be answered
+
+    def __call__(self, ask: str, gold: str | list[str], answer: str | list[str]) -> bool:
+        if any(len(side) > MAX_FORMULA_CHARS for side in _strings(gold, answer)):
+            self.detail = f"formula of more than {MAX_FORMULA_CHARS} characters"
+            return False
+        if self._left_s <= 0.001:
+            raise _GivenUp(DEADLINE)
+        reply = self._ask({"ask": ask, "gold": gold, "answer": answer}, self._left_s)
+        if why := reply.get("given_up"):
+            raise _GivenUp(why)
+        self._left_s -= reply["seconds"]
+        self.detail = reply["detail"] or self.detail
+        return reply["passed"]
+
+
+class _Child:
+    """The process of answer_process.py, ready to compare. RuntimeError when it does not start."""
+
+    def __init__(self):
+        # -P: the script's folder, where this file shadows the standard library's math, stays off the import path.
+        command = [sys.executable, "-P", str(Path(__file__).with_name("answer_process.py"))]
+        self._process = subprocess.Popen(
+            command,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            process_group=0,  # to kill it together with the process that compares
+        )
+        assert self._process.stdin and self._process.stdout
+        self._requests, self._replies = self._process.stdin, self._process.stdout
+        try:
+            why = self._receive(START_TIMEOUT_S).get("error")
+        except (TimeoutError, EOFError) as e:
+            why = type(e).__name__
+        if why:
+            self.kill()
+            raise RuntimeError(f"the process that compares answers did not start ({why}): is math-verify installed?")
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, request: dict, timeout_s: float) -> dict:
+        """TimeoutError, EOFError or OSError when the child is stuck or dead; it is of no more use then."""
+        self._requests.write(json.dumps(request).encode() + b"\n")
+        return self._receive(timeout_s + GRACE_S)
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._requests.close()
+        self._replies.close()
+
+    def _receive(self, timeout_s: float) -> dict:
+        line = b""
+        poll = select.poll()  # select() would refuse descriptors above 1023, which a Ray worker can have
+        poll.register(self._replies, select.POLLIN)
+        deadline = time.monotonic() + timeout_s
+        while not line.endswith(b"\n"):
+            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise TimeoutError
+            piece = os.read(self._replies.fileno(), 65536)
+            if not piece:
+                raise EOFError
+            line += piece
+        return json.loads(line)
+
+
+def _strings(*sides: str | list[str]) -> list[str]:
+    return [s for side in sides for s in ([side] if isinstance(side, str) else side)]
+
+
+def _feedback(extracted: str, detail: str) -> str:
+    """What a refiner may be told: never the expected answer."""
+    if not extracted:
+        return {EMPTY: "The response is empty.", NO_STATEMENT: "No final answer was found."}.get(
+            detail, r"No final answer in \boxed{} was found."
+        )
+    cut = "…" if len(extracted) > MAX_FEEDBACK_CHARS else ""
+    return f"The final answer that was found is: {extracted[:MAX_FEEDBACK_CHARS]}{cut}"
+
+
+def _printable(text: str) -> str:
+    """Control characters and lone surrogates, which neither Arrow nor a terminal takes, become U+FFFD."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)

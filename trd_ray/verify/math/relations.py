@@ -1,0 +1,117 @@
+r"""Equations and inequalities as answers: what they name, and which interval they bound.
+
+x = 3, y = 4    ->  by_label     ->  labelled, in the order of the names
+-1 < x \le 1    ->  interval_of  ->  ("x", (-1, 1])
+"""
+
+import re
+
+from trd_ray.verify.math.forms import Form, Formula, Group, Number, Relation, read
+from trd_ray.verify.math.latex import join, tokens
+
+_LABEL = re.compile(
+    r"(?:\\(?:text|overline|angle|triangle|widehat|hat|vec|bar)\s*\{?)?\\?[a-zA-Z]+[']*\}?"
+    r"(?:_(?:\{[^{}]*\}|[a-zA-Z0-9]))?[']*(?:\([^()=]*\))?|\|[^|]*\||\([a-zA-Z](?:,[a-zA-Z])*\)|\\text\{[^{}]*\}"
+    r"|\[[A-Z]{3,}\]|[fghFGH]\^\{-1\}\([a-z]\)"
+)
+_FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|frac|pi|infty|R)(?![a-zA-Z])")
+
+_BOUNDED = re.compile(r"[a-zA-Z](?:\([a-zA-Z]\))?|\|[a-y]\||\\(?:theta|alpha|beta|lambda|phi|omega)")
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+
+
+def latex_of(part: str) -> str:
+    return join(tokens(part))
+
+
+def is_label(part: str) -> bool:
+    r"""`x`, `f(x)`, `AB`, `|z|`, `\angle ABC`, `(x,y)`: a name for the value, nothing to be solved."""
+    bare = latex_of(part)
+    return (
+        bool(_LABEL.fullmatch(bare.replace(r"\angle ", r"\angle{"))) and not _FUNCTION.match(bare) and bare not in "ei"
+    )
+
+
+def member_of(form: Form) -> Form:
+    if isinstance(form, Relation) and form.signs == (r"\in",) and is_label(form.parts[0]):
+        return read(form.parts[1])
+    return form
+
+
+def sides(relation: Relation) -> list[str]:
+    return [latex_of(part) for part in relation.parts]
+
+
+def as_less(relation: Relation) -> tuple[str, list[str]] | None:
+    """`a > b` as `b < a`; None for what is no inequality."""
+    sign = relation.signs[0]
+    if sign in (">", r"\ge"):
+        return _FLIPPED[sign], sides(relation)[::-1]
+    return (sign, sides(relation)) if sign in _FLIPPED else None
+
+
+def interval_of(relation: Relation) -> tuple[str, Form] | None:
+    r"""`-1 < x \le 1` as its variable and (-1, 1]; None unless it bounds one letter by what holds no letters."""
+    if not all(sign in _FLIPPED or sign == r"\ne" for sign in relation.signs):
+        return None
+    parts, signs = [latex_of(part) for part in relation.parts], list(relation.signs)
+    letters = [bool(_BOUNDED.fullmatch(p)) for p in parts]
+    if sum(letters) != 1 or len(parts) > 3:
+        return None
+    bounds = [read(part) for part, letter in zip(parts, letters, strict=True) if not letter]
+    if signs[0] in (">", r"\ge"):
+        parts, signs, letters = parts[::-1], [_FLIPPED.get(s, s) for s in signs[::-1]], letters[::-1]
+        bounds = bounds[::-1]
+    where = letters.index(True)
+    name = parts[where]
+    low, high = Formula(r"-\infty"), Formula(r"\infty")
+    if name[0] == "|":
+        return _around_zero(name[1:-1], signs, bounds[0], outside=where == 1)
+    if signs == [r"\ne"]:
+        return name, Group("union", (Group("()", (low, bounds[0])), Group("()", (bounds[0], high))))
+    if len(parts) == 3:
+        if where != 1 or not set(signs) <= {"<", r"\le"}:
+            return None
+        kind = ("(" if signs[0] == "<" else "[") + (")" if signs[1] == "<" else "]")
+        return name, Group(kind, (bounds[0], bounds[1]))
+    if where == 0:
+        return name, Group("()" if signs[0] == "<" else "(]", (low, bounds[0]))
+    return name, Group("()" if signs[0] == "<" else "[)", (bounds[0], high))
+
+
+def _around_zero(name: str, signs: list[str], bound: Form, outside: bool) -> tuple[str, Form] | None:
+    r"""`|x| < 3` as -3 < x < 3, `3 < |x|` as its complement."""
+    if len(signs) != 1 or signs == [r"\ne"] or not isinstance(bound, Number) or bound.value <= 0:
+        return None
+    strict, lower = signs == ["<"], Number(-bound.value, bound.places)
+    if not outside:
+        return name, Group("()" if strict else "[]", (lower, bound))
+    below = Group("()" if strict else "(]", (Formula(r"-\infty"), lower))
+    return name, Group("union", (below, Group("()" if strict else "[)", (bound, Formula(r"\infty")))))
+
+
+def as_intervals(union: Group) -> tuple[Form, ...]:
+    return tuple(
+        interval[1] if isinstance(item, Relation) and (interval := interval_of(item)) else item for item in union.items
+    )
+
+
+def by_label(form: Form) -> Form:
+    """`y = 4, x = 3` as `labelled`, in the order of its names; `x = 3, x = 4` and `x_1 = 3, x_2 = 4` as lists."""
+    if not isinstance(form, Group) or form.kind != "list":
+        return form
+    labelled = [r for r in form.items if isinstance(r, Relation) and r.signs == ("=",) and is_label(r.parts[0])]
+    if len(labelled) != len(form.items):
+        return form
+    names = [latex_of(r.parts[0]) for r in labelled]
+    if len({name.partition("_")[0] for name in names}) == 1:
+        return Group("list", tuple(read(r.parts[1]) for r in labelled))
+    if len(set(names)) < len(names):
+        return form
+    return Group("labelled", tuple(r for _, r in sorted(zip(names, labelled, strict=True), key=lambda pair: pair[0])))
+
+
+def without_labels(form: Form) -> Form:
+    if isinstance(form, Group) and form.kind == "labelled":
+        return Group("()", tuple(read(r.parts[1]) for r in form.items if isinstance(r, Relation)))
+    return form
