@@ -1,6 +1,8 @@
 """What every test starts from: one thread a process, nothing fetched, GPU tests only where there is a GPU.
 
-Engines take long to start, so their pools are shared, and the tests that use them come last, one after the other.
+Engines take long to start, so tests that need them are marked `slow` and share what they can. `make test` has two
+processes: one runs the tests of the shared pools, the other whole runs, each of which has the machine's other core to
+itself; whichever is done first goes on with the quick tests, a file at a time.
 """
 
 import contextlib
@@ -19,8 +21,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items):
-    items.sort(key=lambda item: "ray_cluster" in item.fixturenames)
+    for item in items:
+        shared = "ray_cluster" in item.fixturenames
+        if shared:
+            item.add_marker(pytest.mark.slow)
+        slow = item.get_closest_marker("slow") or item.get_closest_marker("long")
+        group = "pools" if shared else "runs" if slow else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+    # The groups start in the order of their first tests.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if not (shutil.which("g++") or shutil.which("clang++")):
         for item in items:
             if item.get_closest_marker("compiler"):

@@ -468,6 +468,7 @@ def whole(data, tmp_path_factory) -> Finished:
     return run(directory, "evaluate", "miniature:student", *names, *QUICK, "evaluation.samples=8")
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_scores_samples_and_a_report(whole):
     assert whole.code == 0, whole.output[-3000:]
     assert whole.left == []
@@ -490,6 +491,7 @@ def test_an_evaluation_leaves_scores_samples_and_a_report(whole):
         assert part in whole.output
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on_and_samples_nothing_twice(whole, data, tmp_path):
     """SIGKILL, then Ctrl-C, then to the end; the last start asks for more samples of fewer at a time."""
     assert whole.code == 0
@@ -532,6 +534,7 @@ def test_a_killed_evaluation_goes_on_and_samples_nothing_twice(whole, data, tmp_
     assert sum(same) / len(same) >= 0.99
 
 
+@pytest.mark.slow
 def test_another_k_a_base_and_a_changed_temperature_start_no_engine(whole, data, tmp_path):
     assert whole.code == 0
     directory = tmp_path / "run"

@@ -26,7 +26,7 @@ from trd_ray import miniature
 from trd_ray.record.metrics import metric_names
 from trd_ray.verify.code.tests import Tests
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
