@@ -17,7 +17,7 @@ from trd_ray.verify import Verdict, verifier
 from trd_ray.verify.math.math_verifier import MathVerifier, last_boxed
 
 # How often the verifier is wrong about the pairs of math_pairs.tsv, whose answers were judged by hand. Each error is
-# marked there as known; whoever mends or makes one changes these counts and the figures in README.md.
+# marked there as known; whoever mends or makes one changes these counts and the figures in trd_ray/verify/README.md.
 DEADLINE_S = 1.0  # of the hasty verifier
 FALSE_ACCEPTS, UNEQUAL_PAIRS = 0, 812
 FALSE_REJECTS, EQUAL_PAIRS = 8, 721
