@@ -19,7 +19,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,21 @@ class EngineSpec:
     start_id: str = ""  # marks in the log where this start begins
 
 
+@dataclass
+class PoolSpec:
+    """So many engines of one kind, what each is given, and how long it is waited for."""
+
+    name: str
+    engine: EngineSpec  # `name`, `log_path` and `start_id` are completed for each replica
+    replicas: int
+    actor_options: dict[str, Any]
+    start_timeout_s: float
+    request_timeout_s: float
+    in_flight: str
+
+
 class Engine:
-    """The actor class; `actor_options` in pool.py give its resources."""
+    """The actor class; a pool's `actor_options` give its resources."""
 
     def __init__(self, spec: EngineSpec):
         self.spec = spec
@@ -283,6 +296,11 @@ class Engine:
 
 def _of_tokens(ids: Any, logprobs: Any) -> list[float]:
     return [position[token].logprob for position, token in zip(logprobs, ids, strict=True)]
+
+
+async def result(ref: Awaitable) -> Any:
+    """A Ray reference as a coroutine, which `wait_for` and `gather` can cancel."""
+    return await ref
 
 
 def reason(error: BaseException) -> str:
