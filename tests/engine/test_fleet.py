@@ -234,6 +234,19 @@ def test_an_update_given_up_after_weights_were_touched_lets_no_engine_serve_them
     run(story())
 
 
+def test_mixed_weights_are_not_called_served_even_in_a_pool_that_has_failed(stands):
+    async def story() -> None:
+        s = stands(1)
+        await s.pool.start()
+        await s.pool.pause(s.fleet.generation)
+        await s.pool.start_weight_update()
+        await s.fleet.fail("no more")
+        await s.pool.abort_weight_update()
+        assert s.states() == [State.STALE] and len(s.started) == 1
+
+    run(story())
+
+
 def test_an_engine_that_comes_up_in_the_middle_of_an_update_is_stale_after_it(stands):
     async def story() -> None:
         s = stands(1)
@@ -291,14 +304,16 @@ def test_a_leaving_engine_that_dies_is_not_started_again_and_its_requests_are_as
     async def story() -> None:
         s = stands(2)
         await s.pool.start()
+        s.started[0].hold("generate")
         s.started[1].hold("generate")
-        asked = [asyncio.create_task(s.pool.generate(ASK)) for _ in range(2)]
-        await s.until(lambda: s.fleet.lives[1].outstanding == 1)
+        asked = [asyncio.create_task(s.pool.generate(ASK)) for _ in range(6)]
+        await s.until(lambda: s.fleet.lives[1].outstanding == 3)
         shrinking = asyncio.create_task(s.pool.resize(1))
         await s.until(lambda: s.fleet.lives[-1].state is State.LEAVING)
         s.started[1].killed.set()
+        s.started[0].hold("generate").set()
         await shrinking
-        assert await asyncio.gather(*asked) == [ANSWER, ANSWER] and s.pool.restarts == 0
+        assert await asyncio.gather(*asked) == [ANSWER] * 6 and s.pool.restarts == 0 and not s.fleet.failure
 
     run(story())
 
@@ -331,7 +346,7 @@ def test_an_engine_that_is_sent_away_while_it_starts_is_killed_at_once(stands):
     async def story() -> None:
         s = stands(2)
         await s.pool.start()
-        s.prepare = lambda stand: stand.hold("start")
+        s.prepare = lambda stand: (stand.hold("start"), stand.hold("shutdown"))  # it does not hear
         s.started[1].failing["generate"] = ActorDiedError()
         assert await asyncio.gather(*(s.pool.generate(ASK) for _ in range(2))) == [ANSWER, ANSWER]
         assert s.states() == [State.SERVING, State.STARTING]
