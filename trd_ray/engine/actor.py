@@ -2,10 +2,11 @@
 
     requests (token ids + sampling) -> AsyncLLM -> generations (token ids, log-probs, version, times)
 
-The actor offers vLLM's weight-transfer methods under their own names and records the policy version its weights have.
-vLLM's output goes to a log file, so that a death can be explained. `shutdown` stops the engine process; should this
-actor end in any other way, even by SIGKILL while vLLM starts, every process it started ends with it. Ctrl-C in the
-driver's terminal does not reach them.
+The actor offers vLLM's weight-transfer methods under their own names, and records the policy version of its weights.
+vLLM's output goes to a log file, so that a death can be explained.
+
+At shutdown the engine process is stopped. When this actor ends in any other way, even by SIGKILL while vLLM starts,
+every process that it started ends with it. Ctrl-C in the driver's terminal does not reach them.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Request:
 
 @dataclass
 class Generation:
-    """What an engine made of a request; `logprobs` are the sampled tokens', of the unmodified distribution (T = 1)."""
+    """What an engine made of a request; `logprobs` are of the sampled tokens under the model itself (temperature 1)."""
 
     ids: list[int]
     text: str
@@ -82,16 +83,29 @@ class EngineSpec:
     cpu_kv_cache_gib: float
     max_concurrent: int
     seed: int
-    version: int  # of the weights that it starts with
-    transfer_backend: str | None  # of vLLM; "adapter": it receives LoRA adapters; None: it receives nothing
+    version: int  # the policy version of the weights that it starts with
+    transfer_backend: str | None  # vLLM's name of it; "adapter": it receives LoRA adapters; None: it receives nothing
     log_path: str
     extra: dict[str, Any]
     max_lora_rank: int = 0
     start_id: str = ""  # marks in the log where this start begins
 
 
+@dataclass
+class PoolSpec:
+    """So many engines of one kind, what each is given, and how long it is waited for."""
+
+    name: str
+    engine: EngineSpec  # `name`, `log_path` and `start_id` are completed for each replica
+    replicas: int
+    actor_options: dict[str, Any]
+    start_timeout_s: float
+    request_timeout_s: float
+    in_flight: str
+
+
 class Engine:
-    """The actor class; `actor_options` in pool.py give its resources."""
+    """The actor class; a pool's `actor_options` give its resources."""
 
     def __init__(self, spec: EngineSpec):
         self.spec = spec
@@ -109,15 +123,15 @@ class Engine:
             # Several engines share a small machine: let the scheduler place their threads.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
             if spec.tensor_parallel == 1:
-                # Despite its name it only makes vLLM accept `uni` below: the model runs in the engine process, not in a
-                # third one, which would take as long to import vLLM as each of the other two.
+                # Despite its name this only makes vLLM accept `uni` below. The model then runs in the engine process
+                # and not in a third one, which would take as long to import vLLM as each of the other two.
                 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             if spec.extra.get("enforce_eager"):
-                # vLLM still compiles a helper of the log-probs: 20 s in the first request, for nothing at this size.
+                # vLLM still compiles a helper of the log-probs, which takes 20 s in the first request and wins nothing.
                 os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
     async def start(self) -> float:
-        """Load the model and compile; seconds it took."""
+        """Load the model and compile; returns the seconds it took."""
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -236,10 +250,11 @@ class Engine:
         self.version = version
 
     async def _load_adapter(self, files: dict[str, bytes]) -> None:
-        """Each adapter has a number of its own, by which vLLM also tells their keys apart."""
+        """Each adapter has a number of its own, by which vLLM also tells apart what its prefix cache holds."""
         from vllm.lora.request import LoRARequest
 
-        old, number = self.adapter, 1 if self.adapter is None else self.adapter.lora_int_id + 1
+        old = self.adapter
+        number = 1 if old is None else old.lora_int_id + 1
         folder = Path(self.adapters.name) / str(number)
         folder.mkdir()
         for name, content in files.items():
@@ -266,7 +281,10 @@ class Engine:
         await self._control(self.llm.is_paused())
 
     async def _control(self, call: Coroutine) -> Any:
-        """vLLM would wait for ever for the answer to a call during which its engine process dies."""
+        """What a call to the engine process returns, or its death: vLLM itself would wait for the answer for ever.
+
+        The caller has the deadline.
+        """
         task = asyncio.ensure_future(call)
         with self._naming_death():
             while not task.done():
@@ -285,16 +303,21 @@ def _of_tokens(ids: Any, logprobs: Any) -> list[float]:
     return [position[token].logprob for position, token in zip(logprobs, ids, strict=True)]
 
 
+async def result(ref: Awaitable) -> Any:
+    """A Ray reference as a coroutine, which `wait_for` and `gather` can cancel."""
+    return await ref
+
+
 def reason(error: BaseException) -> str:
-    """What an error says, on one line; of an error in an actor, what was raised there instead of its traceback."""
+    """What an error says, on one line. When it was raised in an actor: what was raised there, without the traceback."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    # Ray says what it killed, where and why first, and the cause of a failed start last; its long ids tell little.
+    # Ray says first what it killed, where and why, and last the cause of a failed start. Its long ids tell little.
     text = re.sub(r"\b[0-9a-f]{32,}\b", lambda match: match[0][:8], " ".join(str(cause).split()))
     return f"{type(cause).__name__}: {text if len(text) <= 900 else f'{text[:600]} ... {text[-300:]}'}"
 
 
 def _redirect_output(path: str) -> None:
-    """Send this process's output, and thereby the engine process's, to a file: it is long, and explains a death."""
+    """Send this process's output to a file, and with it the engine process's: it is long, and it explains a death."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     sys.stdout.flush()
@@ -307,7 +330,7 @@ def _redirect_output(path: str) -> None:
 def take_descendants_along() -> None:
     """However this process ends, all that it started ends too: a shell waits for the end of a pipe and kills the group.
 
-    Ray does so for a worker that dies, but not when Ray itself is killed (`ray stop --force`), and vLLM then lives on.
+    Ray does so for a worker that dies, but not when Ray itself is killed (`ray stop --force`): vLLM would live on.
     """
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)

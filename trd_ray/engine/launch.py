@@ -1,4 +1,9 @@
-"""From a recipe to running pools: what each engine is started with, and the Ray actors that hold them."""
+"""The way from a recipe to pools: what each engine is started with, and the Ray actor that holds a pool.
+
+    Recipe, ActorSpec (what placement gives an engine) --create_pool--> a Pool actor, not started yet
+
+At shutdown `stop_pools` asks every pool to stop its engines, waits, and kills the pool's actor.
+"""
 
 import contextlib
 from pathlib import Path
@@ -29,7 +34,10 @@ def create_pool(
     transfer_backend: str | None,
     logs: Path,
 ) -> ActorHandle:
-    """A pool that is not started yet; `path` is the resolved model and `version` the policy version of its weights."""
+    """A pool that is not started yet.
+
+    `path` is the resolved model, `version` the policy version of the weights there.
+    """
     engine = EngineSpec(
         name=actor.name,
         model=path,
@@ -63,7 +71,7 @@ def create_pool(
 
 
 def max_lora_rank(recipe: Recipe) -> int:
-    """The smallest of the ranks that vLLM has room for."""
+    """The smallest rank that vLLM has room for and that is at least the recipe's; 0 without LoRA."""
     rank = recipe.learner.lora.rank if recipe.learner.lora else 0
     return next((size for size in VLLM_LORA_RANKS if size >= rank), rank)
 
@@ -73,9 +81,9 @@ def engine_dtype(config: EngineConfig, recipe: Recipe) -> str:
 
 
 def stop_pools(pools: list[ActorHandle], wait_s: float = STOP_POOLS_S) -> None:
-    """Stop the engine processes and then the pools; returns when they are gone, or after `wait_s`.
+    """Stop the engine processes, then the pools; returns when they are gone, or after `wait_s`.
 
-    An engine that is not waited for ends with its actor.
+    An engine that was not waited for ends with its pool.
     """
     if pools and wait_s:
         with contextlib.suppress(Exception):

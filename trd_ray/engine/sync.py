@@ -3,10 +3,12 @@
     learner (FSDP shards) -> WeightSource (full tensors in the engines' dtype) -> vLLM's trainer engine -> every pool
                           -> adapter files (sync.lora=adapter) -> object store -> every pool
 
-Every rank calls `WeightSync.push`, since gathering a shard is a collective; rank 0 sends. The transfer group is made
-once and made again when a pool's set of engines has changed. Each wait on a pool ends after `timeout_s` with a
-sentence. A push that fails is given up on both sides: no rank waits in a gather that another does not join, and no
-pool keeps its gate closed. (With NCCL a peer that dies within a broadcast is noticed by NCCL's own deadline.)
+Every rank calls `WeightSync.push`, since gathering a shard is a collective. Rank 0 alone talks to the pools and sends.
+The transfer group is made once, and again when a pool's set of engines has changed.
+
+Each wait on a pool ends after `timeout_s` with a sentence that says for what. A push that fails is given up on both
+sides: no rank waits in a gather that another does not join, and no pool keeps its gate closed. A peer that dies in an
+NCCL broadcast is noticed at NCCL's own deadline.
 """
 
 import contextlib
@@ -24,7 +26,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactor
 
 from trd_ray.engine.actor import reason
 
-Receivers = list[tuple[int, int]]  # of each pool: the generation of its engines, and how many worker processes they are
+Receivers = list[tuple[int, int]]  # for each pool: the generation of its engines, and the number of their workers
 
 
 class SyncFailed(RuntimeError):
@@ -32,7 +34,7 @@ class SyncFailed(RuntimeError):
 
 
 class LearnerWeights(WeightSource):
-    """The student's parameters, or its moving average, under their checkpoint names; gathered as they are sent."""
+    """The student's parameters or their moving average, under their checkpoint names; gathered as they are sent."""
 
     def __init__(self, learner: Any, who: str, dtype: torch.dtype):
         self.learner, self.who, self.dtype = learner, who, dtype
@@ -45,7 +47,7 @@ class LearnerWeights(WeightSource):
 
 
 class AdapterSender:
-    """Stands in for vLLM's trainer engine where engines take adapters: small files, by way of Ray's object store."""
+    """Takes the place of vLLM's trainer engine where engines take adapters: small files through Ray's object store."""
 
     def __init__(self, learner: Any, client: "PoolsClient", rank: int):
         self.learner, self.client, self.rank = learner, client, rank
@@ -72,7 +74,8 @@ class PoolsClient:
         return self._get([p.receivers.remote() for p in self.pools], "an engine to be up in every pool")
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        refs, offset = [], init_info.get("rank_offset")
+        refs = []
+        offset = init_info.get("rank_offset")
         for pool, (generation, workers) in zip(self.pools, self.connected, strict=True):
             info = init_info if offset is None else init_info | {"rank_offset": offset}
             refs.append(pool.init_weight_transfer_engine.remote(generation, info))
@@ -90,7 +93,7 @@ class PoolsClient:
         self._get([p.start_weight_update.remote() for p in self.pools], "the engines to make ready for new weights")
 
     def start_weight_update(self) -> None:
-        """Nothing: vLLM's trainer calls this on rank 0 alone. `begin` came before, and told all ranks how it went."""
+        """Nothing. vLLM's trainer calls this on rank 0 alone; `begin` has done it, and told all ranks how it went."""
 
     def update_weights(self, update_info: Any) -> None:
         self._get([p.update_weights.remote(update_info) for p in self.pools], "the engines to receive the new weights")
@@ -133,7 +136,7 @@ class WeightSync:
     def push(self, version: int) -> str | None:
         """Give every engine the weights as policy version `version`; collective over the trainer's ranks.
 
-        Returns what went wrong, if an engine died meanwhile: the pool restarts it, and the push may be tried again.
+        Returns what went wrong, or None. A pool restarts an engine that died, and the push may then be tried again.
         """
         try:
             self._push(version)
@@ -150,7 +153,7 @@ class WeightSync:
         receivers, connected = self._agreed(lambda: (self.client.receivers(), self.client.connected))
         if receivers != connected:
             self._connect(receivers)
-        # In two steps, so that a death found in the first costs no other engine its weights.
+        # There are two steps, so that a death that the first one meets costs no other engine its weights.
         self._agreed(self.client.pause)
         self._agreed(self.client.begin)
         assert self.engine is not None

@@ -2,10 +2,12 @@
 
     trainer rank 0 --broadcast, one tensor at a time--> every engine's worker --load_weights--> model
 
-It is vLLM's dense NCCL backend with the process group and the two data-plane calls replaced, so the protocol
+The backend is vLLM's dense NCCL backend with another process group and two other data-plane calls, so the protocol
 (handshake, layerwise reload, version) is vLLM's own. Importing this module registers it on both sides; the worker side
-imports it because `WorkerExtension` is what `worker_extension_cls` names. A gloo call that waits longer than
-`timeout_s` raises.
+does so because `worker_extension_cls` names `WorkerExtension`. A gloo call that waits longer than `timeout_s` raises.
+
+At shutdown each side drops its process group. When a receiver dies in a broadcast, the sender goes on gathering with
+the other ranks and raises at the end, so that none of them waits for it.
 """
 
 import time
@@ -53,8 +55,8 @@ class GlooTrainerInitInfo(TrainerInitInfo):
 
 
 def _group(store: Store, rank: int, info: GlooInitInfo | GlooTrainerInitInfo) -> dist.ProcessGroup:
-    prefixed, timeout = PrefixStore("weights", store), timedelta(seconds=info.timeout_s)
-    return init_gloo_process_group(prefixed, rank, info.world_size, timeout)
+    prefixed = PrefixStore("weights", store)
+    return init_gloo_process_group(prefixed, rank, info.world_size, timedelta(seconds=info.timeout_s))
 
 
 def _broadcast(group: dist.ProcessGroup | None, tensor: torch.Tensor) -> None:
@@ -88,11 +90,11 @@ class GlooWeightTransferEngine(NCCLWeightTransferEngine):
 
     def finish_weight_update(self) -> None:
         super().finish_weight_update()
-        # With tied embeddings the layerwise reload does not visit lm_head, which keeps a pre-packed copy of the shared
-        # matrix for the CPU product: without this the engine goes on sampling from the old head.
+        # With tied embeddings the layerwise reload does not visit lm_head, which keeps a packed copy of the shared
+        # matrix for the CPU product. Without this the engine would go on sampling from the old head.
         lm_head = getattr(self.model, "lm_head", None)
         if self.model_config.hf_text_config.tie_word_embeddings and lm_head is not None:
-            # Imported here for the trainer's sake, which has no use for this and would take seconds over it.
+            # The import is here because the trainer has no use for it, and it takes seconds.
             from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
             dispatch_cpu_unquantized_gemm(lm_head, remove_weight=False)
@@ -126,7 +128,7 @@ class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):
         }
         with ThreadPoolExecutor(max_workers=1) as pool:
             workers = pool.submit(client.init_weight_transfer_engine, worker_info)
-            # gloo would wait out its time for a worker that died on the way here.
+            # gloo would wait `timeout_s` for a worker that died on the way here.
             while store.add("arrived", 0) < init_info.world_size - 1:
                 if workers.done():
                     workers.result()
@@ -145,7 +147,7 @@ class GlooTrainerWeightTransferEngine(NCCLTrainerWeightTransferEngine):
             try:
                 if failure is None:
                     _broadcast(self.group, tensor.detach().contiguous())
-            except RuntimeError as e:  # a receiver died; the other ranks still gather the rest with this one
+            except RuntimeError as e:  # a receiver died, but the other ranks still gather the rest with this one
                 failure = e
         if failure is not None:
             raise failure
