@@ -17,8 +17,6 @@ import torch
 
 from trd_ray.models import ModelFacts
 
-_ROUNDS = 3  # of exchanges; more gain nothing on samples of 8 to 64 rows a rank
-
 
 @dataclass
 class Example:
@@ -203,7 +201,6 @@ def micro_batches(
     batches = next(
         filter(None, (_in_step(shares, budget_tokens, n, cost) for n in count(max(1, -(-full // budget_tokens)))))
     )
-    _shorten(batches, budget_tokens, cost)
     used = [i for i in range(len(batches[0])) if any(rank[i] for rank in batches)]
     return [[rank[i] for i in used] for rank in batches]
 
@@ -215,51 +212,37 @@ def _fits(batch: list[Example], budget_tokens: int) -> bool:
 def _in_step(
     shares: list[list[Example]], budget_tokens: int, n: int, cost: Callable[[Example], float]
 ) -> list[list[list[Example]]] | None:
-    """Dearest first, each to the micro-batch of its rank where all ranks together wait least; None if one fits nowhere.
+    """Each rank's share in `n` micro-batches, i-th ones of like cost; None if a rank needs more of them.
 
-    List scheduling (R. L. Graham, Bounds on Multiprocessing Timing Anomalies, 1969) for this sum of maxima.
+    Ranks other than the first take the order of its micro-batches: its most expensive runs next to their most
+    expensive. No order waits less, because a sum of maxima is smallest where the terms are sorted alike.
     """
-    batches: list[list[list[Example]]] = [[[] for _ in range(n)] for _ in shares]
-    load = [[0.0] * n for _ in shares]
-    peak = [0.0] * n
-    rows = [(cost(e), e.row, rank, e) for rank, share in enumerate(shares) for e in share]
-    for c, _, rank, example in sorted(rows, key=lambda r: (-r[0], r[1])):
-        open_ = [i for i in range(n) if _fits([*batches[rank][i], example], budget_tokens)]
-        if not open_:
+    ranks = [_spread(share, budget_tokens, n, cost) for share in shares]
+    batches = [rank for rank in ranks if rank is not None]
+    if len(batches) < len(ranks):
+        return None
+    cheapest_first = [sorted(range(n), key=lambda i: sum(map(cost, rank[i]))) for rank in batches]
+    place = {first: nth for nth, first in enumerate(cheapest_first[0])}
+    return [[rank[order[place[i]]] for i in range(n)] for rank, order in zip(batches, cheapest_first, strict=True)]
+
+
+def _spread(
+    share: list[Example], budget_tokens: int, n: int, cost: Callable[[Example], float]
+) -> list[list[Example]] | None:
+    """The most expensive example first, each to the cheapest of `n` micro-batches with room; None if one fits nowhere.
+
+    List scheduling (R. L. Graham, Bounds on Multiprocessing Timing Anomalies, 1969).
+    """
+    batches: list[list[Example]] = [[] for _ in range(n)]
+    load = [0.0] * n
+    for example in sorted(share, key=lambda e: (-cost(e), e.row)):
+        room = [i for i in range(n) if _fits([*batches[i], example], budget_tokens)]
+        if not room:
             return None
-        best = min(open_, key=lambda i: (max(0.0, load[rank][i] + c - peak[i]), load[rank][i], i))
-        batches[rank][best].append(example)
-        load[rank][best] += c
-        peak[best] = max(peak[best], load[rank][best])
+        cheapest = min(room, key=lambda i: load[i])
+        batches[cheapest].append(example)
+        load[cheapest] += cost(example)
     return batches
-
-
-def _shorten(batches: list[list[list[Example]]], budget_tokens: int, cost: Callable[[Example], float]) -> None:
-    """Take rows out of the dearest i-th micro-batch, or exchange them for cheaper ones, while the step gets shorter."""
-    load = [[sum(map(cost, batch)) for batch in rank] for rank in batches]
-    steps = range(len(batches[0]))
-    for _ in range(_ROUNDS):
-        for i in steps:
-            dearest = max(range(len(batches)), key=lambda rank: load[rank][i])
-            mine, ours = load[dearest], batches[dearest]
-            other = [max((one[j] for rank, one in enumerate(load) if rank != dearest), default=0.0) for j in steps]
-            best = 1e-9 * mine[i]  # more than rounding
-            change = None
-            for j in (j for j in steps if j != i):
-                now = max(other[i], mine[i]) + max(other[j], mine[j])
-                for gone in ours[i]:
-                    for come in (None, *ours[j]):
-                        less = cost(gone) - (cost(come) if come else 0.0)
-                        gain = now - max(other[i], mine[i] - less) - max(other[j], mine[j] + less)
-                        if less > 0 and gain > best:
-                            here = [e for e in ours[i] if e is not gone] + ([come] if come else [])
-                            there = [e for e in ours[j] if e is not come] + [gone]
-                            if _fits(here, budget_tokens) and _fits(there, budget_tokens):
-                                best, change = gain, (j, here, there, less)
-            if change:
-                j, ours[i], ours[j], less = change
-                mine[i] -= less
-                mine[j] += less
 
 
 def _cut(share: list[Example], budget_tokens: int) -> list[list[Example]]:

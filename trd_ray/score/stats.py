@@ -76,11 +76,6 @@ class Score:
     paired_with: Paired | None = None
 
 
-def avg_at_k(passed_PS: np.ndarray) -> float:
-    """Avg@k: the mean over problems of the share of their k samples that pass."""
-    return float(np.mean(passed_PS))
-
-
 def pass_at_k(n: np.ndarray | int, c: np.ndarray | int, k: int) -> np.ndarray:
     """Unbiased Pass@k of problems with `c` of `n` samples correct: 1 - C(n-c, k) / C(n, k).
 
