@@ -1,0 +1,82 @@
+"""Keys that each are right and together cannot work; every function raises ValueError with what to set."""
+
+from trd_ray.config.close_words import did_you_mean
+from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig
+from trd_ray.config.rollout_keys import DataConfig, RefinerConfig, StreamConfig, StudentConfig, TeacherConfig
+from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig
+
+
+def require_teacher(student: StudentConfig, teacher: TeacherConfig, refiner: RefinerConfig) -> None:
+    if teacher.mode == "opd" and not teacher.path:
+        raise ValueError("teacher.mode is opd but teacher.path is empty: set teacher.path, or teacher.mode=opsd")
+    if teacher.mode == "opsd" and teacher.path and teacher.path != student.path:
+        raise ValueError(
+            "teacher.mode is opsd, where the teacher is the student itself, but teacher.path names another model: "
+            "leave teacher.path empty, or set teacher.mode=opd"
+        )
+    if teacher.mode == "opd" and teacher.follow != "frozen":
+        raise ValueError(
+            f"teacher.follow={teacher.follow} has no meaning in OPD, whose teacher is another model: "
+            "set teacher.follow=frozen"
+        )
+    if refiner.share_sampler and not (teacher.mode == "opsd" and teacher.follow == "live"):
+        raise ValueError(
+            "refiner.share_sampler=true refines on the sampler's engines, which hold the newest student: "
+            "set teacher.mode=opsd and teacher.follow=live, or refiner.share_sampler=false"
+        )
+
+
+def require_loss(loss: LossConfig) -> None:
+    if loss.divergence != "jsd" and "beta" in loss.model_fields_set and loss.beta != 0.5:
+        raise ValueError(f"loss.beta is of jsd, but loss.divergence is {loss.divergence}: leave one of them out")
+    if loss.rest == "tail" and not loss.top_k:
+        raise ValueError("loss.rest=tail has no meaning without loss.top_k: set loss.top_k=32, or leave it out")
+
+
+def require_adapters(learner: LearnerConfig, sync: SyncConfig, checkpoint: CheckpointConfig) -> None:
+    for key, value in (("sync.lora", sync.lora), ("checkpoint.export", checkpoint.export)):
+        if value == "adapter" and not learner.lora:
+            raise ValueError(f"{key}=adapter needs adapters: set learner.lora={{}}, or {key}=merged")
+
+
+def require_evaluation(evaluation: EvaluationConfig, stream: StreamConfig, data: DataConfig) -> None:
+    if evaluation.every_steps and stream.max_staleness == "never" and data.source == "problems":
+        raise ValueError(
+            "evaluation.every_steps gives the engines the newest weights, but with stream.max_staleness=never they "
+            "sample with the initial ones: leave it out, or set stream.max_staleness to a number"
+        )
+
+
+def require_best(checkpoint: CheckpointConfig, evaluation: EvaluationConfig) -> None:
+    """A best checkpoint by an evaluation needs one that falls on a checkpoint."""
+    best, every = checkpoint.best, evaluation.every_steps
+    if not (best or "").startswith("evaluation/"):
+        return
+    if best not in EVALUATED:
+        raise ValueError(f"checkpoint.best names no metric{did_you_mean(str(best), list(EVALUATED))}")
+    meets = evaluation.path and (evaluation.after or (every and not checkpoint.every_steps % every))
+    if not meets:
+        raise ValueError(
+            f"checkpoint.best is {best}, but no evaluation falls on a checkpoint: set "
+            "evaluation.path, and checkpoint.every_steps to a multiple of evaluation.every_steps"
+        )
+
+
+def require_sendable_adapters(learner: LearnerConfig, sync: SyncConfig, teacher: TeacherConfig) -> None:
+    if sync.lora != "adapter":
+        return
+    if sync.in_flight == "keep":
+        raise ValueError(
+            "sync.in_flight=keep cannot give running requests another adapter: set sync.in_flight=drain, or "
+            "sync.lora=merged"
+        )
+    if learner.lora and learner.lora.rank > 512:
+        raise ValueError(
+            f"vLLM takes adapters of rank 512 at most, but learner.lora.rank is {learner.lora.rank}: "
+            "lower it, or set sync.lora=merged"
+        )
+    if teacher.follow == "ema":
+        raise ValueError(
+            "teacher.follow=ema has the refiner follow an average of the adapters, but sync.lora=adapter sends "
+            "the newest ones: set sync.lora=merged"
+        )

@@ -1,0 +1,47 @@
+"""The keys of held-out problems: which they are, how they are answered, and when."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from trd_ray.config.node import Node
+from trd_ray.config.rollout_keys import resolved_length
+
+EVALUATED = ("evaluation/avg", "evaluation/pass")  # metrics of a step after which the student was evaluated
+
+
+class EvaluationConfig(Node):
+    path: str | None = Field(
+        default="miniature:test",
+        description="held-out problems: as data.path, or a benchmark such as aime24; empty: no evaluation",
+    )
+    split: str = "test"
+    format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="as data.columns, which stand in for those left out where the file has them"
+    )
+    limit: int | None = Field(default=None, ge=1)
+    allow_overlap: bool = Field(
+        default=False,
+        description="held-out problems may also be trained on; the score then says nothing about new ones",
+    )
+    samples: int = Field(default=16, ge=1)
+    temperature: float = Field(default=0.6, ge=0, le=2)
+    top_p: float = Field(default=0.95, gt=0, le=1)
+    top_k: int = Field(default=20, ge=0)
+    max_response_tokens: int | None = Field(
+        default=None, ge=1, description="default: 16384 where the context holds it, else what it leaves"
+    )
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="empty: the student's")
+    before: bool = True
+    after: bool = True
+    every_steps: int | None = Field(default=None, ge=1, description="also during training")
+    bootstrap: int = Field(default=10000, ge=100, description="resamples of problems")
+
+    @property
+    def response_tokens(self) -> int:
+        return resolved_length(self.max_response_tokens)
+
+    @property
+    def in_training(self) -> bool:
+        return bool(self.path and (self.before or self.after or self.every_steps))

@@ -1,0 +1,41 @@
+"""What every group of keys is, and what paths and names in it may look like."""
+
+import re
+from typing import Any, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+
+def folder_name(name: str) -> str:
+    """Raises ValueError for what cannot be the name of a folder within another, on any file system."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(
+            "names a folder, so it must begin with a letter or a digit and hold nothing but letters, digits, _, . and "
+            f"-, but found {name!r}: another place is for run_dir (of a comparison: directory) to say"
+        )
+    return name
+
+
+def plain_path(path: str | None) -> str | None:
+    """Raises ValueError for a path with a newline, a null or another control character in it."""
+    if path and not path.isprintable():
+        raise ValueError(f"must be a path without control characters, but found {path!r}")
+    return path
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation is bool or bool in get_args(annotation)
+
+
+class Node(BaseModel):
+    # Not strict: YAML reads 2e-6 as text, and pydantic then makes the number of it.
+    model_config = ConfigDict(
+        extra="forbid", strict=False, protected_namespaces=(), validate_default=True, allow_inf_nan=False
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _a_switch_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("must not be true or false")
+        return value

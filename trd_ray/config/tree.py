@@ -1,0 +1,94 @@
+"""The whole tree of keys, and what a recipe says as a whole."""
+
+from pathlib import Path
+
+from pydantic import Field, field_validator, model_validator
+
+from trd_ray.config import combinations
+from trd_ray.config.evaluation_keys import EvaluationConfig
+from trd_ray.config.node import Node, folder_name, plain_path
+from trd_ray.config.rollout_keys import (
+    DataConfig,
+    PromptsConfig,
+    RefinerConfig,
+    SamplerConfig,
+    StreamConfig,
+    StudentConfig,
+    TeacherConfig,
+    VerifyConfig,
+)
+from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
+
+
+class ClusterConfig(Node):
+    address: str | None = Field(default=None, description="default: the cluster of a submitted job, else a local one")
+    local_cpus: int | None = Field(default=None, ge=1, description="size of the local cluster; default: all cores")
+    object_store_gib: float = Field(default=0.5, gt=0, description="of the local cluster")
+    dashboard: bool = Field(default=False, description="of the local cluster; a cluster of its own has one anyway")
+    memory_gib: float | None = Field(
+        default=None, gt=0, description="host memory that the run may count on; default: what is free now"
+    )
+
+
+class Recipe(Node):
+    name: str = "run"
+    seed: int = Field(default=0, ge=0)
+    run_dir: str | None = Field(default=None, description="default: runs/<name>")
+    steps: int | None = Field(default=None, ge=1, description="default: one pass over the problems")
+    rollouts_per_step: int = Field(default=128, ge=1)
+    student: StudentConfig = Field(default_factory=StudentConfig)
+    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    prompts: PromptsConfig = Field(default_factory=PromptsConfig)
+    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
+    refiner: RefinerConfig = Field(default_factory=RefinerConfig)
+    verify: VerifyConfig = Field(default_factory=VerifyConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    loss: LossConfig = Field(default_factory=LossConfig)
+    learner: LearnerConfig = Field(default_factory=LearnerConfig)
+    sync: SyncConfig = Field(default_factory=SyncConfig)
+    stream: StreamConfig = Field(default_factory=StreamConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        return folder_name(name)
+
+    @field_validator("run_dir")
+    @classmethod
+    def _is_a_path(cls, run_dir: str | None) -> str | None:
+        return plain_path(run_dir)
+
+    @property
+    def directory(self) -> Path:
+        """Absolute: the processes of a run have other working directories."""
+        return Path(self.run_dir or f"runs/{self.name}").expanduser().absolute()
+
+    @property
+    def teacher_path(self) -> str:
+        """The model that refines and teaches: in OPSD the student's initial weights."""
+        return self.teacher.path or self.student.path
+
+    @property
+    def refines(self) -> bool:
+        """Whether y_r is made at all: it trains, or the teacher view or the subset needs it."""
+        return self.train.trajectory == "y_r" or self.train.subset == "repaired"
+
+    @model_validator(mode="after")
+    def _possible(self) -> "Recipe":
+        combinations.require_teacher(self.student, self.teacher, self.refiner)
+        if self.rollouts_per_step % self.sampler.n:
+            raise ValueError(
+                f"rollouts_per_step ({self.rollouts_per_step}) must be a multiple of sampler.n ({self.sampler.n})"
+            )
+        combinations.require_loss(self.loss)
+        combinations.require_adapters(self.learner, self.sync, self.checkpoint)
+        combinations.require_evaluation(self.evaluation, self.stream, self.data)
+        combinations.require_best(self.checkpoint, self.evaluation)
+        combinations.require_sendable_adapters(self.learner, self.sync, self.teacher)
+        if isinstance(self.stream.max_staleness, int) and self.stream.max_staleness < 0:
+            raise ValueError("stream.max_staleness must be 0, a positive number of versions, or never")
+        return self
