@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-import pyarrow.dataset as ds
+
+from trd_ray.rows import RowFiles
 
 # A little of everything: 5 steps of 16 rollouts, one block a step. Long enough to be interrupted in the middle.
 REPO = Path(__file__).parent.parent
@@ -36,8 +37,7 @@ class Finished:
 
     @property
     def rows(self) -> list[dict]:
-        files = sorted((self.directory / "rows").glob("step-*.parquet"))
-        return ds.dataset([str(f) for f in files], format="parquet").to_table().to_pylist()
+        return RowFiles(sorted((self.directory / "rows").glob("step-*.parquet"))).to_table().to_pylist()
 
     @property
     def metrics(self) -> list[dict]:

@@ -1,16 +1,59 @@
-"""The rows that flow through the stream, one flat Arrow schema that each stage fills further.
+"""The rows that flow through the stream, one Arrow schema that each stage fills further.
 
     Problem -> Rollout (y_o) -> Refined (y_r) -> Example (what the learner trains on)
 
-Token ids come from the engine and are the truth: text is for verifiers and people, and is never re-encoded to train on.
-The same schema is written to `rows/step-NNNNNN.parquet` in the run directory and to a corpus, so it carries a version.
+A response with its verdict is one struct, TRAJECTORY: y_o, y_r, each candidate for y_r and each evaluation sample are
+of that type. Token ids come from the engine and are the truth: text is for verifiers and people, and is never
+re-encoded to train on.
+
+The same schema is written to `rows/step-NNNNNN.parquet` in the run directory and to a corpus, so it carries a version:
+
+    4    y_o and y_r are structs
+    3    a column for each of their fields (y_o_ids, y_o_text, ...)
+    2    like 3, and steps count from 0
+
+    Parquet files of any of these -> RowFiles -> upgrade() -> rows of version 4
+
+What a file lacks reads as null, and what it has beyond this schema is left out. So a later column, or a later field of
+a trajectory, needs no new version.
 """
 
-import pyarrow as pa
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
 
-SCHEMA_VERSION = 3
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from trd_ray.errors import UserError
+
+SCHEMA_VERSION = 4
+_VERSION_KEY = "trd_ray.rows"
 
 _IDS = pa.list_(pa.int32())
+
+TRAJECTORY = pa.struct(
+    [
+        pa.field("ids", _IDS),
+        pa.field("logprobs", pa.list_(pa.float32())),  # of the sampled tokens, at temperature 1
+        pa.field("text", pa.string()),
+        pa.field("finish", pa.string()),  # "stop" | "length" | "abort"
+        pa.field("version", pa.int32()),  # oldest policy version that sampled any of its tokens
+        pa.field("engine", pa.string()),
+        pa.field("start_s", pa.float64()),  # Unix time the request was admitted, and how long it took
+        pa.field("seconds", pa.float32()),
+        # The verdict, null until there is one.
+        pa.field("passed", pa.bool_()),
+        pa.field("score", pa.float32()),
+        pa.field("extracted", pa.string()),
+        pa.field("detail", pa.string()),
+        pa.field("feedback", pa.string()),  # what a refiner may be told of the verdict
+        pa.field("verify_start_s", pa.float64()),
+        pa.field("verify_seconds", pa.float32()),
+    ]
+)
 
 PROBLEM = [
     pa.field("problem_id", pa.string(), nullable=False),
@@ -29,35 +72,14 @@ ORDER = [
     pa.field("seed", pa.int64(), nullable=False),  # sampling seed of y_o; the refiner's derives from it
 ]
 
-
-def _generation(prefix: str) -> list[pa.Field]:
-    return [
-        pa.field(f"{prefix}_ids", _IDS),
-        pa.field(f"{prefix}_logprobs", pa.list_(pa.float32())),  # of the sampled tokens, at temperature 1
-        pa.field(f"{prefix}_text", pa.string()),
-        pa.field(f"{prefix}_finish", pa.string()),  # "stop" | "length" | "abort"
-        pa.field(f"{prefix}_version", pa.int32()),  # oldest policy version that sampled any of its tokens
-        pa.field(f"{prefix}_engine", pa.string()),
-        pa.field(f"{prefix}_start_s", pa.float64()),  # Unix time the request was admitted, and how long it took
-        pa.field(f"{prefix}_seconds", pa.float32()),
-        pa.field(f"{prefix}_passed", pa.bool_()),
-        pa.field(f"{prefix}_score", pa.float32()),
-        pa.field(f"{prefix}_extracted", pa.string()),
-        pa.field(f"{prefix}_detail", pa.string()),
-        pa.field(f"{prefix}_feedback", pa.string()),  # what a refiner may be told of the verdict
-        pa.field(f"{prefix}_verify_start_s", pa.float64()),
-        pa.field(f"{prefix}_verify_seconds", pa.float32()),
-    ]
-
-
-ROLLOUT = [pa.field("student_prompt_ids", _IDS), *_generation("y_o")]
+ROLLOUT = [pa.field("student_prompt_ids", _IDS), pa.field("y_o", TRAJECTORY)]
 
 REFINED = [
     pa.field("refine_prompt_ids", _IDS),
     pa.field("refine_cut_tokens", pa.int32()),  # tokens cut from y_o, then y*, to fit the refine prompt
     pa.field("refine_candidates", pa.int32()),  # refinements sampled for this rollout
     pa.field("refine_candidates_passed", pa.int32()),
-    *_generation("y_r"),
+    pa.field("y_r", TRAJECTORY),  # null where nothing was refined
 ]
 
 EXAMPLE = [
@@ -70,32 +92,150 @@ EXAMPLE = [
     pa.field("teacher_cut_tokens", pa.int32()),
 ]
 
-CANDIDATES = pa.field(  # the refinements of one rollout, between the refine stage and the selection of y_r
-    "candidates",
-    pa.list_(
-        pa.struct(
-            [
-                pa.field("ids", _IDS),
-                pa.field("logprobs", pa.list_(pa.float32())),
-                pa.field("text", pa.string()),
-                pa.field("finish", pa.string()),
-                pa.field("version", pa.int32()),
-                pa.field("engine", pa.string()),
-                pa.field("start_s", pa.float64()),
-                pa.field("seconds", pa.float32()),
-            ]
-        )
-    ),
-)
+# The refinements of one rollout, between the refine stage and the selection of y_r.
+CANDIDATES = pa.field("candidates", pa.list_(TRAJECTORY))
 
+METADATA = {_VERSION_KEY: str(SCHEMA_VERSION)}
 _FIELDS = [*PROBLEM, *ORDER, *ROLLOUT, *REFINED, *EXAMPLE]
 
 # In the stream, and as it is stored: tests can be megabytes a problem, and nothing that reads a stored row needs them.
-IN_STREAM = pa.schema(_FIELDS, metadata={"trd_ray.rows": str(SCHEMA_VERSION)})
-ROW = pa.schema([f for f in _FIELDS if f.name != "tests"], metadata=IN_STREAM.metadata)
+IN_STREAM = pa.schema(_FIELDS, metadata=METADATA)
+ROW = pa.schema([f for f in _FIELDS if f.name != "tests"], metadata=METADATA)
 WITH_CANDIDATES = IN_STREAM.append(CANDIDATES)
 
 
 def to_table(rows: list[dict], schema: pa.Schema = ROW) -> pa.Table:
     """Rows (dicts with any subset of the columns) to a table of the full schema; missing columns are null."""
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+
+
+def part(row: dict, y: str, name: str) -> Any:
+    """One field of the row's y_o or y_r; None where the row has no such trajectory."""
+    return (row.get(y) or {}).get(name)
+
+
+# Stored rows
+
+
+def upgrade(table: pa.Table, columns: Sequence[str] = ROW.names) -> pa.Table:
+    """Stored rows of any version, as these columns of this version.
+
+    A column is one of ROW's, or one field of a trajectory, such as "y_o.passed".
+    """
+    schema = pa.schema([_field(name) for name in columns], metadata=METADATA)
+    from_0 = version_of(table.schema) < 3
+    batches = []
+    for batch in table.to_batches():
+        arrays = [_array(batch, field) for field in schema]
+        if from_0 and "step" in columns:
+            at = schema.get_field_index("step")
+            # pyarrow.compute makes its functions when it is imported, out of a type checker's sight.
+            arrays[at] = pc.add(arrays[at], pa.scalar(1, pa.int32()))  # pyright: ignore
+        batches.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
+    return pa.Table.from_batches(batches, schema)
+
+
+def version_of(schema: pa.Schema) -> int:
+    """Raises UserError for rows that a newer version of this program wrote."""
+    version = int((schema.metadata or {}).get(_VERSION_KEY.encode(), SCHEMA_VERSION))
+    if version > SCHEMA_VERSION:
+        raise UserError(
+            f"these rows are of version {version}, and this program reads versions up to {SCHEMA_VERSION}: read them "
+            "with the version of trd_ray that wrote them, or a newer one"
+        )
+    return version
+
+
+def _field(name: str) -> pa.Field:
+    y, _, of_trajectory = name.partition(".")
+    return pa.field(name, TRAJECTORY.field(of_trajectory).type) if of_trajectory else ROW.field(y)
+
+
+def _array(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
+    y, _, of_trajectory = field.name.partition(".")
+    if of_trajectory:
+        return _part(batch, y, TRAJECTORY.field(of_trajectory))
+    if field.type == TRAJECTORY:
+        return _trajectory(batch, y)
+    found = batch[y] if y in batch.schema.names else pa.nulls(batch.num_rows)
+    return found.cast(field.type)
+
+
+def _trajectory(batch: pa.RecordBatch, y: str) -> pa.Array:
+    """Null where all of its fields are: columns of their own do not say otherwise that there is no trajectory."""
+    if y in batch.schema.names and batch[y].type == TRAJECTORY:
+        return batch[y]
+    parts = [_part(batch, y, field) for field in TRAJECTORY]
+    absent = parts[0].is_null()
+    for array in parts[1:]:
+        absent = pc.and_(absent, array.is_null())  # pyright: ignore
+    return pa.StructArray.from_arrays(parts, fields=list(TRAJECTORY), mask=absent)
+
+
+def _part(batch: pa.RecordBatch, y: str, field: pa.Field) -> pa.Array:
+    """One field of a trajectory, from its struct or from a column of its own."""
+    found = pa.nulls(batch.num_rows)
+    if f"{y}_{field.name}" in batch.schema.names:
+        found = batch[f"{y}_{field.name}"]
+    elif y in batch.schema.names and batch[y].type.get_field_index(field.name) >= 0:
+        found = pc.struct_field(batch[y], field.name)  # pyright: ignore
+    return found.cast(field.type)
+
+
+class RowFiles:
+    """Parquet files of rows, of any versions side by side, as one table that is read only as far as it is asked for.
+
+    Raises UserError for a file of a newer version, pyarrow.ArrowInvalid or OSError for one that cannot be read.
+    """
+
+    def __init__(self, files: Iterable[Path | str]):
+        schemas = {str(file): _schema(file) for file in files}
+        # Neighbours of one schema are read together.
+        self._groups = [
+            ds.dataset(group := list(alike), schema=schemas[group[0]], format="parquet")
+            for _, alike in groupby(schemas, key=lambda file: schemas[file].serialize().to_pybytes())
+        ]
+
+    def count_rows(self) -> int:
+        return sum(group.count_rows() for group in self._groups)
+
+    def tables(self, columns: Sequence[str] = ROW.names, where: pc.Expression | None = None) -> Iterator[pa.Table]:
+        """The rows in order, a few at a time, as `columns` (see `upgrade`).
+
+        `where` chooses rows by their number, `row`, which is the same in every version.
+        """
+        for group in self._groups:
+            for batch in group.scanner(columns=_stored(group.schema, columns), filter=where).to_batches():
+                if batch.num_rows:
+                    read = pa.Table.from_batches([batch])
+                    yield upgrade(read.replace_schema_metadata(group.schema.metadata), columns)
+
+    def to_table(self, columns: Sequence[str] = ROW.names, where: pc.Expression | None = None) -> pa.Table:
+        return pa.concat_tables([upgrade(ROW.empty_table(), columns), *self.tables(columns, where)])
+
+
+def _schema(file: Path | str) -> pa.Schema:
+    schema = ds.dataset(str(file), format="parquet").schema
+    try:
+        version_of(schema)
+    except UserError as e:
+        raise UserError(f"{file}: {e}") from None
+    return schema
+
+
+def _stored(schema: pa.Schema, columns: Sequence[str]) -> dict[str, pc.Expression]:
+    """What to read of files of this schema for `columns`; one field of a struct under the name that it had as a column.
+
+    The number of a row is always read, so that no table is without columns.
+    """
+    found = {"row": pc.field("row")}
+    for name in columns:
+        y, _, of_trajectory = name.partition(".")
+        if y not in schema.names:
+            flat = [f"{y}_{field.name}" for field in TRAJECTORY if of_trajectory in ("", field.name)]
+            found |= {column: pc.field(column) for column in flat if column in schema.names}
+        elif not of_trajectory:
+            found[y] = pc.field(y)
+        elif schema.field(y).type.get_field_index(of_trajectory) >= 0:
+            found[f"{y}_{of_trajectory}"] = pc.field(y, of_trajectory)
+    return found

@@ -143,10 +143,7 @@ def finished(plan: ComparisonPlan, cell: Cell, passed_PS: np.ndarray, steps: int
     rows = [
         {
             "problem_id": f"p{p:03}",
-            "y_o_passed": bool(ok),
-            "y_o_ids": [1] * 5,
-            "y_o_finish": "stop",
-            "y_o_extracted": "5",
+            "y_o": {"passed": bool(ok), "ids": [1] * 5, "finish": "stop", "extracted": "5"},
         }
         for p, samples in enumerate(passed_PS)
         for ok in samples
@@ -165,7 +162,7 @@ def finished(plan: ComparisonPlan, cell: Cell, passed_PS: np.ndarray, steps: int
             metrics.write(json.dumps(line) + "\n")
             text = dict.fromkeys(("problem_id", "problem", "answer", "reference"), "x")
             one = text | {"row": step, "step": step, "epoch": 0, "sample_index": 0, "seed": 0}
-            directory.write_rows(step + 1, [one | {"y_o_ids": [1] * step, "y_r_ids": [1, 2, 3]}])
+            directory.write_rows(step + 1, [one | {"y_o": {"ids": [1] * step}, "y_r": {"ids": [1, 2, 3]}}])
     directory.release()
 
 
@@ -357,10 +354,12 @@ def test_a_comparison_stops_resumes_and_ends_in_its_table(tmp_path):
     # Every cell starts from the base, whatever the engines served before: the same seeds give the same first rollouts.
     cells = {m: directory / f"opsd/{m}/seed-0" for m in ("forward_kl", "trd")}
     rows = {m: RunDirectory(cell).read_rows().to_table().to_pylist() for m, cell in cells.items()}
-    assert [r["y_o_version"] for r in rows["trd"]] == [0] * 16 + [1] * 16
+    assert [r["y_o"]["version"] for r in rows["trd"]] == [0] * 16 + [1] * 16
     pairs = list(zip(rows["forward_kl"][:16], rows["trd"][:16], strict=True))
-    assert fmean(x == y for a, b in pairs for x, y in zip(a["y_o_ids"], b["y_o_ids"], strict=False)) >= 0.99
-    assert any(a["y_o_ids"] != b["y_o_ids"] for a, b in zip(rows["forward_kl"][16:], rows["trd"][16:], strict=True))
+    assert fmean(x == y for a, b in pairs for x, y in zip(a["y_o"]["ids"], b["y_o"]["ids"], strict=False)) >= 0.99
+    assert any(
+        a["y_o"]["ids"] != b["y_o"]["ids"] for a, b in zip(rows["forward_kl"][16:], rows["trd"][16:], strict=True)
+    )
     for cell in cells.values():
         assert all(m["sync/gap_mean"] < 1e-3 for m in RunDirectory(cell).read_metrics())
         assert {s.name for s in RunDirectory(cell).read_evaluations()} == {"base", "trained"}

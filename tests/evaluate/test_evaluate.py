@@ -481,9 +481,9 @@ def test_an_evaluation_leaves_scores_samples_and_a_report(whole):
         assert found["settings"]["evaluation"]["temperature"] == 1
         rows = pq.read_table(whole.directory / "evaluation" / f"{name}.parquet").to_pylist()
         assert len(rows) == 8 * n
-        assert sum(r["passed"] for r in rows) == sum(map(sum, score.per_problem.values())) > 0
-        assert all(r["passed"] == score.per_problem[r["problem_id"]][r["sample"]] for r in rows)
-        assert all(len(r["ids"]) == r["tokens"] and r["text"] and r["seed"] for r in rows)
+        assert sum(r["y_o"]["passed"] for r in rows) == sum(map(sum, score.per_problem.values())) > 0
+        assert all(r["y_o"]["passed"] == score.per_problem[r["problem_id"]][r["sample"]] for r in rows)
+        assert all(len(r["y_o"]["ids"]) == r["tokens"] and r["y_o"]["text"] and r["seed"] for r in rows)
     report = (whole.directory / "evaluation.md").read_text()
     for part in ("## Summary", "| mean |", "## own", "## other", "| never |", "Pass@8"):
         assert part in report

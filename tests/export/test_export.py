@@ -74,11 +74,11 @@ def run(folder: Path, name: str, learner: dict, checkpoint: dict | None = None) 
         checkpointer.begin(place)
         assert checkpointer.done(60) == (True, None)
         directory.commit_checkpoint(place)
-        verdicts = {"y_o_passed": False, "y_r_passed": True, "y_r_ids": [1]}
-        directory.write_rows(steps, [row(f"p{steps}", steps - 1) | verdicts])
-    answers = [row(p, 0) | {"y_o_passed": p == "a"} for p in "abcd"]
+        repaired = {"y_r": {"passed": True, "ids": [1]}}
+        directory.write_rows(steps, [row(f"p{steps}", steps - 1, passed=False) | repaired])
+    answers = [row(p, 0, passed=p == "a") for p in "abcd"]
     scored = score(answers, name="base", step=0, version=0, resamples=100, seed=0)
-    solved = [answer | {"y_o_passed": True} for answer in answers]
+    solved = [row(p, 0, passed=True) for p in "abcd"]
     trained = score(solved, name="trained", step=2, version=2, resamples=100, seed=0)
     directory.write_evaluation(scored, answers)
     directory.write_evaluation(compare(trained, scored, resamples=100, seed=0), solved)
@@ -86,10 +86,11 @@ def run(folder: Path, name: str, learner: dict, checkpoint: dict | None = None) 
     return directory.path
 
 
-def row(problem_id: str, step: int) -> dict:
+def row(problem_id: str, step: int, passed: bool) -> dict:
     problem = {"problem_id": problem_id, "problem": "?", "answer": "1", "reference": ""}
-    order = {"row": step, "step": step, "epoch": 0, "sample_index": 0, "seed": 0, "y_o_version": step, "train": True}
-    return problem | order | {"y_o_ids": [1], "y_o_finish": "stop", "y_o_extracted": "1", "y_o_text": "1"}
+    order = {"row": step, "step": step, "epoch": 0, "sample_index": 0, "seed": 0, "train": True}
+    y_o = {"ids": [1], "text": "1", "finish": "stop", "version": step, "passed": passed, "extracted": "1"}
+    return problem | order | {"y_o": y_o}
 
 
 def logits(model) -> torch.Tensor:

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,7 +12,9 @@ from trd_ray import rows as schema
 from trd_ray.config import from_tree, load
 from trd_ray.errors import UserError
 from trd_ray.record.directory import RunDirectory, write_atomically, write_parquet
+from trd_ray.record.ledger import facts_of_run
 from trd_ray.record.metrics import Metrics
+from trd_ray.record.summary import write_summary
 from trd_ray.score.stats import score
 
 RECIPE = from_tree({"name": "r", "steps": 4})
@@ -20,8 +23,8 @@ RECIPE = from_tree({"name": "r", "steps": 4})
 def rows(step: int, text: str = "hello") -> list[dict]:
     plain = {"problem_id": "p", "problem": "?", "answer": "5", "reference": ""}
     order = {"row": step, "step": step, "epoch": 0, "sample_index": 0, "seed": 0}
-    made = {"y_o_ids": [1, 2], "y_o_text": text, "y_o_passed": True, "y_o_finish": "stop", "y_o_extracted": "5"}
-    return [plain | order | made]
+    y_o = {"ids": [1, 2], "text": text, "passed": True, "finish": "stop", "extracted": "5"}
+    return [plain | order | {"y_o": y_o}]
 
 
 @pytest.fixture
@@ -131,6 +134,21 @@ def test_rows_come_back_in_the_order_of_steps(directory):
     assert metadata.row_group(0).column(0).compression == "ZSTD"
 
 
+def test_steps_of_an_older_version_and_of_this_one_read_as_one_run(directory):
+    """As a run leaves them that was begun before y_o was a struct, and resumed since."""
+    [row] = rows(1)
+    flat = {f"y_o_{name}": value for name, value in row.pop("y_o").items()}
+    old = pa.Table.from_pylist([row | flat | {"row": 0}]).replace_schema_metadata({"trd_ray.rows": "3"})
+    pq.write_table(old, directory.path / "rows" / "step-000001.parquet")
+    directory.write_rows(2, rows(1, "later"))
+    table = directory.read_rows().to_table()
+    assert table.schema.equals(schema.ROW)
+    assert [row["text"] for row in table["y_o"].to_pylist()] == ["hello", "later"]
+    facts = facts_of_run(directory.read_rows())
+    assert facts[0] | {"row": 1, "step": 2} == facts[1] and [f["step"] for f in facts] == [1, 2]
+    assert "2 rollouts" in write_summary(directory)
+
+
 def test_a_run_without_rows_reads_as_none(directory):
     assert directory.read_rows().to_table().num_rows == 0
     assert directory.read_metrics() == []
@@ -138,7 +156,7 @@ def test_a_run_without_rows_reads_as_none(directory):
 
 def test_rows_that_are_not_text_are_kept(directory):
     directory.write_rows(1, rows(0, "a\ud800\x00b"))
-    assert directory.read_rows().to_table()["y_o_text"].to_pylist() == ["a?\x00b"]
+    assert directory.read_rows().to_table(["y_o.text"])["y_o.text"].to_pylist() == ["a?\x00b"]
 
 
 def save(directory: RunDirectory, steps: int, **metrics: float) -> None:
@@ -226,8 +244,8 @@ def test_what_is_rewound_is_moved_aside_whole_each_time(directory):
     assert directory.rewind(2) == 2
     aside = directory.path / "rewound" / "1"
     assert [json.loads(line)["step"] for line in (aside / "metrics.jsonl").read_text().splitlines()] == [3, 4]
-    kept = pq.read_table(aside / "rows" / "step-000004.parquet")["y_o_text"].to_pylist()
-    assert kept == ["step 4"] and (aside / "checkpoints" / "step-000004" / "state.json").is_file()
+    [kept] = pq.read_table(aside / "rows" / "step-000004.parquet")["y_o"].to_pylist()
+    assert kept["text"] == "step 4" and (aside / "checkpoints" / "step-000004" / "state.json").is_file()
     assert {f.name for f in (aside / "evaluation").iterdir()} == {"trained.json", "trained.parquet"}
     recorded(directory, 3)
     assert directory.rewind(2) == 1 and (directory.path / "rewound" / "2" / "rows" / "step-000003.parquet").is_file()

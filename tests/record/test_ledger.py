@@ -1,5 +1,4 @@
 import numpy as np
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
@@ -9,18 +8,20 @@ from trd_ray.record.ledger import DROPPED, METRICS, facts_of_run, ledger, row_me
 
 def row(number: int, **columns) -> dict:
     plain = {"problem_id": f"p{number}", "problem": "?", "answer": "5", "reference": "", "row": number, "step": 0}
-    order = {"epoch": 0, "sample_index": 0, "seed": number, "train": True, "dropped_because": "", "y_o_version": 3}
+    order = {"epoch": 0, "sample_index": 0, "seed": number, "train": True, "dropped_because": ""}
     return plain | order | columns
 
 
-def generation(y: str, tokens: int, passed: bool, finish: str = "stop", extracted: str = "5", detail: str = "") -> dict:
-    made = {"ids": list(range(tokens)), "passed": passed, "finish": finish, "extracted": extracted, "detail": detail}
-    return {f"{y}_{name}": value for name, value in made.items()}
+def generation(
+    y: str, tokens: int, passed: bool, finish: str = "stop", extracted: str = "5", detail: str = "", version: int = 3
+) -> dict:
+    verdict = {"passed": passed, "extracted": extracted, "detail": detail}
+    return {y: {"ids": list(range(tokens)), "finish": finish, "version": version} | verdict}
 
 
 FULL = [
     row(0, **generation("y_o", 10, True), **generation("y_r", 4, True), refine_cut_tokens=0),
-    row(1, **generation("y_o", 20, False), **generation("y_r", 6, True), refine_cut_tokens=7, y_o_version=1),
+    row(1, **generation("y_o", 20, False, version=1), **generation("y_r", 6, True), refine_cut_tokens=7),
     row(2, **generation("y_o", 30, False, "length", "", "no \\boxed{} answer"), **generation("y_r", 8, False)),
     row(
         3,
@@ -64,14 +65,14 @@ def test_every_number_of_a_step_counted_by_hand():
 
 
 def test_without_refinements_nothing_is_said_about_them():
-    m = row_metrics([row(0, **generation("y_o", 10, True)), row(1, **generation("y_o", 20, False), y_r_ids=None)])
+    m = row_metrics([row(0, **generation("y_o", 10, True)), row(1, **generation("y_o", 20, False), y_r=None)])
     assert m["y_o/passed"] == 0.5
     assert not [name for name in m if name.startswith(("y_r", "ledger", "staleness", "dropped"))]
 
 
 def test_rows_in_files_give_the_numbers_of_rows_in_memory(tmp_path):
     pq.write_table(schema.to_table(FULL), tmp_path / "step-000000.parquet")
-    assert ledger(facts_of_run(ds.dataset(tmp_path, schema=schema.ROW)), version=3) == row_metrics(FULL, version=3)
+    assert ledger(facts_of_run(schema.RowFiles(tmp_path.iterdir())), version=3) == row_metrics(FULL, version=3)
 
 
 def test_no_rows_are_no_error():
@@ -80,16 +81,16 @@ def test_no_rows_are_no_error():
 
 def test_overlapping_requests_count_once():
     rows = [
-        {"y_o_start_s": 100.0, "y_o_seconds": 4.0},
-        {"y_o_start_s": 102.0, "y_o_seconds": 4.0},
-        {"y_o_start_s": 110.0, "y_o_seconds": 1.0, "y_o_verify_start_s": 110.5, "y_o_verify_seconds": 2.0},
-        {"y_r_start_s": None, "y_r_seconds": None, "y_r_verify_start_s": 112.0, "y_r_verify_seconds": 1.0},
+        {"y_o": {"start_s": 100.0, "seconds": 4.0}},
+        {"y_o": {"start_s": 102.0, "seconds": 4.0}},
+        {"y_o": {"start_s": 110.0, "seconds": 1.0, "verify_start_s": 110.5, "verify_seconds": 2.0}},
+        {"y_r": {"start_s": None, "seconds": None, "verify_start_s": 112.0, "verify_seconds": 1.0}},
     ]
     assert stage_seconds(rows, (100.0, 120.0)) == {"sample": 7.0, "verify": 2.5, "refine": 0.0, "busy": 9.0}
 
 
 def test_only_the_window_counts():
-    rows = [{"y_o_start_s": 90.0, "y_o_seconds": 12.0}, {"y_r_start_s": 118.0, "y_r_seconds": 50.0}]
+    rows = [{"y_o": {"start_s": 90.0, "seconds": 12.0}}, {"y_r": {"start_s": 118.0, "seconds": 50.0}}]
     assert stage_seconds(rows, (100.0, 120.0)) == {"sample": 2.0, "verify": 0.0, "refine": 2.0, "busy": 4.0}
     assert stage_seconds(rows, (103.0, 110.0))["busy"] == 0
 

@@ -17,14 +17,14 @@ HOSTILE = (
 
 def generation(y: str, tokens: int, passed: bool, text: str, extracted: str, detail: str = "") -> dict:
     made = {"ids": [1] * tokens, "text": text, "finish": "stop", "passed": passed, "extracted": extracted}
-    return {f"{y}_{name}": value for name, value in (made | {"detail": detail}).items()}
+    return {y: made | {"detail": detail}}
 
 
 def rows(step: int, repaired_text: str = "so \\boxed{5}") -> list[dict]:
     made = []
     for i, (raw, refined) in enumerate([(True, True), (False, True), (False, True), (False, False)]):
         plain = {"problem_id": f"p|{i}", "problem": f"Problem {i}?", "answer": "5", "reference": ""}
-        order = {"row": 4 * step + i, "step": step, "epoch": 0, "sample_index": 0, "seed": 0, "y_o_version": step}
+        order = {"row": 4 * step + i, "step": step, "epoch": 0, "sample_index": 0, "seed": 0}
         y_o = generation("y_o", 100 + i, raw, f"attempt {i} \\boxed{{4}}", "4", "" if raw else "not equal")
         y_r = generation("y_r", 40 + i, refined, repaired_text, "5", "" if refined else "deadline passed")
         made.append(plain | order | y_o | y_r | {"train": refined, "dropped_because": "" if refined else "failed"})
@@ -45,9 +45,9 @@ def test_a_whole_run_is_told_from_what_it_recorded(directory):
             seconds = {"seconds/step": 10.0 + step, "seconds/sample": 4.0, "seconds/overhead": 0.75}
             gaps = {"sync/gap_mean": 1e-5, "sync/gap_max": 3e-4}
             metrics.log(step + 1, {"y_o/passed": step / 10, "kl/mean": 0.5} | gaps | seconds)
-    sampled = [r | {"problem_id": f"q{i % 4}", "y_o_passed": i < 4} for i, r in enumerate(rows(0) * 2)]
+    sampled = [r | {"problem_id": f"q{i % 4}", "y_o": r["y_o"] | {"passed": i < 4}} for i, r in enumerate(rows(0) * 2)]
     base = score(sampled, name="base", step=0, version=0, resamples=200, seed=0)
-    solved = [r | {"y_o_passed": True} for r in sampled]
+    solved = [r | {"y_o": r["y_o"] | {"passed": True}} for r in sampled]
     trained = score(solved, name="trained", step=8, version=8, resamples=200, seed=0)
     directory.write_evaluation(base, sampled)
     directory.write_evaluation(compare(trained, base, resamples=200, seed=0), solved)
@@ -82,7 +82,7 @@ def test_a_run_that_was_stopped_before_its_first_step_has_a_summary(directory):
 
 
 def test_a_run_without_refinement_says_nothing_of_it(directory):
-    plain = [{k: v for k, v in r.items() if not k.startswith("y_r")} for r in rows(0)]
+    plain = [{k: v for k, v in r.items() if k != "y_r"} for r in rows(0)]
     directory.write_rows(1, plain)
     with Metrics(directory.path, 1) as metrics:
         metrics.log(1, {"loss": None, "seconds/step": 1.0})
@@ -125,9 +125,11 @@ def test_a_cell_is_one_line_without_markup():
 def test_verdicts_on_programs_are_counted_by_kind_and_a_repaired_one_says_what_failed(directory):
     made = rows(0)
     for i, row in enumerate(made):
-        row |= {"answer": "", "y_o_extracted": "print(1)", "y_r_extracted": "print(2)"}
-        if not row["y_o_passed"]:
-            row["y_o_detail"] = f"wrong answer in case {i} of 12"
+        row["answer"] = ""
+        row["y_o"]["extracted"] = "print(1)"
+        row["y_r"]["extracted"] = "print(2)"
+        if not row["y_o"]["passed"]:
+            row["y_o"]["detail"] = f"wrong answer in case {i} of 12"
     directory.write_rows(1, made)
     with Metrics(directory.path, 1) as metrics:
         metrics.log(1, {"y_o/passed": 0.25})

@@ -124,8 +124,8 @@ def test_warnings_stand_above_the_headline_of_a_summary(tmp_path):
         row = {"row": i, "step": 0, "epoch": 0, "sample_index": 0, "seed": 0, "problem_id": f"p{i}", "problem": "?"}
         row |= {"answer": "5", "reference": "", "train": True, "dropped_because": ""}
         for y in ("y_o", "y_r"):
-            row |= {f"{y}_ids": [1] * 96, f"{y}_text": "hm", f"{y}_finish": "length", f"{y}_passed": False}
-            row |= {f"{y}_extracted": "", f"{y}_detail": "no answer"}
+            row[y] = {"ids": [1] * 96, "text": "hm", "finish": "length", "passed": False}
+            row[y] |= {"extracted": "", "detail": "no answer"}
         rows.append(row)
     directory.write_rows(1, rows)
     base, trained = (scored(4, passed=0, cut=1, answered=0, name=name) for name in ("base", "trained"))

@@ -30,10 +30,12 @@ def rows(passed: dict[str, list[bool]]) -> list[dict]:
     return [
         {
             "problem_id": problem,
-            "y_o_passed": ok,
-            "y_o_ids": [1] * (10 if ok else 30),
-            "y_o_finish": "stop" if ok else "length",
-            "y_o_extracted": "5" if ok else "",
+            "y_o": {
+                "passed": ok,
+                "ids": [1] * (10 if ok else 30),
+                "finish": "stop" if ok else "length",
+                "extracted": "5" if ok else "",
+            },
         }
         for problem, samples in passed.items()
         for ok in samples

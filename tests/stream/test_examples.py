@@ -43,7 +43,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def made(tokenizer):
     """(row, example) that `build` makes of the verdicts under a recipe."""
 
-    def make(y_o_passed=False, y_r_passed=True, over: dict | None = None, vocabulary: int | None = None, **tree):
+    def make(
+        y_o_passed=False, y_r_passed=True, over: dict | None = None, vocabulary: int | None = None,
+        y_o: dict | None = None, y_r: dict | None = None, **tree,
+    ):  # fmt: skip
         recipe = config.from_tree({"prompts": PROMPTS} | tree)
         views = Views(recipe, tokenizer, tokenizer)
         ids = {word: tokenizer(word, add_special_tokens=False).input_ids for word in ("raw", "refined")}
@@ -51,12 +54,12 @@ def made(tokenizer):
             "problem_id": "p", "problem": "x", "answer": "1", "reference": "y_star",
             "row": 7, "step": 0, "epoch": 0, "sample_index": 0, "seed": 1,
             "student_prompt_ids": views.student("x"),
-            "y_o_ids": ids["raw"], "y_o_passed": y_o_passed,
+            "y_o": {"ids": ids["raw"], "passed": y_o_passed, "feedback": None} | (y_o or {}),
         }  # fmt: skip
         if recipe.refines:
-            view = views.refine("x", "y_star", row["y_o_ids"], y_o_passed)
+            view = views.refine("x", "y_star", ids["raw"], y_o_passed)
             row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
-            row |= {"y_r_ids": ids["refined"], "y_r_passed": y_r_passed}
+            row["y_r"] = {"ids": ids["refined"], "passed": y_r_passed} | (y_r or {})
         row |= over or {}
         return row, build(row, recipe, views, vocabulary)
 
@@ -80,7 +83,7 @@ def test_what_trains_when_the_refinement_fails(made, when, expected):
         assert (row["trajectory"], row["dropped_because"], row["train"]) == (trajectory, reason, not reason)
         assert (example is None) == bool(reason)
         if example:
-            assert example.response_ids == row["response_ids"] == row[f"{trajectory}_ids"]
+            assert example.response_ids == row["response_ids"] == row[trajectory]["ids"]
             assert example.student_ids == row["student_ids"] == row["student_prompt_ids"]
             assert (example.teacher_ids, example.row) == (row["teacher_ids"], 7)
 
@@ -129,8 +132,10 @@ def test_the_teacher_scores_under_the_very_prompt_that_it_refined_from(made, tok
 
 
 def test_what_failed_is_told_when_asked_for(made, tokenizer):
-    told = {"y_o_feedback": "x tried", "refine_prompt_ids": None}
-    _, example = made(refiner={"feedback": "details"}, over=told, verify={"task": "code"})
+    _, example = made(
+        refiner={"feedback": "details"}, y_o={"feedback": "x tried"}, over={"refine_prompt_ids": None},
+        verify={"task": "code"},
+    )  # fmt: skip
     assert tokenizer.decode(example.teacher_ids).endswith("x tried")
 
 
@@ -150,9 +155,9 @@ def test_tokens_cut_from_the_teachers_view_are_recorded(made, tokenizer, view, s
 
 
 def test_empty_responses_are_dropped_and_counted(made):
-    empty_y_r = made(over={"y_r_ids": []})
-    failed_and_empty = made(False, False, over={"y_r_ids": []})
-    empty_y_o = made(over={"y_o_ids": []}, train={"trajectory": "y_o"})
+    empty_y_r = made(y_r={"ids": []})
+    failed_and_empty = made(False, False, y_r={"ids": []})
+    empty_y_o = made(y_o={"ids": []}, train={"trajectory": "y_o"})
     assert [example for _, example in (empty_y_r, failed_and_empty, empty_y_o)] == [None] * 3
     rows = [row for row, _ in (empty_y_r, failed_and_empty, empty_y_o, made())]
     counted = row_metrics(to_table(rows).to_pylist())
@@ -178,7 +183,7 @@ def generation(text: str, tokens: int) -> Generation:
     ],
 )
 def test_the_refinement_is_selected_by_rule(passed, lengths, first, first_passed, shortest_passed):
-    candidates = [generation("", n) for n in lengths]
+    candidates = [asdict(generation("", n)) for n in lengths]
     verdicts = [Verdict(p, float(p), "", "", 0.0) for p in passed]
     chosen = [select(candidates, verdicts, rule) for rule in ("first", "first_passed", "shortest_passed")]
     assert chosen == [first, first_passed, shortest_passed]
@@ -190,10 +195,11 @@ def test_y_r_is_the_selected_candidate_with_its_own_verdict(made):
     candidates = [asdict(generation(text, tokens)) for text, tokens in texts]
     recipe = config.from_tree({"refiner": {"select": "shortest_passed", "n": 4}})
     [out] = select_refined(to_table([row | {"candidates": candidates}], WITH_CANDIDATES), recipe).to_pylist()
-    assert (out["y_r_text"], out["y_r_ids"], out["y_r_passed"]) == ("\\boxed{1}", [0, 1, 2, 3], True)
-    assert (out["y_r_version"], out["y_r_engine"], out["y_r_logprobs"]) == (3, "refiner-0", [-0.5] * 4)
+    y_r = out["y_r"]
+    assert (y_r["text"], y_r["ids"], y_r["passed"]) == ("\\boxed{1}", [0, 1, 2, 3], True)
+    assert (y_r["version"], y_r["engine"], y_r["logprobs"]) == (3, "refiner-0", [-0.5] * 4)
     assert (out["refine_candidates"], out["refine_candidates_passed"]) == (4, 2)
-    assert out["y_o_ids"] == row["y_o_ids"]
+    assert out["y_o"]["ids"] == row["y_o"]["ids"]
 
 
 @pytest.mark.parametrize(
@@ -208,9 +214,9 @@ def test_the_oldest_version_that_may_sample_a_step(step, staleness, first_versio
 @pytest.mark.parametrize("trajectory", ["y_o", "y_r"])
 def test_a_trajectory_with_a_token_that_only_one_model_has_is_dropped_with_the_reason(made, trajectory):
     other = {"y_o": "y_r", "y_r": "y_o"}[trajectory]
-    over, tree = {f"{trajectory}_ids": [3, 20]}, {"train": {"trajectory": trajectory}}
-    row, example = made(over=over, vocabulary=20, **tree)
+    beyond, tree = {"ids": [3, 20]}, {"train": {"trajectory": trajectory}}
+    row, example = made(vocabulary=20, **{trajectory: beyond}, **tree)
     assert example is None and row["dropped_because"] == "token outside the shared vocabulary"
     assert row_metrics([row])["dropped/token outside the shared vocabulary"] == 1
-    assert made(over=over, vocabulary=21, **tree)[1].response_ids == [3, 20]
-    assert made(over={f"{other}_ids": [3, 20]}, vocabulary=20, **tree)[1] is not None
+    assert made(vocabulary=21, **{trajectory: beyond}, **tree)[1].response_ids == [3, 20]
+    assert made(vocabulary=20, **{other: beyond}, **tree)[1] is not None

@@ -179,6 +179,20 @@ def test_a_corpus_is_numbered_into_the_steps_of_the_run_and_resumes_at_a_step(co
         source.take(5, nothing)
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_corpus_of_an_older_version_feeds_the_same_rows(corpus, version):
+    new = list(corpus_tables(corpus, rows_per_step=4, start_step=0))
+    for part in sorted(corpus.glob("rows/*"))[:2]:  # and what came later is of this version
+        made = [r | {"y_o_ids": [1, 2], "y_o_passed": True} for r in pq.read_table(part).to_pylist()]
+        for r in made:
+            del r["y_o"], r["y_r"]
+        pq.write_table(pa.Table.from_pylist(made).replace_schema_metadata({"trd_ray.rows": str(version)}), part)
+    old = list(corpus_tables(corpus, rows_per_step=4, start_step=0))
+    assert [t.drop_columns("y_o") for t in old] == [t.drop_columns("y_o") for t in new]
+    y_o = [y_o for t in old for y_o in t["y_o"].to_pylist()]
+    assert all(y["ids"] == [1, 2] and y["passed"] and y["text"] is None for y in y_o[:12]) and y_o[12:] == [None] * 8
+
+
 def _no_folder(folder: Path) -> Path:
     return folder / "absent"
 
@@ -211,6 +225,12 @@ def _twice(folder: Path) -> Path:
     return folder
 
 
+def _of_a_later_version(folder: Path) -> Path:
+    part = folder / "rows/step-000002.parquet"
+    pq.write_table(pq.read_table(part).replace_schema_metadata({"trd_ray.rows": "99"}), part)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("harm", "says"),
     [
@@ -220,6 +240,7 @@ def _twice(folder: Path) -> Path:
         (_foreign, r"cannot be read .*row"),
         (_lost, r"row number 6 in order has number 12"),
         (_twice, r"row number 4 in order has number 3"),
+        (_of_a_later_version, r"step-000002\.parquet: these rows are of version 99"),
     ],
 )
 def test_a_corpus_that_is_not_whole_is_refused_before_anything_starts(corpus, harm, says):

@@ -57,15 +57,17 @@ def test_every_number_of_a_step_is_one_that_checkpoint_best_may_name(opsd):
 
 
 def test_strictly_on_policy_rows_are_sampled_by_the_version_that_trains_on_them(opsd):
-    assert [row["y_o_version"] for row in opsd.rows] == [row["step"] - 1 for row in opsd.rows]
-    assert {row["y_r_version"] for row in opsd.rows} == {0}  # the frozen teacher
+    assert [row["y_o"]["version"] for row in opsd.rows] == [row["step"] - 1 for row in opsd.rows]
+    assert {row["y_r"]["version"] for row in opsd.rows} == {0}  # the frozen teacher
 
 
 def test_every_row_has_its_problem_once_and_both_verdicts(opsd):
     assert [row["row"] for row in opsd.rows] == list(range(ROWS))
     assert len({row["problem_id"] for row in opsd.rows}) == ROWS
-    assert all(row["train"] and row["y_o_passed"] is not None and row["y_r_passed"] is not None for row in opsd.rows)
-    assert all(row["response_ids"] == row["y_r_ids"] for row in opsd.rows)
+    assert all(
+        row["train"] and row["y_o"]["passed"] is not None and row["y_r"]["passed"] is not None for row in opsd.rows
+    )
+    assert all(row["response_ids"] == row["y_r"]["ids"] for row in opsd.rows)
 
 
 def test_engine_and_learner_agree_on_log_probabilities_after_every_sync(opsd):
@@ -107,14 +109,14 @@ def test_a_stopped_run_leaves_a_checkpoint_and_resumes_where_it_was(opsd, tmp_pa
     assert again.code == 0, again.output[-3000:]
     assert [row["row"] for row in again.rows] == list(range(ROWS))
     assert [m["step"] for m in again.metrics] == list(range(1, STEPS + 1))
-    assert [row["y_o_version"] for row in again.rows] == [row["step"] - 1 for row in again.rows]
+    assert [row["y_o"]["version"] for row in again.rows] == [row["step"] - 1 for row in again.rows]
     assert [m["lr"] for m in again.metrics] == pytest.approx([m["lr"] for m in opsd.metrics])
 
     fixed = ["problem_id", "seed", "student_prompt_ids"]
     for one, other in zip(opsd.rows, again.rows, strict=True):
         assert [one[c] for c in fixed] == [other[c] for c in fixed]
     pairs = [(a, b) for a, b in zip(opsd.rows[:16], again.rows[:16], strict=True)]
-    same = fmean(x == y for a, b in pairs for x, y in zip(a["y_o_ids"], b["y_o_ids"], strict=False))
+    same = fmean(x == y for a, b in pairs for x, y in zip(a["y_o"]["ids"], b["y_o"]["ids"], strict=False))
     assert same >= 0.99
     assert again.metrics[0]["loss"] == pytest.approx(opsd.metrics[0]["loss"], abs=1e-3)
 
@@ -125,11 +127,11 @@ def test_staleness_1_overlaps_sampling_with_training_and_keeps_its_bound(tmp_pat
     done = run(tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *live, "stream.max_staleness=1")
     assert done.code == 0, done.output[-3000:]
     for row in done.rows:
-        assert row["step"] - 2 <= row["y_o_version"] <= row["step"] - 1
-    assert any(row["y_o_version"] == row["step"] - 2 for row in done.rows)
+        assert row["step"] - 2 <= row["y_o"]["version"] <= row["step"] - 1
+    assert any(row["y_o"]["version"] == row["step"] - 2 for row in done.rows)
     # The next step's rows were being sampled before this step's weights were in the engines.
     recorded = {m["step"]: m["time_s"] for m in done.metrics}
-    assert any(row["y_o_start_s"] < recorded[row["step"] - 1] for row in done.rows if row["step"] > 1)
+    assert any(row["y_o"]["start_s"] < recorded[row["step"] - 1] for row in done.rows if row["step"] > 1)
     assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics if "sync/gap_mean" in m)
     assert any("sync/gap_mean" in m for m in done.metrics)
 
@@ -145,7 +147,7 @@ def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_
     assert done.code == 0, done.output[-3000:]
     assert done.left == []
     assert [row["row"] for row in done.rows] == list(range(160))
-    assert [row["y_o_version"] for row in done.rows] == [row["step"] - 1 for row in done.rows]
+    assert [row["y_o"]["version"] for row in done.rows] == [row["step"] - 1 for row in done.rows]
     assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics)
     assert done.metrics[0]["y_r/passed"] > done.metrics[0]["y_o/passed"]
 
@@ -171,7 +173,7 @@ def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_a
     assert len(curves[0]) == STEPS and curves[1] == pytest.approx(curves[0], rel=1e-5)
     for r in (uninterrupted, resumed):
         assert [row["row"] for row in r.rows] == list(range(ROWS))
-        assert [row["y_r_ids"] for row in r.rows] == [row["y_r_ids"] for row in corpus.rows]
+        assert [row["y_r"]["ids"] for row in r.rows] == [row["y_r"]["ids"] for row in corpus.rows]
 
 
 def test_one_command_starts_goes_on_and_is_done_in_the_default_directory_and_stops_though_rows_are_always_ready(
@@ -252,8 +254,8 @@ def test_the_loop_runs_on_code_in_taco_s_schema_and_sets_aside_what_has_no_worki
     assert "no solution passes" in aside and "39 problems, 1 set aside" in done.output
     assert len(done.rows) == ROWS and "tests" not in done.rows[0]
     assert len({row["problem"] for row in done.rows}) == 39
-    failed = [row for row in done.rows if not row["y_o_passed"]]
-    assert failed and all(row["y_o_detail"] and row["y_o_feedback"] for row in failed)
+    failed = [row for row in done.rows if not row["y_o"]["passed"]]
+    assert failed and all(row["y_o"]["detail"] and row["y_o"]["feedback"] for row in failed)
     assert done.metrics[0]["y_r/passed"] > done.metrics[0]["y_o/passed"] + 0.2
     score = json.loads((done.directory / "evaluation" / "trained.json").read_text())
     assert score["problems"] == 10 and score["answered"]["value"] > 0.9

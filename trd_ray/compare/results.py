@@ -11,11 +11,11 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.record.directory import RunDirectory
+from trd_ray.record.ledger import facts_of_run
 from trd_ray.score.stats import LEVEL, Estimate, Score, estimate, measures, paired_difference
 
 STAGES = ["sample", "verify", "refine", "train", "sync", "overhead"]
@@ -146,13 +146,8 @@ def _cost(runs: list[RunDirectory]) -> dict[str, Any]:
 
 
 def _tokens(run: RunDirectory) -> dict[str, int]:
-    columns = {
-        # pyarrow.compute makes its functions when it is imported, out of a type checker's sight.
-        name: pc.list_value_length(pc.field(f"{y}_ids"))  # pyright: ignore
-        for name, y in (("sampled", "y_o"), ("refined", "y_r"))
-    }
-    lengths = run.read_rows().scanner(columns=columns).to_table()
-    return {name: pc.sum(lengths[name]).as_py() or 0 for name in columns}  # pyright: ignore
+    facts = facts_of_run(run.read_rows())
+    return {name: sum(f[f"{y}_tokens"] or 0 for f in facts) for name, y in (("sampled", "y_o"), ("refined", "y_r"))}
 
 
 def _trained_on(runs: list[RunDirectory]) -> dict[str, Any]:

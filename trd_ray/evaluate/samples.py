@@ -25,6 +25,7 @@ from trd_ray.engine.actor import Generation
 from trd_ray.errors import UserError
 from trd_ray.evaluate.weights import difference
 from trd_ray.record.directory import differences, encodable
+from trd_ray.rows import METADATA, TRAJECTORY
 from trd_ray.score.stats import Answer
 from trd_ray.verify import Verdict
 
@@ -39,21 +40,10 @@ SCHEMA = pa.schema(
         pa.field("sample", pa.int32(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("prompt_sha256", pa.string(), nullable=False),
-        pa.field("ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
         pa.field("tokens", pa.int32(), nullable=False),
-        pa.field("finish", pa.string(), nullable=False),  # "stop" | "length" | "abort"
-        pa.field("version", pa.int32(), nullable=False),
-        pa.field("engine", pa.string(), nullable=False),
-        pa.field("start_s", pa.float64(), nullable=False),  # Unix time
-        pa.field("seconds", pa.float32(), nullable=False),
-        pa.field("passed", pa.bool_(), nullable=False),
-        pa.field("score", pa.float32(), nullable=False),
-        pa.field("extracted", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-        pa.field("feedback", pa.string(), nullable=False),
-        pa.field("verify_seconds", pa.float32(), nullable=False),
-    ]
+        pa.field("y_o", TRAJECTORY, nullable=False),  # without log-probabilities
+    ],
+    metadata=METADATA,
 )
 
 Key = tuple[str, int]  # problem_id, number of the sample
@@ -241,6 +231,7 @@ class Samples:
             kept = self._kept[key]
             assert kept.verdict_place is not None
             line = self._read(kept.place) | self._read(kept.verdict_place)
+            line["y_o"] = {field.name: line.get(field.name) for field in TRAJECTORY}
             yield {name: encodable(line[name]) for name in SCHEMA.names}
 
     def close(self) -> None:

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from trd_ray import rows as schema
@@ -149,10 +148,9 @@ class RunDirectory:
         """The rows of a step, counted from 1; within the stream their `step` counts from 0."""
         return write_parquet(self.path / "rows" / f"{_step(step)}.parquet", [row | {"step": step} for row in rows])
 
-    def read_rows(self) -> ds.Dataset:
-        """Every row of every step, in order, as a data set that reads only what is asked of it."""
-        files = [str(f) for f in sorted((self.path / "rows").glob("step-*.parquet"), key=_number)]
-        return ds.dataset(files, schema=schema.ROW, format="parquet")
+    def read_rows(self) -> schema.RowFiles:
+        """Every row of every step, in order, whichever version wrote it."""
+        return schema.RowFiles(sorted((self.path / "rows").glob("step-*.parquet"), key=_number))
 
     def read_metrics(self) -> list[dict]:
         return _read_lines(self.path / "metrics.jsonl")
@@ -275,7 +273,7 @@ def write_parquet(place: Path, rows: list[dict]) -> Path:
     try:
         table = schema.to_table(rows)
     except UnicodeEncodeError:
-        table = schema.to_table([{name: encodable(value) for name, value in row.items()} for row in rows])
+        table = schema.to_table(list(map(encodable, rows)))
     with _taking_place(place) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     return place
@@ -310,7 +308,9 @@ def _sync(path: Path) -> None:
 
 
 def encodable(value: Any) -> Any:
-    """Lone surrogates, which Arrow has no place for, become question marks."""
+    """Lone surrogates, which Arrow has no place for, become question marks; also in the values of a dict."""
+    if isinstance(value, dict):
+        return {name: encodable(one) for name, one in value.items()}
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 

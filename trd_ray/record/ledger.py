@@ -9,15 +9,16 @@ from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
+from trd_ray.rows import RowFiles, part
 from trd_ray.verify import EMPTY
 
 STAGES = {
-    "sample": [("y_o_start_s", "y_o_seconds")],
-    "verify": [("y_o_verify_start_s", "y_o_verify_seconds"), ("y_r_verify_start_s", "y_r_verify_seconds")],
-    "refine": [("y_r_start_s", "y_r_seconds")],
+    "sample": [("y_o", "start_s", "seconds")],
+    "verify": [(y, "verify_start_s", "verify_seconds") for y in ("y_o", "y_r")],
+    "refine": [("y_r", "start_s", "seconds")],
 }
 
 # What `ledger` measures; beside these there is dropped/<reason>.
@@ -32,28 +33,31 @@ METRICS = (
 )
 DROPPED = "dropped/"
 
-_PLAIN = ["row", "step", "y_o_version", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens"]
-_EACH = ["passed", "finish", "extracted", "detail"]
+_PLAIN = ["row", "step", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens"]
+_PARTS = [("y_o", "version"), *((y, n) for y in ("y_o", "y_r") for n in ("passed", "finish", "extracted", "detail"))]
 
 
 def facts_of_rows(rows: Iterable[dict]) -> list[dict]:
     """What the ledger needs of each row: the verdicts, and token counts in place of tokens."""
     return [
         {name: row.get(name) for name in _PLAIN}
-        | {f"{y}_{name}": row.get(f"{y}_{name}") for y in ("y_o", "y_r") for name in _EACH}
-        | {f"{y}_tokens": _length(row.get(f"{y}_ids")) for y in ("y_o", "y_r")}
+        | {f"{y}_{name}": part(row, y, name) for y, name in _PARTS}
+        | {f"{y}_tokens": _length(part(row, y, "ids")) for y in ("y_o", "y_r")}
         for row in rows
     ]
 
 
-def facts_of_run(dataset: ds.Dataset) -> list[dict]:
+def facts_of_run(stored: RowFiles) -> list[dict]:
     """The same for every row of a run, without holding its tokens and texts in memory."""
-    columns = {name: pc.field(name) for name in _PLAIN}
-    for y in ("y_o", "y_r"):
-        columns |= {f"{y}_{name}": pc.field(f"{y}_{name}") for name in _EACH}
-        # pyarrow.compute makes its functions when it is imported, out of a type checker's sight.
-        columns[f"{y}_tokens"] = pc.list_value_length(pc.field(f"{y}_ids"))  # pyright: ignore
-    return dataset.scanner(columns=columns).to_table().to_pylist()
+    facts = []
+    for table in stored.tables([*_PLAIN, *(f"{y}.{name}" for y, name in _PARTS), "y_o.ids", "y_r.ids"]):
+        columns = {name: table[name] for name in _PLAIN}
+        columns |= {f"{y}_{name}": table[f"{y}.{name}"] for y, name in _PARTS}
+        for y in ("y_o", "y_r"):
+            # pyarrow.compute makes its functions when it is imported, out of a type checker's sight.
+            columns[f"{y}_tokens"] = pc.list_value_length(table[f"{y}.ids"])  # pyright: ignore
+        facts += pa.table(columns).to_pylist()
+    return facts
 
 
 def row_metrics(rows: Iterable[dict], version: int | None = None) -> dict[str, float]:
@@ -95,12 +99,12 @@ def stage_seconds(
     rows = list(rows)
     spans = {
         stage: [
-            (row[start], row[start] + row[seconds])
-            for start, seconds in columns
+            (begin, begin + length)
+            for y, start, seconds in work
             for row in rows
-            if row.get(start) is not None and row.get(seconds) is not None
+            if (begin := part(row, y, start)) is not None and (length := part(row, y, seconds)) is not None
         ]
-        for stage, columns in STAGES.items()
+        for stage, work in STAGES.items()
     }
     spans["busy"] = [span for stage in spans.values() for span in stage] + list(others)
     return {stage: union_seconds(intervals, window) for stage, intervals in spans.items()}

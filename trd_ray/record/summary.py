@@ -237,23 +237,13 @@ def _examples(directory: RunDirectory, facts: list[dict]) -> str:
     telling = [f for f in repaired if f["y_o_extracted"] and f["y_o_finish"] != "length"] or repaired
     typical = median(f["y_o_tokens"] + f["y_r_tokens"] for f in telling)
     chosen = sorted(telling, key=lambda f: (abs(f["y_o_tokens"] + f["y_r_tokens"] - typical), f["row"]))[:2]
-    columns = [
-        "row",
-        "step",
-        "problem_id",
-        "problem",
-        "answer",
-        "y_o_text",
-        "y_r_text",
-        "y_o_extracted",
-        "y_r_extracted",
-        "y_o_detail",
-    ]
-    found = directory.read_rows().to_table(columns, filter=pc.field("row").isin([f["row"] for f in chosen]))
+    columns = ["step", "problem_id", "problem", "answer"]
+    columns += ["y_o.text", "y_o.extracted", "y_o.detail", "y_r.text", "y_r.extracted"]
+    found = directory.read_rows().to_table(columns, pc.field("row").isin([f["row"] for f in chosen]))
     blocks = [
         side_by_side(
-            row["y_o_text"] or "",
-            row["y_r_text"] or "",
+            row["y_o.text"] or "",
+            row["y_r.text"] or "",
             *_headings(row),
         )
         for row in found.to_pylist()
@@ -265,8 +255,8 @@ def _headings(row: dict) -> tuple[tuple[str, str], str]:
     """Above the two texts, and the problem above both. A program is seen whole in its text, so its verdict stands."""
     where = f"problem {row['problem_id']}, step {row['step']}]"
     if not row["answer"]:
-        return (f"y_o, failed: {row['y_o_detail']}"[:60], "y_r, passed"), f"{row['problem']}\n[{where}"
-    headings = f"y_o, failed with {row['y_o_extracted'][:30]!r}", f"y_r, passed with {row['y_r_extracted'][:30]!r}"
+        return (f"y_o, failed: {row['y_o.detail']}"[:60], "y_r, passed"), f"{row['problem']}\n[{where}"
+    headings = f"y_o, failed with {row['y_o.extracted'][:30]!r}", f"y_r, passed with {row['y_r.extracted'][:30]!r}"
     return headings, f"{row['problem']}\n[expected {row['answer']}; {where}"
 
 

@@ -220,14 +220,14 @@ def measures(passed_PS: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def answers_of(rows: Iterable[dict]) -> list[Answer]:
-    """From rows with problem_id, y_o_passed, y_o_ids, y_o_finish and y_o_extracted."""
+    """From rows with a problem_id and a judged y_o."""
     return [
         Answer(
             problem_id=row["problem_id"],
-            passed=bool(row["y_o_passed"]),
-            tokens=len(row["y_o_ids"]),
-            truncated=row["y_o_finish"] == "length",
-            answered=bool(row["y_o_extracted"]),
+            passed=bool(row["y_o"]["passed"]),
+            tokens=len(row["y_o"]["ids"]),
+            truncated=row["y_o"]["finish"] == "length",
+            answered=bool(row["y_o"]["extracted"]),
         )
         for row in rows
     ]

@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from trd_ray import models
 from trd_ray.config import ModelConfig, Recipe
@@ -159,8 +158,8 @@ def _problems(r: Recipe) -> tuple[pa.Table, list[SetAside]]:
 
 
 def _corpus(recipe: Recipe) -> checks.Corpus:
-    dataset = open_corpus(recipe.data.path)
-    rows = dataset.count_rows()
+    corpus = open_corpus(recipe.data.path)
+    rows = corpus.count_rows()
     steps = rows // recipe.rollouts_per_step
     if not steps:
         raise UserError(
@@ -168,7 +167,7 @@ def _corpus(recipe: Recipe) -> checks.Corpus:
             "rollouts_per_step, or build a larger corpus with jobs/refine.py"
         )
     steps = min(recipe.steps or steps, steps)
-    trained = dataset.to_table(columns=["problem"], filter=ds.field("row") < steps * recipe.rollouts_per_step)
+    trained = corpus.to_table(["problem"], pc.field("row") < steps * recipe.rollouts_per_step)
     return checks.Corpus(rows, steps, recipe.rollouts_per_step, trained["problem"].unique().to_pylist())
 
 

@@ -1,7 +1,7 @@
 """Sample problems through a pool and verify what comes, both at once.
 
     asks --window--> sampler pool --> Sampled --> verifier tasks --> Verified
-    held-out problems x k         ->  evaluation_rows()          ->  rows with the y_o columns (in training)
+    held-out problems x k         ->  evaluation_rows()          ->  rows with y_o (in training)
 
 Requests go out one by one, a bounded number at a time: the engines stay full, and each answer is handed out when it
 comes. Whoever leaves the loop early loses only what is under way. A sampling seed depends on the recipe's seed, the
@@ -205,7 +205,7 @@ def evaluation_rows(
     while_waiting: Callable[[], object],
     on_progress: Callable[[int, int, int], object] = lambda done, total, passed: None,
 ) -> list[dict[str, Any]]:
-    """`evaluation.samples` verified rollouts of each problem, as rows with the y_o columns.
+    """`evaluation.samples` verified rollouts of each problem, as rows with y_o.
 
     `on_progress` is told after each verdict how many samples have one, of how many, and how many passed.
     """

@@ -7,6 +7,7 @@ Pure, apart from the tokenizers inside `Views`.
 
 from trd_ray.config import Recipe
 from trd_ray.distill.batches import Example
+from trd_ray.rows import part
 from trd_ray.views import Views
 
 
@@ -17,19 +18,20 @@ def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None
     own model alone, and such a trajectory cannot be scored.
     """
     trajectory, reason = _choose(row, recipe)
-    if not reason and vocabulary is not None and max(row[f"{trajectory}_ids"]) >= vocabulary:
+    if not reason and vocabulary is not None and max(row[trajectory]["ids"]) >= vocabulary:
         reason = "token outside the shared vocabulary"
     row |= {"trajectory": trajectory, "train": not reason, "dropped_because": reason}
     if reason:
         return None
-    row["student_ids"], row["response_ids"] = row["student_prompt_ids"], row[f"{trajectory}_ids"]
+    row["student_ids"], row["response_ids"] = row["student_prompt_ids"], row[trajectory]["ids"]
     row["teacher_ids"], row["teacher_cut_tokens"] = _teacher_view(row, recipe, views, trajectory)
     return Example(row["row"], row["student_ids"], row["teacher_ids"], row["response_ids"])
 
 
 def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
     """(trajectory, reason to drop it or "")."""
-    train, y_o_passed, y_r_passed = recipe.train, bool(row["y_o_passed"]), bool(row["y_r_passed"])
+    train = recipe.train
+    y_o_passed, y_r_passed = bool(part(row, "y_o", "passed")), bool(part(row, "y_r", "passed"))
     in_subset = {
         "all": True,
         "failed": not y_o_passed,
@@ -44,16 +46,16 @@ def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
             trajectory = "y_o"
         else:
             return trajectory, "refinement failed"
-    return trajectory, "" if row[f"{trajectory}_ids"] else "empty"
+    return trajectory, "" if part(row, trajectory, "ids") else "empty"
 
 
 def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[list[int], int]:
-    problem = row["problem"], row["reference"], row["y_o_ids"], row["y_o_passed"], row["y_o_feedback"]
     if trajectory != recipe.train.trajectory:
         # A raw rollout in place of a failed refinement: the refine view would show the teacher the text it scores.
         view = views.vanilla(row["problem"], row["reference"])
         return view.ids, view.cut_tokens
     if recipe.teacher.view == "refine" and row["refine_prompt_ids"]:
         return row["refine_prompt_ids"], row["refine_cut_tokens"]
-    view = views.teacher(*problem)
+    attempt = (part(row, "y_o", name) for name in ("ids", "passed", "feedback"))
+    view = views.teacher(row["problem"], row["reference"], *attempt)
     return view.ids, view.cut_tokens

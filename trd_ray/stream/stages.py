@@ -9,7 +9,7 @@ state but their tokenizers: a stage that Ray restarts goes on with the block it 
 
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -82,16 +82,15 @@ class Refine:
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         refiner, rows = self.spec.recipe.refiner, block.to_pylist()
         for row in rows:
-            view = self.views.refine(
-                row["problem"], row["reference"], row["y_o_ids"], row["y_o_passed"], row["y_o_feedback"]
-            )
+            y_o = row["y_o"]
+            view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
             row["refine_prompt_ids"], row["refine_cut_tokens"] = view.ids, view.cut_tokens
         answers = await self.spec.refiner.generate.remote(
             # Another seed than y_o's: the same one would couple the two samples.
             [request(refiner, row["refine_prompt_ids"], row["seed"] ^ 1, refiner.n) for row in rows]
         )
         for row, generations in zip(rows, answers, strict=True):
-            row["candidates"] = [asdict(g) for g in generations]
+            row["candidates"] = [_trajectory(g) for g in generations]
         yield to_table(rows, WITH_CANDIDATES)
 
 
@@ -99,7 +98,7 @@ def verify_rollouts(block: pa.Table, recipe: Recipe) -> pa.Table:
     rows, verify = block.to_pylist(), verifier(recipe.verify)
     for row in rows:
         start = time.time()
-        record_verdict(row, "y_o", verify(row["y_o_text"], row), start)
+        record_verdict(row, "y_o", verify(row["y_o"]["text"], row), start)
     return to_table(rows, IN_STREAM)
 
 
@@ -108,32 +107,35 @@ def select_refined(block: pa.Table, recipe: Recipe) -> pa.Table:
     rows, verify = block.to_pylist(), verifier(recipe.verify)
     for row in rows:
         start = time.time()
-        candidates = [Generation(**c) for c in row["candidates"]]
-        verdicts = [verify(c.text, row) for c in candidates]
+        candidates = row["candidates"]
+        verdicts = [verify(c["text"], row) for c in candidates]
         chosen = select(candidates, verdicts, recipe.refiner.select)
-        record(row, "y_r", candidates[chosen])
+        row["y_r"] = candidates[chosen]
         record_verdict(row, "y_r", verdicts[chosen], start)
-        row["y_r_verify_seconds"] = time.time() - start
+        row["y_r"]["verify_seconds"] = time.time() - start  # of all candidates
         row["refine_candidates"] = len(candidates)
         row["refine_candidates_passed"] = sum(v.passed for v in verdicts)
     return to_table(rows)
 
 
-def select(candidates: list[Generation], verdicts: list[Verdict], rule: str) -> int:
+def select(candidates: list[dict], verdicts: list[Verdict], rule: str) -> int:
     """Index of the refinement to keep: the first | the first that passes | the shortest that passes."""
     passed = [i for i, verdict in enumerate(verdicts) if verdict.passed]
     if rule == "first" or not passed:
         return 0
-    return passed[0] if rule == "first_passed" else min(passed, key=lambda i: len(candidates[i].ids))
+    return passed[0] if rule == "first_passed" else min(passed, key=lambda i: len(candidates[i]["ids"]))
 
 
 def record(row: dict[str, Any], y: str, generation: Generation) -> None:
-    for name in ("ids", "logprobs", "text", "finish", "version", "engine", "start_s", "seconds"):
-        row[f"{y}_{name}"] = getattr(generation, name)
+    row[y] = _trajectory(generation)
 
 
 def record_verdict(row: dict[str, Any], y: str, verdict: Verdict, start_s: float) -> None:
-    row[f"{y}_verify_start_s"] = start_s
-    row[f"{y}_verify_seconds"] = verdict.seconds
-    for name in ("passed", "score", "extracted", "detail", "feedback"):
-        row[f"{y}_{name}"] = getattr(verdict, name)
+    judged = {name: getattr(verdict, name) for name in ("passed", "score", "extracted", "detail", "feedback")}
+    row[y] |= judged | {"verify_start_s": start_s, "verify_seconds": verdict.seconds}
+
+
+def _trajectory(generation: Generation) -> dict[str, Any]:
+    """A `rows.TRAJECTORY` without a verdict."""
+    names = ("ids", "logprobs", "text", "finish", "version", "engine", "start_s", "seconds")
+    return {name: getattr(generation, name) for name in names}

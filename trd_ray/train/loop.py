@@ -25,6 +25,7 @@ from trd_ray.problems.order import order
 from trd_ray.record import warnings
 from trd_ray.record.ledger import facts_of_rows, row_metrics, stage_seconds, union_seconds
 from trd_ray.record.metrics import Metrics
+from trd_ray.rows import part
 from trd_ray.session.session import Session
 from trd_ray.stream.examples import build
 from trd_ray.stream.feed import Feed, corpus_tables
@@ -125,7 +126,7 @@ class Training:
         rows = feed.take(self.step, while_waiting, expected)
         taken = time.time()
         if self.step == self.start_step:  # what came before the first sample was the start of the stages
-            self.began = max(self.began, min((row["y_o_start_s"] for row in rows if not self.corpus), default=begin))
+            self.began = max(self.began, min((row["y_o"]["start_s"] for row in rows if not self.corpus), default=begin))
         gap = self.logprob_gap(rows)
         shared = self.session.inputs.findings.shared_vocabulary
         examples = [e for row in rows if (e := build(row, self.recipe, self.session.views, shared))]
@@ -228,26 +229,26 @@ class Training:
 
         Rows that older weights sampled are scored again by an engine, if the engines serve the learner's version.
         """
-        probe = [r for r in rows if r["y_o_ids"]][: self.recipe.sync.probe_rows]
+        probe = [r for r in rows if part(r, "y_o", "ids")][: self.recipe.sync.probe_rows]
         if not probe or "sampler" not in self.session.pools or self.corpus:
             return {}
-        if all(row["y_o_version"] == self.version for row in probe):
-            engine = [row["y_o_logprobs"] for row in probe]
+        if all(row["y_o"]["version"] == self.version for row in probe):
+            engine = [row["y_o"]["logprobs"] for row in probe]
         elif self.served == self.version:
             asked = [
-                Request(prompt_ids=[*row["student_prompt_ids"], *row["y_o_ids"]], seed=0, prompt_logprobs=True)
+                Request(prompt_ids=[*row["student_prompt_ids"], *row["y_o"]["ids"]], seed=0, prompt_logprobs=True)
                 for row in probe
             ]
             answers = ray.get(
                 self.session.pools["sampler"].generate.remote(asked, self.version),
                 timeout=self.recipe.sampler.request_timeout_s,
             )
-            engine = [a[0].prompt_logprobs[-len(row["y_o_ids"]) :] for a, row in zip(answers, probe, strict=True)]
+            engine = [a[0].prompt_logprobs[-len(row["y_o"]["ids"]) :] for a, row in zip(answers, probe, strict=True)]
         else:
             return {}
         learner = self.trainer.call(
             "logprobs", self.recipe.learner.step_timeout_s,
-            sequences=[(row["student_prompt_ids"], row["y_o_ids"]) for row in probe],
+            sequences=[(row["student_prompt_ids"], row["y_o"]["ids"]) for row in probe],
         )  # fmt: skip
         pairs = zip(learner, engine, strict=True)
         gaps = [abs(a - b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)]
@@ -261,7 +262,7 @@ class Training:
         begin = self.began
         seconds = stage_seconds(rows, (begin, done), others=[train, *self.pauses])
         paused = union_seconds(self.pauses, (begin, done))
-        tokens = {y: sum(len(row[f"{y}_ids"] or ()) for row in rows) for y in ("y_o", "y_r")}
+        tokens = {y: sum(len(part(row, y, "ids") or ()) for row in rows) for y in ("y_o", "y_r")}
         out = {f"seconds/{stage}": seconds[stage] for stage in ("sample", "verify", "refine")}
         out |= {
             "seconds/step": done - begin - paused,
