@@ -43,7 +43,7 @@ def test_the_columns_of_the_file_are_recognised_and_the_recipe_reads_the_problem
     recipe = config.load("my.yaml")
     assert recipe.data.columns == {"problem": "question", "answer": "final_answer", "reference": "solution"}
     assert recipe.data.columns == recipe.evaluation.columns
-    assert load_problems(recipe.data).num_rows == load_problems(recipe.evaluation).num_rows == 20
+    assert load_problems(recipe.data).table.num_rows == load_problems(recipe.evaluation).table.num_rows == 20
     assert (recipe.name, recipe.teacher.mode, recipe.student.path) == ("my", "opsd", "miniature:student")
 
 
@@ -91,7 +91,7 @@ def test_problems_with_tests_are_code():
     recipe = config.load("my.yaml")
     assert recipe.verify.task == "code"
     assert recipe.data.columns == {"problem": "question", "reference": "solution", "tests": "input_output"}
-    assert load_problems(recipe.data)["tests"].null_count == 0
+    assert load_problems(recipe.data).table["tests"].null_count == 0
 
 
 def test_problems_without_a_reference_are_left_out_where_the_reference_teaches():

@@ -105,11 +105,11 @@ def _held_out(wish: Wish) -> Problems | None:
 
 def _look(wish: Wish, path: str, group: Literal["data", "evaluation"]) -> Problems:
     """Read a source as a run would, so that what is wrong with it is said now."""
-    from trd_ray.problems import sources
-    from trd_ray.problems.columns import problems
+    from trd_ray.problems.load import load_problems
+    from trd_ray.problems.sources import read
 
     spec = config.DataConfig(path=path) if group == "data" else config.EvaluationConfig(path=path)
-    found, names = sources.read(spec, group)
+    _, names = read(spec, group)
     columns = {}
     for ours, usual in USUAL.items():
         given = wish.columns.get(ours)
@@ -126,7 +126,7 @@ def _look(wish: Wish, path: str, group: Literal["data", "evaluation"]) -> Proble
                 f"{path} has the columns {', '.join(names)}, and none of them is called as the {ours} usually is: "
                 f"name it with --column {ours}=NAME"
             )
-    table = problems(found, columns, names, group, path)
+    table = load_problems(spec.model_copy(update={"columns": columns})).table
     references = table["reference"].to_pylist()
     return Problems(
         path=path,

@@ -134,7 +134,7 @@ def test_programs_have_two_to_five_steps_to_train_on_and_five_to_evaluate():
 
 
 def test_the_rows_are_what_a_run_loads_with_tests_and_without_an_answer():
-    table = load_problems(config.DataConfig(path="miniature:code_tune"))
+    table = load_problems(config.DataConfig(path="miniature:code_tune")).table
     assert set(table["answer"].to_pylist()) == {""}
     assert table["tests"].to_pylist() == [row["tests"] for row in problems("code_tune")]
     assert all(len(Tests.unpack(packed)) >= 3 for packed in table["tests"].to_pylist())

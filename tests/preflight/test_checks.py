@@ -293,8 +293,8 @@ def test_smollm2_with_its_shipped_recipe_passes():
     facts, words = models.facts(path), models.tokenizer(path)
     found = checks.check(
         recipe,
-        problems=load_problems(recipe.data),
-        evaluation=load_problems(recipe.evaluation),
+        problems=load_problems(recipe.data).table,
+        evaluation=load_problems(recipe.evaluation).table,
         student=facts,
         teacher=facts,
         student_tokenizer=words,

@@ -14,8 +14,9 @@ from trd_ray.config import DataConfig, EvaluationConfig
 from trd_ray.errors import UserError
 from trd_ray.problems import taco
 from trd_ray.problems.columns import SCHEMA
-from trd_ray.problems.load import load_problems
+from trd_ray.problems.load import load_benchmark, load_problems
 from trd_ray.problems.order import Length, length, order
+from trd_ray.rows import to_table
 from trd_ray.verify.code.tests import Tests
 
 ROWS = [{"problem": f"{i} + 1 = ?", "answer": str(i + 1), "reference": f"\\boxed{{{i + 1}}}"} for i in range(7)]
@@ -27,7 +28,7 @@ def jsonl(path: Path, rows: list) -> str:
 
 
 def load(path: str, **spec) -> pa.Table:
-    return load_problems(DataConfig(path=path, **spec))
+    return load_problems(DataConfig(path=path, **spec)).table
 
 
 def refusal(path: str, **spec) -> str:
@@ -61,7 +62,7 @@ def test_parquet_written_by_the_datasets_library_loads(tmp_path):
 
 
 def test_the_shipped_word_problems_are_right_and_split_without_overlap():
-    train, test = load("word_problems:train"), load_problems(EvaluationConfig(path="word_problems:test"))
+    train, test = load("word_problems:train"), load_problems(EvaluationConfig(path="word_problems:test")).table
     assert (train.num_rows, test.num_rows) == (32, 8)
     assert not set(train["problem"].to_pylist()) & set(test["problem"].to_pylist())
     for row in train.to_pylist() + test.to_pylist():
@@ -309,17 +310,75 @@ def test_held_out_problems_are_read_by_the_columns_of_the_training_data_where_th
     columns = {"problem": "question", "answer": "final_answer", "reference": "solution", "problem_id": "uid"}
     rows = [{"question": "a", "final_answer": "1", "answer": "not this"}]
     held_out = EvaluationConfig(path=jsonl(tmp_path / "a.jsonl", rows))
-    table = load_problems(held_out, also_columns=columns)
+    table = load_problems(held_out, also_columns=columns).table
     assert (table["problem"].to_pylist(), table["answer"].to_pylist()) == (["a"], ["1"])
     assert table["reference"].to_pylist() == [""]
     own = held_out.model_copy(update={"columns": {"answer": "answer"}})
-    assert load_problems(own, also_columns=columns)["answer"].to_pylist() == ["not this"]
+    assert load_problems(own, also_columns=columns).table["answer"].to_pylist() == ["not this"]
 
 
 @pytest.mark.parametrize("path", ["word_problems", "word_problems:dev", "miniature:dev"])
 def test_a_part_that_does_not_exist_is_refused_with_those_that_do(path):
     name = path.partition(":")[0]
     assert f"{name}:train or {name}:test" in refusal(path)
+
+
+# The one door
+
+
+def test_whatever_the_source_the_door_says_what_was_set_aside_and_why(tmp_path):
+    rows = [*ROWS[:2], {"problem": "Why is this problem so very long that it must be shortened? Why?", "answer": "1"}]
+    spec = DataConfig(path=jsonl(tmp_path / "a.jsonl", rows), without_reference="drop")
+    found = load_problems(spec)
+    assert found.table["problem"].to_pylist() == [row["problem"] for row in ROWS[:2]]
+    [out] = found.set_aside
+    assert out.name == "Why is this problem so very long that it must be shortened? "
+    assert out.reason == "no reference, and data.without_reference is drop"
+    assert out.problem_id not in found.table["problem_id"].to_pylist()
+    whole = load_problems(DataConfig(path=spec.path))
+    assert (whole.table.num_rows, whole.set_aside, whole.notes) == (3, (), ())
+
+
+def test_held_out_problems_may_be_a_benchmark_which_the_door_tells_of(tmp_path):
+    rows = [
+        {"question_id": 1, "prompt": "How many?", "answer": "\\boxed{12}", "answer_type": "number"},
+        {"question_id": 7, "prompt": "Describe all.", "answer": "All linear ones.", "answer_type": "description"},
+    ]
+    spec = EvaluationConfig(path=f"amobench:{jsonl(tmp_path / 'amo.jsonl', rows)}")
+    found = load_problems(spec)
+    assert found.table["problem_id"].to_pylist() == ["amobench/1"] and not found.has_tests
+    [out] = found.set_aside
+    assert (out.problem_id, out.name, out.reason) == ("amobench/7", "Describe all.", "no rule can grade its answer")
+    assert found.benchmark is not None and found.benchmark.title.startswith("AMO-Bench")
+    assert found.notes[0] == "amobench: 1 problems that no rule can grade are left out"
+
+
+def test_a_word_is_a_benchmark_or_refused_unless_it_is_said_to_be_of_the_hub():
+    with pytest.raises(UserError, match="there is no benchmark aime42"):
+        load_problems(EvaluationConfig(path="aime42"))
+    with pytest.raises(UserError, match="neither a file or folder here nor a Hugging Face data set"):
+        load_problems(EvaluationConfig(path="aime42", format="hub"))
+
+
+def test_a_file_that_is_named_for_an_evaluation_needs_no_columns_where_they_are_called_as_usual(tmp_path):
+    path = jsonl(tmp_path / "mine.jsonl", [{"question": "1+1?", "final": "2"}])
+    found = load_benchmark(path, EvaluationConfig(columns={"answer": "final"}))
+    assert found.table.select(["problem", "answer"]).to_pylist() == [{"problem": "1+1?", "answer": "2"}]
+    assert found.benchmark is not None and (found.benchmark.name, found.benchmark.source) == ("mine", path)
+
+
+def test_the_problems_of_a_corpus_come_once_each_in_the_order_of_its_rows(tmp_path):
+    (tmp_path / "rows").mkdir()
+    for part in range(2):
+        rows = [
+            {**ROWS[i % 3], "problem_id": f"p{i % 3}", "row": i, "step": part, "epoch": 0, "sample_index": 0, "seed": i}
+            for i in range(4 * part, 4 * part + 4)
+        ]
+        pq.write_table(to_table(rows), tmp_path / "rows" / f"step-{part:06d}.parquet")
+    spec = DataConfig(source="corpus", path=str(tmp_path))
+    assert load_problems(spec).table.schema == SCHEMA
+    assert load_problems(spec).table["problem"].to_pylist() == [row["problem"] for row in ROWS[:3]]
+    assert load_problems(spec, corpus_rows=2).table["problem_id"].to_pylist() == ["p0", "p1"]
 
 
 # Order

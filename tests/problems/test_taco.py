@@ -205,7 +205,7 @@ def test_the_same_problems_come_from_parquet_json_lines_and_arrow(tmp_path):
     found = [row("Sum.", [WRONG, SUM]), row("Sum again.", [SUM])]
     tables = [load(written(tmp_path / f"x.{form}", found)).problems for form in ("parquet", "jsonl", "arrow")]
     assert tables[0].equals(tables[1]) and tables[0].equals(tables[2])
-    assert load_problems(DataConfig(path=str(tmp_path / "x.parquet"), format="taco"), QUICK).equals(tables[0])
+    assert load_problems(DataConfig(path=str(tmp_path / "x.parquet"), format="taco"), QUICK).table.equals(tables[0])
 
 
 def test_a_split_is_taken_from_the_repository_s_folders(tmp_path):

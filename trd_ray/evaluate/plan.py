@@ -23,7 +23,7 @@ from trd_ray.evaluate.target import Target, target
 from trd_ray.evaluate.target import word as file_name
 from trd_ray.preflight import checks
 from trd_ray.problems import benchmarks
-from trd_ray.problems.load import load_problems
+from trd_ray.problems.load import ProblemSet, load_benchmark, load_problems
 from trd_ray.score.stats import Score, from_json
 from trd_ray.session.inputs import Inputs, require_sandbox
 from trd_ray.stream.answers import Question
@@ -108,7 +108,8 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
     path, tokenizer, student = model
     exams: list[Exam] = []
     findings, longest = None, 0
-    for name, about, evaluation, problems in found:
+    for name, about, evaluation, source in found:
+        problems = source.table
         if any(exam.name == name for exam in exams):
             raise UserError(f"{name} is named twice: name each benchmark once")
         verify = r.verify.model_copy(update={"task": about["task"]})
@@ -146,24 +147,29 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
     if not r.sampler.max_model_len:  # a longer context would only take cache from the sequences
         r = r.model_copy(update={"sampler": r.sampler.model_copy(update={"max_model_len": longest})})
     assert findings is not None
-    tables = [problems for *_, problems in found]
-    inputs = Inputs("evaluate", r, path, path, None, pa.concat_tables(tables), 0, findings, student, student)
+    tables = [source.table for *_, source in found]
+    set_aside = [one for *_, source in found for one in source.set_aside]
+    inputs = Inputs("evaluate", r, path, path, None, pa.concat_tables(tables), 0, findings, student, student, set_aside)
     require_sandbox(r, inputs.held_out)
     return EvaluationPlan(asked, r, inputs, exams, directory)
 
 
-def _problems(r: Recipe, spec: str) -> tuple[str, dict[str, Any], EvaluationConfig, pa.Table]:
+def _problems(r: Recipe, spec: str) -> tuple[str, dict[str, Any], EvaluationConfig, ProblemSet]:
     """(name, what is known of it, the settings it is sampled with, its problems)"""
     e, given = r.evaluation, r.evaluation.model_fields_set
     if spec == e.path and not benchmarks.is_name(spec):
-        problems = load_problems(e, also_columns=r.data.columns)  # in the columns that the recipe names
+        # In the columns that the recipe names. A word is a data set of the hub without an owner.
+        source = e.model_copy(update={"format": "hub"}) if e.format == "auto" and benchmarks.is_word(spec) else e
+        found = load_problems(source, r.verify, r.data.columns)
         about = {"title": spec, "task": r.verify.task, "source": spec, "licence": "your own", "notes": []}
-        return file_name(spec if ":" in spec else Path(spec).stem), about, e, problems
-    b = benchmarks.load(spec, limit=e.limit, sandbox=r.verify.sandbox, columns=r.data.columns | e.columns)
+        return file_name(spec if ":" in spec else Path(spec).stem), about, e, found
+    found = load_benchmark(spec, e, r.verify, r.data.columns)
+    b = found.benchmark
+    assert b is not None
     own = ("samples", "temperature", "top_p", "max_response_tokens")
     evaluation = e.model_copy(update={key: getattr(b, key) for key in own if key not in given})
     about = {"title": b.title, "task": b.task, "source": b.source, "licence": b.licence, "notes": list(b.notes)}
-    return file_name(b.name), about, evaluation, b.problems
+    return file_name(b.name), about, evaluation, found
 
 
 def _thinking(kwargs: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 from trd_ray.models import ModelFacts
-from trd_ray.problems.set_aside import SetAside
+from trd_ray.problems.set_aside import SetAside, begins
 from trd_ray.views import PromptTokens
 
 # The paper's: prompts of 2,048, references of 4,096 and attempts of 16,384 tokens.
@@ -148,7 +148,7 @@ def fit(
         if recipe.data.too_long == "refuse" or len(found) == len(kept):
             raise UserError(*_refusals(recipe, resolved, found, len(kept), student, teacher))
         for p, exceeded in found:
-            name, why = p.text[:SHOWN_CHARACTERS], next(iter(exceeded.values()))
+            name, why = begins(p.text), next(iter(exceeded.values()))
             set_aside.append(SetAside(p.problem_id, name, f"too long: {why}"))
         # Without them the defaults may leave the others more room.
         left_out = {p.problem_id for p, _ in found}

@@ -1,56 +1,121 @@
-"""The one door to problems: whatever the source, a table of problems leaves.
+"""The one door to problems: whatever the source, a table of problems leaves, with what is missing from it and why.
 
-    what sources.read() finds, a column map      ->  load_problems()  ->  table of rows.PROBLEM
-                               (data.format=taco ->  taco.load())
+    what sources.read() finds, a column map                 ->  load_problems()   ->  ProblemSet: table of rows.PROBLEM,
+    data.format=taco  ->  taco.load()                                                 what was set aside and why,
+    data.source=corpus  ->  the problems of its rows                                  notes for the person who reads
+    evaluation.path=aime24  ->  benchmarks.load()
+    a benchmark, or a file of one's own, on a command line  ->  load_benchmark()  ->  the same, and what is known of it
 
 Everything wrong with the data is refused here as a UserError that names the place and the remedy.
 """
+
+from dataclasses import dataclass
 
 import pyarrow as pa
 
 from trd_ray import config
 from trd_ray.errors import UserError
-from trd_ray.problems import taco
+from trd_ray.problems import benchmarks, taco
 from trd_ray.problems.columns import fitting, problems
+from trd_ray.problems.corpus import problems_of_corpus
+from trd_ray.problems.set_aside import SetAside, begins
 from trd_ray.problems.sources import read
+from trd_ray.problems.taco.references import Progress
+
+
+@dataclass(frozen=True)
+class ProblemSet:
+    table: pa.Table  # of rows.PROBLEM, with unique problem_ids
+    set_aside: tuple[SetAside, ...] = ()
+    notes: tuple[str, ...] = ()  # a sentence each
+    benchmark: benchmarks.Benchmark | None = None  # where it is one: its title and source, how the paper samples it
+
+    @property
+    def has_tests(self) -> bool:
+        return has_tests(self.table)
+
+
+def has_tests(table: pa.Table) -> bool:
+    """Whether a program runs for any of the problems."""
+    return table["tests"].null_count < table.num_rows
 
 
 def load_problems(
     spec: config.DataConfig | config.EvaluationConfig,
     verify: config.VerifyConfig | None = None,
     also_columns: dict[str, str] | None = None,
-) -> pa.Table:
-    """The problems that `data` or `evaluation` names, as a table of rows.PROBLEM with unique problem_ids.
+    *,
+    corpus_rows: int | None = None,
+    progress: Progress | None = None,
+) -> ProblemSet:
+    """The problems that `data` or `evaluation` names.
 
     `spec.path` is `miniature:train|tune|test`, `word_problems:train|test`, a .jsonl, .json, .parquet, .arrow, .csv or
-    .tsv file, a folder or a glob of such files, or a Hugging Face data set, `org/name` or `org/name:config`. Without a
-    problem_id column the id is a hash of the problem's text, which survives appending and reordering; the second copy
-    of a text gets the suffix -2. `spec.limit` keeps the first rows. A missing reference becomes "", or with
-    `without_reference: drop` its problem is left out. `also_columns` maps what `spec.columns` leaves out, as far as the
-    source has these columns: held-out problems are mostly laid out as the training data.
+    .tsv file, a folder or a glob of such files, or a Hugging Face data set, `org/name` or `org/name:config`. Of
+    `evaluation` it may also be a benchmark's name. Without a problem_id column the id is a hash of the problem's text,
+    which survives appending and reordering; the second copy of a text gets the suffix -2. `spec.limit` keeps the first
+    rows. A missing reference becomes "", or with `without_reference: drop` its problem is set aside. `also_columns`
+    maps what `spec.columns` leaves out, as far as the source has these columns: held-out problems are mostly laid out
+    as the training data.
 
     A row's `tests` are what `Tests.pack()` gave, or an object (in JSON Lines also as its text): the fields of Tests,
     or TACO's input_output. A row with tests needs no answer. With `spec.format` taco the rows are TACO's, whose
-    references are chosen under the limits of `verify` (see `taco.load`, which also tells what it set aside).
-    Raises UserError.
+    references are chosen under the limits of `verify` (see `taco.load`), and `progress` hears how far that is. With
+    `spec.source` corpus they are the problems of a corpus, in the order of its rows, of which `corpus_rows` keeps the
+    first. Raises UserError.
     """
     group = "evaluation" if isinstance(spec, config.EvaluationConfig) else "data"
+    verify = verify or config.VerifyConfig()
     if not spec.path:
         raise UserError(f"{group}.path is empty: set it to a file of problems")
-    if isinstance(spec, config.DataConfig) and spec.format == "taco":
-        return taco.load(spec, verify or config.VerifyConfig()).problems
-    if isinstance(spec, config.DataConfig) and spec.difficulty:
-        raise UserError("data.difficulty selects problems of TACO: set data.format=taco, or leave it out")
+    if isinstance(spec, config.EvaluationConfig) and _names_benchmark(spec):
+        return load_benchmark(spec.path, spec, verify)
+    if isinstance(spec, config.DataConfig):
+        if spec.source == "corpus":
+            return ProblemSet(problems_of_corpus(spec.path, corpus_rows))
+        if spec.format == "taco":
+            chosen = taco.load(spec, verify, progress=progress)
+            return ProblemSet(chosen.problems, tuple(chosen.set_aside), (f"{spec.path}: {chosen}",))
+        if spec.difficulty:
+            raise UserError("data.difficulty selects problems of TACO: set data.format=taco, or leave it out")
     found, names = read(spec, group)
     if not found:
         raise UserError(f"{spec.path} holds no problems: check {group}.path")
     columns = fitting(also_columns or {}, names) | spec.columns
     table = problems(found[: spec.limit], columns, names, group, str(spec.path))
     if isinstance(spec, config.DataConfig) and spec.without_reference == "drop":
-        table = table.filter(pa.array([bool(text.strip()) for text in table["reference"].to_pylist()]))
-        if not table.num_rows:
-            raise UserError(
-                f"no problem of {spec.path} has a reference, so data.without_reference=drop leaves none: set "
-                "data.columns.reference=NAME to the column with them"
-            )
-    return table
+        return _with_reference(table, spec.path)
+    return ProblemSet(table)
+
+
+def load_benchmark(
+    name: str,
+    spec: config.EvaluationConfig,
+    verify: config.VerifyConfig | None = None,
+    also_columns: dict[str, str] | None = None,
+) -> ProblemSet:
+    """A benchmark as `benchmarks.load` takes its name, or a file of problems whose columns are called as usual.
+
+    Of `spec` the limit and the columns count; `also_columns` as in `load_problems`. Raises UserError.
+    """
+    sandbox = (verify or config.VerifyConfig()).sandbox
+    found = benchmarks.load(name, limit=spec.limit, sandbox=sandbox, columns=(also_columns or {}) | spec.columns)
+    return ProblemSet(found.problems, found.set_aside, tuple(f"{found.name}: {n}" for n in found.notes), found)
+
+
+def _names_benchmark(spec: config.EvaluationConfig) -> bool:
+    path = spec.path or ""
+    return benchmarks.is_name(path) or (spec.format == "auto" and benchmarks.is_word(path))
+
+
+def _with_reference(table: pa.Table, path: str) -> ProblemSet:
+    has_reference = [bool(text.strip()) for text in table["reference"].to_pylist()]
+    kept = table.filter(pa.array(has_reference))
+    if not kept.num_rows:
+        raise UserError(
+            f"no problem of {path} has a reference, so data.without_reference=drop leaves none: set "
+            "data.columns.reference=NAME to the column with them"
+        )
+    left_out = table.filter(pa.array([not has for has in has_reference])).select(["problem_id", "problem"]).to_pylist()
+    reason = "no reference, and data.without_reference is drop"
+    return ProblemSet(kept, tuple(SetAside(row["problem_id"], begins(row["problem"]), reason) for row in left_out))

@@ -16,14 +16,13 @@ from trd_ray import models
 from trd_ray.config import ModelConfig, Recipe
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight import checks, placement
-from trd_ray.problems import benchmarks, taco
-from trd_ray.problems.load import load_problems
+from trd_ray.problems.corpus import open_corpus
+from trd_ray.problems.load import ProblemSet, has_tests, load_problems
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.record.ledger import DROPPED
 from trd_ray.record.metrics import metric_names, require_metric
 from trd_ray.sandbox import Sandbox
 from trd_ray.session.cluster import cluster, is_local, require_sandboxes
-from trd_ray.stream.feed import open_corpus
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
@@ -41,11 +40,12 @@ class Inputs:
     findings: checks.Findings
     student: models.ModelFacts
     teacher: models.ModelFacts
-    set_aside: list[SetAside] = field(default_factory=list)  # problems of the data that are left out
+    set_aside: list[SetAside] = field(default_factory=list)  # problems of the sources that are left out
+    notes: list[str] = field(default_factory=list)  # on the sources, for the person who starts the run
 
     @property
     def runs_code(self) -> bool:
-        return _has_tests(self.problems, self.held_out)
+        return any(table is not None and has_tests(table) for table in (self.problems, self.held_out))
 
     def rows_in_step(self, step: int) -> int:
         """All steps are full, but for the only step of a run with fewer problems."""
@@ -72,18 +72,18 @@ def prepare(recipe: Recipe, job: placement.Job = "train", gpu_gib: float | None 
     r = recipe
     _warn(r, job)
     faults = Faults()
-    problems = held_out = student = teacher = findings = corpus = None
-    set_aside: list[SetAside] = []
+    data = held_out = student = teacher = findings = corpus = None
     with faults:
         if job == "refine" or (job == "train" and r.data.source == "problems"):
-            problems, set_aside = _problems(r)
+            data = _problems(r)
         elif job == "train":
             corpus = _corpus(r)
     with faults:
         if job == "evaluate" or (job == "train" and r.evaluation.in_training):
-            held_out = _held_out(r)
+            held_out = load_problems(r.evaluation, r.verify, r.data.columns)
+    problems, evaluated = (found.table if found else None for found in (data, held_out))
     with faults:
-        require_sandbox(r, problems, held_out)
+        require_sandbox(r, problems, evaluated)
     with faults:
         if job == "train" and r.checkpoint.best and not r.checkpoint.best.startswith(DROPPED):
             require_metric(r.checkpoint.best, metric_names())
@@ -98,7 +98,7 @@ def prepare(recipe: Recipe, job: placement.Job = "train", gpu_gib: float | None 
             findings = checks.check(
                 r,
                 problems=problems,
-                evaluation=held_out,
+                evaluation=evaluated,
                 student=student.facts,
                 teacher=teacher.facts,
                 student_tokenizer=student.tokenizer,
@@ -115,9 +115,12 @@ def prepare(recipe: Recipe, job: placement.Job = "train", gpu_gib: float | None 
         left_out = pa.array([problem.problem_id for problem in findings.too_long])
         problems = problems.filter(pc.invert(pc.is_in(problems["problem_id"], left_out)))  # pyright: ignore
     steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
+    sources = [found for found in (data, held_out) if found]
+    set_aside = [one for found in sources for one in found.set_aside]
+    notes = [note for found in sources for note in found.notes]
     return Inputs(
-        job, findings.recipe, student.path, teacher.path, problems, held_out, steps, findings, student.facts,
-        teacher.facts, [*set_aside, *findings.too_long],
+        job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
+        teacher.facts, [*set_aside, *findings.too_long], notes,
     )  # fmt: skip
 
 
@@ -150,13 +153,6 @@ def _model(model: ModelConfig, path: str) -> _Loaded:
     return _Loaded(resolved, models.facts(resolved, model.revision, model.trust_remote_code), tokenizer)
 
 
-def _problems(r: Recipe) -> tuple[pa.Table, list[SetAside]]:
-    if r.data.format == "taco":
-        chosen = _taco(r)
-        return chosen.problems, chosen.set_aside
-    return load_problems(r.data), []
-
-
 def _corpus(recipe: Recipe) -> checks.Corpus:
     corpus = open_corpus(recipe.data.path)
     rows = corpus.count_rows()
@@ -167,19 +163,12 @@ def _corpus(recipe: Recipe) -> checks.Corpus:
             "rollouts_per_step, or build a larger corpus with jobs/refine.py"
         )
     steps = min(recipe.steps or steps, steps)
-    trained = corpus.to_table(["problem"], pc.field("row") < steps * recipe.rollouts_per_step)
+    trained = load_problems(recipe.data, corpus_rows=steps * recipe.rollouts_per_step).table
     return checks.Corpus(rows, steps, recipe.rollouts_per_step, trained["problem"].unique().to_pylist())
 
 
-def _held_out(recipe: Recipe) -> pa.Table:
-    evaluation, path = recipe.evaluation, str(recipe.evaluation.path)
-    if benchmarks.is_name(path) or (evaluation.format == "auto" and benchmarks.is_word(path)):
-        return benchmarks.load(path, limit=evaluation.limit, sandbox=recipe.verify.sandbox).problems
-    return load_problems(evaluation, also_columns=recipe.data.columns)
-
-
-def _taco(recipe: Recipe) -> taco.Taco:
-    """On a cluster all of its nodes choose references; here threads do, before anything is started."""
+def _problems(recipe: Recipe) -> ProblemSet:
+    """TACO's references are chosen on all nodes of a cluster; here threads do, before anything is started."""
     last = time.monotonic()
 
     def report(done: int, aside: int, met: int) -> None:
@@ -189,19 +178,16 @@ def _taco(recipe: Recipe) -> taco.Taco:
             print(f"choosing references: {done} problems done, {aside} of them set aside", flush=True)
 
     with ExitStack() as stack:
-        if not is_local(recipe):
+        if recipe.data.format == "taco" and not is_local(recipe):
             stack.enter_context(cluster(recipe))
             require_sandboxes(recipe.verify.sandbox)
-        chosen = taco.load(recipe.data, recipe.verify, progress=report)
-    print(f"{recipe.data.path}: {chosen}", flush=True)
-    return chosen
+        found = load_problems(recipe.data, recipe.verify, progress=report)
+    for note in found.notes:
+        print(note, flush=True)
+    return found
 
 
 def require_sandbox(recipe: Recipe, *tables: pa.Table | None) -> None:
     """UserError where programs are to run here and cannot; the nodes of a cluster are asked later."""
-    if is_local(recipe) and _has_tests(*tables):
+    if is_local(recipe) and any(table is not None and has_tests(table) for table in tables):
         Sandbox(recipe.verify.sandbox)
-
-
-def _has_tests(*tables: pa.Table | None) -> bool:
-    return any(table is not None and table["tests"].null_count < table.num_rows for table in tables)

@@ -12,12 +12,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trd_ray.errors import UserError
-from trd_ray.rows import RowFiles
+from trd_ray.problems.corpus import open_corpus
 
 POLL_S = 0.25
 AHEAD_STEPS = 4  # a corpus would otherwise be read whole into memory
@@ -90,25 +88,3 @@ def corpus_tables(folder: str | Path, *, rows_per_step: int, start_step: int) ->
         row, first = pc.field("row"), step * rows_per_step
         table = corpus.to_table(where=(row >= first) & (row < first + rows_per_step))
         yield table.set_column(table.column_names.index("step"), "step", pa.array([step] * len(table), pa.int32()))
-
-
-def open_corpus(folder: str | Path) -> RowFiles:
-    """Raises UserError when there is no complete corpus."""
-    parts = sorted((Path(folder).expanduser() / "rows").glob("step-*.parquet"))
-    if not parts:
-        raise UserError(
-            f"{folder} holds no corpus (rows/step-*.parquet): make one with jobs/refine.py, or set data.path"
-        )
-    remedy = "make it again with jobs/refine.py, or set data.path to another"
-    try:
-        corpus = RowFiles(parts)
-        numbers = np.sort(corpus.to_table(["row"])["row"].to_numpy())
-    except (pa.ArrowInvalid, OSError) as e:
-        raise UserError(f"the corpus in {folder} cannot be read ({' '.join(str(e).split())[:300]}): {remedy}") from e
-    gaps = np.flatnonzero(numbers != np.arange(len(numbers)))
-    if len(gaps):
-        raise UserError(
-            f"the corpus in {folder} is not complete: its {len(numbers)} rows should be numbered 0, 1, 2 and on, but "
-            f"row number {gaps[0]} in order has number {numbers[gaps[0]]}; {remedy}"
-        )
-    return corpus

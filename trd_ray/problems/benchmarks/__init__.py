@@ -24,6 +24,7 @@ from trd_ray.problems import columns as our_columns
 from trd_ray.problems import sources
 from trd_ray.problems.benchmarks import fields, humaneval_mbpp, livecodebench, maths
 from trd_ray.problems.benchmarks.catalogue import BY_NAME, MAX_RESPONSE_TOKENS, Entry, Task, listing, markdown
+from trd_ray.problems.set_aside import SetAside, begins
 
 __all__ = ["Benchmark", "is_name", "is_word", "load", "listing", "markdown", "require_name"]
 
@@ -42,6 +43,7 @@ class Benchmark:
     temperature: float = 0.6
     top_p: float = 0.95
     notes: tuple[str, ...] = ()  # what a reader of the scores should know
+    set_aside: tuple[SetAside, ...] = ()  # problems that no rule can grade
 
 
 _READERS = {
@@ -100,10 +102,12 @@ def load(
         return _benchmark(entry, humaneval_mbpp.problems(file, name, sandbox, limit), str(file), limit)
     days = _days(window)
     root = _root(entry, place)
-    found, notes = _read(entry, _files(entry, root), days, limit)
+    found, set_aside = _read(entry, _files(entry, root), days, limit)
     if not found:
         raise UserError(f"{root} holds no problem of {asked}: check the file{' and the dates' if window else ''}")
+    notes = [f"{len(set_aside)} problems that no rule can grade are left out"] if set_aside else []
     benchmark = _benchmark(entry, fields.table(name, found), str(root), 0 if window else limit, *notes)
+    benchmark = replace(benchmark, set_aside=tuple(set_aside))
     return replace(benchmark, name=asked, title=f"{entry.title}, {window}") if window else benchmark
 
 
@@ -143,10 +147,11 @@ def _files(entry: Entry, root: Path) -> list[Path]:
 
 def _read(
     entry: Entry, files: list[Path], days: tuple[date | None, date | None], limit: int | None
-) -> tuple[list[dict], list[str]]:
+) -> tuple[list[dict], list[SetAside]]:
+    """Problems, and those that no rule can grade."""
     reader, (first, last) = _READERS[entry.name], days
     found: list[dict] = []
-    left_out = 0
+    set_aside: list[SetAside] = []
     for where, row in _rows(files):
         if limit is not None and len(found) == limit:
             break
@@ -156,11 +161,12 @@ def _read(
                 continue
         problem = reader(row, where, entry.title)
         if problem is None:
-            left_out += 1
+            statement = begins(fields.text(row, fields.PROBLEM, where, entry.title))
+            own_id = f"{entry.name}/{fields.identifier(row)}"
+            set_aside.append(SetAside(own_id, statement, "no rule can grade its answer"))
         else:
             found.append(problem)
-    notes = [f"{left_out} problems that no rule can grade are left out"] if left_out else []
-    return found, notes
+    return found, set_aside
 
 
 def _rows(files: list[Path]) -> Iterator[sources.Row]:
