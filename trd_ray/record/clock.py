@@ -1,0 +1,109 @@
+"""The clock of a run: named spans of the driver's time, from which come a step's seconds and the timeline.
+
+    with clock.span("train"): ...      each part of a step, as it happens
+    clock.seconds(rows)                the step's seconds/* and tokens_per_s/*, when its weights are in the engines
+    clock.draw(rows, ranks)            the same step in timeline.json (see trd_ray.record.timeline)
+    clock.close()                      the timeline's last write, however the run ends
+
+A step lasts from the end of the sync before it to the end of its own. Pauses between, which are evaluations and
+checkpoints, are not counted as its time. A span within a span is drawn and not counted. A span that an error or a
+signal leaves is closed by it, so the timeline shows what the run was doing when it ended. Beginnings are wall time, so
+that they lie beside what other processes measured; lengths are monotonic.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from trd_ray.record.ledger import stage_seconds, union_seconds
+from trd_ray.record.timeline import Timeline
+
+PAUSES = ("evaluate", "checkpoint")
+
+
+class Span(NamedTuple):
+    name: str
+    begin: float  # Unix seconds
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.begin
+
+
+class Clock:
+    def __init__(
+        self,
+        timeline: Timeline,
+        *,
+        sampled: bool = True,
+        wall: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ):
+        """`sampled` is false where rows come from a corpus: their times are those of the run that made it."""
+        self.timeline, self.sampled = timeline, sampled
+        self.wall, self.monotonic = wall, monotonic
+        self.spans: list[Span] = []  # closed ones that the step under way may count
+        self.depth = 0
+        self.first = True
+        self.began = wall()  # the step under way
+        self.step = Span("", self.began, self.began)  # the last one that `seconds` closed
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        begin, ticks = self.wall(), self.monotonic()
+        self.depth += 1
+        try:
+            yield
+        finally:
+            self.depth -= 1
+            span = Span(name, begin, begin + self.monotonic() - ticks)
+            self.timeline.span(*span)
+            if not self.depth:
+                self.spans.append(span)
+
+    def start(self) -> None:
+        """The first step begins now: what was before belongs to none."""
+        self.began, self.spans, self.first = self.wall(), [], True
+
+    def seconds(self, rows: list[dict]) -> dict[str, float]:
+        """End the step of these rows with its sync; its seconds by stage, and the tokens of a busy engine's second.
+
+        Overhead is the time in which nothing sampled, verified, refined or trained: scheduling, feeding, sync.
+        """
+        last = {span.name: span for span in self.spans}
+        wait, train, sync = last["wait"], last["train"], last["sync"]
+        if self.first:  # what came before the first sample was the start of the stages
+            starts = [row["y_o_start_s"] for row in rows] if self.sampled else []
+            self.began, self.first = max(self.began, min(starts, default=wait.begin)), False
+        window = self.began, sync.end
+        pauses = [(span.begin, span.end) for span in self.spans if span.name in PAUSES]
+        stages = stage_seconds(rows, window, others=[(train.begin, train.end), *pauses])
+        out = {f"seconds/{stage}": stages[stage] for stage in ("sample", "verify", "refine")}
+        out |= {
+            "seconds/step": sync.end - self.began - union_seconds(pauses, window),
+            "seconds/wait": wait.seconds,
+            "seconds/train": train.seconds,
+            "seconds/sync": sync.seconds,
+            "seconds/overhead": sync.end - self.began - stages["busy"],
+            "time_s": sync.end,
+        }
+        for pool, y, stage in (("sampler", "y_o", "sample"), ("refiner", "y_r", "refine")):
+            if stages[stage]:
+                out[f"tokens_per_s/{pool}"] = sum(len(row[f"{y}_ids"] or ()) for row in rows) / stages[stage]
+        self.step = Span(f"step {rows[0]['step'] + 1}", *window)
+        self.began, self.spans = sync.end, []
+        return out
+
+    def draw(self, rows: list[dict], ranks: Iterable[tuple[int, str, float, float]] = ()) -> None:
+        """The step that `seconds` closed, with its rows and what the learner's `ranks` did: rank, what, begin, end."""
+        self.timeline.step(*self.step)
+        if self.sampled:
+            self.timeline.rows(rows)
+        for rank, name, begin, end in ranks:
+            self.timeline.work("learner", f"rank {rank}", name, [(begin, end)])
+        self.timeline.save_if_due()
+
+    def close(self) -> None:
+        self.timeline.close()
