@@ -66,6 +66,69 @@ def warm(config: dict) -> None:
     gc.freeze()  # a collection in a child would otherwise write to, and so copy, every page of ours
 
 
+class Events:
+    """What moves while the harness waits: the channel to the outside, and the child's pipes and end."""
+
+    def __init__(self, channel: int, child: Child | None, processes: Processes, asked: bool = False):
+        """`asked`: a request from the outside is awaited; otherwise only the outside's end is noticed."""
+        self.channel = channel
+        self.child = child
+        self.processes = processes
+        self.asked = asked
+        self.rest = memoryview(b"")  # what the child has not read yet
+        self.close_after = False
+        self.sinks = {sink.fd: sink for sink in child.sinks} if child else {}
+        self.poll = select.poll()
+        self.poll.register(channel, select.POLLIN if asked else _POLLRDHUP)
+        if child is not None:
+            self.poll.register(child.pidfd, select.POLLIN)
+        for fd in self.sinks:
+            self.poll.register(fd, select.POLLIN)
+
+    def feed(self, text: bytes, then_close: bool) -> None:
+        """Write this to the child as it reads."""
+        assert self.child is not None
+        self.rest = memoryview(text)
+        self.close_after = then_close
+        if text:
+            self.poll.register(self.child.feed, select.POLLOUT)
+        elif then_close:
+            self.child.end_of_input()
+
+    def serve(self, until: float | None) -> bool:
+        """Wait for something to move, until a time if one is given, and read or write what there is.
+
+        True when the outside asks. EOFError when the outside has gone.
+        """
+        wait_ms = None if until is None else max(0.0, until - time.monotonic()) * 1000 + 1
+        child = self.child
+        for fd, event in self.poll.poll(wait_ms):
+            if fd == self.channel:
+                if self.asked and event & select.POLLIN:
+                    return True
+                raise EOFError
+            if fd in self.sinks:
+                if not self.sinks[fd].read():
+                    self.poll.unregister(fd)
+            elif child is not None and fd == child.feed:
+                self.write(child)
+            elif child is not None and fd == child.pidfd:
+                self.processes.reap(child)
+        return False
+
+    def write(self, child: Child) -> None:
+        try:
+            self.rest = self.rest[os.write(child.feed, self.rest) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:  # it closed its stdin
+            self.rest = self.rest[:0]
+        if not self.rest:
+            self.poll.unregister(child.feed)
+            if self.close_after:
+                child.end_of_input()
+
+
 class Harness:
     def __init__(self, channel: int, config: dict):
         self.channel, self.config = channel, config
@@ -77,7 +140,7 @@ class Harness:
         answer = partial(self.case, self.compiled()) if self.limits["script"] else self.call
         try:
             while True:
-                self.watch(idle=True)
+                self.idle()
                 _, body = frames.receive(self.channel)
                 start = time.monotonic()
                 report, payload = answer(body)
@@ -152,87 +215,65 @@ class Harness:
         except OSError:  # the program locked or removed it
             return True
 
-    def watch(self, feed: bytes = b"", idle: bool = False) -> tuple[str, str]:
-        """Until the child has answered or ended, or broken a limit; idle, until the outside asks.
+    def idle(self) -> None:
+        """Wait until the outside asks. A program that waits for its next call ends here if it breaks a limit."""
+        child = self.child
+        events = Events(self.channel, child, self.processes, asked=True)
+        next_tick = time.monotonic() + TICK_S
+        while not events.serve(None if child is None else next_tick):
+            if child is None:
+                continue
+            broken = None
+            if time.monotonic() >= next_tick:
+                next_tick = time.monotonic() + TICK_S
+                self.processes.reap(child)
+                broken = self.broken_limit()
+            if broken or child.ended is not None:
+                self.end_program()
+                return self.idle()
+
+    def watch(self, feed: bytes = b"") -> tuple[str, str]:
+        """Wait until the child has answered or ended, or broken a limit.
 
         Returns a status and its detail: "answered", "ended", "time", "memory", "output", "error".
         """
         child = self.child
-        poll = select.poll()
-        poll.register(self.channel, select.POLLIN if idle else _POLLRDHUP)
-        sinks = {}
-        if child is not None:
-            poll.register(child.pidfd, select.POLLIN)
-            sinks = {sink.fd: sink for sink in child.sinks}
-            for fd in sinks:
-                poll.register(fd, select.POLLIN)
-            if feed:
-                poll.register(child.feed, select.POLLOUT)
-            elif self.limits["script"]:
-                child.end_of_input()
-        rest = memoryview(feed)
+        assert child is not None
+        events = Events(self.channel, child, self.processes)
+        events.feed(feed, then_close=self.limits["script"])
         start = time.monotonic()
-        deadline, next_tick = start + self.limits["time_s"], start + TICK_S
-        cpu_before = self.processes.cpu_s() if child else 0.0
-        queued_before = queued_s(child.pid) if child else 0.0
+        deadline = start + self.limits["time_s"]
+        next_tick = start + TICK_S
+        cpu_before = self.processes.cpu_s()
+        queued_before = queued_s(child.pid)
         while True:
-            now = time.monotonic()
-            if child is not None and not idle and now >= deadline:
+            if time.monotonic() >= deadline:
                 queued = queued_s(child.pid) - queued_before
                 deadline = start + min(self.limits["time_s"] + queued, self.limits["wall_s"])
-                if now >= deadline:
+                if time.monotonic() >= deadline:
                     return "time", f"more than {self.limits['time_s']:g} s"
-            until = next_tick if idle else min(next_tick, deadline)
-            for fd, event in poll.poll(max(0.0, until - now) * 1000 + 1 if child else None):
-                if fd == self.channel:
-                    if idle and event & select.POLLIN:
-                        return "asked", ""
-                    raise EOFError
-                if fd in sinks:
-                    if not sinks[fd].read():
-                        poll.unregister(fd)
-                elif child is not None and fd == child.feed:
-                    rest = self.write(child, rest, poll)
-                elif child is not None and fd == child.pidfd:
-                    self.processes.reap(child)
-            if child is None:
-                continue
-            if not idle and b"\n" in child.reply.data:
-                return "answered", ""
-            if not idle and child.answer.overflowed:
-                return "output", f"more than {self.limits['output_bytes'] >> 10} KiB of output"
-            if child.ended is not None:
-                if not idle:
-                    return "ended", ""
-                self.end_program()
-                return self.watch(idle=True)
+            events.serve(min(next_tick, deadline))
+            if reached := self.reached(child):
+                return reached
             if time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + TICK_S
                 self.processes.reap(child)
-                broken = self.broken_limit(cpu_before, idle)
-                if broken and idle:
-                    self.end_program()
-                    return self.watch(idle=True)
-                if broken:
+                if broken := self.broken_limit(cpu_before):
                     return broken
 
-    def write(self, child: Child, rest: memoryview, poll: select.poll) -> memoryview:
-        try:
-            rest = rest[os.write(child.feed, rest) :]
-        except BlockingIOError:
-            return rest
-        except BrokenPipeError:  # it closed its stdin
-            rest = rest[:0]
-        if not rest:
-            poll.unregister(child.feed)
-            if self.limits["script"]:
-                child.end_of_input()
-        return rest
+    def reached(self, child: Child) -> tuple[str, str] | None:
+        """What the child has come to by itself, None while it runs."""
+        if b"\n" in child.reply.data:
+            return "answered", ""
+        if child.answer.overflowed:
+            return "output", f"more than {self.limits['output_bytes'] >> 10} KiB of output"
+        return None if child.ended is None else ("ended", "")
 
-    def broken_limit(self, cpu_before: float, idle: bool) -> tuple[str, str] | None:
+    def broken_limit(self, cpu_before: float | None = None) -> tuple[str, str] | None:
+        """The first limit that all processes together have broken; that of CPU time only when counted from before."""
         if self.processes.memory_bytes() > self.limits["memory_bytes"]:
             return "memory", f"more than {self.limits['memory_bytes'] >> 20} MiB in all processes together"
-        if not idle and self.processes.cpu_s() - cpu_before > self.limits["time_s"]:
+        if cpu_before is not None and self.processes.cpu_s() - cpu_before > self.limits["time_s"]:
             return "time", f"more than {self.limits['time_s']:g} s of CPU in all processes together"
         if not self.config["isolated"] and len(self.processes.pids()) > self.limits["processes"]:
             return "error", f"more than {self.limits['processes']} processes"

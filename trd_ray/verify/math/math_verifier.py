@@ -152,7 +152,7 @@ class _Child:
     """The process of answer_process.py, ready to compare. RuntimeError when it does not start."""
 
     def __init__(self):
-        # -P: the script's folder, where this file shadows the standard library's math, stays off the import path.
+        # -P: the folder of the script stays off the import path, where its names (units, latex) would hide packages.
         command = [sys.executable, "-P", str(Path(__file__).with_name("answer_process.py"))]
         self._process = subprocess.Popen(
             command,
