@@ -4,9 +4,11 @@
                            |  whenever something moves, and every 20 ms: time, CPU, memory, files, output
                            '- at the end of a case: kills every other process of the namespace
 
-The program cannot stop this process: it is process 1 of the namespace, so no signal from within reaches it, and it is
-not traceable. It ends, and with it all others, when the socket closes (however the outside ended) or the process that
-started the namespace dies. Its reports are no proof: only right outputs pass, and those it never sees.
+- The program cannot stop this process. It is process 1 of the namespace, so no signal from inside reaches it, and it is
+  not traceable.
+- It ends when the socket closes, however the outside ended, and when the process that started the namespace dies. All
+  other processes of the namespace end with it.
+- Its reports prove nothing: only right outputs pass, and it never sees those.
 """
 
 import contextlib
@@ -25,9 +27,9 @@ from . import confine, frames, program
 from .child import REPLIES, REQUESTS, Child, Processes, limited_memory, queued_s
 
 TICK_S = 0.02
-MAX_FILES = 10_000  # in the temporary folder: each costs kernel memory beside its contents
+MAX_FILES = 10_000  # in the temporary folder: each takes kernel memory on top of its contents
 _POLLRDHUP = 0x2000
-# What programs import most: imported once, here, where it is trusted, and shared by every fork.
+# What programs import most. It is imported once, here, where it is trusted, and every fork shares it.
 _WARM = {"bisect", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq", "itertools", "math"}
 _WARM |= {"numpy", "operator", "random", "re", "statistics", "string", "typing"}
 _IMPORTED = re.compile(r"^[ \t]*(?:from|import)[ \t]+(\w+)", re.MULTILINE)
@@ -131,7 +133,8 @@ class Events:
 
 class Harness:
     def __init__(self, channel: int, config: dict):
-        self.channel, self.config = channel, config
+        self.channel = channel
+        self.config = config
         self.limits = config["limits"] | {"isolated": config["isolated"], "script": not config["entry_point"]}
         self.processes = Processes(config["isolated"])
         self.child: Child | None = None
@@ -150,7 +153,7 @@ class Harness:
             self.processes.kill()
 
     def compiled(self) -> CodeType | str:
-        """The script, or why there is none. Compiling runs nothing of it; at worst it ends this sandbox."""
+        """The code of the script, or why there is none. Compiling runs nothing of it; at worst it ends this sandbox."""
         try:
             with limited_memory(self.limits["memory_bytes"]):
                 return program.compiled(self.config["source"])
@@ -158,14 +161,15 @@ class Harness:
             return program.described(e)
 
     def case(self, code: CodeType | str, stdin: bytes) -> tuple[dict, bytes]:
-        """A run of the script."""
+        """Run the script once. The payload is its output."""
         if isinstance(code, str):
             return {"stderr": code} | _ending(1 << 8, code), b""
         child = self.child = Child(self.limits, True, partial(program.run_script, code, self.config["source"]))
         status, detail = self.watch(stdin)
         self.end_program()
         if child.out.overflowed:
-            status, detail = "output", f"more than {self.limits['output_bytes'] >> 10} KiB of output"
+            status = "output"
+            detail = f"more than {self.limits['output_bytes'] >> 10} KiB of output"
         report = {"status": status, "detail": detail, "stderr": child.err.data.decode(errors="replace")}
         if status == "ended":
             assert child.ended is not None
@@ -173,8 +177,9 @@ class Harness:
         return report, bytes(child.out.data)
 
     def call(self, arguments: bytes) -> tuple[dict, bytes]:
-        """A call of the function, in a program that is started first where none runs. The payload is its reply."""
-        status, detail = "loaded", ""
+        """Call the function, in a program that is started first where none runs. The payload is its reply."""
+        status = "loaded"
+        detail = ""
         if self.child is None:
             c = self.config
             body = partial(program.serve_calls, REQUESTS, REPLIES, c["source"], c["prelude"], c["entry_point"])
@@ -182,7 +187,8 @@ class Harness:
             status, detail = self.watch()
             if status == "answered" and self.child.reply.data == program.LOADED:
                 status = "loaded"
-        child, running = self.child, status == "loaded"
+        child = self.child
+        running = status == "loaded"
         if running:
             for sink in child.sinks:
                 sink.clear()
@@ -194,13 +200,14 @@ class Harness:
             self.end_program()
         if status == "ended":
             assert child.ended is not None
-            status, detail = "died", _ending(child.ended, "")["detail"] or "exit code 0"
+            status = "died"
+            detail = _ending(child.ended, "")["detail"] or "exit code 0"
         payload = bytes(child.reply.data) if status == "answered" else b""
         report = {"status": status, "detail": detail, "stderr": child.err.data.decode(errors="replace")}
         return report | {"stdout": child.out.data.decode(errors="replace")}, payload
 
     def end_program(self) -> None:
-        """No process but this one remains; what they wrote is read."""
+        """End every process but this one, and read what they have written."""
         child, self.child = self.child, None
         self.processes.kill()
         self.processes.reap(child, block=True)
@@ -284,7 +291,7 @@ class Harness:
 
 
 def _ending(wait_status: int, stderr: str) -> dict:
-    """What a script's end means."""
+    """The status, exit code and detail that a script's wait status stands for."""
     if os.WIFSIGNALED(wait_status):
         number = os.WTERMSIG(wait_status)
         name = next((s.name for s in signal.Signals if s == number), f"signal {number}")
