@@ -1,6 +1,6 @@
 """`python -m jobs.bench_verify --task math|code`: verdicts a second on a core, and what a sandboxed run costs.
 
-    math   the hand-made pairs of tests/math_pairs.tsv, each as a response with a box  ->  verdicts/s and latency
+    math   the hand-made pairs of tests/verify/math_pairs.tsv, each as a response with a box  ->  verdicts/s and latency
     code   a small stdin/stdout problem with 10 cases  ->  start-up, a further case, verdicts/s
 
 A verifier and its child take turns, so one verifier keeps one core busy. *First*: a new worker, whose grammar still
@@ -23,7 +23,7 @@ from trd_ray.config import VerifyConfig
 from trd_ray.errors import UserError
 from trd_ray.verify import Verifier, verifier
 
-PAIRS = Path(__file__).resolve().parents[1] / "tests" / "math_pairs.tsv"
+PAIRS = Path(__file__).resolve().parents[1] / "tests" / "verify" / "math_pairs.tsv"
 NUMBERS = frozenset({"integer", "big number", "fraction", "mixed number", "decimal"})
 HOSTILE = (
     r"10^{10^{10}}",

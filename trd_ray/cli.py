@@ -1,7 +1,7 @@
 """The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
 key.sub=value ...`, `trd compare`, `trd export`, `trd init`, `trd recipes` and `trd miniature build`.
 
-Everything a user can mend is one sentence on standard error and exit code 2.
+What a user can fix is one sentence on standard error and exit code 2.
 """
 
 import argparse
@@ -279,7 +279,7 @@ def _run(job) -> int:
 
 
 def _say(text: str) -> None:
-    """On standard error; what the text quotes of data cannot steer the terminal."""
+    """Print on standard error. Data that the text quotes cannot control the terminal."""
     from trd_ray.record.markdown import visible
 
     with contextlib.suppress(OSError):  # a terminal that has gone away

@@ -1,8 +1,8 @@
-"""`trd init`: the first recipe for one's own data and model, every line explained.
+"""`trd init`: the first recipe for your own data and model, every line explained.
 
     a model, problems, held-out problems  ->  look at their columns, chat template and context  ->  draft()  ->  YAML
 
-What is written has been read back as a recipe, and its data with it: what cannot work is refused before a file exists.
+The recipe is read back, and its data with it, before a file exists. What cannot work is refused there.
 """
 
 import json
@@ -18,7 +18,7 @@ import yaml
 from trd_ray import config, made_here
 from trd_ray.errors import UserError
 
-# What data sets at large call our columns, the likeliest first.
+# What data sets in general call our columns, the likeliest first.
 USUAL = {
     "problem": ("problem", "Problem", "question", "prompt", "query", "input", "instruction"),
     "answer": ("answer", "Answer", "final_answer", "expected_answer", "ground_truth", "target", "label"),
@@ -27,7 +27,7 @@ USUAL = {
     "tests": ("tests", "input_output"),
 }
 PROMPT_TOKENS = {True: 8192, False: 1024}  # for a problem and its reference, with and without a GPU
-CONTEXT_TOKENS = 32768  # of a model that cannot be looked at
+CONTEXT_TOKENS = 32768  # assumed for a model that cannot be looked at
 LONGEST_RESPONSE_TOKENS = 16384  # the paper's
 THINKS = re.compile(r"Qwen/Qwen3-[\d.]+B(-A\d+B)?")  # known by name alone, as --model's default
 STEPS = 8  # that one pass over the problems should have at least
@@ -264,12 +264,12 @@ def _cpus() -> str:
 
 
 def _has_gpu() -> bool:
-    """Without importing torch, which takes seconds to say."""
+    """Whether there is a GPU, without importing torch, which takes seconds."""
     return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _context(model: str) -> int | None:
-    """The positions of a model whose config.json is at hand."""
+    """How many positions a model has; None unless its config.json is at hand."""
     try:
         tree: Any = json.loads(_read(model, "config.json"))
         tree = tree.get("text_config") or tree

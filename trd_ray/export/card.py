@@ -2,7 +2,7 @@
 
     recipe, environment.json, rows/, evaluation/ of a run, and the steps behind the weights  ->  card()  ->  Markdown
 
-The front matter is what the Hugging Face hub reads. Names and texts of people and models are escaped everywhere.
+The Hugging Face hub reads the front matter. Names and texts that people or models wrote are escaped everywhere.
 """
 
 import json
@@ -26,7 +26,7 @@ METHOD = "[Trajectory-Refined Distillation](https://arxiv.org/abs/2606.08432)"
 
 
 def card(run: Path, recipe: Recipe, steps: int, form: str, dtype: str, name: str) -> str:
-    """`steps` are those behind the weights, `name` what the model is called, or OWNER/NAME on the hub."""
+    """The model card. `steps` are those behind the weights; `name` is the model's name, or OWNER/NAME on the hub."""
     directory = RunDirectory.open(run)
     front = yaml.safe_dump(_front_matter(recipe, form), sort_keys=False, allow_unicode=True)
     sections = {
@@ -40,7 +40,7 @@ def card(run: Path, recipe: Recipe, steps: int, form: str, dtype: str, name: str
 
 
 def _front_matter(recipe: Recipe, form: str) -> dict[str, Any]:
-    """The licence is left out: it is the base's, and for whoever publishes to state."""
+    """What the hub reads. The licence is left out: it is the base's, and whoever publishes states it."""
     front: dict[str, Any] = {}
     if _on_hub(recipe.student.path):
         front["base_model"] = recipe.student.path
@@ -64,7 +64,8 @@ def _headline(recipe: Recipe) -> str:
 
 
 def _training(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
-    r, opt = recipe, recipe.learner
+    r = recipe
+    opt = recipe.learner
     trains_on = {"y_r": "the teacher's rewrites of its attempts", "y_o": "its own attempts"}[r.train.trajectory]
     weights = f"LoRA adapters, rank {opt.lora.rank}, alpha {opt.lora.alpha:g}" if opt.lora else "all weights"
     lines = [["", ""], ["base model", _named(r.student.path, r.student.revision)]]
@@ -103,7 +104,7 @@ def _pass_rates(directory: RunDirectory, steps: int) -> list[str]:
 
 
 def _recipe(recipe: Recipe) -> str:
-    """What differs from the defaults, for whoever trains it again; where it ran is nobody's business."""
+    """What differs from the defaults, for whoever trains it again, without where it ran."""
     tree = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"run_dir", "cluster"})
     text = yaml.safe_dump(tree, sort_keys=False)
     return f"The recipe, as far as it differs from the defaults:\n\n{_fenced(text.strip(), 'yaml')}"

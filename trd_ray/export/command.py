@@ -3,8 +3,8 @@
     run or checkpoint -> Checkpoint -> weights in `dtype`, merged or as adapters -> FOLDER: weights, tokenizer,
                                        + trd_ray.export.card                         generation config, README.md
 
-The folder is filled beside its place and renamed into it, so it is whole or not there. It needs memory for the model
-once (merging adapters: in float32), and no GPU.
+The folder is filled next to its place and then renamed, so it is whole or not there. An export holds the model in
+memory once (in float32 when it merges adapters) and needs no GPU.
 """
 
 import json
@@ -35,7 +35,7 @@ _WEIGHTS = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint, and the run that it is of."""
+    """A complete checkpoint and its run."""
 
     folder: Path
     run: Path
@@ -58,7 +58,7 @@ def export(
 ) -> int:
     """Write the folder, and upload it to the hub as `push`; 0 when done. Raises UserError.
 
-    `dtype` is bfloat16 by default, of adapters that in which they train (float32).
+    `dtype` is bfloat16 by default, and for adapters the type in which they train (float32).
     """
     found = find(place, best)
     form = form or found.has
@@ -83,7 +83,8 @@ def find(place: str, best: bool = False) -> Checkpoint:
     if path.name == "model" and (path.parent / "state.json").is_file():
         path = path.parent
     if (path / "recipe.yaml").is_file():
-        run, recipe = path, _recipe(path)
+        run = path
+        recipe = _recipe(path)
         folders = sorted(path.glob("checkpoints/step-*"), key=_steps)
         if not folders:
             raise UserError(f"the run in {path} has no checkpoint to export: let it write one")
@@ -91,7 +92,8 @@ def find(place: str, best: bool = False) -> Checkpoint:
     elif (path / "state.json").is_file() and (path / "model").is_dir():
         if best:
             raise UserError(f"--best chooses among a run's checkpoints, but {path} is one of them: name the run")
-        folder, run = path, path.parents[1]
+        folder = path
+        run = path.parents[1]
         if not (run / "recipe.yaml").is_file():
             raise UserError(
                 f"checkpoint {path} does not lie in its run directory, whose recipe.yaml says how it was made: put it "
@@ -126,7 +128,8 @@ def _recipe(run: Path) -> Recipe:
 
 
 def _best(folders: list[Path], recipe: Recipe) -> Path:
-    name, is_best = recipe.checkpoint.best, recipe.checkpoint.best_is
+    name = recipe.checkpoint.best
+    is_best = recipe.checkpoint.best_is
     if not name:
         raise UserError("the run kept no best checkpoint (checkpoint.best is empty): leave --best out, or name one")
     values = {folder: _state(folder)["metrics"].get(name) for folder in folders}
@@ -170,10 +173,11 @@ def _write(found: Checkpoint, target: Path, dtype: str, form: Form, push: str | 
 
 
 def _merged(found: Checkpoint, folder: Path, dtype: str) -> None:
-    """As transformers writes a model: weights in shards, config, generation config."""
+    """Write a model as transformers does: weights in shards, config, generation config."""
     import torch
 
-    student, wanted = found.recipe.student, getattr(torch, dtype)
+    student = found.recipe.student
+    wanted = getattr(torch, dtype)
     if found.has == "merged":
         model = _load(str(found.model), None, student.trust_remote_code, wanted)
     else:
@@ -209,7 +213,7 @@ def _load(path: str, revision: str | None, trust_remote_code: bool, dtype: Any) 
 
 
 def _adapters(found: Checkpoint, folder: Path, dtype: str) -> None:
-    """A PEFT folder, from the checkpoint's own one or from the learner's state."""
+    """Write a PEFT folder, from the checkpoint's own one or from the learner's state."""
     import safetensors.torch
     import torch
 
@@ -234,7 +238,7 @@ def _of_export(model: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _of_learner(shards: Path) -> dict[str, Any]:
-    """The adapters of a learner's state of any number of ranks, under PEFT's names."""
+    """The adapters in the learner's state, which any number of ranks wrote, under PEFT's names."""
     import torch
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -270,14 +274,14 @@ def _adapter_config(recipe: Recipe, tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _copy_the_rest(model: Path, folder: Path) -> None:
-    """Tokenizer, chat template and code that came with the model: all that is no weights and not written anew."""
+    """Copy the tokenizer, chat template and code that came with the model: all but weights and what is written anew."""
     for file in sorted(model.iterdir()):
         if file.is_file() and not any(map(file.match, _WEIGHTS)) and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
 
 
 def _settle(folder: Path) -> None:
-    """Everything on disk, and readable by whom the umask lets read (safetensors lets nobody)."""
+    """Bring everything to the disk, and let everyone read it whom the umask lets (safetensors lets nobody)."""
     umask = os.umask(0)
     os.umask(umask)
     for file in folder.iterdir():
@@ -305,7 +309,7 @@ def require_hub(name: str) -> None:
 
 
 def upload(name: str, folder: Path) -> str:
-    """Into a repository that is made private unless it exists; returns its address."""
+    """Upload into a repository, which is made private unless it exists. Returns its address."""
     from huggingface_hub import HfApi
 
     try:

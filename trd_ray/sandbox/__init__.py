@@ -7,9 +7,11 @@ Outside: `backends` (bubblewrap, unshare), `interpreter` (what the sandbox shows
 In the folder `inside`: `mounts`, `confine`, `harness` (process 1), `child`, `program`, and for both sides `frames` and
 `values`.
 
-A program sees the interpreter and NumPy read-only, a folder of its own, no network, no process and no environment of
-ours, and expected outputs never enter. Leaving the `with` block, closing, an exception or the death of this process in
-any way end every process of it. One program is used by one thread at a time, whichever; a Sandbox by any number.
+- A program sees the interpreter and NumPy, read-only, and a folder of its own. It sees no network, no process of ours
+  and no environment variable of ours. Expected outputs never enter.
+- Every process of a program ends when the `with` block is left, on close(), on an exception, and when this process
+  dies, however that happens.
+- Any number of threads may use a Sandbox. A program serves one thread at a time, whichever that is.
 """
 
 import json
@@ -26,16 +28,16 @@ _STATUSES = {"ok", "error", "time", "memory", "output", "died"}
 
 @dataclass(frozen=True)
 class Limits:
-    time_s: float = 10.0  # of a case: wall time, but for waiting for a processor, and CPU time of all its processes
-    memory_mib: int = 1024  # of address space a process, and of resident memory of all processes together
-    output_kib: int = 1024  # of stdout, or of the returned value as JSON
+    time_s: float = 10.0  # a case's wall time, without waiting for a processor, and CPU time of all its processes
+    memory_mib: int = 1024  # address space of a process, and resident memory of all processes together
+    output_kib: int = 1024  # stdout, or the returned value as JSON
     processes: int = 32  # and threads
     files_mib: int = 64  # in the temporary folder, all together
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a case came to. All of it but `seconds` is the program's word; text is valid UTF-8, but in `value`.
+    """What a case came to. All of it but `seconds` comes from the program. Text is valid UTF-8, except in `value`.
 
     status: "ok"; "error" (an exception, a non-zero exit, a signal); "time", "memory", "output" (a limit);
     "died" (the function's process, or the sandbox, ended before it answered).
@@ -70,7 +72,8 @@ class Sandbox:
 
 class _Program:
     def __init__(self, backend: str, source: str, limits: Limits, entry_point: str, prelude: str):
-        self._backend, self._limits = backend, limits
+        self._backend = backend
+        self._limits = limits
         counted = {"time_s": limits.time_s, "memory_bytes": limits.memory_mib << 20, "processes": limits.processes}
         counted |= {"wall_s": MAX_STRETCH * limits.time_s}
         counted |= {"output_bytes": limits.output_kib << 10, "files_bytes": limits.files_mib << 20}
@@ -122,7 +125,8 @@ class Function(_Program):
         report, line = self._ask(json.dumps([values.encode(arg) for arg in args]).encode(), loads=True)
         if report.get("status") != "answered":
             return _outcome(report, stdout=report.get("stdout", ""))
-        report["status"], value = "died", None
+        report["status"] = "died"
+        value = None
         try:
             reply = json.loads(line, parse_constant=_refuse)
             if "error" in reply:
@@ -140,7 +144,8 @@ def _outcome(report: dict, stdout: str, value: Any = None) -> Outcome:
     status = report.get("status")
     if status not in _STATUSES:
         status = "died"
-    seconds, exit_code = report.get("seconds"), report.get("exit_code")
+    seconds = report.get("seconds")
+    exit_code = report.get("exit_code")
     return Outcome(
         status=status,
         stdout=_text(stdout),
@@ -153,7 +158,7 @@ def _outcome(report: dict, stdout: str, value: Any = None) -> Outcome:
 
 
 def _text(text: object) -> str:
-    """Half a character becomes "?": neither Arrow nor a terminal takes it."""
+    """Text in which half a character has become "?": neither Arrow nor a terminal takes one."""
     return str(text).encode("utf-8", "replace").decode()
 
 

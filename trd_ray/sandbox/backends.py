@@ -1,7 +1,8 @@
 """The ways to start the harness: in namespaces that bubblewrap or util-linux's unshare makes, or in none.
 
-As root with every right, the tools make the namespaces as root, and the harness then becomes an unprivileged user in a
-user namespace of its own. As anyone else, and as root in a container, the namespaces belong to a user namespace.
+- Root with every right: the tools make the namespaces as root. The harness then becomes an unprivileged user in a user
+  namespace of its own.
+- Anyone else, and root in a container: the namespaces belong to a user namespace.
 """
 
 import os
@@ -97,7 +98,9 @@ def _complaint(backend: str) -> str:
 
 
 def _bubblewrap(files_bytes: int, numpy: bool) -> Launch:
-    python, uid, user = this_interpreter(), None, None
+    python = this_interpreter()
+    uid = None
+    user = None
     shown = python.files + (python.packages if numpy else ())
     if _privileged():
         uid = _unused_uid()
@@ -124,7 +127,9 @@ def _bubblewrap(files_bytes: int, numpy: bool) -> Launch:
 
 
 def _unshare(files_bytes: int, numpy: bool) -> Launch:
-    python, uid, user = this_interpreter(), 0, None
+    python = this_interpreter()
+    uid = 0
+    user = None
     flags = ["--mount", "--pid", "--net", "--ipc", "--uts", "--cgroup", "--fork", "--kill-child"]
     if _privileged():
         uid = _unused_uid()
@@ -174,7 +179,7 @@ def _python(python: Interpreter, path: str, code: str) -> list[str]:
 
 
 def _environment(python: Interpreter, folder: str) -> dict[str, str]:
-    """All of it. A fixed hash seed, so that no verdict depends on the order of a set."""
+    """All environment variables. The hash seed is fixed, so that no verdict depends on the order of a set."""
     fixed = {"PATH": "/usr/bin:/bin", "HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "PYTHONUTF8": "1"}
     fixed |= {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
     fixed |= {f"{library}_NUM_THREADS": "1" for library in ("OPENBLAS", "OMP", "MKL")}
@@ -190,7 +195,7 @@ def _privileged() -> bool:
 
 
 def _unused_uid() -> int:
-    """A user that owns nothing and shares no quota: at random above all that people assign, else nobody."""
+    """A user that owns nothing and shares no quota: a random one above all that people assign, else nobody."""
     with open("/proc/self/uid_map") as file:
         last = max(int(first) + int(count) - 1 for first, _, count in map(str.split, file))
     return 1_900_000_000 + secrets.randbelow(100_000_000) if last >= 2_000_000_000 else 65534

@@ -1,7 +1,7 @@
 """What a Python program needs of the host's files to run: the interpreter, its standard library, the shared libraries.
 
-Not the prefix around them, nor the virtual environment. Every mount costs a start about a millisecond, so the system's
-library folders are shown whole, and NumPy only to programs that name it.
+The prefix around them stays hidden, and so does the virtual environment. Every mount adds about a millisecond to a
+start, so the system's library folders are shown whole, and NumPy only to programs that name it.
 """
 
 import compileall
@@ -19,15 +19,8 @@ HARNESS = "/harness"  # where the sandbox shows the files of this package that r
 PACKAGES = "/packages"
 _SYSTEM_FOLDER = re.compile(r"(/usr)?/lib(64)?(/[a-z0-9_]+-linux-gnu)?")
 _LIBRARY = re.compile(r"(/\S+) \(0x")
-_UNUSED = (
-    "_tkinter",
-    "_curses",
-    "nis",
-    "readline",
-    "_gdbm",
-    "_dbm",
-    "ossaudiodev",
-)  # extension modules with many libraries
+# Extension modules that need many shared libraries, and that no program here needs.
+_UNUSED = ("_tkinter", "_curses", "nis", "readline", "_gdbm", "_dbm", "ossaudiodev")
 
 Binds = tuple[tuple[str, str], ...]  # files and folders of the host, and where the sandbox shows them, read-only
 

@@ -1,9 +1,10 @@
 """A running sandbox as the outside sees it: a socket to its harness, and a sure way to end all of it.
 
-Every wait has a deadline and nothing blocks. What comes through the socket is untrusted: bounded before it is read.
+Every wait has a deadline and nothing blocks. What comes through the socket is untrusted, so its length is checked
+before it is read.
 
-A crash of this process closes the socket, which ends the harness and, with process 1, every process of the namespace.
-That is the kernel's doing and knows nothing of threads: any thread may start, use and close a sandbox.
+When this process crashes, the kernel closes the socket. That ends the harness, which is process 1, and with it every
+process of the namespace. Threads do not matter for this: any thread may start, use and close a sandbox.
 """
 
 import contextlib
@@ -43,7 +44,7 @@ class Broken(Exception):
 
 
 class Process:
-    """Started, confined and ready. RuntimeError, with what the tools said, where it does not come that far."""
+    """A sandbox that is started, confined and ready. Raises RuntimeError, with what the tools said, where it fails."""
 
     def __init__(self, launch: Launch, config: dict):
         self._launch = launch
@@ -84,13 +85,14 @@ class Process:
             raise
 
     def ask(self, header: dict, body: bytes, timeout_s: float, max_body_bytes: int) -> tuple[dict, bytes]:
-        """One message there, one back. TimeoutError, or Broken; the sandbox is of no more use then."""
+        """Send one message and receive one. Raises TimeoutError or Broken; the sandbox is of no more use then."""
         deadline = time.monotonic() + timeout_s
         self._send(memoryview(frames.packed(header, body)), deadline)
         header_bytes, body_bytes = frames.LENGTHS.unpack(self._receive(frames.LENGTHS.size, deadline))
         if header_bytes > _MAX_HEADER_BYTES or body_bytes > max_body_bytes:
             raise Broken("an answer that is too long")
-        text, answer = self._receive(header_bytes, deadline), self._receive(body_bytes, deadline)
+        text = self._receive(header_bytes, deadline)
+        answer = self._receive(body_bytes, deadline)
         try:
             report = json.loads(text)
         except (ValueError, RecursionError) as e:
@@ -100,7 +102,7 @@ class Process:
         return report, bytes(answer)
 
     def close(self) -> None:
-        """Returns when no process of it is left."""
+        """End the sandbox. Returns when no process of it is left."""
         if self._launch.isolated and self._pidfd >= 0:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
@@ -167,7 +169,7 @@ class Process:
 
 
 def _wait_for(fd: int, event: int, deadline: float) -> bool:
-    """Not select(): it refuses descriptors above 1023, which a Ray worker can have."""
-    poll = select.poll()
+    """Whether the descriptor is ready by the deadline."""
+    poll = select.poll()  # not select(): it refuses descriptors above 1023, which a Ray worker can have
     poll.register(fd, event)
     return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))

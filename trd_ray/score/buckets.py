@@ -3,9 +3,9 @@
     base Score, checkpoint Scores of the same problems  ->  buckets()  ->  JSON, table()
 
 The first bucket, problems that the base never solves, is where new ability shows; the last is where forgetting shows.
-Read it with one care: the base's own column is fixed by the grouping. Had the base been sampled again, it would solve
-some of the problems in its first bucket and miss some in its last, so a checkpoint is measured against a base that is
-a little worse there, and a little better in the last bucket, than it really is.
+One caution: the grouping fixes the base's own column. Sampled again, the base would solve some problems of the first
+bucket and miss some of the last. So the base looks a little worse in the first bucket than it is, and a little better
+in the last.
 """
 
 from dataclasses import asdict, dataclass
@@ -37,8 +37,9 @@ class Bucket:
 
 
 def bucket_of(passed: list[bool]) -> int:
-    """Index into LABELS of a problem with these verdicts."""
-    correct, samples = sum(passed), len(passed)
+    """The index in LABELS for a problem with these verdicts."""
+    correct = sum(passed)
+    samples = len(passed)
     if correct in (0, samples):
         return 0 if correct == 0 else len(LABELS) - 1
     return 1 + int(4 * correct > samples) + int(2 * correct > samples) + int(4 * correct > 3 * samples)
@@ -66,7 +67,7 @@ def _column(score: Score, group: list[str], resamples: int, seed: int) -> Column
 
 
 def table(found: list[Bucket]) -> list[list[str]]:
-    """Header and rows of text, a row a bucket; shares in percent."""
+    """A header and rows of text, one row for each bucket, with shares in percent."""
     columns = next((bucket.columns for bucket in found if bucket.columns), [])
     header = [f"solved by {columns[0].name}" if columns else "solved", "problems"]
     for c in columns:

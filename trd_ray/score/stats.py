@@ -2,13 +2,16 @@
 
     answers (one sample of one problem each)  ->  score()  ->  Score  ->  compare(score, base)  ->  JSON, table()
 
-Benchmarks hold 30 to 100 problems, so the intervals resample problems, and two models are compared problem by problem.
+Benchmarks hold 30 to 100 problems. So the intervals resample problems, and two models are compared problem by problem.
 An interval says how far the score would move with other problems of the same kind; samples are taken as they came.
-A bootstrap knows no value that the sample lacks: where no problem of four is solved, it is certain of 0%. With
-fewer than FEW problems, or fewer than RARE that differ from the rest, the interval is therefore `jeffreys`.
-Rates over samples (truncated, answer found) resample problems too: the samples of one problem are alike, and an
-interval that took them as independent would be too narrow. Only where the unit is a problem that counts or does not
-(ever solved) is the interval Wilson's.
+
+- Bootstrap: the usual interval. It knows no value that the sample lacks: where no problem of four is solved, it is
+  certain of 0%.
+- `jeffreys`: with fewer than FEW problems, or fewer than RARE that differ from the rest, because of that.
+- Rates over samples (truncated, answer found) resample problems too. The samples of one problem are alike, and an
+  interval that took them as independent would be too narrow.
+- Wilson: only where the unit is a problem that counts or does not (ever solved).
+
 Shape suffixes: P problems, S samples of each problem, M measures.
 """
 
@@ -21,8 +24,9 @@ from scipy import stats
 
 LEVEL = 0.95
 QUANTILES = {"p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "max": 1.0}
-RESAMPLED_VALUES = 16_000_000  # that exist at a time in a bootstrap
-FEW, RARE = 10, 5  # problems in all, and problems off the commonest value, that a bootstrap needs at least
+RESAMPLED_VALUES = 16_000_000  # the most that a bootstrap holds at a time
+FEW = 10  # problems that a bootstrap needs at least
+RARE = 5  # problems with another than the commonest value that a bootstrap needs at least
 SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)  # the ends between which a measure lies
 
 
@@ -220,7 +224,7 @@ def measures(passed_PS: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def answers_of(rows: Iterable[dict]) -> list[Answer]:
-    """From rows with a problem_id and a judged y_o."""
+    """The answers in rows that have a problem_id and a judged y_o."""
     return [
         Answer(
             problem_id=row["problem_id"],
@@ -236,7 +240,7 @@ def answers_of(rows: Iterable[dict]) -> list[Answer]:
 def score(
     answers: Iterable[Answer] | Iterable[dict], *, name: str, step: int, version: int, resamples: int, seed: int
 ) -> Score:
-    """From answers, or the rows of a run (see `answers_of`), in any order.
+    """The score of answers, or of the rows of a run (see `answers_of`), in any order.
 
     Raises ValueError for no answers, and for problems that were not all sampled equally often.
     """
@@ -288,7 +292,7 @@ def to_json(score: Score) -> dict[str, Any]:
 
 
 def from_json(tree: dict[str, Any]) -> Score:
-    """The score in a tree of `to_json`, whatever else stands beside it."""
+    """The score in a tree of `to_json`, whatever else the tree holds."""
 
     def estimates(values: dict[str, dict]) -> dict[str, Estimate]:
         return {m: Estimate(**v) for m, v in values.items()}
@@ -308,7 +312,7 @@ def shown(samples: int) -> list[str]:
 
 
 def table(scores: list[Score], header: list[str] | None = None) -> list[list[str]]:
-    """Header and rows of text, one column a score, in percent; the last column is the last score's difference."""
+    """A header and rows of text, one column for each score, in percent; the last is the last score's difference."""
     pair = scores[-1].paired_with
     header = ["", *(header or [f"{s.name} (step {s.step})" for s in scores])]
     if pair:

@@ -3,7 +3,7 @@
     text, problem without tests  ->  MathVerifier  ->  Verdict(passed, score, extracted, detail, seconds, feedback)
     text, problem with tests     ->  CodeVerifier  ->  the same
 
-A verifier never raises on what a model wrote: empty, endless and hostile text all end in a verdict, by the deadline.
+A verifier never raises on what a model wrote. Empty, endless and hostile text all end in a verdict by the deadline.
 """
 
 from functools import lru_cache
@@ -25,7 +25,7 @@ def _kept(config: str) -> Verifier:
 
 
 class _ByTests:
-    """What a problem has to be judged by decides who judges; each starts with its first problem."""
+    """Sends a problem with tests to the code verifier, any other to the math verifier; makes each when needed."""
 
     def __init__(self, config: VerifyConfig):
         self._config = config

@@ -17,7 +17,7 @@ class Verdict:
 
 
 class Verifier(Protocol):
-    """Callable from any thread. `problem` is a row with the columns of `trd_ray.rows.PROBLEM`."""
+    """A function that any thread may call. `problem` is a row with the columns of `trd_ray.rows.PROBLEM`."""
 
     def __call__(self, text: str | None, problem: dict) -> Verdict: ...
 

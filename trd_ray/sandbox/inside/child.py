@@ -11,9 +11,9 @@ import sys
 
 from . import confine
 
-STDERR_BYTES = 4096  # of its end
+STDERR_BYTES = 4096  # the last ones are kept
 FUNCTION_STDOUT_BYTES = 64 << 10  # what a function prints is nobody's answer
-REQUESTS, REPLIES = 3, 4  # the descriptors of a function's child, beside its standard ones
+REQUESTS, REPLIES = 3, 4  # descriptors of a function's child, after its standard ones
 _PARKED = 100  # above every descriptor that the harness holds
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -22,8 +22,10 @@ class Sink:
     """The reading end of a pipe: the first or the last `limit` bytes of what is written to the other."""
 
     def __init__(self, limit: int, keep: str):
-        self.limit, self.keep = limit, keep
-        self.data, self.overflowed = bytearray(), False
+        self.limit = limit
+        self.keep = keep
+        self.data = bytearray()
+        self.overflowed = False
         self.fd, self.writer = os.pipe()
         os.set_blocking(self.fd, False)
 
@@ -50,7 +52,7 @@ class Sink:
 
 
 class Child:
-    """`body()` in a new process: its stdin (a script) or its requests (a function) come from `feed`."""
+    """A new process that runs `body()`. Its stdin (a script) or its requests (a function) come from `feed`."""
 
     def __init__(self, limits: dict, script: bool, body):
         self.out = Sink(limits["output_bytes"] if script else FUNCTION_STDOUT_BYTES, "head")
@@ -95,7 +97,7 @@ class Child:
 
 
 def _become_descriptors(ends: list[int]) -> None:
-    """Descriptors 0, 1, ... of this process, and no other one is left."""
+    """Make these descriptors 0, 1, ... of this process, and close all others."""
     parked = [os.dup2(fd, _PARKED + i) for i, fd in enumerate(ends)]
     os.closerange(0, _PARKED)
     for i, fd in enumerate(parked):
@@ -112,7 +114,8 @@ class Processes:
     def pids(self) -> list[int]:
         if self.isolated:
             return [int(name) for name in os.listdir("/proc") if name.isdigit() and name != "1"]
-        found, new = [], [os.getpid()]
+        found = []
+        new = [os.getpid()]
         while new:
             parent = new.pop()
             with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{parent}/children") as file:
@@ -135,7 +138,7 @@ class Processes:
         return sum(map(_memory_bytes, self.pids()))
 
     def kill(self) -> None:
-        """All of them, also those that left their parent and session; returns when none is left."""
+        """End all of them, also those that left their parent and session. Returns when none is left."""
         if self.isolated:
             if os.getpid() != 1:
                 raise RuntimeError("not process 1 of a namespace: kill(-1) would reach the host")
@@ -151,7 +154,7 @@ class Processes:
                     os.waitpid(-1, 0)
 
     def reap(self, child: Child | None, block: bool = False) -> None:
-        """Wait for those that have ended (for all, if `block`), noting how `child` did."""
+        """Wait for those that have ended (for all, if `block`), and note how `child` ended."""
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, 0 if block else os.WNOHANG)
@@ -173,7 +176,7 @@ def _memory_bytes(pid: int) -> int:
 
 @contextlib.contextmanager
 def limited_memory(limit_bytes: int):
-    """For what this process itself does with untrusted text."""
+    """Limit the address space while this process itself works on untrusted text."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, before[1]))
     try:
@@ -183,7 +186,7 @@ def limited_memory(limit_bytes: int):
 
 
 def queued_s(pid: int) -> float:
-    """What the kernel let a process wait, ready to run, for a processor: no fault of the program."""
+    """How long a process that was ready to run has waited for a processor, which is not the program's fault."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/schedstat") as file:
         return int(file.read().split()[1]) / 1e9
     return 0.0

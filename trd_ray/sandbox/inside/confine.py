@@ -3,9 +3,12 @@
     enter_user_namespace (where the backend left us root)  ->  confine: no capability, no new privilege, a system call
     filter, not traceable; children inherit all but the last and add their resource limits
 
-The namespaces are the wall. The filter closes what they leave open: memory that no limit counts (memfd, System V, TCP
-buffers, pages given to a pipe), host-wide quotas (io_uring, aio), a namespace of one's own, and the priority and limits
-of process 1.
+The namespaces are the wall. The filter closes what they leave open:
+
+- memory that no limit counts: memfd, System V, TCP buffers, pages given to a pipe;
+- quotas of the whole host: io_uring, aio;
+- a new namespace of the program's own;
+- the priority and the limits of process 1.
 """
 
 import ctypes
@@ -98,7 +101,8 @@ def confine() -> None:
     """Give up what is left, for this process and all that it will start."""
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")  # where the host runs out of memory, the kernel ends this before any process of ours
-    header, none = struct.pack("=Ii", 0x20080522, 0), struct.pack("=6I", *[0] * 6)
+    header = struct.pack("=Ii", 0x20080522, 0)
+    none = struct.pack("=6I", *[0] * 6)
     _checked("capset", _libc.capset(header, none))
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _filter_system_calls()
@@ -115,7 +119,7 @@ def adopt_orphans() -> None:
 
 
 def limit_resources(limits: dict) -> None:
-    """In the child, before the program. `limits` is what `Limits` of the package says, sizes in bytes."""
+    """Set the limits in the child, before the program runs. `limits` is the package's `Limits`, with sizes in bytes."""
     cpu_s = int(limits["time_s"]) + 2  # a backstop: process 1 watches the time of all processes together
     for name, value in {
         "AS": limits["memory_bytes"],
@@ -141,7 +145,7 @@ def _limit(name: str, value: int) -> None:
 
 
 def _filter_system_calls() -> None:
-    """Seccomp, classic BPF: an errno for what is denied, all else allowed."""
+    """Install a seccomp filter in classic BPF: a denied call returns an errno, all others are allowed."""
     machine = os.uname().machine
     if machine not in _AUDIT_ARCH:
         raise OSError(f"the sandbox knows no system calls of {machine}, only of {' and '.join(_AUDIT_ARCH)}")

@@ -13,14 +13,14 @@ def packed(header: dict, body: bytes = b"") -> bytes:
 
 
 def send(fd: int, header: dict, body: bytes = b"") -> None:
-    """Inside, where to block is harmless: the outside has a deadline."""
+    """Send a message from inside. It may block, because the outside has a deadline."""
     rest = memoryview(packed(header, body))
     while rest:
         rest = rest[os.write(fd, rest) :]
 
 
 def receive(fd: int) -> tuple[dict, bytes]:
-    """Inside. EOFError when the outside has gone."""
+    """Receive a message inside. EOFError when the outside has gone."""
     header_bytes, body_bytes = LENGTHS.unpack(_exactly(fd, LENGTHS.size))
     return json.loads(_exactly(fd, header_bytes)), _exactly(fd, body_bytes)
 

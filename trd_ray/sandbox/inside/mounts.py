@@ -2,9 +2,11 @@
 
     the host's files  ->  a tmpfs with read-only binds, /proc, /dev  ->  pivot_root  ->  exec the harness
 
-bubblewrap does the same by itself. The plan comes from `backends.py`. What power this process has over
-its namespaces (and over all, where the caller is root) it gives up before it executes the harness: the kernel judges
-what others may do to a process by the user namespace in which it was executed.
+bubblewrap does the same by itself. The plan comes from `backends.py`.
+
+This process has power over its namespaces, and over everything where the caller is root. It gives that up before it
+executes the harness, because the kernel decides what others may do to a process by the user namespace in which it was
+executed.
 """
 
 import ctypes

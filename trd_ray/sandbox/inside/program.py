@@ -3,8 +3,8 @@
     script:    source  ->  __main__, with stdin, stdout and stderr  ->  exit status
     function:  source  ->  module `solution`  ->  a JSON line of arguments in, a JSON line of the returned value out
 
-Everything here runs in the program's own process, which may alter it at will: nothing here is trusted. Exits are as
-the interpreter's own: a traceback on stderr, threads joined, atexit handlers run, streams flushed.
+All of it runs in the program's own process, and the program may alter it: nothing here is trusted. A program ends as
+under the interpreter itself: a traceback on stderr, threads joined, atexit handlers run, streams flushed.
 """
 
 import _sitebuiltins
@@ -24,19 +24,19 @@ _source = ""  # for tracebacks to quote
 
 
 def compiled(source: str, name: str = FILE_NAME) -> types.CodeType:
-    """A coding cookie says nothing about text that is decoded already, and a byte order mark is no part of it."""
+    """The code of a source. A byte order mark is no part of it, and a coding cookie in decoded text says nothing."""
     return compile(source.removeprefix("\ufeff"), name, "exec", dont_inherit=True)
 
 
 def run_script(code: types.CodeType, source: str) -> int:
-    """The exit status."""
+    """Run the script as __main__, and return its exit status."""
     main = _become("__main__", source)
     status = _status_of(lambda: exec(code, main.__dict__))
     return _leave(status)
 
 
 def serve_calls(requests: int, replies: int, source: str, prelude: str, entry_point: str) -> int:
-    """Answers until the requests end. The first reply says whether the source could be loaded."""
+    """Answer requests until they end. The first reply says whether the source could be loaded."""
     solution = _become("solution", source)
     reply = os.fdopen(replies, "wb", closefd=False)
     function = None
@@ -125,7 +125,7 @@ def _flush() -> bool:
 
 
 def _print_exception(e: BaseException) -> None:
-    """Without the frames of this file; never raises."""
+    """Print a traceback without the frames of this file. Never raises."""
     try:
         import linecache  # here: most programs do not fail, and all would pay for it
         import traceback
@@ -139,7 +139,7 @@ def _print_exception(e: BaseException) -> None:
 
 
 def described(e: BaseException) -> str:
-    """Its last lines, without a traceback: all that source which does not compile has."""
+    """An exception's last lines, without a traceback. Source that does not compile has no more."""
     import traceback
 
     return "".join(traceback.format_exception_only(e))[-4096:]

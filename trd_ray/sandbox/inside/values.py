@@ -2,9 +2,9 @@
 
     value  ->  encode  ->  null, true, 1, 0.5, "text", [...] or {"tag": ...}  ->  decode  ->  value
 
-A tree may come from a hostile program, so `decode` builds built-in types alone and bounds depth. `encode` reads
-built-in types and their subclasses through the base class, so a method that a program has overridden is never asked.
-Standard library only: this file also runs inside the sandbox.
+A tree may come from a hostile program, so `decode` builds built-in types alone and bounds the depth. `encode` reads a
+subclass of a built-in type through that type, so a method that a program has overridden is never called.
+This file also runs inside the sandbox, so it imports nothing.
 """
 
 from __future__ import annotations
@@ -40,8 +40,9 @@ class Opaque:
 def encode(value: Any) -> Any:
     """The tree of None, bool, int, float, str, bytes, complex, list, tuple, set, frozenset, dict and nests of them.
 
-    A subclass counts as its base (a Counter is a dict, an IntEnum an int) and a NumPy scalar as its Python value;
-    anything else, a list that holds itself and nests deeper than MAX_DEPTH become Opaque.
+    - A subclass counts as its base: a Counter is a dict, an IntEnum an int.
+    - A NumPy scalar counts as its Python value.
+    - Anything else becomes Opaque, and so do a list that holds itself and what nests deeper than MAX_DEPTH.
     """
     return _encode(value, 0, set())
 

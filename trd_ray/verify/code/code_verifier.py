@@ -1,11 +1,11 @@
 """Does the program in a response pass the tests of its problem?
 
-    text -> extract -> program ==sandbox==> outcome of case 1, 2, ... -> compare.rule, outside -> Verdict
+    text -> extract -> program ==sandbox==> outcome of case 1, 2, ... -> outputs.rule, outside -> Verdict
                                  <==inputs==
 
-The program sees inputs alone. What it should have answered never enters the sandbox, and what comes back is data that
-is compared out here, so a program that takes its harness over, prints what a pass prints or exits early gains nothing
-by it. The first case that fails ends it.
+The program sees inputs alone. The expected outputs never enter the sandbox. What comes back is data, and it is compared
+out here. So a program gains nothing when it takes its harness over, prints what a pass prints or exits early. The first
+case that fails ends the verdict.
 """
 
 import re
@@ -23,7 +23,7 @@ from trd_ray.verify.code.tests import Tests
 from trd_ray.verify.verdict import EMPTY, Verdict
 
 MAX_PROGRAM_CHARS = 200_000  # several times what programming contests accept
-MAX_EXTRACTED_CHARS = 8_000  # of the program in a verdict
+MAX_EXTRACTED_CHARS = 8_000  # how much of the program a verdict holds
 MAX_PART_CHARS = 350  # of each of input, expected, got and standard error in a feedback
 MAX_DETAIL_CHARS = 120
 SYNTAX_ERROR = "syntax error"
@@ -37,9 +37,9 @@ _CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE00
 
 
 class CodeVerifier:
-    """Runs the program of a response in a sandbox on `Tests.unpack(problem["tests"])`; passed is all cases or nothing.
+    """Runs the program of a response in a sandbox on `Tests.unpack(problem["tests"])`. It passes with all cases.
 
-    UserError from a call where no sandbox can run: that is no verdict on anybody's program.
+    Raises UserError where no sandbox can run, which says nothing about the program.
     """
 
     def __init__(self, config: VerifyConfig):
@@ -49,10 +49,12 @@ class CodeVerifier:
         start = time.monotonic()
         if not isinstance(text, str) or not text.strip():
             return Verdict(False, 0.0, "", EMPTY, 0.0, "The response is empty.")
-        tests, sandbox = _unpacked(problem["tests"]), _sandbox(self._config.sandbox)
+        tests = _unpacked(problem["tests"])
+        sandbox = _sandbox(self._config.sandbox)
         with _inspector(sandbox) as inspect:
             program = extract(text, tests.entry_point, inspect)
-        detail, feedback = "no code block", "The response holds no Python program in a fenced code block."
+        detail = "no code block"
+        feedback = "The response holds no Python program in a fenced code block."
         if program:
             detail, feedback = run_tests(program, tests, sandbox, self._config)
         seconds = time.monotonic() - start
@@ -81,7 +83,8 @@ def run_tests(program: str, tests: Tests, sandbox: Sandbox, config: VerifyConfig
     """(detail, feedback) on the first case that fails, two times "" when all pass."""
     if why := _unfit(program):
         return why, f"The program was not run: {why}."
-    right, deadline = rule(tests), time.monotonic() + config.program_timeout_s
+    right = rule(tests)
+    deadline = time.monotonic() + config.program_timeout_s
     for group in _groups(tests, config.max_tests):
         limits = _limits(tests, group, config)
         with _opened(program, tests, sandbox, limits) as run:
@@ -106,7 +109,7 @@ def run_tests(program: str, tests: Tests, sandbox: Sandbox, config: VerifyConfig
 
 
 def _groups(tests: Tests, max_tests: int | None) -> list[range]:
-    """Cases that share a process. As in evalplus, those of the base benchmark and those added to it do not."""
+    """Groups of cases that share a process: as in evalplus, the base benchmark's cases and those added to it."""
     total = min(len(tests), max_tests or len(tests))
     base = total if tests.base is None else min(tests.base, total)
     return [group for group in (range(base), range(base, total)) if group]
@@ -153,13 +156,13 @@ def _prelude(program: str, tests: Tests) -> str:
 
 
 def _own_lines(stderr: str, program: str, tests: Tests) -> str:
-    """Tracebacks that count the program's lines alone."""
+    """Tracebacks whose line numbers count the program's own lines alone."""
     before = _prelude(program, tests).count("\n") if tests.kind == "stdio" else 0
     return re.sub(r'(File "solution\.py", line )([0-9]+)', lambda m: f"{m[1]}{int(m[2]) - before}", stderr)
 
 
 def _entry_point(program: str, tests: Tests) -> str:
-    """Where the graders of TACO and LiveCodeBench look: in class Solution if the program has one, else at its top."""
+    """The name to call. TACO and LiveCodeBench look in class Solution if the program has one, else at its top."""
     if tests.compare not in ("equal", "livecodebench"):
         return tests.entry_point
     name = tests.entry_point.rpartition(".")[2]
@@ -195,8 +198,9 @@ def _name(case: int, tests: Tests) -> str:
 
 
 def _feedback(why: str, tests: Tests, case: int, got: Any, stderr: str) -> str:
-    """This case alone: what the other hidden cases are, no feedback tells."""
-    stdio, expected = tests.kind == "stdio", tests.outputs[case]
+    """What a refiner may be told: this case alone, and nothing about the other hidden cases."""
+    stdio = tests.kind == "stdio"
+    expected = tests.outputs[case]
     given = tests.inputs[case] if stdio else f"{tests.entry_point}({', '.join(map(_repr, tests.inputs[case]))})"
     if why == SYNTAX_ERROR:
         parts = ["The program has a syntax error."]
@@ -219,7 +223,7 @@ def _repr(value: Any) -> str:
 
 
 def _clipped(text: str, most: int = MAX_PART_CHARS, tail: bool = False) -> str:
-    """Bounded, and fit for Arrow and a terminal: control characters and lone surrogates become U+FFFD."""
+    """A bounded text for Arrow and a terminal: control characters and lone surrogates become U+FFFD."""
     text = text.replace("\r\n", "\n").rstrip("\n") if len(text) <= most else text
     if len(text) > most:
         text = "…" + text[-most:] if tail else text[: most * 2 // 3] + " … " + text[-(most // 3) :]
@@ -232,7 +236,7 @@ def _short(detail: str) -> str:
 
 @contextmanager
 def _inspector(sandbox: Sandbox) -> Iterator[Callable[[str], int]]:
-    """`extract.INSPECTOR`, started by its first question. A text that breaks the parser is no program."""
+    """`extract.INSPECTOR` in a sandbox that its first question starts. A text that breaks the parser is no program."""
     with ExitStack() as stack:
         running = None
 
@@ -254,11 +258,11 @@ def _inspector(sandbox: Sandbox) -> Iterator[Callable[[str], int]]:
 
 @lru_cache(maxsize=4)
 def _sandbox(backend: str) -> Sandbox:
-    """One of a process."""
+    """The sandbox that this process keeps."""
     return Sandbox(backend)
 
 
 @lru_cache(maxsize=2)
 def _unpacked(packed: bytes) -> Tests:
-    """Rollouts of one problem follow each other."""
+    """The tests, kept because the rollouts of one problem follow each other."""
     return Tests.unpack(packed)

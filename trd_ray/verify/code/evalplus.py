@@ -3,8 +3,12 @@
     one line of HumanEvalPlus.jsonl or MbppPlus.jsonl  ->  base + plus inputs  ==sandbox==> canonical solution's outputs
                                                                                     -> Tests, time limits and all
 
-As in evalplus 0.3.1: expected outputs are what the canonical solution returns, a case may take four times as long as it
-took, but never less than a second, and 4 GiB of memory. A response passes with base and plus together.
+The rules are those of evalplus 0.3.1:
+
+- The expected outputs are what the canonical solution returns.
+- A case may take four times as long as the canonical solution took, and at least a second.
+- It may take 4 GiB of memory.
+- A response passes with base and plus together.
 """
 
 import math
@@ -44,7 +48,8 @@ def evalplus_tests(problem: dict[str, Any], dataset: Literal["humaneval_plus", "
             f"{problem.get('task_id', 'a problem')} of {dataset} has no {', '.join(missing)}: give evalplus's own "
             "JSONL file, of HumanEval+ v0.1.10 or MBPP+ v0.2.0"
         )
-    task_id, name = problem["task_id"], problem["entry_point"]
+    task_id = problem["task_id"]
+    name = problem["entry_point"]
     base, plus = problem["base_input"], problem["plus_input"]
     if dataset == "mbpp_plus":
         base, plus = (mbpp_deserialize_inputs(task_id, inputs) for inputs in (base, plus))

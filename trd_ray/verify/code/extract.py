@@ -1,9 +1,10 @@
-"""The program in a response: one pass over the text, whatever the model wrote.
+"""Where in a response is its program? One pass over the text, whatever the model wrote.
 
     response -> after </think> -> fenced blocks -> candidates(), best first -> the first that is a program
 
-The text is never parsed as Python in this process: a hostile one can exhaust the parser's stack or memory. Where text
-alone does not decide, `extract` asks `inspect`, which CodeVerifier runs in its sandbox on the source of INSPECTOR.
+The text is never parsed as Python in this process, because a hostile one can exhaust the parser's stack or memory.
+Where the text alone does not decide, `extract` asks `inspect`, which CodeVerifier runs in its sandbox from the source
+of INSPECTOR.
 """
 
 import re
@@ -28,7 +29,7 @@ def inspect(source):
 _PYTHON = {"python", "py", "python3", "py3", "cpython", "pypy", "pypy3"}
 _LANGUAGE = re.compile(r"[{.\s]*([a-z0-9_+#-]*)")
 _TRIPLE = re.compile(r'"""|' + r"'''")
-_TAIL = re.compile(r"(?<!`)(`{3,})[ \t]*(python3?|py3?)?$")  # of a line that says something before its fence
+_TAIL = re.compile(r"(?<!`)(`{3,})[ \t]*(python3?|py3?)?$")  # ends a line that says something before its fence
 _CODE_LINE = re.compile(
     r"^(print\(|(import|from) \w|(def|class|for|while|if|with) .*:|[A-Za-z_]\w* *=[^=])", re.MULTILINE
 )
@@ -48,9 +49,12 @@ class Block:
 def extract(text: str, entry_point: str, inspect: Callable[[str], int]) -> str:
     """The program that answers, "" when there is none.
 
-    Of the Python blocks (of those without a language when no block says Python) that define `entry_point`, if one is
-    asked for and any does: the last that is closed and a program, else the last closed, else the last. Without a block
-    the whole text, if it is a program. `inspect` is called only where several blocks, or none, leave a choice.
+    - The Python blocks count; when no block says Python, those without a language.
+    - If an entry point is asked for and any of them defines it, only those that do count.
+    - The last one that is closed and a program is taken, else the last closed one, else the last.
+    - Without a block, the whole text is taken if it is a program.
+
+    `inspect` is called only where several blocks, or none, leave a choice.
     """
     text = answer_part(text.replace("\r\n", "\n"))
     found = candidates(text, entry_point)
@@ -68,7 +72,7 @@ def extract(text: str, entry_point: str, inspect: Callable[[str], int]) -> str:
 
 
 def answer_part(text: str) -> str:
-    """What follows the thinking; all of it when nothing does."""
+    """What follows the thinking; the whole text when nothing does."""
     answer = text.rpartition("</think>")[2]
     return answer if answer.strip() else text
 
@@ -86,7 +90,7 @@ def candidates(text: str, entry_point: str = "") -> list[str]:
 
 
 def defines(code: str, entry_point: str) -> bool:
-    """By its looks: a def, a class method or an assignment of that name, anywhere. True for no entry point at all."""
+    """Whether the code seems to hold a def, a method or an assignment of that name. True for no entry point at all."""
     name = re.escape(entry_point.rpartition(".")[2])
     return (
         not entry_point
@@ -101,7 +105,11 @@ def blocks(text: str, strings: bool = True) -> list[Block]:
     one too; a Python block may open, and any may close, at the end of a line.
     """
     found: list[Block] = []
-    fence, indent, language, lines, quote = "", 0, "", [], ""
+    fence = ""
+    indent = 0
+    language = ""
+    lines = []
+    quote = ""
 
     def end(closed: bool) -> None:
         if fence:
@@ -113,14 +121,20 @@ def blocks(text: str, strings: bool = True) -> list[Block]:
         mark, info, before = _fence(line) if not quote else ("", "", line)
         if mark and info:
             end(closed=False)
-            fence, indent, language, lines = mark, len(line) - len(line.lstrip()), _language(info), []
+            fence = mark
+            indent = len(line) - len(line.lstrip())
+            language = _language(info)
+            lines = []
         elif mark and fence and mark[0] == fence[0] and len(mark) >= len(fence):
             if before:
                 lines.append(before)
             end(closed=True)
             fence = ""
         elif mark and not fence and not before:
-            fence, indent, language, lines = mark, len(line) - len(line.lstrip()), "", []
+            fence = mark
+            indent = len(line) - len(line.lstrip())
+            language = ""
+            lines = []
         elif fence:
             lines.append(line[min(indent, len(line) - len(line.lstrip())) :])
             quote = _quote(line, quote) if strings and (not language or language in _PYTHON) else ""
@@ -155,9 +169,11 @@ def _quote(line: str, quote: str) -> str:
             at = line.find(quote, at)
             if at < 0:
                 return quote
-            quote, at = "", at + 3
+            quote = ""
+            at = at + 3
         else:
             opened = _TRIPLE.search(line, at)
             if not opened:
                 return ""
-            quote, at = opened.group(), opened.end()
+            quote = opened.group()
+            at = opened.end()

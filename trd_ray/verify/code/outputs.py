@@ -9,8 +9,12 @@
 | equal | TACO, APPS: value | == with tuples as lists, JSON's text keys as numbers, and [x] for x |
 | humaneval_plus, mbpp_plus | evalplus 0.3.1 | ==, else same type and within atol, rtol 1e-7; special oracles |
 
-Where a grader is lax by accident we are not: APPS takes the lines and the tokens of a line in any order, lets whole
-numbers differ by a hundred-thousandth, and takes the first element of an expected list for the list.
+Where a grader is lax by accident, we are strict. APPS accepts three things that are wrong here:
+
+- the lines, and the tokens of a line, in any order;
+- whole numbers that differ by a hundred-thousandth;
+- the first element of an expected list in place of the list.
+
 `got` is what the sandbox decoded: plain Python data, or `Opaque`, which equals nothing.
 """
 
@@ -115,7 +119,8 @@ def _mbpp_plus(tests: Tests) -> Right:
     name = tests.entry_point
 
     def exact(case: int, got: Any) -> bool:
-        args, expected = tests.inputs[case], tests.outputs[case]
+        args = tests.inputs[case]
+        expected = tests.outputs[case]
         if name in oracle.MBPP_OUTPUT_SET_EQ_TASKS:
             wanted = set(expected)  # got is looked up in it first: a set of hostile keys takes quadratic time to build
             return all(item in wanted for item in got) and set(got) == wanted
@@ -157,15 +162,16 @@ def _evalplus(tests: Tests, exact: Right) -> Right:
 
 
 def _holds_text(value: Any) -> bool:
-    """Which is close to nothing, but NumPy would first pad all of it to the longest."""
+    """Whether a value holds text, which is close to nothing, but which NumPy would first pad to the longest."""
     if isinstance(value, list | tuple):
         return any(map(_holds_text, value))
     return isinstance(value, str | bytes)
 
 
 def _tolerances(tests: Tests) -> list[float]:
-    """atol of each case. One float output turns 1e-6 on for it and all that follow it in its group, as in evalplus."""
-    found, atol = [], tests.atol
+    """The atol of each case. As in evalplus, a float output sets 1e-6 for itself and all that follow in its group."""
+    found = []
+    atol = tests.atol
     for case, expected in enumerate(tests.outputs):
         if case == tests.base:
             atol = tests.atol

@@ -2,8 +2,8 @@
 
     a data set's cases  ->  Tests(...).pack()  ->  bytes (compressed JSON)  ->  Tests.unpack()  ->  CodeVerifier
 
-Values keep their Python types on the way (`trd_ray.sandbox.values`), so a tuple that a task expects is not a
-list when it arrives. Nothing is ever pickled.
+Values keep their Python types on the way (`trd_ray.sandbox.values`): a tuple that a task expects arrives as a tuple.
+Nothing is ever pickled.
 """
 
 import json
@@ -15,9 +15,8 @@ from typing import Any, Literal, get_args
 from trd_ray.sandbox.values import decode, encode
 
 FORMAT = 1
-_LARGE = (
-    4 << 20
-)  # of JSON: HumanEval/15 has 138 MB of nearly equal outputs, which lzma packs into 5 MB and zlib into 42
+# Bytes of JSON from which lzma packs. HumanEval/15 has 138 MB of nearly equal outputs: 5 MB with lzma, 42 with zlib.
+_LARGE = 4 << 20
 _LZMA_MAGIC = b"\xfd7zXZ\x00"
 
 Kind = Literal["stdio", "function"]
@@ -39,9 +38,9 @@ IMPORTS = "\n".join(
 class Tests:
     """Cases and the rule that judges them; `inputs[i]` and `outputs[i]` are case i.
 
-    "stdio": both are text, given on standard input and expected on standard output. "function": an input is the list
-    of positional arguments, an output the value that `entry_point` returns for them. Limits that are None are the
-    configuration's.
+    "stdio": an input is the text on standard input, an output the text expected on standard output.
+    "function": an input is the list of positional arguments, an output the value that `entry_point` returns for them.
+    A limit that is None is the configuration's.
     """
 
     kind: Kind
@@ -54,7 +53,7 @@ class Tests:
     prelude: str = ""  # Python that runs before the program: IMPORTS where the data set's grader does that
     epilogue: str = ""  # Python after a function program, for what its grader does to a value before it compares
     task_id: str = ""
-    # Of HumanEval+ and MBPP+ alone:
+    # For HumanEval+ and MBPP+ alone:
     atol: float = 0.0
     base: int | None = None  # the first `base` cases are the original benchmark's, the rest are evalplus's own
     case_time_limits_s: list[float] | None = None  # a limit for each case, in place of time_limit_s

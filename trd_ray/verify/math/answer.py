@@ -3,12 +3,12 @@ r"""Where in a response is its answer?
     text  ->  last_boxed    the last \boxed{...}
           `-> stated        the last sentence that says what the answer is, for models that do not box
 
-Both read megabytes in one pass; `stated` looks at the end alone.
+Both take one pass, however long the text is. `stated` looks at its end alone.
 """
 
 import re
 
-TAIL_CHARS = 2000  # of a response, in which an answer in prose is looked for
+TAIL_CHARS = 2000  # the end of a response, where an answer in prose is looked for
 
 _BRACES = re.compile(r"\\{1,3}boxed\s*\{|\\.|[{}]", re.DOTALL)  # `\\.` skips \{ and \}, which balance nothing in TeX
 
@@ -45,7 +45,9 @@ _LEAD = re.compile(
 
 def last_boxed(text: str) -> str | None:
     r"""The content of the `\boxed{...}` that opens last and is closed, in one pass over the text; None without one."""
-    found, opened_at, stack = None, -1, []
+    found = None
+    opened_at = -1
+    stack = []
     first = text.find("boxed")
     if first < 0:
         return None
@@ -58,15 +60,19 @@ def last_boxed(text: str) -> str | None:
         elif word == "}" and stack:
             start = stack.pop()
             if start > opened_at:
-                found, opened_at = text[start : token.start()], start
+                found = text[start : token.start()]
+                opened_at = start
     return found
 
 
 def stated(text: str) -> str | None:
     """The answer that the end of a text states as such, None when it states none.
 
-    A number in passing is no answer; neither is one that its own sentence doubts or denies, nor one that what follows
-    takes back.
+    None of these is an answer:
+
+    - a number in passing;
+    - a number that its own sentence doubts or denies;
+    - a number that what follows takes back.
     """
     tail = text.rstrip()[-TAIL_CHARS:].rpartition("</think>")[2].strip()
     found: list[tuple[int, int, str]] = []  # where the statement begins, where it ends, what it states

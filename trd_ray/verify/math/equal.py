@@ -1,11 +1,16 @@
-r"""Do two answers say the same? Their forms are compared part by part; only formulas are asked of math-verify.
+r"""Do two answers say the same? Their forms are compared part by part. Only formulas go to math-verify.
 
     equal(read("x=1 \text{ or } x=2"), read("\{2, 1\}"), ask, problem="Solve for x.")  ->  True
 
-The rules are those of a strict grader of competition answers: order matters in tuples and not in lists and sets, open
-is not closed, another unit is another answer, a rounded decimal is not the exact number unless it shows at least
-`EXACT_DIGITS` right digits, and whatever cannot be read is unequal. A false accept teaches a student something wrong;
-a false reject only loses a sample.
+The rules are those of a strict grader of competition answers:
+
+- Order matters in tuples, and not in lists and sets.
+- An open end of an interval is not a closed one.
+- Another unit is another answer.
+- A rounded decimal is not the exact number, unless it shows at least `EXACT_DIGITS` right digits.
+- What cannot be read is unequal.
+
+In doubt the answer is rejected. A false accept teaches a student something wrong; a false reject only loses a sample.
 """
 
 import re
@@ -40,7 +45,7 @@ from trd_ray.verify.math.relations import (
 )
 from trd_ray.verify.math.units import DEGREE, PERCENT, Unit, asked_unit
 
-EXACT_DIGITS = 6  # of a decimal that stands for 1/3 or \sqrt{2}: significant ones, and after the point
+EXACT_DIGITS = 6  # that a decimal for 1/3 or \sqrt{2} needs: significant ones, and after the point
 
 Ask = Callable[..., bool]  # ask("value" | "equation" | "inequality" | "set", gold, answer, decimal=""): math-verify
 
@@ -152,7 +157,7 @@ class Equality:
         return self.equal(bare, value) if swapped else self.equal(value, bare)
 
     def _belongs(self, unit: Unit) -> bool:
-        """Whether an answer may carry a unit that the expected one does not: a measure, or a noun of the problem."""
+        """Whether an answer may have a unit that the expected one lacks: a measure, or a noun of the problem."""
         if unit.known:
             return True
         words = re.findall("[a-z]+", self._problem.lower())
@@ -183,7 +188,8 @@ class Equality:
         r"""`m+n=34`, `x = \frac{10}{4} = 2.5` and `x \approx ...` against the value alone."""
         if (interval := interval_of(answer)) is not None:
             return (isinstance(gold, Group) or is_set(gold)) and self.equal(gold, interval[1])
-        parts, signs = list(answer.parts), list(answer.signs)
+        parts = list(answer.parts)
+        signs = list(answer.signs)
         if not set(signs) <= {"=", r"\approx"}:
             return False
         while (
@@ -191,7 +197,8 @@ class Equality:
             and (is_label(parts[0]) or self._is_asked_for(parts[0]))
             and latex_of(parts[0]) != latex(gold)
         ):
-            parts, signs = parts[1:], signs[1:]
+            parts = parts[1:]
+            signs = signs[1:]
         if r"\approx" in signs:
             parts = parts[: signs.index(r"\approx") + 1]
         return all(self.equal(gold, read(part)) for part in parts)
@@ -280,7 +287,7 @@ class Equality:
         return all(any(self.equal(one, other) for other in others) for one in some)
 
     def _matched(self, gold: Sequence[Form], answer: Sequence[Form]) -> bool:
-        """In any order, each once. Equality is transitive enough that the first partner will do."""
+        """Whether each has its partner, in any order. Equality is transitive enough that the first partner will do."""
         left = list(answer)
         for one in gold if len(gold) == len(answer) else []:
             partner = next((i for i, other in enumerate(left) if self.equal(one, other)), None)
@@ -309,7 +316,7 @@ class Equality:
 
 
 def latex(form: Form) -> str:
-    """What math-verify is given."""
+    """The LaTeX that math-verify is given for a form."""
     match form:
         case Number(value):
             sign = "-" if value < 0 else ""
@@ -336,7 +343,8 @@ def is_long_decimal(number: Number) -> bool:
 def shows(exact: Fraction, decimal: Number) -> bool:
     """Whether a number rounds, or is cut, to the digits of a decimal."""
     assert decimal.places is not None
-    scaled, written = abs(exact) * 10**decimal.places, abs(decimal.value) * 10**decimal.places
+    scaled = abs(exact) * 10**decimal.places
+    written = abs(decimal.value) * 10**decimal.places
     same_sign = (exact < 0) == (decimal.value < 0)
     return same_sign and written in (scaled.numerator // scaled.denominator, int(scaled + Fraction(1, 2)))
 

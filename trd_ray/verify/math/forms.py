@@ -4,8 +4,9 @@ r"""What kind of thing an answer is: its tokens enter, a tree of small values le
     "12 \text{ cm}^2"          ->  Quantity(Number(12), Unit("cm", 2))
     "(0, \sqrt2]"              ->  Group("(]", (Number(0), Formula("\sqrt{2}")))
 
-Nothing is evaluated, and nothing raises but TooDeep. A `Formula` is left to math-verify; `Words` and `Odd`, which is
-whatever mixes words and formulas or uses a notation that is not read here, are equal only to the same spelling.
+Nothing is evaluated, and nothing raises but TooDeep. A `Formula` is left to math-verify. `Words` are equal only to the
+same words. `Odd` is what mixes words and formulas, or uses a notation that is not read here: it is equal only to the
+same spelling.
 """
 
 import re
@@ -16,7 +17,7 @@ from functools import lru_cache
 from trd_ray.verify.math import units as units
 from trd_ray.verify.math.latex import CLOSING, OPENING, ROW_END, depth_after, join, tokens
 
-MAX_DEPTH = 40  # of brackets; no real answer comes near
+MAX_DEPTH = 40  # of brackets within brackets; no real answer comes near
 
 
 class TooDeep(ValueError):
@@ -119,7 +120,7 @@ def read(answer: str) -> Form:
 
 
 def spelling(answer: str) -> str:
-    """Equal for two answers that differ only in blanks, braces and the like."""
+    """One text for all answers that differ only in blanks, braces and the like."""
     return join(tokens(_whole_thousands(answer)))
 
 
@@ -140,7 +141,8 @@ def _choice(found: tuple[str, ...]) -> Form | None:
     match = _LETTERED.fullmatch(plain)
     if not match:
         return None
-    letter, content = match[1] or match[2], match[3].strip()
+    letter = match[1] or match[2]
+    content = match[3].strip()
     if not content:
         return Choice(letter)
     rest = tokens(content)
@@ -196,7 +198,7 @@ def _single(found: tuple[str, ...]) -> Form:
 
 
 def _value(found: tuple[str, ...]) -> Form:
-    """Without a unit: `$5 million` is no number of dollars that is read here."""
+    """The form of a value without a unit. `$5 million` is no number of dollars that is read here."""
     return (_bracketed(found) or _matrix(found) or _number(found) if found else None) or _formula(found)
 
 
@@ -204,7 +206,8 @@ def _relation(found: tuple[str, ...]) -> Form | None:
     pieces = _split(found, SIGNS)
     if len(pieces) == 1:
         return None
-    signs, depth = [], 0
+    signs = []
+    depth = 0
     for token in found:
         depth = depth_after(token, depth)
         if depth == 0 and token in SIGNS:
@@ -288,7 +291,8 @@ def _quantity(found: tuple[str, ...]) -> Form | None:
         return Quantity(_value(_unwrapped(found[1:])), units.CURRENCIES[found[0]]) if len(found) > 1 else None
     start, power = units.split(found)
     for i in range(start, power):
-        value, unit = _stripped(found[:i]), units.unit(found[i:power], found[power:], after=found[i - 1] if i else "")
+        value = _stripped(found[:i])
+        unit = units.unit(found[i:power], found[power:], after=found[i - 1] if i else "")
         if value and unit and not (unit == units.DEGREE and _ANGLE_OF.intersection(value)):
             return Quantity(_value(_unwrapped(value)), unit)
     return None
@@ -370,7 +374,7 @@ def _encloses(found: tuple[str, ...]) -> bool:
 
 
 def _unwrapped(found: tuple[str, ...]) -> tuple[str, ...]:
-    """Without braces around the whole, nor parentheses around what is no tuple."""
+    """The tokens without braces around the whole, and without parentheses around what is no tuple."""
     while True:
         found = _stripped(found)
         if len(found) < 3 or (found[0], found[-1]) not in (("{", "}"), ("(", ")")) or not _encloses(found):

@@ -2,8 +2,8 @@ r"""One spelling for one formula: an answer as a model or a data set wrote it en
 
     r"\left( \dfrac12,\, 2√3 \right)"  ->  ["(", r"\frac", "{", "1", "}", "{", "2", "}", ",", "2", r"\sqrt", ...]
 
-Only spelling is settled here (size commands, thin spaces, Unicode signs, braces that TeX does not need), never value.
-Every pattern takes linear time, and callers bound the length.
+Only the spelling changes here, never the value: size commands, thin spaces, Unicode signs, braces that TeX does not
+need. Every pattern takes linear time, and callers bound the length.
 """
 
 import re
@@ -84,7 +84,7 @@ CLOSING = frozenset({")", "]", "}", r"\}", r"\rfloor", r"\rceil"})
 
 
 def tokens(answer: str) -> tuple[str, ...]:
-    r"""The tokens of an answer in its one spelling; blanks are single and stay only where they may part something."""
+    r"""The tokens of an answer in its one spelling. Blanks are single, and stay where they may separate something."""
     text = re.sub(r"√\s*([0-9]+)", r"\\sqrt{\1}", answer).translate(_FOLDED)
     text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: "^{" + m.group().translate(_RAISED) + "}", text)
     text = re.sub(r"[₀-₉]+", lambda m: "_{" + m.group().translate(_RAISED) + "}", text)
@@ -97,7 +97,7 @@ def tokens(answer: str) -> tuple[str, ...]:
 
 
 def join(parts) -> str:
-    """Tokens as LaTeX: a blank only where two would run together, or where it parts two numbers."""
+    """Tokens as LaTeX, with a blank only where two would run together, or where it separates two numbers."""
     out: list[str] = []
     before = ""
     for token in parts:
@@ -127,7 +127,7 @@ def _without_double_slashes(text: str) -> str:
 
 
 def _without_delimiters(text: str) -> str:
-    """Markdown's asterisks and TeX's math delimiters around an answer, and the full stop after it."""
+    """The answer without Markdown's asterisks and TeX's math delimiters around it, and the full stop after it."""
     before = None
     while text != before:
         before = text

@@ -4,11 +4,14 @@ r"""Is the answer of a response, the last \boxed{...}, the one that the problem 
                                    |-> Equality -> verdict, most of them here
     problem["answer"]  -> read ----'        `-> a formula: one JSON line ==pipe==> answer_process (math-verify)
 
-Symbolic comparison of what a model wrote can take for ever (`10^{10^{10}}`), eat all memory or overflow the stack, and
-math-verify's own deadline needs SIGALRM in a main thread. So it runs in a child that is kept warm, limits its memory,
-and replaces the process that compares when that misses its deadline or dies. A death need not be the answer's doing
-(another process may have filled the memory), so the comparison is made once more before the answer counts as wrong.
-The child ends with the pipe, when this process closes it or dies, however that happens.
+Comparing what a model wrote can take for ever (`10^{10^{10}}`), use all memory or overflow the stack. math-verify's own
+deadline needs SIGALRM in a main thread. So a child process compares, and it is kept warm:
+
+- It limits its own memory.
+- When the process that compares misses the deadline or dies, the child replaces it.
+- A death need not be the answer's fault: another process may have filled the memory. So the comparison is made once
+  more before the answer counts as wrong.
+- The child ends with the pipe: when this process closes it, and when this process dies.
 """
 
 import contextlib
@@ -28,10 +31,10 @@ from trd_ray.verify.math.equal import Equality
 from trd_ray.verify.math.forms import TooDeep, read, spelling
 from trd_ray.verify.verdict import EMPTY, Verdict
 
-MAX_ANSWER_CHARS = 2000  # longer is no answer, and only costs the parser time
-MAX_FORMULA_CHARS = 600  # of one part; longer ones are a model that repeats itself, and take the parser seconds
-MAX_FEEDBACK_CHARS = 200  # of the answer that a feedback quotes
-START_TIMEOUT_S = 120.0  # of the child: it imports SymPy, which a busy machine does slowly
+MAX_ANSWER_CHARS = 2000  # what is longer is no answer, and only costs the parser time
+MAX_FORMULA_CHARS = 600  # of one part; a longer one is a model that repeats itself, and takes the parser seconds
+MAX_FEEDBACK_CHARS = 200  # how much of the answer a feedback quotes
+START_TIMEOUT_S = 120.0  # the child imports SymPy, which a busy machine does slowly
 DEADLINE = "deadline passed"
 DIED = "verifier process died"  # as answer_process says it too
 NO_STATEMENT = "no stated answer"
@@ -106,7 +109,7 @@ class MathVerifier:
         return {"given_up": "cannot be compared (the process that compares died twice)"}
 
     def _ask_once(self, request: dict, timeout_s: float) -> dict:
-        """Starts the child where there is none."""
+        """The child's reply. The child is started where there is none."""
         if self._child is None or not self._child.alive:
             self._stop()
             self._child = _Child()
@@ -152,7 +155,7 @@ class _Child:
     """The process of answer_process.py, ready to compare. RuntimeError when it does not start."""
 
     def __init__(self):
-        # -P: the script's folder, where this file shadows the standard library's math, stays off the import path.
+        # -P: the folder of the script stays off the import path, where its names (units, latex) would hide packages.
         command = [sys.executable, "-P", str(Path(__file__).with_name("answer_process.py"))]
         self._process = subprocess.Popen(
             command,
@@ -163,7 +166,8 @@ class _Child:
             process_group=0,  # to kill it together with the process that compares
         )
         assert self._process.stdin and self._process.stdout
-        self._requests, self._replies = self._process.stdin, self._process.stdout
+        self._requests = self._process.stdin
+        self._replies = self._process.stdout
         try:
             why = self._receive(START_TIMEOUT_S).get("error")
         except (TimeoutError, EOFError) as e:
@@ -177,7 +181,7 @@ class _Child:
         return self._process.poll() is None
 
     def ask(self, request: dict, timeout_s: float) -> dict:
-        """TimeoutError, EOFError or OSError when the child is stuck or dead; it is of no more use then."""
+        """The child's reply. TimeoutError, EOFError or OSError when it is stuck or dead, and then of no more use."""
         self._requests.write(json.dumps(request).encode() + b"\n")
         return self._receive(timeout_s + GRACE_S)
 

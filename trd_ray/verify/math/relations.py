@@ -43,7 +43,7 @@ def sides(relation: Relation) -> list[str]:
 
 
 def as_less(relation: Relation) -> tuple[str, list[str]] | None:
-    """`a > b` as `b < a`; None for what is no inequality."""
+    """The sign and sides of `a > b` as `b < a`; None for what is no inequality."""
     sign = relation.signs[0]
     if sign in (">", r"\ge"):
         return _FLIPPED[sign], sides(relation)[::-1]
@@ -54,7 +54,8 @@ def interval_of(relation: Relation) -> tuple[str, Form] | None:
     r"""`-1 < x \le 1` as its variable and (-1, 1]; None unless it bounds one letter by what holds no letters."""
     if not all(sign in _FLIPPED or sign == r"\ne" for sign in relation.signs):
         return None
-    parts, signs = [latex_of(part) for part in relation.parts], list(relation.signs)
+    parts = [latex_of(part) for part in relation.parts]
+    signs = list(relation.signs)
     letters = [bool(_BOUNDED.fullmatch(p)) for p in parts]
     if sum(letters) != 1 or len(parts) > 3:
         return None
@@ -83,7 +84,8 @@ def _around_zero(name: str, signs: list[str], bound: Form, outside: bool) -> tup
     r"""`|x| < 3` as -3 < x < 3, `3 < |x|` as its complement."""
     if len(signs) != 1 or signs == [r"\ne"] or not isinstance(bound, Number) or bound.value <= 0:
         return None
-    strict, lower = signs == ["<"], Number(-bound.value, bound.places)
+    strict = signs == ["<"]
+    lower = Number(-bound.value, bound.places)
     if not outside:
         return name, Group("()" if strict else "[]", (lower, bound))
     below = Group("()" if strict else "(]", (Formula(r"-\infty"), lower))

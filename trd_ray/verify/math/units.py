@@ -3,8 +3,10 @@ r"""Units of measure, as answers write them.
     (r"\text{ square centimeters}",)  ->  Unit("cm", 2)
     (r"\text{ apples}",)              ->  Unit("apple", 1), not known
 
-A known unit may be left out of an answer; another unit of the same dimension is converted; any other is another answer.
-What is not known is a noun, which the verifier checks against the problem's words.
+- A known unit may be left out of an answer.
+- Another unit of the same dimension is converted.
+- A unit of another dimension makes it another answer.
+- What is not known is a noun, which the verifier checks against the problem's words.
 """
 
 import re
@@ -31,7 +33,7 @@ class Unit:
         return (here[1] / there[1]) ** self.power
 
 
-MAX_TOKENS = 12  # of a unit
+MAX_TOKENS = 12  # that a unit may have
 
 PERCENT, DEGREE = Unit("percent"), Unit("degree")
 CURRENCIES = {r"\$": Unit("dollar"), "€": Unit("euro"), "£": Unit("pound"), "¥": Unit("yen"), "₹": Unit("rupee")}
@@ -102,7 +104,7 @@ def split(found: tuple[str, ...]) -> tuple[int, int]:
 def unit(found: tuple[str, ...], raised: tuple[str, ...], after: str) -> Unit | None:
     r"""The unit that these tokens spell, raised to a power; None when they spell none.
 
-    Letters that stand bare must be a known unit and no product of variables: `5x` is no quantity. `after` is the token
+    Letters outside \text{} must be a known unit and no product of variables: `5x` is no quantity. `after` is the token
     before them.
     """
     wrapped = any(t.startswith(r"\text{") for t in found)
@@ -112,9 +114,11 @@ def unit(found: tuple[str, ...], raised: tuple[str, ...], after: str) -> Unit | 
     power = next((int(t) for t in raised if t.isdigit()), 1)
     for before, after_it, exponent in (("square ", " squared", 2), ("sq ", "", 2), ("cubic ", " cubed", 3)):
         if words.lower().startswith(before) and words.lower() != before.strip():
-            words, power = words[len(before) :], exponent
+            words = words[len(before) :]
+            power = exponent
         elif after_it and words.lower().endswith(after_it):
-            words, power = words[: -len(after_it)], exponent
+            words = words[: -len(after_it)]
+            power = exponent
     name = _name(words)
     if name in _KNOWN:
         if (
