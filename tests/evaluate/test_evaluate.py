@@ -27,6 +27,7 @@ from trd_ray.evaluate.report import _named_apart
 from trd_ray.evaluate.samples import Samples, verifier_of
 from trd_ray.evaluate.target import target
 from trd_ray.evaluate.weights import difference, fingerprint
+from trd_ray.rows import TRAJECTORY
 from trd_ray.score.stats import Answer, compare, from_json, score, table
 from trd_ray.stream.answers import Ask, Question, Verified, answers, seed_of_sample
 from trd_ray.verify import Verdict
@@ -282,6 +283,20 @@ def test_samples_of_other_settings_or_weights_are_refused_with_what_differs(tmp_
         Samples.open(place, SETTINGS | changed)
     assert "set run_dir to a new place" in str(refused.value)
     assert place.read_bytes() == before
+
+
+def test_samples_in_parquet_are_trajectories_with_their_verdicts(tmp_path):
+    place = tmp_path / "s.parquet"
+    with Samples.open(written(tmp_path / "s.jsonl"), SETTINGS) as samples:
+        samples.add(("p", 3), 3, "prompt", generation("a\ud800"))
+        samples.judge(("p", 3), "v1", Verdict(False, 0.0, "", "no answer", 0.5, "none found"))
+        samples.parquet(place, [("p", 3), ("p", 1)])
+    table = pq.read_table(place)
+    assert table.schema.field("y_o").type == TRAJECTORY and table["tokens"].to_pylist() == [3, 3]
+    broken, right = table["y_o"].to_pylist()
+    assert (broken["text"], broken["passed"], broken["detail"]) == ("a?", False, "no answer")
+    assert (broken["feedback"], broken["verify_seconds"], broken["logprobs"]) == ("none found", 0.5, None)
+    assert (right["ids"], right["text"], right["passed"]) == ([1, 2, 3], "answer 1", True)
 
 
 def test_samples_of_another_prompt_are_refused(tmp_path):
