@@ -130,6 +130,15 @@ def test_methods_that_ask_other_things_of_the_engines_get_engines_of_their_own(t
     assert [g.methods for g in plan.groups] == [["forward_kl", "trd", "raw"], ["long"]]
 
 
+def test_modes_share_the_base_that_would_answer_alike_and_no_other(tmp_path):
+    two = ("modes.more={recipe: miniature_opsd}", "tuning=null", "seeds=[0]")
+    alike = ("modes.more.set.sampler={replicas: 2, temperature: 0.5}", "modes.more.set.teacher.follow=ema")
+    assert ComparisonPlan(comparison(tmp_path, *two, *alike)).base_mode == {"opsd": "opsd", "more": "opsd"}
+    for other in ("evaluation.temperature=0.5", "verify.answer_in_prose=true"):
+        plan = ComparisonPlan(comparison(tmp_path, *two, f"modes.more.set.{other}"))
+        assert plan.base_mode == {"opsd": "opsd", "more": "more"}
+
+
 # What finished cells say
 
 STEPS = 12
@@ -270,6 +279,8 @@ def test_a_cell_that_was_begun_with_another_recipe_is_refused(tmp_path):
     ComparisonPlan(
         comparison(tmp_path, *overrides, "seeds=[0, 1]", "set.checkpoint.every_steps=3")
     )  # more cells, the same runs
+    elsewhere = ("set.sampler.replicas=2", "set.learner.tokens_per_micro_batch=999", "set.verify.cpus=0.5")
+    ComparisonPlan(comparison(tmp_path, *overrides, *elsewhere, "set.evaluation.every_steps=6"))  # of the same scores
     for change in ("set.steps=13", "set.evaluation.samples=4", "methods.trd={set: {loss: {token_clip: 1.0}}}"):
         with pytest.raises(UserError, match="opsd/trd/seed-0 was begun with another recipe"):
             ComparisonPlan(comparison(tmp_path, *overrides, change))

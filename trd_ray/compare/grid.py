@@ -20,13 +20,14 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from trd_ray import config
-from trd_ray.config import Node, Recipe
+from trd_ray.config import Node, Recipe, keys
+from trd_ray.config.effects import COMPARISON, TUNING
 from trd_ray.errors import UserError
 
 SHIPPED = "compare"  # the folder of shipped comparisons beside the recipes
 GIVEN = {"name": "name", "run_dir": "directory", "seed": "seeds"}  # key of a recipe -> what the comparison sets it by
-SHARED = ("student", "data", "verify", "steps", "rollouts_per_step", "evaluation", "cluster")
-OF_TUNING = ("steps", "data", "evaluation", "checkpoint")
+SHARED = keys.at_the_top(COMPARISON)
+OF_TUNING = keys.at_the_top(TUNING)
 FOLDERS = ("base", "tuning", "logs")  # of a mode, beside those of its methods
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from trd_ray.compare.grid import Cell, Comparison, cells, recipe
-from trd_ray.config import EngineConfig, Recipe, stored
+from trd_ray.compare.grid import GIVEN, Cell, Comparison, cells, recipe
+from trd_ray.config import Recipe, keys, stored
+from trd_ray.config.effects import ANSWERS, ENGINES, LENGTH, NUMBERS, ROWS, SCORES, VERDICTS
 from trd_ray.errors import UserError
 from trd_ray.preflight.lengths import carried
 from trd_ray.preflight.overlap import in_common
@@ -22,8 +23,10 @@ from trd_ray.record.directory import RunDirectory, differences
 from trd_ray.score.stats import Score, from_json
 from trd_ray.session.inputs import Inputs, prepare
 
-# Between a cell that was begun and the comparison that goes on with it.
-MAY_DIFFER = {"name", "run_dir", "cluster", "checkpoint"}
+# Between a cell that was begun and the comparison that goes on with it: what its score does not depend on.
+MAY_DIFFER = keys.not_affecting(ROWS, NUMBERS, VERDICTS, ANSWERS, SCORES, LENGTH)
+OF_ENGINES = keys.affecting(ENGINES)
+OF_A_BASE = keys.affecting(ANSWERS, VERDICTS, SCORES)
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class ComparisonPlan:
     def inputs(self, cell: Cell) -> Inputs:
         """Models and problems are read and checked once for all cells that differ in nothing they depend on."""
         r = self.recipe(cell)
-        tree = r.model_dump(mode="json", exclude={"name", "run_dir", "seed", "checkpoint"})
+        tree = r.model_dump(mode="json", exclude={*GIVEN})
         del tree["learner"]["lr"]
         key = json.dumps([cell.kind == "base", tree])
         if key not in self._inputs:
@@ -113,9 +116,8 @@ class ComparisonPlan:
 
     def _base_key(self, mode: str) -> str:
         """Modes in which the same model answers the same problems in the same way share their base."""
-        tree = recipe(self.comparison, Cell("base", mode, "", 0)).model_dump(mode="json")
-        asked = {key: tree[key] for key in ("student", "evaluation", "prompts", "verify", "sampler")}
-        return json.dumps([asked, tree["learner"]["dtype"]])
+        resolved = self.inputs(Cell("base", mode, "", self.comparison.seeds[0])).recipe
+        return json.dumps(keys.only(resolved.model_dump(mode="json"), OF_A_BASE))
 
     def _different_problems(self, mode: str) -> None:
         final = self.inputs(Cell("final", mode, next(iter(self.comparison.methods)), 0))
@@ -166,11 +168,7 @@ def _groups(comparison: Comparison) -> list[EngineGroup]:
 
 def _engines(r: Recipe) -> str:
     """What engines are started with; what differs only from request to request is left out."""
-    tree = r.model_dump(mode="json", include={"student", "teacher", "sync", "refiner", "sampler", "learner"})
-    teacher = {key: tree["teacher"][key] for key in ("path", "revision", "trust_remote_code", "mode", "follow")}
-    pools = [{key: tree[pool][key] for key in EngineConfig.model_fields} for pool in ("sampler", "refiner")]
-    learner = {key: tree["learner"][key] for key in ("dtype", "lora", "workers", "gpus")}
-    return json.dumps([tree["student"], teacher, tree["sync"], pools, r.refiner.share_sampler, learner])
+    return json.dumps(keys.only(r.model_dump(mode="json"), OF_ENGINES))
 
 
 def _stored(place: Path) -> Recipe:

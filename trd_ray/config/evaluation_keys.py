@@ -1,9 +1,10 @@
 """The keys of held-out problems: which they are, how they are answered, and when."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from trd_ray.config.effects import ANSWERS, NOTHING, SCORES
 from trd_ray.config.node import Node
 from trd_ray.config.rollout_keys import resolved_length
 
@@ -11,32 +12,34 @@ EVALUATED = ("evaluation/avg", "evaluation/pass")  # metrics of a step after whi
 
 
 class EvaluationConfig(Node):
-    path: str | None = Field(
+    path: Annotated[str | None, SCORES] = Field(
         default="miniature:test",
         description="held-out problems: as data.path, or a benchmark such as aime24; empty: no evaluation",
     )
-    split: str = "test"
-    format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
-    columns: dict[str, str] = Field(
+    split: Annotated[str, SCORES] = "test"
+    format: Annotated[Literal["auto", "jsonl", "parquet", "hub"], SCORES] = "auto"
+    columns: Annotated[dict[str, str], SCORES] = Field(
         default_factory=dict, description="as data.columns, which stand in for those left out where the file has them"
     )
-    limit: int | None = Field(default=None, ge=1)
-    allow_overlap: bool = Field(
+    limit: Annotated[int | None, SCORES] = Field(default=None, ge=1)
+    allow_overlap: Annotated[bool, NOTHING] = Field(
         default=False,
         description="held-out problems may also be trained on; the score then says nothing about new ones",
     )
-    samples: int = Field(default=16, ge=1)
-    temperature: float = Field(default=0.6, ge=0, le=2)
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    top_k: int = Field(default=20, ge=0)
-    max_response_tokens: int | None = Field(
+    samples: Annotated[int, SCORES] = Field(default=16, ge=1)
+    temperature: Annotated[float, ANSWERS] = Field(default=0.6, ge=0, le=2)
+    top_p: Annotated[float, ANSWERS] = Field(default=0.95, gt=0, le=1)
+    top_k: Annotated[int, ANSWERS] = Field(default=20, ge=0)
+    max_response_tokens: Annotated[int | None, ANSWERS] = Field(
         default=None, ge=1, description="default: 16384 where the context holds it, else what it leaves"
     )
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="empty: the student's")
-    before: bool = True
-    after: bool = True
-    every_steps: int | None = Field(default=None, ge=1, description="also during training")
-    bootstrap: int = Field(default=10000, ge=100, description="resamples of problems")
+    chat_template_kwargs: Annotated[dict[str, Any], ANSWERS] = Field(
+        default_factory=dict, description="empty: the student's"
+    )
+    before: Annotated[bool, NOTHING] = True
+    after: Annotated[bool, NOTHING] = True
+    every_steps: Annotated[int | None, NOTHING] = Field(default=None, ge=1, description="also during training")
+    bootstrap: Annotated[int, SCORES] = Field(default=10000, ge=100, description="resamples of problems")
 
     @property
     def response_tokens(self) -> int:

@@ -1,12 +1,12 @@
 """What pydantic found wrong with a recipe, as one sentence a key that says what was expected."""
 
 import types
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, get_origin
 
 import yaml
 
 from trd_ray.config.close_words import did_you_mean
-from trd_ray.config.node import Node
+from trd_ray.config.node import Node, group_of
 from trd_ray.config.tree import Recipe
 
 # What pydantic's error types ask for, completed with the error's own context.
@@ -71,18 +71,13 @@ def _in_tree(loc: tuple) -> tuple:
             return loc[:depth]
         if not (isinstance(node, type) and issubclass(node, Node) and part in node.model_fields):
             return loc
-        node = _present(node.model_fields[part].annotation)
+        annotation = node.model_fields[part].annotation
+        node = group_of(annotation) or annotation
     return loc
 
 
 def _node(keys: tuple) -> type[Node]:
     node: Any = Recipe
     for key in keys:
-        node = _present(node.model_fields[key].annotation)
+        node = group_of(node.model_fields[key].annotation)
     return node
-
-
-def _present(annotation: Any) -> Any:
-    """The group of keys in `Group | None`; anything else as it is."""
-    groups = [a for a in get_args(annotation) if isinstance(a, type) and issubclass(a, Node)]
-    return groups[0] if groups else annotation

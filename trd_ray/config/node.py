@@ -39,3 +39,9 @@ class Node(BaseModel):
         if isinstance(value, bool) and not _takes_bool(cls.model_fields[str(info.field_name)].annotation):
             raise ValueError("must not be true or false")
         return value
+
+
+def group_of(annotation: Any) -> type[Node] | None:
+    """The group of keys in `Group` or `Group | None`."""
+    groups = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, Node)]
+    return groups[0] if groups else None

@@ -1,9 +1,10 @@
 """The keys of what is sampled: models, problems, engines, the words around a problem, verifiers, the stream."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from trd_ray.config.effects import ANSWERS, ENGINES, MACHINES, NOTHING, NUMBERS, ROWS, SCORES, VERDICTS
 from trd_ray.config.node import Node
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -17,62 +18,76 @@ def resolved_length(tokens: int | None) -> int:
 
 
 class ModelConfig(Node):
-    path: str = Field(description="Hugging Face folder or hub name; `miniature:student` and `smollm2` are made here")
-    revision: str | None = None
-    trust_remote_code: bool = False
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="e.g. {enable_thinking: false}")
+    path: Annotated[str, ROWS, NUMBERS, ANSWERS, ENGINES] = Field(
+        description="Hugging Face folder or hub name; `miniature:student` and `smollm2` are made here"
+    )
+    revision: Annotated[str | None, ROWS, NUMBERS, ANSWERS, ENGINES] = None
+    trust_remote_code: Annotated[bool, ROWS, NUMBERS, ANSWERS, ENGINES] = False
+    chat_template_kwargs: Annotated[dict[str, Any], ROWS, NUMBERS, ANSWERS] = Field(
+        default_factory=dict, description="e.g. {enable_thinking: false}"
+    )
 
 
 class StudentConfig(ModelConfig):
-    path: str = "miniature:student"
+    path: Annotated[str, ROWS, NUMBERS, ANSWERS, ENGINES] = "miniature:student"
 
 
 class TeacherConfig(ModelConfig):
-    path: str | None = Field(default=None, description="OPD: the stronger model. OPSD: leave empty, it is the student")
-    mode: Literal["opsd", "opd"] = "opsd"
-    follow: Literal["frozen", "ema", "live"] = Field(
+    path: Annotated[str | None, ROWS, NUMBERS, ENGINES] = Field(
+        default=None, description="OPD: the stronger model. OPSD: leave empty, it is the student"
+    )
+    mode: Annotated[Literal["opsd", "opd"], ROWS, NUMBERS, ENGINES] = "opsd"
+    follow: Annotated[Literal["frozen", "ema", "live"], ROWS, NUMBERS, ENGINES] = Field(
         default="frozen", description="OPSD: the initial student, a moving average of it, or the newest one"
     )
-    ema_decay: float = Field(default=0.99, gt=0, lt=1, description="of teacher.follow=ema, an optimizer update")
-    view: Literal["refine", "vanilla"] = Field(
+    ema_decay: Annotated[float, ROWS, NUMBERS] = Field(
+        default=0.99, gt=0, lt=1, description="of teacher.follow=ema, an optimizer update"
+    )
+    view: Annotated[Literal["refine", "vanilla"], NUMBERS] = Field(
         default="refine", description="what the teacher sees when it scores the response for the KL"
     )
-    dtype: DType | None = Field(default=None, description="of the teacher in the learner; default: learner.dtype")
+    dtype: Annotated[DType | None, NUMBERS] = Field(
+        default=None, description="of the teacher in the learner; default: learner.dtype"
+    )
 
 
 class DataConfig(Node):
-    source: Literal["problems", "corpus"] = "problems"
-    path: str = Field(
+    source: Annotated[Literal["problems", "corpus"], ROWS] = "problems"
+    path: Annotated[str, ROWS] = Field(
         default="miniature:train", description="JSONL, Parquet, CSV, Hugging Face data set, or a corpus folder"
     )
-    split: str = "train"
-    format: Literal["auto", "jsonl", "parquet", "hub", "taco"] = Field(
+    split: Annotated[str, ROWS] = "train"
+    format: Annotated[Literal["auto", "jsonl", "parquet", "hub", "taco"], ROWS] = Field(
         default="auto", description="taco: programming problems in TACO's schema, from any of these"
     )
-    difficulty: list[str] | None = Field(default=None, description="taco: only these, e.g. [EASY, MEDIUM]")
-    columns: dict[str, str] = Field(
+    difficulty: Annotated[list[str] | None, ROWS] = Field(
+        default=None, description="taco: only these, e.g. [EASY, MEDIUM]"
+    )
+    columns: Annotated[dict[str, str], ROWS, SCORES] = Field(
         default_factory=dict, description="our name -> column name, for problem_id, problem, answer, reference"
     )
-    limit: int | None = Field(default=None, ge=1)
-    without_reference: Literal["keep", "drop"] = Field(
+    limit: Annotated[int | None, ROWS] = Field(default=None, ge=1)
+    without_reference: Annotated[Literal["keep", "drop"], ROWS] = Field(
         default="keep", description="problems without one; OPSD needs it"
     )
-    too_long: Literal["refuse", "drop"] = Field(
+    too_long: Annotated[Literal["refuse", "drop"], ROWS] = Field(
         default="refuse", description="problems whose prompts leave a context no room; drop: set_aside.jsonl names them"
     )
-    shuffle: bool = True
+    shuffle: Annotated[bool, ROWS] = True
 
 
 class SamplingConfig(Node):
     """Defaults are the paper's: temperature 0.6, top-p 0.95, top-k 20."""
 
-    temperature: float = Field(default=0.6, ge=0, le=2)  # vLLM's own bounds
-    top_p: float = Field(default=0.95, gt=0, le=1)
-    top_k: int = Field(default=20, ge=0, description="0: no limit")
-    max_response_tokens: int | None = Field(
+    temperature: Annotated[float, ROWS] = Field(default=0.6, ge=0, le=2)  # vLLM's own bounds
+    top_p: Annotated[float, ROWS] = Field(default=0.95, gt=0, le=1)
+    top_k: Annotated[int, ROWS] = Field(default=20, ge=0, description="0: no limit")
+    max_response_tokens: Annotated[int | None, ROWS] = Field(
         default=None, ge=1, description="default: the paper's 16384 where the context holds it, else what it leaves"
     )
-    n: int = Field(default=1, ge=1, description="rollouts a problem (sampler), refinements a rollout (refiner)")
+    n: Annotated[int, ROWS] = Field(
+        default=1, ge=1, description="rollouts a problem (sampler), refinements a rollout (refiner)"
+    )
 
     @property
     def response_tokens(self) -> int:
@@ -82,18 +97,32 @@ class SamplingConfig(Node):
 class EngineConfig(Node):
     """One pool of vLLM engines."""
 
-    replicas: int = Field(default=1, ge=1)
-    tensor_parallel: int = Field(default=1, ge=1)
-    cpus: float = Field(default=1.0, ge=0, description="Ray CPUs an engine actor reserves")
-    gpus: float | None = Field(default=None, ge=0, description="a replica; default: tensor_parallel if GPUs, else 0")
-    dtype: DType | None = Field(default=None, description="default: learner.dtype")
-    max_model_len: int | None = Field(default=None, ge=16)
-    memory_utilization: float = Field(default=0.85, gt=0, le=1, description="share of a GPU the engine may use")
-    cpu_kv_cache_gib: float = Field(default=1.0, gt=0, description="KV cache of a CPU engine")
-    max_concurrent: int = Field(default=256, ge=1, description="sequences decoded at once in one engine")
-    start_timeout_s: float = Field(default=600, gt=0)
-    request_timeout_s: float = Field(default=3600, gt=0, description="longest one request may take, queueing included")
-    extra: dict[str, Any] = Field(default_factory=dict, description="passed to vLLM's engine arguments as they are")
+    replicas: Annotated[int, ENGINES, MACHINES] = Field(default=1, ge=1)
+    tensor_parallel: Annotated[int, ENGINES, MACHINES] = Field(default=1, ge=1)
+    cpus: Annotated[float, ENGINES, MACHINES] = Field(
+        default=1.0, ge=0, description="Ray CPUs an engine actor reserves"
+    )
+    gpus: Annotated[float | None, ENGINES, MACHINES] = Field(
+        default=None, ge=0, description="a replica; default: tensor_parallel if GPUs, else 0"
+    )
+    dtype: Annotated[DType | None, ROWS, ANSWERS, ENGINES] = Field(default=None, description="default: learner.dtype")
+    max_model_len: Annotated[int | None, ROWS, ENGINES] = Field(default=None, ge=16)
+    memory_utilization: Annotated[float, ENGINES, MACHINES] = Field(
+        default=0.85, gt=0, le=1, description="share of a GPU the engine may use"
+    )
+    cpu_kv_cache_gib: Annotated[float, ENGINES, MACHINES] = Field(
+        default=1.0, gt=0, description="KV cache of a CPU engine"
+    )
+    max_concurrent: Annotated[int, ENGINES, MACHINES] = Field(
+        default=256, ge=1, description="sequences decoded at once in one engine"
+    )
+    start_timeout_s: Annotated[float, ENGINES, MACHINES] = Field(default=600, gt=0)
+    request_timeout_s: Annotated[float, ENGINES, MACHINES] = Field(
+        default=3600, gt=0, description="longest one request may take, queueing included"
+    )
+    extra: Annotated[dict[str, Any], ROWS, ANSWERS, ENGINES] = Field(
+        default_factory=dict, description="passed to vLLM's engine arguments as they are"
+    )
 
 
 class SamplerConfig(EngineConfig, SamplingConfig):
@@ -101,16 +130,16 @@ class SamplerConfig(EngineConfig, SamplingConfig):
 
 
 class RefinerConfig(EngineConfig, SamplingConfig):
-    share_sampler: bool = Field(
+    share_sampler: Annotated[bool, ROWS, ENGINES] = Field(
         default=False, description="refine on the sampler's engines (OPSD, teacher.follow live)"
     )
-    select: Literal["first", "first_passed", "shortest_passed"] = "first"
-    max_prompt_tokens: int | None = Field(
+    select: Annotated[Literal["first", "first_passed", "shortest_passed"], ROWS] = "first"
+    max_prompt_tokens: Annotated[int | None, ROWS, NUMBERS] = Field(
         default=None,
         ge=16,
         description="longer: the tail of y_o is cut, then of y*; default: 18432 (OPSD: 22528) or what is left",
     )
-    feedback: Literal["none", "verdict", "details"] = Field(
+    feedback: Annotated[Literal["none", "verdict", "details"], ROWS, NUMBERS] = Field(
         default="none",
         description="tell the refiner whether the attempt passed, or also what failed (code: the case, stderr's tail)",
     )
@@ -126,31 +155,49 @@ class PromptsConfig(Node):
     A wording that is not set here has its default in trd_ray/views.py, which also says how placeholders are read.
     """
 
-    system: str | None = None
-    solve: str | None = None
-    solve_with_reference: str | None = None
-    refine: str | None = None
-    refine_with_reference: str | None = None
+    system: Annotated[str | None, ROWS, NUMBERS, ANSWERS] = None
+    solve: Annotated[str | None, ROWS, NUMBERS, ANSWERS] = None
+    solve_with_reference: Annotated[str | None, ROWS, NUMBERS] = None
+    refine: Annotated[str | None, ROWS, NUMBERS] = None
+    refine_with_reference: Annotated[str | None, ROWS, NUMBERS] = None
 
 
 class VerifyConfig(Node):
     """A problem with tests is code and runs in the sandbox, any other is mathematics."""
 
-    task: Literal["math", "code"] = Field(default="math", description="which default wordings the prompts have")
-    timeout_s: float = Field(default=5.0, gt=0, description="math: a single answer")
-    answer_in_prose: bool = Field(default=False, description="math: accept a stated answer where no \\boxed{} is")
-    sandbox: Literal["auto", "bubblewrap", "unshare", "unsafe_no_sandbox"] = Field(
+    task: Annotated[Literal["math", "code"], ROWS, NUMBERS, ANSWERS] = Field(
+        default="math", description="which default wordings the prompts have"
+    )
+    timeout_s: Annotated[float, VERDICTS] = Field(default=5.0, gt=0, description="math: a single answer")
+    answer_in_prose: Annotated[bool, VERDICTS] = Field(
+        default=False, description="math: accept a stated answer where no \\boxed{} is"
+    )
+    sandbox: Annotated[Literal["auto", "bubblewrap", "unshare", "unsafe_no_sandbox"], MACHINES] = Field(
         default="auto", description="code: auto takes bubblewrap, else util-linux's unshare, and refuses without them"
     )
-    time_limit_s: float = Field(default=10.0, gt=0, description="code: a test case whose data names no limit")
-    memory_mib: int = Field(default=1024, ge=64, description="code: a program whose data names no limit")
-    program_timeout_s: float = Field(default=120.0, gt=0, description="code: all test cases of a program")
-    max_tests: int | None = Field(default=None, ge=1, description="code: only a problem's first test cases")
-    cpus: float = Field(default=1.0, gt=0, description="Ray CPUs a verifier task reserves")
-    max_tasks: int = Field(default=8, ge=1)
+    time_limit_s: Annotated[float, ROWS, VERDICTS] = Field(
+        default=10.0, gt=0, description="code: a test case whose data names no limit"
+    )
+    memory_mib: Annotated[int, ROWS, VERDICTS] = Field(
+        default=1024, ge=64, description="code: a program whose data names no limit"
+    )
+    program_timeout_s: Annotated[float, ROWS, VERDICTS] = Field(
+        default=120.0, gt=0, description="code: all test cases of a program"
+    )
+    max_tests: Annotated[int | None, ROWS, VERDICTS] = Field(
+        default=None, ge=1, description="code: only a problem's first test cases"
+    )
+    cpus: Annotated[float, MACHINES] = Field(default=1.0, gt=0, description="Ray CPUs a verifier task reserves")
+    max_tasks: Annotated[int, MACHINES] = Field(default=8, ge=1)
 
 
 class StreamConfig(Node):
-    max_staleness: int | Literal["never"] = Field(default=0, description="0: strictly on-policy; never: offline")
-    rows_per_block: int | None = Field(default=None, ge=1, description="default: a quarter of a step")
-    stall_timeout_s: float = Field(default=7200, gt=0, description="no row for so long: the run ends")
+    max_staleness: Annotated[int | Literal["never"], ROWS] = Field(
+        default=0, description="0: strictly on-policy; never: offline"
+    )
+    rows_per_block: Annotated[int | None, NOTHING] = Field(
+        default=None, ge=1, description="default: a quarter of a step"
+    )
+    stall_timeout_s: Annotated[float, NOTHING] = Field(
+        default=7200, gt=0, description="no row for so long: the run ends"
+    )

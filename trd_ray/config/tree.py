@@ -1,10 +1,24 @@
 """The whole tree of keys, and what a recipe says as a whole."""
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
 from trd_ray.config import combinations
+from trd_ray.config.effects import (
+    ANSWERS,
+    COMPARISON,
+    ENGINES,
+    LENGTH,
+    MACHINES,
+    NOTHING,
+    NUMBERS,
+    ROWS,
+    SCORES,
+    TUNING,
+    VERDICTS,
+)
 from trd_ray.config.evaluation_keys import EvaluationConfig
 from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.rollout_keys import (
@@ -21,36 +35,50 @@ from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossCo
 
 
 class ClusterConfig(Node):
-    address: str | None = Field(default=None, description="default: the cluster of a submitted job, else a local one")
-    local_cpus: int | None = Field(default=None, ge=1, description="size of the local cluster; default: all cores")
-    object_store_gib: float = Field(default=0.5, gt=0, description="of the local cluster")
-    dashboard: bool = Field(default=False, description="of the local cluster; a cluster of its own has one anyway")
-    memory_gib: float | None = Field(
+    address: Annotated[str | None, MACHINES] = Field(
+        default=None, description="default: the cluster of a submitted job, else a local one"
+    )
+    local_cpus: Annotated[int | None, MACHINES] = Field(
+        default=None, ge=1, description="size of the local cluster; default: all cores"
+    )
+    object_store_gib: Annotated[float, MACHINES] = Field(default=0.5, gt=0, description="of the local cluster")
+    dashboard: Annotated[bool, MACHINES] = Field(
+        default=False, description="of the local cluster; a cluster of its own has one anyway"
+    )
+    memory_gib: Annotated[float | None, MACHINES] = Field(
         default=None, gt=0, description="host memory that the run may count on; default: what is free now"
     )
 
 
 class Recipe(Node):
-    name: str = "run"
-    seed: int = Field(default=0, ge=0)
-    run_dir: str | None = Field(default=None, description="default: runs/<name>")
-    steps: int | None = Field(default=None, ge=1, description="default: one pass over the problems")
-    rollouts_per_step: int = Field(default=128, ge=1)
-    student: StudentConfig = Field(default_factory=StudentConfig)
-    teacher: TeacherConfig = Field(default_factory=TeacherConfig)
-    data: DataConfig = Field(default_factory=DataConfig)
-    prompts: PromptsConfig = Field(default_factory=PromptsConfig)
-    sampler: SamplerConfig = Field(default_factory=SamplerConfig)
-    refiner: RefinerConfig = Field(default_factory=RefinerConfig)
-    verify: VerifyConfig = Field(default_factory=VerifyConfig)
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    loss: LossConfig = Field(default_factory=LossConfig)
-    learner: LearnerConfig = Field(default_factory=LearnerConfig)
-    sync: SyncConfig = Field(default_factory=SyncConfig)
-    stream: StreamConfig = Field(default_factory=StreamConfig)
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    cluster: ClusterConfig = Field(default_factory=ClusterConfig)
+    name: Annotated[str, NOTHING] = "run"
+    seed: Annotated[int, ROWS, NUMBERS, ANSWERS] = Field(default=0, ge=0)
+    run_dir: Annotated[str | None, NOTHING] = Field(default=None, description="default: runs/<name>")
+    steps: Annotated[int | None, LENGTH, COMPARISON, TUNING] = Field(
+        default=None, ge=1, description="default: one pass over the problems"
+    )
+    rollouts_per_step: Annotated[int, ROWS, NUMBERS, COMPARISON] = Field(default=128, ge=1)
+    student: Annotated[StudentConfig, ROWS, NUMBERS, ANSWERS, ENGINES, COMPARISON] = Field(
+        default_factory=StudentConfig
+    )
+    teacher: Annotated[TeacherConfig, ROWS, NUMBERS, ENGINES] = Field(default_factory=TeacherConfig)
+    data: Annotated[DataConfig, ROWS, SCORES, COMPARISON, TUNING] = Field(default_factory=DataConfig)
+    prompts: Annotated[PromptsConfig, ROWS, NUMBERS, ANSWERS] = Field(default_factory=PromptsConfig)
+    sampler: Annotated[SamplerConfig, ROWS, ANSWERS, ENGINES, MACHINES] = Field(default_factory=SamplerConfig)
+    refiner: Annotated[RefinerConfig, ROWS, NUMBERS, ENGINES] = Field(default_factory=RefinerConfig)
+    verify: Annotated[VerifyConfig, ROWS, NUMBERS, ANSWERS, VERDICTS, MACHINES, COMPARISON] = Field(
+        default_factory=VerifyConfig
+    )
+    train: Annotated[TrainConfig, ROWS, NUMBERS] = Field(default_factory=TrainConfig)
+    loss: Annotated[LossConfig, NUMBERS] = Field(default_factory=LossConfig)
+    learner: Annotated[LearnerConfig, ROWS, NUMBERS, ANSWERS, ENGINES] = Field(default_factory=LearnerConfig)
+    sync: Annotated[SyncConfig, ROWS, ENGINES] = Field(default_factory=SyncConfig)
+    stream: Annotated[StreamConfig, ROWS] = Field(default_factory=StreamConfig)
+    evaluation: Annotated[EvaluationConfig, ANSWERS, SCORES, COMPARISON, TUNING] = Field(
+        default_factory=EvaluationConfig
+    )
+    checkpoint: Annotated[CheckpointConfig, NOTHING, TUNING] = Field(default_factory=CheckpointConfig)
+    cluster: Annotated[ClusterConfig, MACHINES, COMPARISON] = Field(default_factory=ClusterConfig)
 
     @field_validator("name")
     @classmethod

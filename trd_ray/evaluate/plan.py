@@ -16,6 +16,8 @@ import pyarrow as pa
 
 from trd_ray import models
 from trd_ray.config import EvaluationConfig, Recipe
+from trd_ray.config.effects import ANSWERS
+from trd_ray.config.keys import affecting, in_group
 from trd_ray.engine.launch import engine_dtype
 from trd_ray.errors import Faults, UserError
 from trd_ray.evaluate.samples import prompt_sha256, verifier_of
@@ -28,6 +30,8 @@ from trd_ray.score.stats import Score, from_json
 from trd_ray.session.inputs import Inputs, require_sandbox
 from trd_ray.stream.answers import Question
 from trd_ray.views import Views
+
+_OF_ANSWERS = {group: in_group(group, affecting(ANSWERS)) for group in ("evaluation", "sampler")}
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,8 @@ class Exam:
     @property
     def settings(self) -> dict[str, Any]:
         """What a sample depends on besides weights, prompt and seed."""
-        e = self.evaluation
-        sampling = {key: getattr(e, key) for key in ("temperature", "top_p", "top_k", "max_response_tokens")}
-        return {"evaluation": sampling | {"chat_template_kwargs": self.about["chat_template_kwargs"]}}
+        asked = {"chat_template_kwargs": self.about["chat_template_kwargs"]}
+        return {"evaluation": self.evaluation.model_dump(mode="json", include=_OF_ANSWERS["evaluation"]) | asked}
 
     def __str__(self) -> str:
         e = self.evaluation
@@ -81,9 +84,13 @@ class EvaluationPlan:
     directory: Path
 
     def settings(self, exam: Exam) -> dict[str, Any]:
-        """What tells whether samples on disk were made as these would be, but for the model's weights."""
-        engine = {"dtype": engine_dtype(self.recipe.sampler, self.recipe), "extra": self.recipe.sampler.extra}
-        return {"seed": self.recipe.seed} | exam.settings | {"sampler": engine}
+        """What tells whether samples on disk were made as these would be, but for the model's weights and the prompts.
+
+        Those are told by what they are: see `weights.fingerprint` and `prompt_sha256`.
+        """
+        r = self.recipe
+        engine = r.sampler.model_dump(mode="json", include=_OF_ANSWERS["sampler"])
+        return {"seed": r.seed} | exam.settings | {"sampler": engine | {"dtype": engine_dtype(r.sampler, r)}}
 
 
 def plan(argument: str, names: list[str], overrides: list[str], base: str | None = None) -> EvaluationPlan:

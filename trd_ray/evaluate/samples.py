@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_ray.config import VerifyConfig
+from trd_ray.config.effects import VERDICTS
+from trd_ray.config.keys import affecting, in_group
 from trd_ray.engine.actor import Generation
 from trd_ray.errors import UserError
 from trd_ray.evaluate.weights import difference
@@ -31,8 +33,7 @@ from trd_ray.verify import Verdict
 
 FORMAT = 1
 ROWS_AT_A_TIME = 256
-# Settings of the verifier that a verdict does not depend on.
-_NOT_OF_VERDICTS = {"task", "sandbox", "cpus", "max_tasks"}
+_OF_VERDICTS = in_group("verify", affecting(VERDICTS))
 
 SCHEMA = pa.schema(
     [
@@ -253,7 +254,7 @@ def prompt_sha256(prompt_ids: list[int]) -> str:
 
 def verifier_of(problem: dict[str, Any], verify: VerifyConfig) -> str:
     """What a verdict on the problem depends on besides the text: the verifier's settings and what it compares with."""
-    settings = verify.model_dump(mode="json", exclude=_NOT_OF_VERDICTS)
+    settings = verify.model_dump(mode="json", include=_OF_VERDICTS)
     digest = hashlib.sha256(json.dumps([settings, problem["answer"]], sort_keys=True).encode())
     digest.update(problem.get("tests") or b"")
     return digest.hexdigest()[:16]

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from trd_ray import config, made_here
-from trd_ray.config import Recipe
+from trd_ray.config import Recipe, keys
+from trd_ray.config.effects import ANSWERS, MACHINES, SCORES, VERDICTS
 from trd_ray.errors import UserError
 from trd_ray.preflight.lengths import RESPONSE_TOKENS
 
-FROM_A_RUN = ("seed", "student", "prompts", "sampler", "verify", "evaluation", "cluster")
-# Of sampler and evaluation: what has a meaning in training only, or is found anew for what is evaluated.
-NOT_FROM_A_RUN = {"sampler": ("n", "max_model_len"), "evaluation": ("before", "after", "every_steps")}
+# A checkpoint's answers, verdicts and scores are those of its run, on the machines of its run. What has a meaning in
+# training only is left out, and the engines' context is found anew for what is evaluated.
+FROM_A_RUN = keys.affecting(ANSWERS, VERDICTS, SCORES, MACHINES)
 DIRECTORY = Path("runs") / "evaluate"
 
 
@@ -124,11 +125,7 @@ def _of_run(run: Path, model: str) -> dict[str, Any]:
 
 
 def _kept(tree: dict[str, Any], model: str) -> dict[str, Any]:
-    kept = {key: tree[key] for key in FROM_A_RUN if key in tree}
-    for group, keys in NOT_FROM_A_RUN.items():
-        kept[group] = {k: v for k, v in (tree.get(group) or {}).items() if k not in keys}
-    if columns := (tree.get("data") or {}).get("columns"):  # held-out problems are read by them too
-        kept["data"] = {"columns": columns}
+    kept = {"sampler": {}, "evaluation": {}} | keys.only(tree, FROM_A_RUN)
     kept["sampler"].setdefault("dtype", (tree.get("learner") or {}).get("dtype"))
     return kept | {"student": (tree.get("student") or {}) | {"path": model}}
 

@@ -23,26 +23,17 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from trd_ray import rows as schema
-from trd_ray.config import Recipe, dump, stored
+from trd_ray.config import Recipe, dump, keys, stored
+from trd_ray.config.effects import NUMBERS, ROWS, VERDICTS
 from trd_ray.errors import UserError
 from trd_ray.record.claim import claim, require_lasting, writing
 from trd_ray.record.environment import environment
 from trd_ray.score.stats import Score, from_json, to_json
 
 FOLDERS = ("rows", "tensorboard", "checkpoints", "evaluation", "logs")
-_ENGINE = ["replicas", "tensor_parallel", "cpus", "gpus", "memory_utilization", "cpu_kv_cache_gib", "max_concurrent"]
-_ENGINE += ["start_timeout_s", "request_timeout_s"]
-_LEARNER = ["workers", "cpus", "gpus", "tokens_per_micro_batch", "chunk_tokens", "packing", "compile", "cpu_offload"]
-_LEARNER += ["activation_checkpointing", "start_timeout_s", "step_timeout_s"]
-# Recipe keys that a resumed run may change: how long, where and in which portions it works. No number of what it has
-# begun depends on them by more than rounding.
-MAY_CHANGE = {
-    *("name", "steps", "run_dir", "cluster", "checkpoint", "evaluation"),
-    *(f"{pool}.{key}" for pool in ("sampler", "refiner") for key in _ENGINE),
-    *(f"learner.{key}" for key in _LEARNER),
-    *("verify.cpus", "verify.max_tasks", "verify.sandbox", "stream.rows_per_block", "stream.stall_timeout_s"),
-    *("sync.backend", "sync.lora", "sync.timeout_s", "sync.probe_rows"),
-}
+# What a run has done is gone on with by a recipe that differs in these keys at most: how long, where and in which
+# portions it works, and how it is evaluated.
+MAY_CHANGE = keys.not_affecting(ROWS, NUMBERS, VERDICTS)
 
 
 class RunDirectory:
