@@ -10,11 +10,12 @@ The engines that take part are those that are up when the update is made. One th
 the learner is told (`EngineFailed`). It gives the update up on every pool and tries again. An engine that comes up in
 the middle waits for the next update.
 
-Who waits for what: `prepare` waits for the requests in flight, each of which ends by `request_timeout_s`; every other
-step waits for the engines. The learner's patience (sync.timeout_s) is the deadline of a step. When it is over the
-learner gives up: engines that were not touched resume within HEALTH_TIMEOUT_S or are restarted, and engines that were
-touched are killed, which ends every call that still waits for one. At shutdown the engines are stopped in mid-update;
-nothing needs to be undone, since weights live on in the learner alone.
+Who waits for what: `prepare` waits for the requests in flight, each of which ends by `request_timeout_s`. Every other
+step waits for the engines, until the learner's patience (sync.timeout_s) is over and it gives the update up:
+- engines that were not touched resume within HEALTH_TIMEOUT_S, or are restarted;
+- engines that were touched are killed, which ends every call that still waits for one.
+
+At shutdown the engines are stopped in mid-update. Nothing needs to be undone, since the learner has the weights.
 """
 
 import asyncio
