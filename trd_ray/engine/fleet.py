@@ -15,7 +15,7 @@ A new engine is STARTING, put there by `start` or by a `resize` upwards. Then:
     STARTING -> SERVING    bring-up: it is up, and engines start with the weights of the pool's version
     STARTING -> STALE      bring-up: it is up, and the pool's version has moved on since its first start
     STALE SERVING -> UPDATING    the learner, who pauses the pool: a weight update begins
-    UPDATING -> SERVING    the learner, who finishes the update, or gives it up untouched: this engine was SERVING before
+    UPDATING -> SERVING    the learner, who finishes the update, or gives it up early: this engine was SERVING before
     UPDATING -> STALE      the learner, who gives it up: this engine was STALE before, or its weights may be mixed
     SERVING -> STALE       an update that ended without it (it came up meanwhile), or another run that takes the pool
     STALE SERVING UPDATING -> STARTING    a death that a request or an update has met, or weights that may be mixed

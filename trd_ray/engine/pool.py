@@ -6,9 +6,10 @@
 The gate is here because the version is here. A request is given to an engine only when all of this holds:
 - the pool's version is at least the request's `min_version`;
 - no weight update is under way;
-- an engine is SERVING, which means that it holds the pool's version. A restarted engine has the
-  weights that the pool started with. When the version has moved on it is STALE, and the status asks the learner to
-  send the weights again (`needs_weights`).
+- an engine is SERVING, which means that it holds the pool's version.
+
+A restarted engine has the weights that the pool started with. When the version has moved on it is STALE, and the status
+asks the learner to send the weights again (`needs_weights`).
 
 When another run takes the pool over (`forget_weights`) all engines are STALE until that run's learner sends weights.
 
