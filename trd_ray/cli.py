@@ -216,9 +216,7 @@ def _job(options: argparse.Namespace) -> int:
 
     if options.dry_run:
         return command.dry_run(recipe, options.command, options.gpu_gib)
-    if options.command == "train":
-        return command.train(recipe, options.resume)
-    return command.refine(recipe, options.resume)
+    return command.run(recipe, options.command, options.resume)
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -238,7 +236,7 @@ def _compare(options: argparse.Namespace) -> int:
     grid.require_recipes(grid.load(options.comparison, options.overrides))
     from trd_ray.compare import command
 
-    return (command.dry_run if options.dry_run else command.compare)(options.comparison, options.overrides)
+    return (command.dry_run if options.dry_run else command.run)(options.comparison, options.overrides)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -251,7 +249,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.dry_run:
         return command.dry_run(options.recipe, benchmarks, overrides, options.base, options.gpu_gib)
-    return command.evaluate(options.recipe, benchmarks, overrides, options.name, options.base)
+    return command.run(options.recipe, benchmarks, overrides, options.name, options.base)
 
 
 def _run(job) -> int:

@@ -280,7 +280,7 @@ def test_a_resumed_run_keeps_its_default_lengths_though_the_data_have_grown(tmp_
     from trd_ray.config import load
     from trd_ray.record.directory import RunDirectory
     from trd_ray.session.inputs import prepare
-    from trd_ray.train.command import _to_resume
+    from trd_ray.train.plan import to_resume
 
     path, run_dir = own_data(tmp_path)
     recipe = load(path, [run_dir])
@@ -291,7 +291,7 @@ def test_a_resumed_run_keeps_its_default_lengths_though_the_data_have_grown(tmp_
         file.write(json.dumps(row) + "\n")
     grown = prepare(recipe).recipe
     assert grown.sampler.max_response_tokens != begun.sampler.max_response_tokens
-    again = prepare(_to_resume(recipe, "required")).recipe
+    again = prepare(to_resume(recipe, "required")).recipe
     assert again == begun
     RunDirectory.create(recipe.directory, again, resume=True).release()
 

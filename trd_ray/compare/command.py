@@ -1,6 +1,6 @@
 """`trd compare`: every cell that is left, one after the other, over engines that are started once for all of them.
 
-    Plan -> for each group: engines -> base, tuning, final cells, each a run of its own (run.commands.train_run)
+    Plan -> for each group: engines -> base, tuning, final cells, each a run of its own (`train_run`)
          -> comparison.md, comparison.json
 
 A cell begins by giving the engines the base weights, so it is the run that `trd train` would make of its recipe, in an
@@ -9,12 +9,11 @@ again. Ctrl-C leaves a checkpoint of the cell under way, and the next start goes
 """
 
 import contextlib
-import os
 import shutil
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import ray
@@ -26,31 +25,30 @@ from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan, EngineGroup, pending
 from trd_ray.errors import UserError
 from trd_ray.preflight import placement
-from trd_ray.problems.set_aside import write_set_aside
-from trd_ray.record.claim import claim, require_lasting
+from trd_ray.record.claim import claim
 from trd_ray.record.directory import RunDirectory, write_atomically
 from trd_ray.record.display import Display
 from trd_ray.record.markdown import visible
 from trd_ray.record.summary import write_summary
 from trd_ray.score.stats import Score
-from trd_ray.session.cluster import cluster, is_local
-from trd_ray.session.endings import cause, told
+from trd_ray.session.beginning import Running, begin, name_set_aside
+from trd_ray.session.cluster import Connection
+from trd_ray.session.endings import cause
 from trd_ray.session.inputs import Inputs
-from trd_ray.session.quiet import ray_apart
 from trd_ray.session.session import Session
-from trd_ray.session.stop import Stopped, StopSignals
+from trd_ray.session.stop import Stopped
 from trd_ray.train.command import train_run
 
 
 def dry_run(name: str, overrides: list[str]) -> int:
     """Print every cell and whether it is done, what is left in all, and whether the cluster at hand holds it."""
-    plan = ComparisonPlan(grid.load(name, overrides))
+    comparison = grid.load(name, overrides)
     console = _console()
-    console.print(report.grid(plan))
     lacking = []
-    with ExitStack() as stack:
-        recipe = plan.recipe(plan.cells()[0])
-        resources = placement.local_cluster(recipe) if is_local(recipe) else stack.enter_context(cluster(recipe))
+    with Connection(grid.any_recipe(comparison)) as connection:
+        plan = ComparisonPlan(comparison, connection)
+        console.print(report.grid(plan))
+        resources = connection.resources()
         for group in plan.groups:
             placed = _largest(plan, group).plan(resources)
             console.print(f"\n{group.mode}: {', '.join(group.methods)}\n{placement.render(placed)}", markup=False)
@@ -58,32 +56,23 @@ def dry_run(name: str, overrides: list[str]) -> int:
     return 2 if lacking else 0
 
 
-def compare(name: str, overrides: list[str]) -> int:
+def run(name: str, overrides: list[str]) -> int:
     """Run what is left, and write the tables; 1 if a cell failed."""
     comparison = grid.load(name, overrides)
-    require_lasting(comparison.path)
-    plan = ComparisonPlan(comparison)
-    recipe = plan.recipe(plan.cells()[0])
-    with ExitStack() as stack:
-        local = is_local(recipe)
-        resources = placement.local_cluster(recipe) if local else stack.enter_context(cluster(recipe))
-        for cell in plan.cells():
-            placement.require(plan.inputs(cell).plan(resources))
+    failures: dict[str, str] = {}
+    with begin("compare", comparison.path, grid.any_recipe(comparison)) as beginning:
+        plan = ComparisonPlan(comparison, beginning.connection)
+        inputs = [plan.inputs(cell) for cell in plan.cells()]
+        beginning.require(*inputs)
         plan.path.mkdir(parents=True, exist_ok=True)
-        stack.callback(os.close, claim(plan.path))
-        stack.enter_context(told(plan.path, "compare"))
+        beginning.claimed(RunDirectory(plan.path, claim(plan.path)), *inputs)
         write_atomically(plan.path / "comparison.yaml", yaml.safe_dump(comparison.model_dump(), sort_keys=False))
-        stop = stack.enter_context(StopSignals())
-        failures: dict[str, str] = {}
         try:
             if any(True for group in plan.groups for _ in pending(plan, group)):
-                stack.enter_context(ray_apart(plan.path / "logs" / "ray.log"))
-                if local:
-                    resources = stack.enter_context(cluster(recipe))
-                stop.install()  # again: Ray has put handlers of its own there
-                work = Work(plan, resources, stop, failures)
-                for group in plan.groups:
-                    work.run(group)
+                with beginning.running() as running:
+                    work = Work(plan, running, failures)
+                    for group in plan.groups:
+                        work.run(group)
         finally:
             results = report.write(plan, failures)
     console = _console()
@@ -97,8 +86,7 @@ class Work:
     """The cells under way; `failures` is told the reason of each that fails."""
 
     plan: ComparisonPlan
-    resources: dict[str, float]
-    stop: StopSignals
+    running: Running
     failures: dict[str, str]
     console: Console = field(default_factory=lambda: _console())
     spent: float = 0.0  # seconds of finished cells
@@ -128,7 +116,7 @@ class Work:
         inputs = _largest(self.plan, group)
         directory = RunDirectory(self.plan.path / group.mode)
         with self._display(0, 0) as display:
-            session = Session(inputs, directory, display, self.stop, self.resources)
+            session = Session(inputs, directory, display, self.running.stop, self.running.resources)
             try:
                 display.phase(f"{group.mode}: starting engines")
                 begin = time.time()
@@ -173,7 +161,7 @@ class Work:
         directory = RunDirectory.create(recipe.directory, recipe, resume=begun)
         try:
             if inputs.set_aside:
-                write_set_aside(directory.path / "set_aside.jsonl", inputs.set_aside)
+                name_set_aside(directory.path, inputs.set_aside)
             done, folder = directory.resume_point() or (0, None)
             steps = 0 if cell.kind == "base" else inputs.total_steps
             if recipe.stream.max_staleness == "never":

@@ -172,6 +172,11 @@ def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recip
         raise UserError(f"{cell.name}: {e}") from e
 
 
+def any_recipe(comparison: Comparison) -> Recipe:
+    """The recipe of some cell: all are run on one cluster."""
+    return recipe(comparison, Cell("base", next(iter(comparison.modes)), "", comparison.seeds[0]))
+
+
 def require_recipes(comparison: Comparison) -> None:
     """Raise UserError for a recipe that cannot be; cells that differ in seed or learning rate alone are tried once."""
     t = comparison.tuning

@@ -21,6 +21,7 @@ from trd_ray.preflight.lengths import carried
 from trd_ray.preflight.overlap import in_common
 from trd_ray.record.directory import RunDirectory, differences
 from trd_ray.score.stats import Score, from_json
+from trd_ray.session.cluster import Connection
 from trd_ray.session.inputs import Inputs, prepare
 
 # Between a cell that was begun and the comparison that goes on with it: what its score does not depend on.
@@ -38,9 +39,10 @@ class EngineGroup:
 
 
 class ComparisonPlan:
-    def __init__(self, comparison: Comparison):
+    def __init__(self, comparison: Comparison, connection: Connection | None = None):
         """Raises UserError for anything that cannot work or would not be a comparison; starts nothing."""
         self.comparison = comparison
+        self._connection = connection
         self.path = comparison.path
         self._inputs: dict[str, Inputs] = {}
         self._scores: dict[str, Score] = {}
@@ -79,7 +81,9 @@ class ComparisonPlan:
         key = json.dumps([cell.kind == "base", tree])
         if key not in self._inputs:
             try:
-                self._inputs[key] = prepare(r, "evaluate" if cell.kind == "base" else "train")
+                self._inputs[key] = prepare(
+                    r, "evaluate" if cell.kind == "base" else "train", connection=self._connection
+                )
             except UserError as e:
                 raise UserError(*(f"{cell.name}: {sentence}" for sentence in e.sentences)) from e
         found = replace(self._inputs[key], recipe=carried(r, self._inputs[key].recipe))

@@ -12,8 +12,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from trd_ray.config import Recipe, dump
 from trd_ray.distill import checksums
 from trd_ray.errors import UserError
@@ -23,48 +21,41 @@ from trd_ray.evaluate.progress import Progress
 from trd_ray.evaluate.samples import Samples
 from trd_ray.evaluate.weights import fingerprint
 from trd_ray.preflight import placement
-from trd_ray.record.claim import require_lasting
 from trd_ray.record.directory import RunDirectory
-from trd_ray.session.cluster import cluster, is_local, require_sandboxes
-from trd_ray.session.endings import told
-from trd_ray.session.quiet import ray_apart
+from trd_ray.session.beginning import Beginning, begin
+from trd_ray.session.cluster import Connection
 from trd_ray.session.session import Session
-from trd_ray.session.stop import StopSignals
 from trd_ray.stream.answers import Ask, Sampled, answers, seed_of_sample
 
 
 def dry_run(argument: str, names: list[str], overrides: list[str], base: str | None, gpu_gib: float | None) -> int:
     """Print the resolved recipe, the benchmarks, the engines with their memory, and whether the cluster holds them."""
     planned = plan(argument, names, overrides, base)
-    if is_local(planned.recipe):
-        placed = planned.inputs.plan(placement.local_cluster(planned.recipe), gpu_gib)
-    else:
-        with cluster(planned.recipe) as resources:
-            placed = planned.inputs.plan(resources, gpu_gib)
-    print(f"{dump(planned.recipe)}\n{_asked(planned)}\n\n{placement.render(placed)}")
+    with Connection(planned.recipe) as connection:
+        placed = planned.inputs.plan(connection.resources(), gpu_gib)
+    print(f"{dump(planned.recipe)}\n{planned}\n\n{placement.render(placed)}")
     return 0 if placed.fits else 2
 
 
-def evaluate(argument: str, names: list[str], overrides: list[str], name: str | None, base: str | None) -> int:
+def run(argument: str, names: list[str], overrides: list[str], name: str | None, base: str | None) -> int:
     """Score a model, a run's checkpoint or a recipe's student on benchmarks; `name` is the checkpoint's in the tables.
 
     The exit code is 0; raises what ended it early, UserError for anything the user can mend.
     """
     planned = plan(argument, names, overrides, base)
-    require_lasting(planned.directory)
-    console = _console()
-    console.print(_asked(planned), markup=False, soft_wrap=True)
-    with ExitStack() as stack:
+    console = report.console()
+    with begin("evaluate", planned.directory, planned.recipe) as beginning, ExitStack() as stack:
+        console.print(str(planned), markup=False, soft_wrap=True)
         if not planned.directory.exists():
-            _require(planned)
+            beginning.require(planned.inputs)
         directory = _claim(planned.directory, planned.recipe)
-        stack.callback(directory.release)
+        beginning.claimed(directory, planned.inputs)
         samples = {exam.name: stack.enter_context(s) for exam, s in _open(planned)}
         evaluation = Evaluation(planned, directory, samples, name or planned.target.name)
-        with told(planned.directory, "evaluate", evaluation.kept):
-            if evaluation.left:
-                _require(planned)
-                evaluation.run()
+        beginning.kept = evaluation.kept
+        if evaluation.left:
+            beginning.require(planned.inputs)
+            evaluation.run(beginning)
         results = [evaluation.finish(exam) for exam in planned.exams]
         place = report.write_markdown(planned.directory, planned.recipe)
     report.show(console, results, planned.recipe)
@@ -91,26 +82,14 @@ class Evaluation:
         total = sum(len(exam.keys) for exam in self.plan.exams)
         return f"{done} of {total} samples are kept in {directory}: the same command goes on"
 
-    def run(self) -> None:
+    def run(self, beginning: Beginning) -> None:
         """Sample and verify what is left, on engines that are started for it unless all samples are there."""
-        recipe, inputs = self.plan.recipe, self.plan.inputs
-        sizes = {exam.name: (len(exam.questions), exam.evaluation.samples) for exam in self.plan.exams}
-        with ExitStack() as stack:
-            stop = stack.enter_context(StopSignals())
-            progress = stack.enter_context(Progress(sizes))
-            stack.enter_context(ray_apart(self.directory.path / "logs" / "ray.log"))
-            self._show_kept(progress)
-            progress.phase("starting Ray")
-            resources = stack.enter_context(cluster(recipe))
-            stop.install()  # again: Ray has put handlers of its own there
-            if inputs.runs_code and not is_local(recipe):
-                require_sandboxes(recipe.verify.sandbox)
-            session = Session(inputs, self.directory, progress, stop, resources)
-            stack.callback(session.close)
-            stack.callback(progress.phase, "stopping")
+        progress = Progress({exam.name: (len(exam.questions), exam.evaluation.samples) for exam in self.plan.exams})
+        self._show_kept(progress)
+        with beginning.session(self.plan.inputs, self.directory, progress) as session:
             if self.samples_left:
                 progress.phase("starting engines")
-                session.start(student_path=inputs.student_path, version=0)
+                session.start(student_path=self.plan.inputs.student_path, version=0)
                 session.wait_until_started()
             progress.phase("sampling and verifying")
             progress.begin()
@@ -202,21 +181,3 @@ def _claim(path: Path, recipe: Recipe) -> RunDirectory:
         may_change=set(Recipe.model_fields),
         folders=("evaluation", "logs"),
     )
-
-
-def _require(planned: EvaluationPlan) -> None:
-    if is_local(planned.recipe):
-        placement.require(planned.inputs.plan(placement.local_cluster(planned.recipe)))
-        return
-    with cluster(planned.recipe) as resources:
-        placement.require(planned.inputs.plan(resources))
-
-
-def _asked(planned: EvaluationPlan) -> str:
-    return "\n".join([f"{planned.target.name} in {planned.directory}", *map(str, planned.exams)])
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    # A log file has no width to wrap at.
-    return console if console.is_terminal else Console(highlight=False, width=160)

@@ -83,6 +83,9 @@ class EvaluationPlan:
     exams: list[Exam]
     directory: Path
 
+    def __str__(self) -> str:
+        return "\n".join([f"{self.target.name} in {self.directory}", *map(str, self.exams)])
+
     def settings(self, exam: Exam) -> dict[str, Any]:
         """What tells whether samples on disk were made as these would be, but for the model's weights and the prompts.
 
@@ -91,6 +94,23 @@ class EvaluationPlan:
         r = self.recipe
         engine = r.sampler.model_dump(mode="json", include=_OF_ANSWERS["sampler"])
         return {"seed": r.seed} | exam.settings | {"sampler": engine | {"dtype": engine_dtype(r.sampler, r)}}
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The problems of an exam, and what is known of them before the model is looked at."""
+
+    name: str
+    about: dict[str, Any]
+    evaluation: EvaluationConfig  # the settings they are sampled with
+    found: ProblemSet
+
+
+@dataclass(frozen=True)
+class _Model:
+    path: str  # resolved
+    tokenizer: Any
+    facts: models.ModelFacts
 
 
 def plan(argument: str, names: list[str], overrides: list[str], base: str | None = None) -> EvaluationPlan:
@@ -102,81 +122,85 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
             f"{benchmarks.listing()}"
         )
     directory = r.directory.absolute()
-    faults, found, model = Faults(), [], None
+    faults, sources, model = Faults(), list[_Source](), None
     for name in names or [r.evaluation.path or ""]:
         with faults:
-            found.append(_problems(r, name))
+            sources.append(_source(r, name))
     with faults:
         path = models.resolve(r.student.path, r.student.revision)
         tokenizer = models.tokenizer(path, r.student.revision, r.student.trust_remote_code)
-        model = path, tokenizer, models.facts(path, r.student.revision, r.student.trust_remote_code)
+        model = _Model(path, tokenizer, models.facts(path, r.student.revision, r.student.trust_remote_code))
     faults.require_none()
     assert model is not None
-    path, tokenizer, student = model
     exams: list[Exam] = []
     findings, longest = None, 0
-    for name, about, evaluation, source in found:
-        problems = source.table
-        if any(exam.name == name for exam in exams):
-            raise UserError(f"{name} is named twice: name each benchmark once")
-        verify = r.verify.model_copy(update={"task": about["task"]})
-        own = r.model_copy(update={"evaluation": evaluation, "verify": verify})
-        try:
-            findings = checks.check(
-                own, problems=None, evaluation=problems, student=student, teacher=student,
-                student_tokenizer=tokenizer, teacher_tokenizer=tokenizer, trains=False,
-            )  # fmt: skip
-        except UserError as e:
-            faults.add(*(f"{name}: {sentence}" for sentence in e.sentences))
-            continue
-        assert findings.evaluation_prompt is not None
-        views, evaluation = Views(own, tokenizer, tokenizer), findings.recipe.evaluation
-        questions = [
-            Question(name, problem, views.evaluation(problem["problem"]), evaluation, verify)
-            for problem in problems.to_pylist()
-        ]
-        kwargs = evaluation.chat_template_kwargs or r.student.chat_template_kwargs
-        exams.append(
-            Exam(
-                name=name,
-                about=about | {"chat_template_kwargs": kwargs},
-                evaluation=evaluation,
-                questions=questions,
-                prompts={q.problem_id: prompt_sha256(q.prompt_ids) for q in questions},
-                verifiers={q.problem_id: verifier_of(q.problem, q.verify) for q in questions},
-                prompt_tokens=findings.evaluation_prompt,
-                thinking=_thinking(kwargs),
-                base=_base(base, directory, name, questions) if base else None,
-            )
-        )
-        longest = max(longest, findings.evaluation_prompt.longest + evaluation.response_tokens)
+    for source in sources:
+        if any(exam.name == source.name for exam in exams):
+            raise UserError(f"{source.name} is named twice: name each benchmark once")
+        with faults:
+            exam, findings = _exam(r, source, model, directory, base)
+            exams.append(exam)
+            longest = max(longest, exam.prompt_tokens.longest + exam.evaluation.response_tokens)
     faults.require_none()
     if not r.sampler.max_model_len:  # a longer context would only take cache from the sequences
         r = r.model_copy(update={"sampler": r.sampler.model_copy(update={"max_model_len": longest})})
     assert findings is not None
-    tables = [source.table for *_, source in found]
-    set_aside = [one for *_, source in found for one in source.set_aside]
-    inputs = Inputs("evaluate", r, path, path, None, pa.concat_tables(tables), 0, findings, student, student, set_aside)
+    tables = pa.concat_tables([source.found.table for source in sources])
+    set_aside = [problem for source in sources for problem in source.found.set_aside]
+    inputs = Inputs(
+        "evaluate", r, model.path, model.path, None, tables, 0, findings, model.facts, model.facts, set_aside
+    )
     require_sandbox(r, inputs.held_out)
     return EvaluationPlan(asked, r, inputs, exams, directory)
 
 
-def _problems(r: Recipe, spec: str) -> tuple[str, dict[str, Any], EvaluationConfig, ProblemSet]:
-    """(name, what is known of it, the settings it is sampled with, its problems)"""
+def _source(r: Recipe, spec: str) -> _Source:
     e, given = r.evaluation, r.evaluation.model_fields_set
     if spec == e.path and not benchmarks.is_name(spec):
         # In the columns that the recipe names. A word is a data set of the hub without an owner.
-        source = e.model_copy(update={"format": "hub"}) if e.format == "auto" and benchmarks.is_word(spec) else e
-        found = load_problems(source, r.verify, r.data.columns)
+        as_written = e.model_copy(update={"format": "hub"}) if e.format == "auto" and benchmarks.is_word(spec) else e
+        found = load_problems(as_written, r.verify, r.data.columns)
         about = {"title": spec, "task": r.verify.task, "source": spec, "licence": "your own", "notes": []}
-        return file_name(spec if ":" in spec else Path(spec).stem), about, e, found
+        return _Source(file_name(spec if ":" in spec else Path(spec).stem), about, e, found)
     found = load_benchmark(spec, e, r.verify, r.data.columns)
     b = found.benchmark
     assert b is not None
     own = ("samples", "temperature", "top_p", "max_response_tokens")
     evaluation = e.model_copy(update={key: getattr(b, key) for key in own if key not in given})
     about = {"title": b.title, "task": b.task, "source": b.source, "licence": b.licence, "notes": list(b.notes)}
-    return file_name(b.name), about, evaluation, found
+    return _Source(file_name(b.name), about, evaluation, found)
+
+
+def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str | None) -> tuple[Exam, checks.Findings]:
+    name, about, problems = source.name, source.about, source.found.table
+    verify = r.verify.model_copy(update={"task": about["task"]})
+    own = r.model_copy(update={"evaluation": source.evaluation, "verify": verify})
+    try:
+        findings = checks.check(
+            own, problems=None, evaluation=problems, student=model.facts, teacher=model.facts,
+            student_tokenizer=model.tokenizer, teacher_tokenizer=model.tokenizer, trains=False,
+        )  # fmt: skip
+    except UserError as e:
+        raise UserError(*(f"{name}: {sentence}" for sentence in e.sentences)) from e
+    assert findings.evaluation_prompt is not None
+    views, evaluation = Views(own, model.tokenizer, model.tokenizer), findings.recipe.evaluation
+    questions = [
+        Question(name, problem, views.evaluation(problem["problem"]), evaluation, verify)
+        for problem in problems.to_pylist()
+    ]
+    kwargs = evaluation.chat_template_kwargs or r.student.chat_template_kwargs
+    exam = Exam(
+        name=name,
+        about=about | {"chat_template_kwargs": kwargs},
+        evaluation=evaluation,
+        questions=questions,
+        prompts={q.problem_id: prompt_sha256(q.prompt_ids) for q in questions},
+        verifiers={q.problem_id: verifier_of(q.problem, q.verify) for q in questions},
+        prompt_tokens=findings.evaluation_prompt,
+        thinking=_thinking(kwargs),
+        base=_base(base, directory, name, questions) if base else None,
+    )
+    return exam, findings
 
 
 def _thinking(kwargs: dict[str, Any]) -> str:

@@ -196,6 +196,12 @@ def _markdown(lines: list[list[str]]) -> str:
     return markdown.table([[markdown.inline(cell) for cell in line] for line in lines])
 
 
+def console() -> Console:
+    found = Console(highlight=False)
+    # A log file has no width to wrap at.
+    return found if found.is_terminal else Console(highlight=False, width=160)
+
+
 def show(console: Console, results: list[Result], recipe: Recipe) -> None:
     for found in results:
         for text in warned(found, recipe):

@@ -1,7 +1,8 @@
 """Problems of the data that a run leaves out, each with the reason, as a file of the run directory names them."""
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,12 @@ class SetAside:
 def begins(problem: str) -> str:
     """How a problem without a name begins."""
     return problem[:NAME_CHARACTERS]
+
+
+def counted(problems: Collection[SetAside]) -> str:
+    """How many, and how many for which reason."""
+    reasons = Counter(one.reason.partition(":")[0] for one in problems).most_common()
+    return f"{len(problems)} set aside ({', '.join(f'{count} {reason}' for reason, count in reasons)})"
 
 
 def write_set_aside(file: Path, problems: Iterable[SetAside]) -> None:

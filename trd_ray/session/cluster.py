@@ -1,4 +1,9 @@
-"""Ray for a run: a submitted job's cluster, the one at `cluster.address`, or a local one that ends with the run."""
+"""Ray for a run: a submitted job's cluster, the one at `cluster.address`, or a local one that ends with the run.
+
+A program has one Connection. A cluster is connected to when it is first asked for anything; a local one is started
+last, when all else is well. `close` disconnects and ends a local one's processes, at the latest when the `with` block
+ends.
+"""
 
 import logging
 import os
@@ -6,7 +11,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import ray
@@ -14,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
+from trd_ray.preflight import placement
 
 STARTS = 3  # of a local cluster, on a machine that is too busy
 ANSWER_TIMEOUT_S = 15.0  # of a cluster's head to take a connection
@@ -29,9 +35,48 @@ def _address(recipe: Recipe) -> str:
     return recipe.cluster.address or os.environ.get("RAY_ADDRESS") or "local"
 
 
+class Connection:
+    """A program's only connection to Ray."""
+
+    def __init__(self, recipe: Recipe):
+        self.recipe, self.local = recipe, is_local(recipe)
+        self.connected = False
+        self._stack = ExitStack()
+        self._with_sandboxes: set[str] = set()  # backends that every node was asked for
+
+    def __enter__(self) -> "Connection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def resources(self) -> dict[str, float]:
+        """What a run can have: of a local cluster without starting it."""
+        return placement.local_cluster(self.recipe) if self.local else self.connect()
+
+    def connect(self) -> dict[str, float]:
+        """Connect, unless that is done, and return the cluster's resources. Raises UserError."""
+        if not self.connected:
+            self._stack.enter_context(cluster(self.recipe))
+            self.connected = True
+        found: Any = ray.cluster_resources()
+        return found
+
+    def require_sandboxes(self, backend: str) -> None:
+        """Raise UserError where a node of a cluster starts no sandbox; each is asked once."""
+        if not self.local and backend not in self._with_sandboxes:
+            self.connect()
+            require_sandboxes(backend)
+            self._with_sandboxes.add(backend)
+
+    def close(self) -> None:
+        self.connected = False
+        self._stack.close()
+
+
 @contextmanager
-def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
-    """Connect, yield the cluster's resources, and disconnect; a local cluster's processes end with the block."""
+def cluster(recipe: Recipe) -> Iterator[None]:
+    """Connect, and disconnect when the block is left; a local cluster's processes end with it."""
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     address = _address(recipe)
     local = address == "local"
@@ -67,8 +112,7 @@ def cluster(recipe: Recipe) -> Iterator[dict[str, float]]:
             f"no Ray cluster answers at {address} ({why}): start it, or correct cluster.address or RAY_ADDRESS"
         ) from e
     try:
-        resources: Any = ray.cluster_resources()
-        yield resources
+        yield
     finally:
         ray.shutdown()
 

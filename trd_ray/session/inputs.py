@@ -5,7 +5,6 @@ recipe -> resolved models, problems, held-out problems, the placement for the cl
 
 import logging
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +21,7 @@ from trd_ray.problems.set_aside import SetAside
 from trd_ray.record.ledger import DROPPED
 from trd_ray.record.metrics import metric_names, require_metric
 from trd_ray.sandbox import Sandbox
-from trd_ray.session.cluster import cluster, is_local, require_sandboxes
+from trd_ray.session.cluster import Connection, is_local
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
@@ -64,10 +63,16 @@ class Inputs:
         )
 
 
-def prepare(recipe: Recipe, job: placement.Job = "train", gpu_gib: float | None = None) -> Inputs:
+def prepare(
+    recipe: Recipe,
+    job: placement.Job = "train",
+    gpu_gib: float | None = None,
+    connection: Connection | None = None,
+) -> Inputs:
     """Raises UserError for anything that cannot work, and warns of what works but is rarely meant.
 
     All that can be known to be wrong is told at once; `gpu_gib` is the memory of a GPU, as `placement.plan` takes it.
+    The nodes of the cluster behind `connection` choose TACO's references; without one, or with a local one, threads do.
     """
     r = recipe
     _warn(r, job)
@@ -75,7 +80,7 @@ def prepare(recipe: Recipe, job: placement.Job = "train", gpu_gib: float | None 
     data = held_out = student = teacher = findings = corpus = None
     with faults:
         if job == "refine" or (job == "train" and r.data.source == "problems"):
-            data = _problems(r)
+            data = _problems(r, connection)
         elif job == "train":
             corpus = _corpus(r)
     with faults:
@@ -167,8 +172,7 @@ def _corpus(recipe: Recipe) -> checks.Corpus:
     return checks.Corpus(rows, steps, recipe.rollouts_per_step, trained["problem"].unique().to_pylist())
 
 
-def _problems(recipe: Recipe) -> ProblemSet:
-    """TACO's references are chosen on all nodes of a cluster; here threads do, before anything is started."""
+def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
     last = time.monotonic()
 
     def report(done: int, aside: int, met: int) -> None:
@@ -177,14 +181,9 @@ def _problems(recipe: Recipe) -> ProblemSet:
             last = time.monotonic()
             print(f"choosing references: {done} problems done, {aside} of them set aside", flush=True)
 
-    with ExitStack() as stack:
-        if recipe.data.format == "taco" and not is_local(recipe):
-            stack.enter_context(cluster(recipe))
-            require_sandboxes(recipe.verify.sandbox)
-        found = load_problems(recipe.data, recipe.verify, progress=report)
-    for note in found.notes:
-        print(note, flush=True)
-    return found
+    if recipe.data.format == "taco" and connection is not None:
+        connection.require_sandboxes(recipe.verify.sandbox)
+    return load_problems(recipe.data, recipe.verify, progress=report)
 
 
 def require_sandbox(recipe: Recipe, *tables: pa.Table | None) -> None:

@@ -8,7 +8,6 @@ next start reads it.
 """
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow as pa
 from trd_ray import cache, config, rows
 from trd_ray.errors import UserError
 from trd_ray.problems import sources
-from trd_ray.problems.set_aside import SetAside
+from trd_ray.problems.set_aside import SetAside, counted
 from trd_ray.problems.taco.references import Choice, Chooser, Progress
 from trd_ray.problems.taco.schema import Candidate, candidates, tests_of
 
@@ -41,9 +40,7 @@ class Taco:
     def __str__(self) -> str:
         if not self.set_aside:
             return f"{self.problems.num_rows} problems"
-        reasons = Counter(one.reason.partition(":")[0] for one in self.set_aside).most_common()
-        counts = ", ".join(f"{count} {reason}" for reason, count in reasons)
-        return f"{self.problems.num_rows} problems, {len(self.set_aside)} set aside ({counts})"
+        return f"{self.problems.num_rows} problems, {counted(self.set_aside)}"
 
 
 def load(

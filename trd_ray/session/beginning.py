@@ -1,0 +1,102 @@
+"""How every program begins and ends: train, refine, evaluate and compare, in one order.
+
+    begin()    refuses a place that does not last
+    require()  the cluster holds what is asked of it, and its nodes start sandboxes where programs run
+    claimed()  the directory is this program's; what was set aside is named there; from here on what ends the program
+               is told as one sentence, with what is kept and the command that goes on
+    running()  stop signals, the display, Ray's messages apart, Ray itself
+    session()  the same, and the engines' Session
+
+Nothing is written before `claimed`. Each block undoes at its end what it did, last things first: engines, Ray, the
+display, the claim. Ray is connected to once, by the first who needs it (see `trd_ray.session.cluster`).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from trd_ray.config import Recipe
+from trd_ray.preflight import placement
+from trd_ray.problems.set_aside import SetAside, counted, write_set_aside
+from trd_ray.record.claim import require_lasting
+from trd_ray.record.directory import RunDirectory
+from trd_ray.record.display import Display
+from trd_ray.session.cluster import Connection
+from trd_ray.session.endings import KEPT, told
+from trd_ray.session.inputs import Inputs
+from trd_ray.session.quiet import ray_apart
+from trd_ray.session.session import Session
+from trd_ray.session.stop import StopSignals
+
+
+@contextmanager
+def begin(program: str, place: Path, recipe: Recipe) -> Iterator["Beginning"]:
+    """A start of `program`, one of endings.KEPT, that will write to `place`; `recipe` tells where Ray is."""
+    require_lasting(place)
+    with ExitStack() as stack:
+        yield Beginning(program, stack.enter_context(Connection(recipe)), KEPT[program], stack)
+
+
+@dataclass(frozen=True)
+class Running:
+    stop: StopSignals
+    resources: dict[str, float]
+
+
+@dataclass
+class Beginning:
+    program: str
+    connection: Connection
+    kept: Callable[[Path], str]  # says what is on disk and how to go on; a program that knows more may set it
+    _stack: ExitStack = field(repr=False)
+    directory: Path = Path()  # once it is claimed
+
+    def require(self, *inputs: Inputs) -> None:
+        """Raises UserError; a cluster is connected to, a local one is not started."""
+        resources = self.connection.resources()
+        for one in inputs:
+            placement.require(one.plan(resources))
+        for backend in dict.fromkeys(one.recipe.verify.sandbox for one in inputs if one.runs_code):
+            self.connection.require_sandboxes(backend)
+
+    def claimed(self, directory: RunDirectory, *inputs: Inputs) -> None:
+        self.directory = directory.path
+        self._stack.callback(directory.release)
+        self._stack.enter_context(told(directory.path, self.program, lambda path: self.kept(path)))
+        for note in dict.fromkeys(note for one in inputs for note in one.notes):
+            print(note, flush=True)
+        if set_aside := list(dict.fromkeys(problem for one in inputs for problem in one.set_aside)):
+            print(name_set_aside(directory.path, set_aside), flush=True)
+
+    @contextmanager
+    def running(self, display: Display | None = None) -> Iterator[Running]:
+        with ExitStack() as stack:
+            stop = stack.enter_context(StopSignals())
+            if display:
+                stack.enter_context(display)
+            stack.enter_context(ray_apart(self.directory / "logs" / "ray.log"))
+            if display and not self.connection.connected:
+                display.phase("starting Ray")
+            stack.callback(self.connection.close)
+            resources = self.connection.connect()
+            stop.install()  # again: Ray has put handlers of its own there
+            yield Running(stop, resources)
+
+    @contextmanager
+    def session(self, inputs: Inputs, directory: RunDirectory, display: Display) -> Iterator[Session]:
+        """A session whose pools are not started yet, and are stopped when the block is left."""
+        with self.running(display) as running:
+            session = Session(inputs, directory, display, running.stop, running.resources)
+            try:
+                yield session
+            finally:
+                display.phase("stopping")
+                session.close()
+
+
+def name_set_aside(folder: Path, set_aside: list[SetAside]) -> str:
+    """Write set_aside.jsonl, and return the sentence that says so."""
+    file = folder / "set_aside.jsonl"
+    write_set_aside(file, set_aside)
+    return f"problems: {counted(set_aside)}, named in {file}"

@@ -1,0 +1,84 @@
+"""What a run has to do: from which step on it goes, whether anything is left, and what is moved aside to be done again.
+
+recipe, what its directory holds  ->  plan()  ->  RunPlan, or a UserError before anything starts
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trd_ray.config import Recipe, stored
+from trd_ray.errors import UserError
+from trd_ray.preflight.lengths import carried
+from trd_ray.record.directory import RunDirectory
+from trd_ray.session.inputs import Inputs
+
+# "auto" begins a run where there is none, goes on with one, and is content with one that is done.
+Resume = Literal["no", "required", "auto"]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    done: int  # steps
+    checkpoint: Path | None  # the state after them; None for the initial weights, and for a corpus
+    finished: str = ""  # why nothing is left to do
+
+
+def require_refinements(recipe: Recipe) -> None:
+    if not recipe.refines:
+        raise UserError(f"train.trajectory={recipe.train.trajectory} makes no refinements: set train.trajectory=y_r")
+
+
+def to_resume(recipe: Recipe, resume: Resume) -> Recipe:
+    """A run that goes on keeps the lengths that it began with, where its recipe leaves them to the data and models."""
+    place = recipe.directory / "recipe.yaml"
+    return carried(recipe, stored(place)) if resume != "no" and place.is_file() else recipe
+
+
+def is_begun(recipe: Recipe, resume: Resume) -> bool:
+    """Whether the directory is to hold a run that was begun."""
+    return resume == "required" or (resume == "auto" and (recipe.directory / "recipe.yaml").is_file())
+
+
+def plan(inputs: Inputs, directory: RunDirectory, begun: bool, resume: Resume) -> RunPlan:
+    """Raises UserError where nothing is left, unless that is well, and for a directory of another job."""
+    planned = (_training if inputs.job == "train" else _corpus)(inputs, directory, begun)
+    if planned.finished:
+        if resume != "auto":
+            raise UserError(f"{planned.finished}: raise steps to go on")
+    elif inputs.job == "train":
+        _require_run(directory, planned.done, inputs.recipe.checkpoint.every_steps, resume)
+    return planned
+
+
+def _training(inputs: Inputs, directory: RunDirectory, begun: bool) -> RunPlan:
+    evaluation, steps = inputs.recipe.evaluation, inputs.total_steps
+    done, folder = (directory.resume_point() if begun else None) or (0, None)
+    scored = (directory.path / "evaluation" / "trained.json").exists()
+    ended = done > steps or (done == steps and (scored or not (evaluation.path and evaluation.after)))
+    finished = f"the run in {directory.path} has done its {steps} steps" if begun and ended else ""
+    return RunPlan(done, folder, finished)
+
+
+def _corpus(inputs: Inputs, directory: RunDirectory, begun: bool) -> RunPlan:
+    steps = inputs.total_steps
+    done = len(directory.read_metrics()) if begun else 0
+    finished = f"the corpus in {directory.path} is complete ({steps} steps)" if begun and done >= steps else ""
+    return RunPlan(done, None, finished)
+
+
+def _require_run(directory: RunDirectory, done: int, every_steps: int, resume: Resume) -> None:
+    """A run that must have had checkpoints is begun anew only where it is asked for."""
+    lines = directory.read_metrics()
+    if lines and "lr" not in lines[0]:
+        raise UserError(
+            f"{directory.path} holds a corpus that `trd refine` made: set run_dir to a new place, and to train on the "
+            f"corpus data.source=corpus data.path={directory.path}"
+        )
+    recorded = len(lines)
+    if done == 0 and recorded > 2 * every_steps and resume == "auto":
+        raise UserError(
+            f"the run in {directory.path} has recorded {recorded} steps, but checkpoints/ there holds none, though one "
+            f"is written every {every_steps}: put them back, or say --resume (without auto) to begin again, which "
+            "moves the recorded steps to rewound/"
+        )

@@ -1,0 +1,36 @@
+"""What a run writes at its end, and what it says to the person who started it."""
+
+from rich.console import Console
+from rich.table import Table
+
+from trd_ray.record.directory import RunDirectory
+from trd_ray.record.summary import first_and_last, write_summary
+from trd_ray.score import stats
+
+
+def summarise(directory: RunDirectory) -> None:
+    """Write summary.md; one that cannot be written is said, and an older one does not pass for it."""
+    try:
+        write_summary(directory)
+    except Exception as e:
+        (directory.path / "summary.md").unlink(missing_ok=True)
+        print(f"summary.md could not be written ({' '.join(str(e).split())[:300]})")
+
+
+def show(directory: RunDirectory) -> None:
+    """What the run did, the scores and where everything lies."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=110)  # a log file has no width to wrap at
+    summary = directory.path / "summary.md"
+    if summary.exists():
+        headline = summary.read_text().split("\n## ")[0].partition("\n")[2]
+        console.print(f"{headline.strip()}\n", markup=False)
+    scores = directory.read_evaluations()
+    if scores:
+        header, *lines = stats.table(first_and_last(scores))
+        table = Table(*header, box=None, pad_edge=False)
+        for line in lines:
+            table.add_row(*line)
+        console.print(table, "\npercent, with 95% intervals", sep="")
+    console.print(f"everything is in {directory.path}", soft_wrap=True, markup=False)
