@@ -39,7 +39,7 @@ from trd_ray.session.inputs import Inputs
 from trd_ray.session.quiet import ray_apart
 from trd_ray.session.session import Session
 from trd_ray.session.stop import Stopped, StopSignals
-from trd_ray.train.command import train_run
+from trd_ray.train.loop import train_run
 
 
 def dry_run(name: str, overrides: list[str]) -> int:

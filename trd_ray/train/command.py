@@ -7,7 +7,6 @@ checkpoint to resume from).
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Literal
 
 import ray
@@ -25,15 +24,16 @@ from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
 from trd_ray.record.ledger import facts_of_rows, row_metrics
 from trd_ray.record.metrics import Metrics
-from trd_ray.record.summary import first_and_last, write_summary
+from trd_ray.record.summary import first_and_last, summarise
 from trd_ray.score import stats
 from trd_ray.session.cluster import cluster, is_local, require_sandboxes
-from trd_ray.session.endings import cause, told
+from trd_ray.session.endings import told
 from trd_ray.session.inputs import Inputs, prepare
 from trd_ray.session.quiet import ray_apart
 from trd_ray.session.session import Session
 from trd_ray.session.stop import StopSignals
-from trd_ray.train.loop import Training, start_feed
+from trd_ray.train.loop import train_run
+from trd_ray.train.rollouts import start_feed
 
 # "auto" begins a run where there is none, goes on with one, and is content with one that is done.
 Resume = Literal["no", "required", "auto"]
@@ -69,49 +69,6 @@ def train(recipe: Recipe, resume: Resume = "no") -> int:
             train_run(session, done, folder)
     _report(directory)
     return 0
-
-
-def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
-    """Train from the step `done` to the end, and evaluate, on a session whose pools run or start.
-
-    `checkpoint` holds the state after `done` steps, None for the initial weights. Raises what ended the run early, once
-    a checkpoint is written.
-    """
-    evaluation, held_out = session.recipe.evaluation, session.inputs.held_out
-    training, feed = Training(session, done, checkpoint), None
-    try:
-        training.trainer.start()
-        training.wait_until_started()
-        if checkpoint and not training.offline:
-            training.sync()  # engines begin with the initial weights
-        if checkpoint:
-            training.evaluate_missed()
-            if done == training.total_steps:
-                return
-        # Before the evaluation, so that the stages start, and the first step's rows are sampled, meanwhile.
-        feed = start_feed(session, start_step=done, version=training.served)
-        training.watch()  # engines that served another run get this one's weights
-        if held_out is not None and evaluation.before and not checkpoint:
-            session.evaluate("base", 0, 0, held_out)
-        session.display.phase("training")
-        training.run(feed)
-    except Exception:
-        _save(training)
-        raise
-    finally:
-        if feed is not None:
-            feed.close()
-        training.close()
-        _summarise(session.directory)
-
-
-def _save(training: Training) -> None:
-    """The state that the run ends with, where there is one: a learner that failed itself has nothing to save."""
-    try:
-        training.checkpoint()
-    except Exception as e:
-        if not training.trainer.lost:
-            print(f"checkpoint {training.step} could not be written: {cause(e)}")
 
 
 def refine(recipe: Recipe, resume: Resume = "no") -> int:
@@ -153,7 +110,7 @@ def refine_run(session: Session, done: int) -> None:
                     session.warn(warnings.of_rows(facts_of_rows(rows), session.recipe))
     finally:
         feed.close()
-        _summarise(directory)
+        summarise(directory)
 
 
 def _to_resume(recipe: Recipe, resume: Resume) -> Recipe:
@@ -227,15 +184,6 @@ def _already_done(directory: RunDirectory, what: str, resume: Resume) -> int:
     print(f"{what}: nothing is left to do")
     _report(directory)
     return 0
-
-
-def _summarise(directory: RunDirectory) -> None:
-    """Write summary.md; one that cannot be written is said, and an older one does not pass for it."""
-    try:
-        write_summary(directory)
-    except Exception as e:
-        (directory.path / "summary.md").unlink(missing_ok=True)
-        print(f"summary.md could not be written ({' '.join(str(e).split())[:300]})")
 
 
 def _report(directory: RunDirectory) -> None:
