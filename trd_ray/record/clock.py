@@ -101,9 +101,14 @@ class Clock:
         self.timeline.step(*self.step)
         if self.sampled:
             self.timeline.rows(rows)
-        for rank, name, begin, end in ranks:
-            self.timeline.work("learner", f"rank {rank}", name, [(begin, end)])
+        self._ranks(ranks)
         self.timeline.save_if_due()
 
-    def close(self) -> None:
+    def close(self, ranks: Iterable[tuple[int, str, float, float]] = ()) -> None:
+        """Write the timeline, with what the ranks did since the last step was drawn."""
+        self._ranks(ranks)
         self.timeline.close()
+
+    def _ranks(self, ranks: Iterable[tuple[int, str, float, float]]) -> None:
+        for rank, name, begin, end in ranks:
+            self.timeline.work("learner", f"rank {rank}", name, [(begin, end)])

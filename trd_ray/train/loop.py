@@ -191,5 +191,5 @@ class Training:
         if self.feed is not None:
             self.feed.close()
         self.metrics.close()
-        self.clock.close()
+        self.clock.close(self.trainer.take_worked())
         self.trainer.stop(0 if self.session.stop.hurried else STOP_LEARNER_S)
