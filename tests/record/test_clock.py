@@ -38,9 +38,9 @@ def spend(clock: Clock, hands: Hands, **parts: float) -> None:
 
 
 def row(start: float, step: int = 0, **columns) -> dict:
-    sampled = {"y_o_start_s": start, "y_o_seconds": 2.0, "y_o_ids": [1] * 10, "y_o_engine": "sampler-0"}
-    refined = {"y_r_start_s": start + 2, "y_r_seconds": 1.0, "y_r_ids": [1] * 4, "y_r_engine": "refiner-0"}
-    return {"step": step} | sampled | refined | columns
+    y_o = {"start_s": start, "seconds": 2.0, "ids": [1] * 10, "engine": "sampler-0"}
+    y_r = {"start_s": start + 2, "seconds": 1.0, "ids": [1] * 4, "engine": "refiner-0"}
+    return {"step": step, "y_o": y_o, "y_r": y_r} | columns
 
 
 def test_a_step_counted_by_hand(hands, tmp_path):

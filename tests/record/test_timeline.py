@@ -129,11 +129,11 @@ def test_three_hundred_steps_fit_whatever_their_rows(tmp_path, rows, engines, ra
         begin = step * seconds
         of_rows = []
         for i, at in enumerate(np.sort(rng.uniform(0, seconds * 0.6, rows)) + begin):
-            y_o = {"y_o_start_s": at, "y_o_seconds": 0.01, "y_o_engine": f"sampler-{i % engines}"}
-            y_r = {"y_r_start_s": at + 1, "y_r_seconds": 0.01, "y_r_engine": f"refiner-{i % engines}"}
-            verdicts = {"y_o_verify_start_s": at + 0.5, "y_o_verify_seconds": 0.002}
-            verdicts |= {"y_r_verify_start_s": at + 2, "y_r_verify_seconds": 0.002}
-            of_rows.append(y_o | y_r | verdicts)
+            y_o = {"start_s": at, "seconds": 0.01, "engine": f"sampler-{i % engines}"}
+            y_r = {"start_s": at + 1, "seconds": 0.01, "engine": f"refiner-{i % engines}"}
+            y_o |= {"verify_start_s": at + 0.5, "verify_seconds": 0.002}
+            y_r |= {"verify_start_s": at + 2, "verify_seconds": 0.002}
+            of_rows.append({"y_o": y_o, "y_r": y_r})
         t.rows(of_rows)
         for name, a, b in (("wait", 0, 40), ("probe", 40, 41), ("train", 41, 55), ("sync", 55, 58), ("record", 58, 59)):
             t.span(name, begin + a, begin + b)

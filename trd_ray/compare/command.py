@@ -37,7 +37,7 @@ from trd_ray.session.endings import cause
 from trd_ray.session.inputs import Inputs
 from trd_ray.session.session import Session
 from trd_ray.session.stop import Stopped
-from trd_ray.train.command import train_run
+from trd_ray.train.loop import train_run
 
 
 def dry_run(name: str, overrides: list[str]) -> int:

@@ -1,6 +1,7 @@
 """The Ray Train shell around the learner: the driver gives commands, every rank carries them out.
 
     driver --command--> Mailbox (actor) --> rank 0..n: Learner and WeightSync --answer--> Mailbox --> driver
+    step(examples) -> updates -> ranks -> micro-batches -> each rank its share
 
 The worker group lives for the whole run; a step, a sync and a checkpoint are commands to it, so the loop stays in one
 place. `stop` ends the group, with it what a checkpoint has not written yet; an error on any rank ends it too and
@@ -22,10 +23,13 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
 from trd_ray.config import Recipe
+from trd_ray.distill.batches import Example, micro_batches, split, token_count
 from trd_ray.errors import RunFailed, UserError
 
 POLL_S = 1.0
 SYNC_WAITS = 6  # of sync.timeout_s at most, in one push
+# What a rank does for a command, in the driver's words; the others are no work, or wait for what goes on beside.
+WORK = {"step": "train", "sync": "sync", "logprobs": "probe", "begin_checkpoint": "checkpoint"}
 
 
 @dataclass
@@ -42,6 +46,7 @@ class Mailbox:
         self.ranks = ranks
         self.commands: list[Command | None] = []
         self.answers: dict[int, dict[int, Any]] = {}
+        self.times: dict[int, dict[int, tuple[float, float]]] = {}  # as `answers`: when each rank carried it out
         self.refusal: str | None = None
         self.changed = asyncio.Condition()
 
@@ -59,21 +64,22 @@ class Mailbox:
         share = None if command.per_rank is None else [command.per_rank[rank]]
         return Command(command.name, command.arguments, share)
 
-    async def answer(self, number: int, rank: int, value: Any) -> None:
+    async def answer(self, number: int, rank: int, value: Any, begin: float, end: float) -> None:
         async with self.changed:
+            self.times.setdefault(number, {})[rank] = begin, end
             self.answers.setdefault(number, {})[rank] = value
             self.changed.notify_all()
 
-    async def result(self, number: int, wait_s: float) -> tuple[bool, Any]:
-        """(done, rank 0's answer); not done if some rank has not answered within `wait_s`."""
+    async def result(self, number: int, wait_s: float) -> tuple[bool, Any, dict[int, tuple[float, float]]]:
+        """(done, rank 0's answer, when each rank was at it); not done if some rank has not answered in `wait_s`."""
         with contextlib.suppress(TimeoutError):
             async with self.changed:
                 await asyncio.wait_for(
                     self.changed.wait_for(lambda: len(self.answers.get(number, {})) == self.ranks), wait_s
                 )
             self.commands[number] = None  # its shards may be freed
-            return True, self.answers.pop(number)[0]
-        return False, None
+            return True, self.answers.pop(number)[0], self.times.pop(number)
+        return False, None, {}
 
     async def refuse(self, message: str) -> None:
         """A rank ends for a reason that the user can mend."""
@@ -134,7 +140,7 @@ def _work(spec: LearnerSpec) -> None:
     number = 0
     while True:
         command: Any = ray.get(spec.mailbox.take.remote(number, rank))
-        value = None
+        value, begin = None, time.time()
         if command.name == "step":
             assert command.per_rank is not None
             value = learner.step(ray.get(command.per_rank[0][0]))
@@ -149,7 +155,7 @@ def _work(spec: LearnerSpec) -> None:
             value = checkpointer.begin(Path(command.arguments["folder"]))
         elif command.name == "finish_checkpoint":
             value = checkpointer.done(**command.arguments)
-        ray.get(spec.mailbox.answer.remote(number, rank, value))
+        ray.get(spec.mailbox.answer.remote(number, rank, value, begin, time.time()))
         if command.name == "stop":
             break
         number += 1
@@ -181,9 +187,19 @@ def _syncs(spec: LearnerSpec, learner: Any) -> list[Any]:
 class Trainer:
     """The driver's handle on the worker group."""
 
-    def __init__(self, spec_without_mailbox: dict[str, Any], *, cpus: float, gpus: float, storage: Path):
+    def __init__(
+        self,
+        spec_without_mailbox: dict[str, Any],
+        *,
+        cpus: float,
+        gpus: float,
+        storage: Path,
+        cost: Callable[[Example], float] = token_count,
+    ):
+        """A step's examples are shared out over the ranks so that their `cost` is equal."""
         recipe: Recipe = spec_without_mailbox["recipe"]
-        self.recipe, self.cpus, self.gpus, self.storage = recipe, cpus, gpus, storage
+        self.recipe, self.cpus, self.gpus, self.storage, self.cost = recipe, cpus, gpus, storage, cost
+        self.worked: list[tuple[int, str, float, float]] = []
         self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=1000).remote(recipe.learner.workers)
         self.spec = LearnerSpec(mailbox=self.mailbox, **spec_without_mailbox)
         self.error: BaseException | None = None
@@ -226,6 +242,34 @@ class Trainer:
         key = "learner.start_timeout_s"
         self.call("start", self.recipe.learner.start_timeout_s, key=key, while_waiting=while_waiting)
 
+    def step(self, examples: list[Example]) -> dict[str, float]:
+        """The updates of one step on all ranks; returns what the learner measured.
+
+        Without examples, since every row was dropped, the step counts, but there is nothing to say of a loss.
+        """
+        r = self.recipe.learner
+        updates = [
+            micro_batches(shares, r.tokens_per_micro_batch, r.packing, self.cost)
+            for shares in split(examples, r.updates_per_step, r.workers, self.cost)
+        ]
+        shares = [ray.put([update[rank] for update in updates]) for rank in range(r.workers)]
+        learned = self.call("step", r.step_timeout_s, per_rank=[[ref] for ref in shares])
+        return learned if examples else {name: learned[name] for name in ("lr", "updates", "skipped_updates")}
+
+    def sync(self, version: int) -> str | None:
+        """Send the weights as policy version `version` to every pool that follows them; returns what went wrong."""
+        patience = SYNC_WAITS * self.recipe.sync.timeout_s * len(self.spec.pools)
+        return self.call("sync", patience, key="sync.timeout_s", version=version)
+
+    def logprobs(self, sequences: list[tuple[list[int], list[int]]]) -> list[list[float]]:
+        """The student's log-probabilities of each response, given as (prompt ids, response ids)."""
+        return self.call("logprobs", self.recipe.learner.step_timeout_s, sequences=sequences)
+
+    def take_worked(self) -> list[tuple[int, str, float, float]]:
+        """(rank, what, begin, end) of the ranks' work since the last call, by the ranks' own wall clocks."""
+        worked, self.worked = self.worked, []
+        return worked
+
     def call(
         self,
         name: str,
@@ -252,8 +296,10 @@ class Trainer:
         what = command.name.replace("_", " ")
         deadline = time.monotonic() + timeout_s
         while True:
-            done, value = ray.get(self.mailbox.result.remote(number, POLL_S))
+            done, value, times = ray.get(self.mailbox.result.remote(number, POLL_S))
             if done:
+                if work := WORK.get(command.name):
+                    self.worked += [(rank, work, begin, end) for rank, (begin, end) in times.items()]
                 return value
             if not self.thread.is_alive():
                 if refusal := ray.get(self.mailbox.refused.remote()):

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from trd_ray.record.ledger import stage_seconds, union_seconds
 from trd_ray.record.timeline import Timeline
+from trd_ray.rows import part
 
 PAUSES = ("evaluate", "checkpoint")
 
@@ -75,7 +76,7 @@ class Clock:
         last = {span.name: span for span in self.spans}
         wait, train, sync = last["wait"], last["train"], last["sync"]
         if self.first:  # what came before the first sample was the start of the stages
-            starts = [row["y_o_start_s"] for row in rows] if self.sampled else []
+            starts = [row["y_o"]["start_s"] for row in rows] if self.sampled else []
             self.began, self.first = max(self.began, min(starts, default=wait.begin)), False
         window = self.began, sync.end
         pauses = [(span.begin, span.end) for span in self.spans if span.name in PAUSES]
@@ -91,7 +92,7 @@ class Clock:
         }
         for pool, y, stage in (("sampler", "y_o", "sample"), ("refiner", "y_r", "refine")):
             if stages[stage]:
-                out[f"tokens_per_s/{pool}"] = sum(len(row[f"{y}_ids"] or ()) for row in rows) / stages[stage]
+                out[f"tokens_per_s/{pool}"] = sum(len(part(row, y, "ids") or ()) for row in rows) / stages[stage]
         self.step = Span(f"step {rows[0]['step'] + 1}", *window)
         self.began, self.spans = sync.end, []
         return out
@@ -101,9 +102,14 @@ class Clock:
         self.timeline.step(*self.step)
         if self.sampled:
             self.timeline.rows(rows)
-        for rank, name, begin, end in ranks:
-            self.timeline.work("learner", f"rank {rank}", name, [(begin, end)])
+        self._ranks(ranks)
         self.timeline.save_if_due()
 
-    def close(self) -> None:
+    def close(self, ranks: Iterable[tuple[int, str, float, float]] = ()) -> None:
+        """Write the timeline, with what the ranks did since the last step was drawn."""
+        self._ranks(ranks)
         self.timeline.close()
+
+    def _ranks(self, ranks: Iterable[tuple[int, str, float, float]]) -> None:
+        for rank, name, begin, end in ranks:
+            self.timeline.work("learner", f"rank {rank}", name, [(begin, end)])

@@ -72,6 +72,15 @@ def write_summary(directory: RunDirectory) -> str:
     return text
 
 
+def summarise(directory: RunDirectory) -> None:
+    """`write_summary`; one that cannot be written is said, and an older one does not pass for it."""
+    try:
+        write_summary(directory)
+    except Exception as e:
+        (directory.path / "summary.md").unlink(missing_ok=True)
+        print(f"summary.md could not be written ({' '.join(str(e).split())[:300]})")
+
+
 def _warnings(facts: list[dict], evaluations: list[Score], recipe: Recipe) -> str:
     found = warnings.of_rows(facts, recipe)
     if evaluations:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from trd_ray.record.directory import write_atomically
+from trd_ray.rows import part
 
 MAX_BYTES = 4_900_000
 MAX_SLICES = 20_000  # of work that are held, with the waiting between them about what MAX_BYTES have place for
@@ -186,10 +187,10 @@ class Timeline:
 def _work_of(row: dict) -> Iterator[tuple[tuple[str, str, str], tuple[float, float]]]:
     """((group, lane, kind), (begin, end)) of everything that was done for a row."""
     for y, kind in (("y_o", "sample"), ("y_r", "refine")):
-        start, seconds, engine = (row.get(f"{y}_{name}") for name in ("start_s", "seconds", "engine"))
+        start, seconds, engine = (part(row, y, name) for name in ("start_s", "seconds", "engine"))
         if start is not None and seconds is not None:
             yield ("engines", engine or "engine", kind), (start, start + seconds)
-        start, seconds = row.get(f"{y}_verify_start_s"), row.get(f"{y}_verify_seconds")
+        start, seconds = (part(row, y, name) for name in ("verify_start_s", "verify_seconds"))
         if start is not None and seconds is not None:
             yield ("verifier", "verifier", f"verify {y}"), (start, start + seconds)
 

@@ -132,10 +132,11 @@ class Session:
         version: int,
         problems: pa.Table,
         while_waiting: Callable[[], object] | None = None,
+        on_rows: Callable[[list[dict]], object] = lambda rows: None,
     ) -> stats.Score:
         """Sample, verify and score the held-out problems with the weights of `version`, and keep the score.
 
-        `while_waiting` is called meanwhile, in place of `look`.
+        `while_waiting` is called meanwhile, in place of `look`; `on_rows` gets the rows that are scored.
         """
         e = self.recipe.evaluation
         self.display.phase(f"evaluating {name}: {problems.num_rows} problems x {e.samples} samples")
@@ -144,6 +145,7 @@ class Session:
             while_waiting=while_waiting or self.look,
             on_progress=lambda done, total, passed: self.display.evaluating(name, done, total, passed),
         )  # fmt: skip
+        on_rows(rows)
         score = stats.score(rows, name=name, step=step, version=version, resamples=e.bootstrap, seed=self.recipe.seed)
         base = next((s for s in self.directory.read_evaluations() if s.name == "base"), None)
         if base and name != "base" and base.per_problem.keys() == score.per_problem.keys():

@@ -11,6 +11,7 @@ run that is killed meanwhile leaves a folder without a name, which `--resume` re
 import math
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,16 @@ ANSWER_S = 60  # the ranks are idle when they are asked, unless one of them hang
 
 
 class Checkpoints:
-    def __init__(self, recipe: Recipe, directory: RunDirectory, trainer: Trainer, saved: int):
-        """`saved` steps are in the newest checkpoint; the initial weights need none."""
+    def __init__(
+        self,
+        recipe: Recipe,
+        directory: RunDirectory,
+        trainer: Trainer,
+        saved: int,
+        show: Callable[[str], object] = lambda phase: None,
+    ):
+        """`saved` steps are in the newest checkpoint; the initial weights need none. `show` says what is being done."""
+        self.show = show
         self.recipe, self.directory, self.trainer, self.saved = recipe, directory, trainer, saved
         self.timeout_s = recipe.learner.step_timeout_s
         self.writing: tuple[int, Path] | None = None
@@ -40,6 +49,23 @@ class Checkpoints:
 
     def due(self, steps: int, total_steps: int) -> bool:
         return bool(self.put_off) or steps % self.recipe.checkpoint.every_steps == 0 or steps == total_steps
+
+    def if_due(self, steps: int, total_steps: int, version: int, metrics: dict[str, Any]) -> None:
+        """After every step: end a run that cannot be updated, name what is complete, begin the next if it is due.
+
+        Raises what `require_updates`, `begin` and `finish` raise.
+        """
+        self.require_updates(steps, metrics)
+        self.finish(wait=False)
+        if self.due(steps, total_steps):
+            self.save(steps, version, metrics)
+
+    def save(self, steps: int, version: int, metrics: dict[str, Any]) -> None:
+        """`begin`, if the state after `steps` steps is not in a checkpoint yet."""
+        if steps != self.begun:
+            self.show(f"writing checkpoint {steps}")
+            self.begin(steps, version, metrics)
+            self.show("training")
 
     def require_updates(self, steps: int, metrics: dict[str, Any]) -> None:
         """Raise RunFailed when step after step all updates are skipped; `metrics` are those of the step `steps`.

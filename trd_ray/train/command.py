@@ -6,8 +6,6 @@ Exit codes: 0 done, 1 failed, 2 the user can mend it, 128 + n stopped by signal 
 resume from).
 """
 
-from pathlib import Path
-
 from trd_ray.config import Recipe, dump
 from trd_ray.preflight import placement
 from trd_ray.record import warnings
@@ -15,15 +13,15 @@ from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
 from trd_ray.record.ledger import facts_of_rows, row_metrics
 from trd_ray.record.metrics import Metrics
+from trd_ray.record.summary import summarise
 from trd_ray.session.beginning import begin
 from trd_ray.session.cluster import Connection
-from trd_ray.session.endings import cause
 from trd_ray.session.inputs import prepare
 from trd_ray.session.session import Session
 from trd_ray.train import report
-from trd_ray.train.loop import Training, start_feed
+from trd_ray.train.loop import train_run
 from trd_ray.train.plan import Resume, is_begun, plan, require_refinements, to_resume
-from trd_ray.train.report import summarise as _summarise
+from trd_ray.train.rollouts import start_feed
 
 
 def dry_run(recipe: Recipe, job: placement.Job, gpu_gib: float | None = None) -> int:
@@ -71,49 +69,6 @@ def _rewind(directory: RunDirectory, done: int, job: placement.Job) -> None:
         print(f"going on from step {done}: {again} steps recorded after it are done again, and kept in rewound/")
 
 
-def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
-    """Train from the step `done` to the end, and evaluate, on a session whose pools run or start.
-
-    `checkpoint` holds the state after `done` steps, None for the initial weights. Raises what ended the run early, once
-    a checkpoint is written.
-    """
-    evaluation, held_out = session.recipe.evaluation, session.inputs.held_out
-    training, feed = Training(session, done, checkpoint), None
-    try:
-        training.trainer.start()
-        training.wait_until_started()
-        if checkpoint and not training.offline:
-            training.sync()  # engines begin with the initial weights
-        if checkpoint:
-            training.evaluate_missed()
-            if done == training.total_steps:
-                return
-        # Before the evaluation, so that the stages start, and the first step's rows are sampled, meanwhile.
-        feed = start_feed(session, start_step=done, version=training.served)
-        training.watch()  # engines that served another run get this one's weights
-        if held_out is not None and evaluation.before and not checkpoint:
-            session.evaluate("base", 0, 0, held_out)
-        session.display.phase("training")
-        training.run(feed)
-    except Exception:
-        _save(training)
-        raise
-    finally:
-        if feed is not None:
-            feed.close()
-        training.close()
-        _summarise(session.directory)
-
-
-def _save(training: Training) -> None:
-    """The state that the run ends with, where there is one: a learner that failed itself has nothing to save."""
-    try:
-        training.checkpoint()
-    except Exception as e:
-        if not training.trainer.lost:
-            print(f"checkpoint {training.step} could not be written: {cause(e)}")
-
-
 def refine_run(session: Session, done: int) -> None:
     """Build a corpus from the step `done` on: sample, verify, refine and verify every problem once, and keep all of it.
 
@@ -136,4 +91,4 @@ def refine_run(session: Session, done: int) -> None:
                     session.warn(warnings.of_rows(facts_of_rows(rows), session.recipe))
     finally:
         feed.close()
-        _summarise(directory)
+        summarise(directory)

@@ -1,20 +1,11 @@
-"""What a run writes at its end, and what it says to the person who started it."""
+"""What a run says at its end to the person who started it."""
 
 from rich.console import Console
 from rich.table import Table
 
 from trd_ray.record.directory import RunDirectory
-from trd_ray.record.summary import first_and_last, write_summary
+from trd_ray.record.summary import first_and_last
 from trd_ray.score import stats
-
-
-def summarise(directory: RunDirectory) -> None:
-    """Write summary.md; one that cannot be written is said, and an older one does not pass for it."""
-    try:
-        write_summary(directory)
-    except Exception as e:
-        (directory.path / "summary.md").unlink(missing_ok=True)
-        print(f"summary.md could not be written ({' '.join(str(e).split())[:300]})")
 
 
 def show(directory: RunDirectory) -> None:

@@ -1,0 +1,33 @@
+"""The learner's worker group, as a run's recipe and the cluster at hand make it."""
+
+from pathlib import Path
+
+from trd_ray.distill.batches import Cost
+from trd_ray.distill.trainer import Trainer
+from trd_ray.engine.launch import engine_dtype
+from trd_ray.preflight import placement
+from trd_ray.session.session import Session
+
+
+def learner_group(session: Session, checkpoint: Path | None) -> Trainer:
+    """The group, which `start` starts; it begins with the initial weights where there is no checkpoint."""
+    r, inputs, learner = session.recipe, session.inputs, session.actors["learner"]
+    return Trainer(
+        {
+            "recipe": r,
+            "student_path": inputs.student_path,
+            "teacher_path": inputs.teacher_path,
+            "tokenizer_path": inputs.student_path,
+            "total_steps": inputs.total_steps,
+            "resume_from": str(checkpoint) if checkpoint else None,
+            "pools": session.following(),
+            "sync_backend": placement.sync_backend(r, session.gpus),
+            "engine_dtype": engine_dtype(r.sampler, r),
+        },
+        cpus=learner.cpus,
+        gpus=learner.gpus,
+        storage=session.directory.path / "logs" / "ray_train",
+        cost=Cost.of(
+            inputs.student, inputs.teacher, r.learner.activation_checkpointing, adapters=bool(r.learner.lora)
+        ),
+    )  # fmt: skip

@@ -1,0 +1,51 @@
+"""The proof of a right sync: engine and learner agree on the log-probabilities of the same tokens.
+
+    a few rows of a step -> engine's log-probs (as it sampled, or scored again) --+
+                         -> learner's log-probs ----------------------------------+-> sync/gap_mean, sync/gap_max
+
+Rows that older weights sampled are scored again by an engine, if the engines serve the learner's version by now. Where
+neither is so, as with rows from a corpus, there is nothing to compare, and no metric.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from trd_ray.engine.actor import Request
+from trd_ray.rows import part
+from trd_ray.train.policy import Policy
+
+Sequences = list[tuple[list[int], list[int]]]  # (prompt ids, response ids)
+Logprobs = list[list[float]]  # of the response's tokens
+
+
+def logprob_gap(
+    rows: list[dict],
+    policy: Policy,
+    *,
+    count: int,
+    learner: Callable[[Sequences], Logprobs],
+    engine: Callable[[Sequences], Logprobs],
+) -> dict[str, float]:
+    """|engine - learner| log-probability of the first `count` rows' sampled tokens, at the learner's version."""
+    probed = [row for row in rows if part(row, "y_o", "ids")][:count]
+    if not probed:
+        return {}
+    sequences = [(row["student_prompt_ids"], row["y_o"]["ids"]) for row in probed]
+    if all(row["y_o"]["version"] == policy.version for row in probed):
+        theirs = [row["y_o"]["logprobs"] for row in probed]
+    elif policy.served == policy.version:
+        theirs = engine(sequences)
+    else:
+        return {}
+    pairs = zip(learner(sequences), theirs, strict=True)
+    gaps = [abs(a - b) for ours, others in pairs for a, b in zip(ours, others, strict=True)]
+    return {"sync/gap_mean": sum(gaps) / len(gaps), "sync/gap_max": max(gaps)}
+
+
+def scored_again(pool: Any, sequences: Sequences, version: int, timeout_s: float) -> Logprobs:
+    """The log-probabilities of `version` in a pool of engines."""
+    asked = [Request(prompt_ids=[*prompt, *response], seed=0, prompt_logprobs=True) for prompt, response in sequences]
+    answers = ray.get(pool.generate.remote(asked, version), timeout=timeout_s)
+    return [a.prompt_logprobs[-len(response) :] for [a], (_, response) in zip(answers, sequences, strict=True)]
