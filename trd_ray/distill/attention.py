@@ -1,10 +1,10 @@
-"""Attention over sequences that lie end to end in one row, each of which sees itself alone, exactly.
+"""Attention over sequences that lie end to end in one row, where each sees exactly itself.
 
     Side.model_inputs() -> transformers model -> segments() in every layer -> hidden states as of each sequence alone
 
-`prepare` makes a model use it. Lengths travel as the keyword arguments that transformers hands on to FlashAttention,
-and no [T, T] mask is ever built. On a GPU, half precision goes to torch's own FlashAttention for variable lengths;
-everything else to scaled_dot_product_attention once a sequence, which on a CPU is also the fastest form.
+`prepare` makes a model use it. Lengths travel as the keyword arguments that transformers hands on to FlashAttention.
+No [T, T] mask is ever built. On a GPU, half precision goes to torch's own FlashAttention for variable lengths.
+Everything else goes to scaled_dot_product_attention, a call a sequence, which is also the fastest form on a CPU.
 
 Shapes: B rows, T tokens of a row, H heads, K key-value heads, D head size, Q queries and S keys of a block.
 """
@@ -25,7 +25,7 @@ from trd_ray.errors import UserError
 NAME = "trd_segments"
 _BLOCK = 256  # queries whose scores exist at a time where they are windowed or capped
 _LAYERS = {"full_attention", "sliding_attention"}
-# Of a call, besides what segments() names; anything else might change the scores.
+# Arguments of a call that segments() may ignore. Any other that it does not name might change the scores.
 _HARMLESS = {"position_ids", "use_cache", "output_hidden_states", "output_router_logits", "return_dict"}
 _REMEDY = "set learner.packing=false"
 
@@ -33,11 +33,11 @@ _REMEDY = "set learner.packing=false"
 def prepare(model: PreTrainedModel, packed: bool) -> None:
     """Make a loaded model, not yet sharded, attend as `collate(..., packed)` needs it.
 
-    Raises UserError for a model that cannot keep packed sequences apart. Padded rows need nothing special, but where
+    Raises UserError for a model that cannot keep packed sequences apart. Padded rows need nothing special, except where
     a model caps its attention scores: transformers' own `sdpa` leaves the cap out without a word.
     """
     config = model.config.get_text_config(decoder=True)
-    # Models that FlashAttention supports tell the attention function all that a mask would tell another.
+    # Models that support FlashAttention tell the attention function all that they tell others in a mask.
     able = model._can_set_attn_implementation() and model._supports_flash_attn
     if not packed:
         if able and getattr(config, "attn_logit_softcapping", None) is not None:
@@ -57,10 +57,11 @@ def prepare(model: PreTrainedModel, packed: bool) -> None:
 
 @torch.no_grad()
 def _require_isolation(model: PreTrainedModel) -> None:
-    """What a model does with lengths and positions no config entry tells: see what it does."""
+    """Run two packed sequences and see: no config entry tells what a model does with lengths and positions."""
     training = model.training
     model.eval()
-    one, two = Example(0, [0, 1], [0], [2]), Example(1, [3, 4, 5], [0], [6])
+    one = Example(0, [0, 1], [0], [2])
+    two = Example(1, [3, 4, 5], [0], [6])
 
     def hidden(examples: list[Example]) -> torch.Tensor:
         inputs = collate(examples, 0, packed=True).to(model.device).student.model_inputs()
@@ -68,7 +69,7 @@ def _require_isolation(model: PreTrainedModel) -> None:
 
     alone, behind = hidden([two]), hidden([one, two])
     model.train(training)
-    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2  # of rounding; a leak changes more
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2  # rounding changes less, a leak more
     if not (behind - alone).norm() <= tolerance * alone.norm():
         raise UserError(
             f"{type(model).__name__} gives a sequence other hidden states when another is packed before it: {_REMEDY}"
@@ -92,7 +93,7 @@ def segments(
     max_length_k: int | None = None,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention [B, T, H, D] as transformers calls it: within each sequence, or without lengths each row.
+    """Causal attention [B, T, H, D] as transformers calls it: within each sequence, or within each row without lengths.
 
     Raises UserError for whatever would change the scores and is not computed here.
     """
@@ -127,7 +128,7 @@ def segments(
 
 
 AttentionInterface.register(NAME, segments)
-# Gives no mask but for padding, which it would hand on as [B, T].
+# This gives no mask at all, unless there is padding, which it would hand on as [B, T].
 AttentionMaskInterface.register(NAME, flash_attention_mask)
 
 
@@ -143,7 +144,7 @@ def _flash_takes(query_BHTD: torch.Tensor, value_BKTD: torch.Tensor) -> bool:
     )
 
 
-@torch.compiler.disable()  # a loop over lengths that are data would be compiled anew for each micro-batch
+@torch.compiler.disable()  # a loop over lengths that are data would be compiled again for each micro-batch
 def _each(
     query_BHTD: torch.Tensor, key_BKTD: torch.Tensor, value_BKTD: torch.Tensor, starts_S1: torch.Tensor, *settings: Any
 ) -> torch.Tensor:
@@ -179,8 +180,9 @@ def _blocks(
     softcap: float | None,
     dropout: float,
 ) -> torch.Tensor:
-    """A block of queries at a time, with the keys that any of them sees, so that memory is linear in T."""
-    groups, tokens = query_BHTD.shape[1] // key_BKTD.shape[1], query_BHTD.shape[2]
+    """Attention of a block of queries at a time to the keys that any of them sees, so that memory is linear in T."""
+    groups = query_BHTD.shape[1] // key_BKTD.shape[1]
+    tokens = query_BHTD.shape[2]
     key_BHTD, value_BHTD = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (key_BKTD, value_BKTD))
     place_T = torch.arange(tokens, device=query_BHTD.device)
     scale = scaling if scaling is not None else query_BHTD.shape[-1] ** -0.5
@@ -195,7 +197,7 @@ def _blocks(
         if softcap is None:
             o = scaled_dot_product_attention(q, k, v, attn_mask=seen_QS, scale=scale, dropout_p=dropout)
         else:
-            # Recomputed in the backward pass, which would otherwise keep every block's scores.
+            # The scores are computed again in the backward pass, which would otherwise keep every block's.
             o = checkpoint(_capped, q, k, v, seen_QS, scale, softcap, dropout, use_reentrant=False)
         out.append(o)
     return torch.cat(out, dim=2)

@@ -1,10 +1,12 @@
-"""From a step's examples to micro-batches: balanced over ranks, bounded in tokens, in step with one another.
+"""A step's examples become micro-batches: balanced over the ranks, bounded in tokens.
 
     examples -> updates (in row order) -> ranks (equal cost) -> micro-batches (as many on every rank, i-th ones alike)
              -> Side: one row without padding, or padded rows
 
-Pure. FSDP's collectives need every rank to run the same number of micro-batches, and a rank that is done with one waits
-for the others: what a step takes is the sum over i of the dearest i-th micro-batch.
+FSDP's collectives need every rank to run the same number of micro-batches. A rank that has finished its i-th waits for
+the others to finish theirs, so a step takes the sum over i of the most expensive i-th micro-batch.
+
+Pure.
 """
 
 import heapq
@@ -34,7 +36,7 @@ class Example:
 
     @property
     def tokens(self) -> int:
-        """The longer of the two sequences: what a micro-batch of it is bounded by."""
+        """The longer of the two sequences, which counts against a micro-batch's budget."""
         return max(self.sides)
 
 
@@ -42,13 +44,15 @@ class Example:
 class Side:
     """Sequences of one side and, for each response token, the flat position that predicts it.
 
-    Packed: one row [1, T], sequences end to end, whose lengths keep them apart in attention (`attention.prepare`).
-    Padded: on the right, where causal attention never sees it, so no mask is needed and the fast kernels apply.
+    - Packed: one row [1, T] holds all sequences end to end. Attention tells them apart by their lengths
+      (`attention.prepare`).
+    - Padded: a row a sequence. The padding is on the right, where causal attention never sees it. So no mask is needed,
+      and the fast kernels apply.
     """
 
     input_ids_BT: torch.Tensor
-    predicts_N: torch.Tensor  # into B*T
-    # Packed alone: positions from 0 in each of S sequences, their cumulative lengths from 0, and the longest.
+    predicts_N: torch.Tensor  # indices into B*T
+    # Only packed sides have these: positions from 0 in each of S sequences, cumulative lengths from 0, the longest.
     position_ids_BT: torch.Tensor | None = None
     starts_S1: torch.Tensor | None = None
     longest: int = 0
@@ -108,15 +112,19 @@ class Cost:
         activation_checkpointing: bool = False,
         adapters: bool = False,
     ) -> "Cost":
-        """A product of a matrix's entry takes 2 operations, a backward pass twice the forward's, causal scores L^2/2.
+        """The cost of a student and a teacher, counted as J. Kaplan et al. do (arXiv:2001.08361, section 2.1).
 
-        Beside adapters the weights are frozen: their backward pass, and that of lm_head, is as long as the forward's.
-
-        Experts of a mixture count as if all were used. J. Kaplan et al., arXiv:2001.08361, section 2.1.
+        - A weight takes 2 operations a token, causal scores L^2 / 2 of their products.
+        - A backward pass takes twice the forward's.
+        - With `adapters` the weights are frozen: the backward pass through them, and through lm_head, takes as long as
+          the forward's.
+        - The experts of a mixture count as if all were used.
         """
         again = 1 if activation_checkpointing else 0
-        passes, scores = (2 if adapters else 3) + again, 3 + again
-        (s_token, s_square), (t_token, t_square) = _forward(student), _forward(teacher)
+        passes = (2 if adapters else 3) + again
+        scores = 3 + again
+        s_token, s_square = _forward(student)
+        t_token, t_square = _forward(teacher)
         head = 2 * student.vocab_size * ((2 if adapters else 3) * student.hidden_size + teacher.hidden_size)
         return cls(passes * s_token, scores * s_square, t_token, t_square, head)
 
@@ -132,20 +140,20 @@ class Cost:
 
 
 def _forward(model: ModelFacts) -> tuple[float, float]:
-    """Operations of the layers' forward pass, a token and a squared length."""
+    """Operations that the layers' forward pass takes for a token, and for a squared length."""
     tables = model.vocab_size * model.hidden_size * (1 if model.tied_embeddings else 2)
     return 2 * (model.parameters - tables), 2 * model.layers * model.attention_heads * model.head_dim
 
 
 def token_count(example: Example) -> float:
-    """The cost where nothing is known of the models: tokens of the longer side."""
+    """The cost where nothing is known of the models: the tokens of the longer side."""
     return example.tokens
 
 
 def split(
     examples: list[Example], updates: int, ranks: int, cost: Callable[[Example], float] = token_count
 ) -> list[list[list[Example]]]:
-    """[update][rank] -> examples. Rows keep their order over updates; in one, `cost` is balanced over the ranks."""
+    """[update][rank] -> examples. Updates take rows in order. Within an update, `cost` is balanced over the ranks."""
     per_update = [examples[i * len(examples) // updates : (i + 1) * len(examples) // updates] for i in range(updates)]
     return [_balance(sorted(u, key=lambda e: e.row), ranks, cost) for u in per_update if u]
 
@@ -158,9 +166,10 @@ def _balance(examples: list[Example], ranks: int, cost: Callable[[Example], floa
 def partition(costs: list[float], parts: int) -> list[list[int]]:
     """Indices of `costs` in `parts` groups whose sums are nearly equal: the largest differencing method.
 
-    N. Karmarkar, R. M. Karp, The Differencing Method of Set Partitioning (UCB/CSD 82/113, 1982). Every partial solution
-    is a list of groups; the two with the largest differences are merged, the heaviest groups of one with the lightest
-    of the other. What alone costs as much as the mean of a group gets one for itself, which no partition can better.
+    Every partial solution is a list of groups. The two solutions with the largest differences are merged: the heaviest
+    groups of one with the lightest of the other (N. Karmarkar, R. M. Karp, The Differencing Method of Set Partitioning,
+    UCB/CSD 82/113, 1982). What alone costs as much as the mean of a group first gets a group to itself: no partition
+    does better.
     """
     order = sorted(range(len(costs)), key=lambda i: (-costs[i], i))
     alone: list[list[int]] = []
@@ -188,15 +197,16 @@ def micro_batches(
     packed: bool = False,
     cost: Callable[[Example], float] = token_count,
 ) -> list[list[list[Example]]]:
-    """[rank][micro-batch] -> examples, as many lists on every rank; an empty list is a micro-batch without tokens.
+    """[rank][micro-batch] -> examples, with as many lists on every rank.
 
     Neither side of a micro-batch has more than `budget_tokens`, padding counted, unless it is a single longer example.
+    An empty list is a micro-batch without tokens.
     """
     if not packed:
         cut = [_cut(share, budget_tokens) for share in shares]
         most = max(len(c) for c in cut)
         return [c + [[]] * (most - len(c)) for c in cut]
-    # As few as their tokens allow; then one more until all examples find a place.
+    # Begin with as few as the tokens allow. Try one more until all examples find a place.
     full = max(sum(min(e.sides[s], budget_tokens) for e in share) for share in shares for s in (0, 1))
     batches = next(
         filter(None, (_in_step(shares, budget_tokens, n, cost) for n in count(max(1, -(-full // budget_tokens)))))
@@ -246,7 +256,7 @@ def _spread(
 
 
 def _cut(share: list[Example], budget_tokens: int) -> list[list[Example]]:
-    """Longest first, so that the first of a padded micro-batch sets its width and neighbours waste little."""
+    """Micro-batches of padded rows, longest first: the first row sets the width, and its neighbours waste little."""
     batches: list[list[Example]] = []
     for example in sorted(share, key=lambda e: (-e.tokens, e.row)):
         if batches and (len(batches[-1]) + 1) * batches[-1][0].tokens <= budget_tokens:
@@ -257,7 +267,7 @@ def _cut(share: list[Example], budget_tokens: int) -> list[list[Example]]:
 
 
 def collate(examples: list[Example], pad_id: int, packed: bool = False) -> MicroBatch:
-    """The tensors of one micro-batch; without examples it is one pad token that predicts nothing."""
+    """The tensors of one micro-batch. Without examples it is one pad token that predicts nothing."""
     side = _packed if packed else _padded
     return MicroBatch(
         rows=[e.row for e in examples],
@@ -288,7 +298,7 @@ def _packed(pairs: list[tuple[list[int], list[int]]], pad_id: int) -> Side:
 
 
 def _predicts(pairs: list[tuple[list[int], list[int]]], starts: list[int]) -> torch.Tensor:
-    """A response token is predicted at the position before its own."""
+    """Where the response tokens are predicted: each at the position before its own."""
     firsts = [start + len(prompt) - 1 for start, (prompt, _) in zip(starts, pairs, strict=False)]
     ranges = [range(first, first + len(r)) for first, (_, r) in zip(firsts, pairs, strict=True)]
     return torch.tensor([i for positions in ranges for i in positions], dtype=torch.long)

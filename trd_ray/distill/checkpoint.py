@@ -4,15 +4,17 @@
                          .done(wait_s)                                      -> folder/model/    Hugging Face export
                                                        read back, compared  -> folder/checksums.json
 
-Only the copying keeps the learner from its next step; the threads write while it trains, over a process group of their
-own. What a rank wrote the next rank reads back before the save is done: a disk that lost it and a folder that not all
-nodes share are noticed while older checkpoints are still there. A state with a number that is not finite is neither
-saved nor loaded.
+What is in a checkpoint: the trained weights (with LoRA only the adapters), the optimizer, the place in the schedule,
+the moving average and the random states. The frozen weights are read from the base again.
 
-In it are the trained weights (with LoRA the adapters alone), the optimizer, the place in the schedule, the moving
-average and the random states; the frozen weights are read from the base again. Whoever calls makes the folder, and
-gives it its name once every rank is done: one that a crash left half written never has one. Every rank must call every
-method. A thread under way at exit is waited for.
+- The learner waits for the copying only. The threads write while it trains, over a process group of their own.
+- What a rank wrote, the next rank reads back before the save is done. So a disk that lost it, or a folder that not all
+  nodes share, is noticed while older checkpoints are still there.
+- A state with a number that is not finite is neither saved nor loaded.
+- The caller makes the folder, and gives it its name once every rank is done. A checkpoint that a crash left half
+  written therefore never has its name.
+- Every rank must call every method.
+- At exit, a thread that is still writing is waited for.
 """
 
 import copy
@@ -38,7 +40,7 @@ from trd_ray.distill import checksums
 from trd_ray.distill.finite import not_finite
 from trd_ray.errors import UserError
 
-if TYPE_CHECKING:  # `flaw` is asked before anything starts, and must not wait for their libraries
+if TYPE_CHECKING:  # `flaw` is called before anything starts, and must not wait for these libraries
     from transformers import PreTrainedModel
 
     from trd_ray.distill.learner import Learner
@@ -49,22 +51,23 @@ STATE, SHARDS, EXPORT = "state.json", "learner", "model"  # in a checkpoint's fo
 class Checkpointer:
     def __init__(self, learner: "Learner", timeout_s: float):
         """`timeout_s` is how long the ranks wait for each other in the background."""
-        self.learner, self.rank = learner, dist.get_rank()
-        # The default group is busy with the steps meanwhile, and NCCL has no CPU tensors.
+        self.learner = learner
+        self.rank = dist.get_rank()
+        # The default group is busy with the steps meanwhile, and NCCL takes no CPU tensors.
         self.group: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
         self.shell = _shell(learner.student.model, learner.dtype)
         self.exporting = ThreadPoolExecutor(1, thread_name_prefix="export")
         self.reading = ThreadPoolExecutor(1, thread_name_prefix="read-back")
-        mask = os.umask(0o077)  # which can be read by setting it alone
+        mask = os.umask(0o077)  # the umask can only be read by setting it
         os.umask(mask)
         self.mode = 0o666 & ~mask
         self.writing: list[Future] = []
 
     def begin(self, folder: Path) -> str | None:
-        """Copy the state as it is now, and write it into an empty folder from here on; `done` tells when it is there.
+        """Copy the state as it is now, and begin to write it into an empty folder. `done` tells when it is there.
 
-        Returns what of the state is not finite, if anything is, and then writes nothing. One at a time: what was begun
-        before is waited for, and its failure raised here if `done` has not told it.
+        Returns what of the state is not finite, and then writes nothing; None if all is finite. Only one save is
+        written at a time: an earlier one is waited for, and its failure is raised here if `done` has not told it.
         """
         self._outcome()
         if broken := self._not_finite():
@@ -82,7 +85,7 @@ class Checkpointer:
         return None
 
     def done(self, wait_s: float) -> tuple[bool, str | None]:
-        """(whether nothing is being written any more, what went wrong if it could not), after `wait_s` at most."""
+        """(whether the writing has ended, what went wrong if something did), after `wait_s` at most."""
         _, unfinished = wait(self.writing, wait_s)
         if unfinished:
             return False, None
@@ -94,15 +97,15 @@ class Checkpointer:
 
     def _outcome(self) -> None:
         writing, self.writing = self.writing, []
-        wait(writing)  # for all, since they share the group
+        wait(writing)  # all must have ended, since they share the group
         for future in writing:
             future.result()
 
     def _gather(self) -> dict[str, Any]:
-        """What the export holds, on rank 0: files of adapters as bytes, or whole tensors of the student."""
+        """The content of the export, on rank 0: files of adapters as bytes, or whole tensors of the student."""
         if self.learner.recipe.checkpoint.export == "adapter":
             return self.learner.adapter_files()
-        # Tensors of a group of one rank are the parameters themselves, so copied in any case.
+        # In a group of one rank the tensors are the parameters themselves, so they are copied in any case.
         whole = self.learner.weights("student", self.learner.dtype)
         return {name: p.to("cpu", copy=True) for name, p in whole if self.rank == 0}
 
@@ -115,12 +118,12 @@ class Checkpointer:
             self.shell.save_pretrained(folder, state_dict=export)
         self.learner.tokenizer.save_pretrained(folder)
         for file in folder.iterdir():
-            file.chmod(self.mode)  # safetensors writes for its owner alone
+            file.chmod(self.mode)  # safetensors writes files that only their owner can read
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
 
     def _read_back(self, folder: Path, writing: list[Future]) -> None:
-        """Compare what is on the disk with what was written; fails on every rank if it fails on one."""
+        """Compare what is on the disk with what was written. Fails on every rank if it fails on one."""
 
         def written() -> dict[str, str]:
             for future in writing:
@@ -139,7 +142,7 @@ class Checkpointer:
             checksums.write(folder, {name: digest for each in sums for name, digest in each.items()})
 
     def _shared(self, call: Callable[[], Any]) -> list[Any]:
-        """What `call` returns on each rank; collective. OSError on every rank if it fails on one."""
+        """What `call` returns on each rank. Collective. Raises OSError on every rank if it fails on one."""
         try:
             mine: tuple[Any, str | None] = (call(), None)
         except (Exception, CheckpointException) as e:
@@ -151,7 +154,7 @@ class Checkpointer:
         return [value for value, _ in everywhere]
 
     def _not_finite(self) -> str | None:
-        """What of the state is not finite, the same answer on every rank; collective."""
+        """What of the state is not finite, the same answer on every rank. Collective."""
         state = _tensors(self.learner)
         kinds = {
             "weights": state["model"].values(),
@@ -164,7 +167,7 @@ class Checkpointer:
         return f"{' and '.join(found)} are not finite" if found else None
 
     def _require_what_was_written(self, folder: Path) -> None:
-        """The ranks share the reading. A checkpoint of before there were checksums is taken as it is."""
+        """Refuse files that changed since. The ranks share the reading. A checkpoint without checksums is accepted."""
 
         def flaw_of_mine() -> str | None:
             sums = checksums.read(folder) or {}
@@ -176,11 +179,12 @@ class Checkpointer:
             raise _unusable(folder, "; ".join(found))
 
     def load(self, folder: Path) -> None:
-        """Continue from a checkpoint of any number of ranks.
+        """Continue from a checkpoint that any number of ranks wrote.
 
         Raises UserError where its files cannot be read, are not what was written, or hold a number that is not finite.
         """
-        learner, ranks = self.learner, dist.get_world_size()
+        learner = self.learner
+        ranks = dist.get_world_size()
         self._require_what_was_written(folder)
         saved = FileSystemReader(folder / SHARDS).read_metadata().state_dict_metadata
         if any(name.startswith("optimizer.") for name in saved):
@@ -199,7 +203,7 @@ class Checkpointer:
             learner.schedule.step()
         if same_ranks:
             _set_random_state(pickle.loads(state["random"][str(self.rank)]))
-        else:  # nothing says whose state a rank should have; a seed of its own makes it at least reproducible
+        else:  # no saved state is this rank's own; a seed for each rank makes the run at least reproducible
             steps = json.loads((folder / STATE).read_text())["steps"]
             seed = random.Random(f"{learner.recipe.seed} {steps} {self.rank}").getrandbits(63)
             torch.manual_seed(seed)
@@ -207,7 +211,7 @@ class Checkpointer:
 
 
 def flaw(folder: Path) -> str | None:
-    """What is missing from a checkpoint to resume from, found without reading its tensors; None if it is whole."""
+    """What is missing from a checkpoint, found without reading its tensors. None if a run can resume from it."""
     try:
         int(json.loads((folder / STATE).read_text())["steps"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -233,7 +237,7 @@ def flaw(folder: Path) -> str | None:
 
 
 def without(folder: Path) -> str:
-    """What --resume does when this checkpoint, the newest, is deleted."""
+    """What --resume does once this checkpoint, the newest, is deleted."""
     others = [int(p.name.removeprefix("step-")) for p in folder.parent.glob("step-*") if p != folder]
     return f"go on from step {max(others)}" if others else "begin again from the first step"
 
@@ -243,16 +247,16 @@ def _unusable(folder: Path, problem: str) -> UserError:
 
 
 def reason(e: BaseException) -> str:
-    """A failure in one line, and on which ranks it happened."""
+    """A failure in one line, with the ranks on which it happened."""
     if isinstance(e, CheckpointException):
         return "; ".join(f"rank {rank}: {reason(cause)}" for rank, (cause, _) in sorted(e.failures.items()))
     return " ".join(f"{type(e).__name__}: {e}".split())[:300]
 
 
 def _tensors(learner: "Learner") -> dict[str, Any]:
-    """The learner's own tensors by name, which are read when saving and written in place when loading."""
+    """The learner's own tensors by name. Saving reads them, and loading writes them in place."""
     tensors: dict[str, Any] = {"model": {name: p.detach() for name, p in learner.trained.items()}}
-    if learner.optimizer.state:  # there is none before the first update
+    if learner.optimizer.state:  # it is empty before the first update
         tensors["optimizer"] = {name: dict(learner.optimizer.state[p]) for name, p in learner.trained.items()}
     if learner.average:
         tensors["average"] = learner.average.average
@@ -260,11 +264,11 @@ def _tensors(learner: "Learner") -> dict[str, Any]:
 
 
 def _shell(model: "PreTrainedModel", dtype: torch.dtype) -> Any:
-    """The same model without weights, adapters or shards, to write an export with while the real one trains."""
+    """The same model without weights, adapters or shards. It writes an export while the real one trains."""
     with torch.device("meta"):
         shell: Any = type(model)._from_config(copy.deepcopy(model.config), dtype=dtype, attn_implementation="eager")
     shell.generation_config = copy.deepcopy(model.generation_config)
-    # How names and shapes differ from the files that the model was loaded from.
+    # These say how names and shapes differ from the files that the model was loaded from.
     shell._weight_conversions = getattr(model, "_weight_conversions", None)
     return shell
 

@@ -1,4 +1,4 @@
-"""The checksums of a checkpoint's files, by which it is known later whether they are still what was written.
+"""The checksums of a checkpoint's files, which tell later whether the files are still what was written.
 
 files -> of() -> {"learner/__0_0.distcp": BLAKE2b, ...} -> write() -> checksums.json -> read() -> flaw()
 """
@@ -13,14 +13,14 @@ FILE = "checksums.json"  # in a checkpoint's folder
 
 
 def of(folder: Path, files: Iterable[Path]) -> dict[str, str]:
-    """By name below `folder`."""
+    """The checksums of `files`, by their names below `folder`."""
     return {str(file.relative_to(folder)): _digest(file, from_disk=False) for file in files}
 
 
 def flaw(folder: Path, expected: dict[str, str], *, from_disk: bool = False) -> str | None:
-    """What is wrong with the first of the files that is not as it was; None if all are.
+    """What is wrong with the first file that is not as it was. None if all are.
 
-    `from_disk`: what the system still has of them in memory is not taken for what is on the disk.
+    `from_disk` reads the disk itself, not what the system still holds of the files in memory.
     """
     for name, digest in sorted(expected.items()):
         try:
@@ -41,7 +41,7 @@ def write(folder: Path, sums: dict[str, str]) -> None:
 
 
 def read(folder: Path) -> dict[str, str] | None:
-    """None for a checkpoint of before there were any; raises ValueError where the file is damaged."""
+    """The checksums of a checkpoint. None for one older than checksums. Raises ValueError for a damaged file."""
     if not (folder / FILE).exists():
         return None
     sums = json.loads((folder / FILE).read_text())

@@ -31,12 +31,15 @@ Kind = Literal["forward_kl", "reverse_kl", "jsd"]
 
 @dataclass(frozen=True)
 class Divergence:
-    """What is minimised a token; the default is TRD's full-vocabulary forward KL. Entries are those of config.Loss."""
+    """The divergence that is minimised at each token. The default is TRD's full-vocabulary forward KL.
+
+    Entries are those of the recipe's `loss` section.
+    """
 
     kind: Kind = "forward_kl"
-    beta: float = 0.5  # of jsd: weight of the teacher in the mixture
+    beta: float = 0.5  # jsd: the teacher's weight in the mixture
     top_k: int | None = None  # support: the teacher's k likeliest tokens; None: the vocabulary
-    rest: Literal["renormalise", "tail"] = "renormalise"  # of top_k: over the k alone, or the rest as one more outcome
+    rest: Literal["renormalise", "tail"] = "renormalise"  # top_k: over the k alone, or the rest as one more outcome
     temperature: float = 1.0  # divides both sides' logits
     token_clip: float | None = None  # min(D, c), as in the TRD release
     vocab_clip: float | None = None  # min(contribution of an outcome, c), as in OPSD, arXiv:2601.18734
@@ -49,14 +52,14 @@ class Divergence:
 
     @classmethod
     def from_config(cls, loss: Any) -> "Divergence":
-        """Of the `loss` section of a recipe."""
+        """The divergence that the `loss` section of a recipe describes."""
         return cls(
             loss.divergence, loss.beta, loss.top_k, loss.rest, loss.temperature, loss.token_clip, loss.vocab_clip
         )
 
     @property
     def limit(self) -> Kind:
-        """`kind`, with JSD at beta 0 and 1 by its other name."""
+        """`kind`, but JSD at beta 0 and 1 is called by its other name."""
         if self.kind != "jsd" or 0 < self.beta < 1:
             return self.kind
         return "reverse_kl" if self.beta else "forward_kl"
@@ -73,27 +76,28 @@ class Pair(NamedTuple):
 
 
 def pair(student_NM: torch.Tensor, teacher_NM: torch.Tensor) -> Pair:
-    """Of two sides' logits, float32 or float64."""
+    """The distributions of two sides' logits in float32 or float64."""
     p_NM, q_NM = student_NM.softmax(-1), teacher_NM.softmax(-1)
     # The largest probability is 1 / sum(exp(logit - largest logit)).
     student_N1, teacher_N1 = (
         logits_NM.amax(-1, keepdim=True) - p.amax(-1, keepdim=True).log()
         for logits_NM, p in ((student_NM, p_NM), (teacher_NM, q_NM))
     )
-    # Not of two log-softmaxes: logits that are close subtract exactly, and what is left of rounding is one a row.
+    # Logits that are close subtract exactly, which two log-softmaxes do not: one rounding error is left for each row.
     log_ratio_NM = (student_NM - teacher_NM).sub_(student_N1 - teacher_N1)
     return Pair(p_NM, q_NM, log_ratio_NM, student_N1, teacher_N1)
 
 
 def forward_kl_terms(on: Pair) -> torch.Tensor:
-    """[N, M], each at least 0, whose sum over M is KL(teacher || student)."""
+    """Terms [N, M], each at least 0, whose sum over M is KL(teacher || student)."""
     return _kl_terms(on.q_NM, on.p_NM, on.log_ratio_NM)
 
 
 def divergence(student_NV: torch.Tensor, teacher_NV: torch.Tensor, spec: Divergence) -> torch.Tensor:
-    """Divergence of each token [N] in nats, from logits; differentiable in the student's, constant in the teacher's.
+    """Divergence of each token [N] in nats. Gradients reach the student's logits, not the teacher's.
 
-    Half precision is computed in float32, float64 stays. Keeps one [N, V] tensor: `head.fused_divergence` keeps none.
+    Half precision is computed in float32, and float64 in float64. This keeps one [N, V] tensor, where
+    `head.fused_divergence` keeps none.
     """
     return _Divergence.apply(student_NV, teacher_NV.detach(), spec)  # type: ignore[return-value]
 
@@ -116,10 +120,10 @@ class _Divergence(torch.autograd.Function):
 def value_and_gradient(
     student_NV: torch.Tensor, teacher_NV: torch.Tensor, spec: Divergence, plain: Pair | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(D [N], d D / d student logits [N, V]) of logits in float32 or float64.
+    """(D [N], d D / d student logits [N, V]) for logits in float32 or float64.
 
-    `plain` is `pair(student_NV, teacher_NV)` where the caller has it already: it saves work when the support is the
-    vocabulary and the temperature 1.
+    `plain` is `pair(student_NV, teacher_NV)` where the caller has it already. It saves work if the support is the
+    vocabulary and the temperature is 1.
     """
     if spec.temperature != 1:
         student_NV, teacher_NV = student_NV / spec.temperature, teacher_NV / spec.temperature
@@ -156,7 +160,7 @@ def _on_support(on: Pair, spec: Divergence) -> tuple[torch.Tensor, torch.Tensor]
     """(D [N] before the token clip, its gradient in the student's logits [N, M])."""
     terms_NM, slopes_NM = _terms(on, spec)
     if spec.vocab_clip is not None:
-        # What the clip takes off, so that D keeps its precision where nothing is clipped.
+        # Subtract what the clip takes off, so that D keeps its precision where nothing is clipped.
         entries_NM, entry_slopes_NM = _entries(on, spec, terms_NM, slopes_NM)
         terms_NM = terms_NM - (entries_NM - spec.vocab_clip).relu()
         slopes_NM = slopes_NM - entry_slopes_NM * (entries_NM > spec.vocab_clip)
@@ -185,7 +189,7 @@ def _terms(on: Pair, spec: Divergence) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _entries(on: Pair, spec: Divergence, terms_NM: torch.Tensor, slopes_NM: torch.Tensor):
-    """Contributions as the sums at the top of this file have them, of either sign, and their slopes d / d log p."""
+    """The contributions in the sums at the top of this file, which may be negative, and their slopes d / d log p."""
     p_NM, q_NM, log_ratio_NM = on[:3]
     match spec.limit:
         case "forward_kl":
@@ -196,8 +200,8 @@ def _entries(on: Pair, spec: Divergence, terms_NM: torch.Tensor, slopes_NM: torc
 
 
 def _kl_terms(a_NM: torch.Tensor, b_NM: torch.Tensor, x_NM: torch.Tensor) -> torch.Tensor:
-    """a (e^x - 1 - x) where b = a e^x: a log(a / b) + b - a."""
-    near = 0.25 if a_NM.dtype == torch.float32 else 0.01  # within which five terms of the series are exact
+    """a (e^x - 1 - x) = a log(a / b) + b - a, where b = a e^x."""
+    near = 0.25 if a_NM.dtype == torch.float32 else 0.01  # up to this |x| five terms of the series are exact
     series_NM = torch.full_like(x_NM, 1 / 720)
     for factorial in (120, 24, 6, 2):
         series_NM.mul_(x_NM).add_(1 / factorial)

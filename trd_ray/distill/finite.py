@@ -1,4 +1,4 @@
-"""Whether numbers are still numbers: one NaN in a weight reaches every weight with the next update."""
+"""A count of numbers that are not finite: one NaN in a weight reaches every weight with the next update."""
 
 from collections.abc import Iterable
 
@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 
 @torch.no_grad()
 def not_finite(tensors: Iterable[torch.Tensor]) -> int:
-    """How many numbers of them are NaN or infinite; of a sharded tensor, in this rank's shard."""
+    """How many numbers of the tensors are NaN or infinite. Of a sharded tensor, this rank's shard counts."""
     local = (t.to_local() if isinstance(t, DTensor) else t for t in tensors)
-    counts = [(~torch.isfinite(t)).sum() for t in local]  # all of them under way before the first is waited for
+    counts = [(~torch.isfinite(t)).sum() for t in local]  # all are started before the first is waited for
     return sum(int(count) for count in counts)

@@ -5,13 +5,16 @@
                        ├─ ... the pieces' gradients side by side: grad_CV, in the hidden states' type
                        └─ grad_CV @ lm_head -> hidden gradient;  grad_CV.T @ hidden added to the head's gradient
 
-Gradients are formed in the forward pass: nothing of [N, V] is ever made and nothing is projected twice. The logits of
-both sides exist for a piece only, so that a chunk can be long: each chunk reads and writes the whole gradient of the
-head once. A block is what the elementwise part takes at a time when it is not compiled: so small that what it makes on
-the way stays in the processor's cache.
+Gradients are formed in the forward pass: no [N, V] tensor is ever made, and nothing is projected twice.
 
-Products run in the type of the hidden states; probabilities, statistics and the head's gradient in float32, of CUDA's
-float32 sums without rounding to bfloat16 (float64 for float64 inputs).
+- A chunk is long, because each one reads and writes the whole gradient of the head once.
+- A piece is a quarter of a chunk. The logits of both sides exist for one piece at a time.
+- A block is what the elementwise part takes at a time where it is not compiled. It is so small that its intermediate
+  results stay in the processor's cache.
+
+Products run in the type of the hidden states. Probabilities, statistics and the head's gradient are float32 (float64
+for float64 inputs); on CUDA they come from float32 sums that are not rounded to bfloat16 first.
+
 Shapes: N response tokens, C tokens of a chunk, P of a piece, R of a block, V vocabulary, H and G hidden sizes of
 student and teacher, S statistics, W watched token ids.
 """
@@ -27,7 +30,7 @@ from trd_ray.distill.logits import PLAIN, LogitTransform
 from trd_ray.errors import UserError
 
 STATISTICS = (
-    "divergence",  # what is minimised: with temperature, support and clips
+    "divergence",  # the minimised one: with temperature, support and clips
     "kl",  # the diagnostic: full-vocabulary KL(teacher || student); this and all below at temperature 1
     "student_nll",
     "teacher_nll",
@@ -36,7 +39,7 @@ STATISTICS = (
     "teacher_mass",  # the teacher's probability of the watched ids together
 )
 
-_PIECES = 4  # of a chunk
+_PIECES = 4  # in a chunk
 
 
 def fused_divergence(
@@ -55,14 +58,17 @@ def fused_divergence(
     chunk_tokens: int = 1024,
     compile: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted sum of the tokens' divergence, and per-token statistics.
+    """(loss [], statistics_SN): the weighted sum of the tokens' divergence, and per-token statistics.
 
-    `targets_N` are the tokens of the trajectory (for the NLLs); `weight_N` multiplies each token's divergence, e.g.
-    1 / (global token count); `watch_ids` [W] are distinct token ids whose teacher mass is reported (0 without). The
-    first `vocabulary` rows of both heads are compared, as if there were no more; without it both have equally many.
-    Returns (loss [], statistics_SN in nats, rows named by STATISTICS; not differentiable). The teacher gets no
-    gradient; a head that requires none costs no product. No tokens give a loss of 0 with gradients of 0.
-    `compile` fuses the elementwise part with torch.compile: on a GPU it is otherwise most of the time.
+    Statistics are in nats, not differentiable, their rows named by STATISTICS. The teacher gets no gradient. A head
+    that requires none costs no product. Without tokens the loss is 0, and so are the gradients.
+
+    - `targets_N`: the tokens of the trajectory, for the NLLs.
+    - `weight_N`: factors of the tokens' divergence, such as 1 / (global token count).
+    - `watch_ids` [W]: distinct token ids whose teacher mass is reported (0 without).
+    - `vocabulary`: how many rows of both heads are compared, as if there were no more. Without it both must have
+      equally many, or this raises UserError.
+    - `compile`: fuse the elementwise part with torch.compile. On a GPU it is otherwise most of the time.
     """
     if vocabulary is None and len(head_VH) != len(teacher_head_VG):
         raise UserError(
@@ -121,7 +127,7 @@ class _FusedDivergence(torch.autograd.Function):
     ):
         needs_hidden, needs_head = ctx.needs_input_grad[:2]
         rows_VH, teacher_rows_VG = head_VH[:vocabulary], teacher_head_VG[:vocabulary]
-        (N, _), (V, _), dtype = hidden_NH.shape, rows_VH.shape, hidden_NH.dtype
+        N, V, dtype = len(hidden_NH), len(rows_VH), hidden_NH.dtype
         exact = torch.promote_types(dtype, torch.float32)
         statistics_SN = hidden_NH.new_empty((len(STATISTICS), N), dtype=exact)
         hidden_grad_NH = torch.empty_like(hidden_NH) if needs_hidden else None
@@ -163,21 +169,21 @@ class _FusedDivergence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss, _grad_statistics):  # type: ignore[override]
         grads = ctx.saved_tensors
-        # Another [V, H] where it is needed; to look at a number on a GPU would wait for it.
+        # The product makes another [V, H], so a factor of 1 is left out. On a GPU, looking at the number would wait.
         if grad_loss.is_cuda or grad_loss != 1:
             grads = [None if grad is None else grad * grad_loss for grad in grads]
         return *grads, *(None,) * 10
 
 
 def _project(hidden_PH: torch.Tensor, head_VH: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-    """[P, V] in the operands' type, on CUDA in float32."""
+    """Products with lm_head [P, V] in the operands' type, on CUDA in float32."""
     if hidden_PH.is_cuda and hidden_PH.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(hidden_PH, head_VH.T, out_dtype=torch.float32)
     return torch.mm(hidden_PH, head_VH.T, out=out)
 
 
 def _add_product(sum_VH: torch.Tensor, a_VC: torch.Tensor, b_CH: torch.Tensor) -> None:
-    """sum += a @ b in the sum's type, without a [V, H] tensor between."""
+    """Add a @ b to the sum in the sum's type, without a [V, H] tensor in between."""
     if a_VC.is_cuda and a_VC.dtype in (torch.bfloat16, torch.float16):
         torch.addmm(sum_VH, a_VC, b_CH, out_dtype=torch.float32, out=sum_VH)
     else:
@@ -194,13 +200,16 @@ def _statistics(
     divergence: Divergence,
     transforms: tuple[LogitTransform, LogitTransform],
 ) -> torch.Tensor:
-    """Statistics [S, R] of products with lm_head; weight * d D / d student's product goes into `grad_RV`.
+    """Statistics [S, R] from products with lm_head. weight * d D / d student's product is written into `grad_RV`.
 
-    None stands for `student_RV` itself: what torch.compile makes of two views of the same memory is wrong.
+    `grad_RV` is None where it would be `student_RV` itself: torch.compile computes two views of one memory wrongly.
     """
-    exact, out_RV = torch.promote_types(student_RV.dtype, torch.float32), student_RV if grad_RV is None else grad_RV
-    (student_transform, teacher_transform), targets_R1 = transforms, targets_R.unsqueeze(1)
-    student_RV, teacher_RV = student_transform(student_RV.to(exact)), teacher_transform(teacher_RV.to(exact))
+    exact = torch.promote_types(student_RV.dtype, torch.float32)
+    out_RV = student_RV if grad_RV is None else grad_RV
+    student_transform, teacher_transform = transforms
+    student_RV = student_transform(student_RV.to(exact))
+    teacher_RV = teacher_transform(teacher_RV.to(exact))
+    targets_R1 = targets_R.unsqueeze(1)
     both = pair(student_RV, teacher_RV)
     value_R, gradient_RV = value_and_gradient(student_RV, teacher_RV, divergence, both)
     statistics_SR = torch.stack(
@@ -219,7 +228,7 @@ def _statistics(
 
 
 def _in_blocks(student_PV, teacher_PV, grad_PV, targets_P, weight_P, *rest: Any) -> torch.Tensor:
-    """`_statistics` of a few rows at a time."""
+    """What `_statistics` computes, a few rows at a time."""
     rows = -(-_block_logits(student_PV.device) // student_PV.shape[1])
     of_rows = (student_PV, teacher_PV, grad_PV, targets_P, weight_P)
     blocks = [[None if t is None else t[r] for t in of_rows] for r in _slices(len(student_PV), rows)]
@@ -227,7 +236,7 @@ def _in_blocks(student_PV, teacher_PV, grad_PV, targets_P, weight_P, *rest: Any)
 
 
 def _block_logits(device: torch.device) -> int:
-    """As many as keep every core busy and what is made of them in the cache."""
+    """Logits of a block: enough to keep every core busy, few enough that what is made of them stays in the cache."""
     if device.type == "cuda":
         return 2**15 * torch.cuda.get_device_properties(device).multi_processor_count
     return 2**17 * torch.get_num_threads()

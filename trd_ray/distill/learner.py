@@ -3,11 +3,17 @@
     micro-batch -> teacher hidden states (no gradient) ┐
                 -> student hidden states               ┴-> fused divergence -> backward -> AdamW -> moving average
 
-An update whose gradient is not finite is not made: the weights, the optimizer's state and the moving average stay as
+The teacher is one of four:
+
+- another sharded model: OPD, and OPSD with a frozen teacher and full fine-tuning
+- the student with its adapters off: OPSD with a frozen teacher and LoRA
+- the student's moving average
+- the student itself
+
+An update whose gradient is not finite is skipped: the weights, the optimizer's state and the moving average stay as
 they were, the schedule goes on, and `skipped_updates` counts it.
 
-The teacher is one of four: another sharded model (OPD; OPSD frozen, full fine-tuning), the student with its adapters
-off (OPSD frozen, LoRA), the student's moving average, or the student itself. Every rank must call every method.
+Every rank must call every method.
 """
 
 import contextlib
@@ -42,7 +48,7 @@ from trd_ray.distill.onset import onset_ids
 from trd_ray.distill.schedule import share_of_lr
 
 KL = STATISTICS.index("kl")
-# What `step` measures.
+# The metrics that `step` returns.
 METRICS = (
     *("loss", "kl/mean", "kl/row_mean", "kl/max", "student/nll", "teacher/nll", "student/entropy", "teacher/entropy"),
     *("teacher/onset_mass", "trained_tokens", "grad_norm", "lr", "updates", "skipped_updates", "weights_not_finite"),
@@ -61,8 +67,10 @@ class Learner:
         device: torch.device,
     ):
         """`student_path` holds the initial weights, `teacher_path` those that teach (in OPSD the same)."""
-        r, opt = recipe, recipe.learner
-        self.recipe, self.device = recipe, device
+        r = recipe
+        opt = recipe.learner
+        self.recipe = recipe
+        self.device = device
         self.dtype: torch.dtype = getattr(torch, opt.dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(
             tokenizer_path, revision=r.student.revision, trust_remote_code=r.student.trust_remote_code
@@ -75,11 +83,11 @@ class Learner:
         if opt.lora:
             torch.manual_seed(r.seed)  # the same adapters on every rank
             add_adapters(student, opt.lora)
-        torch.manual_seed(r.seed + 1 + dist.get_rank())  # of dropout
+        torch.manual_seed(r.seed + 1 + dist.get_rank())  # dropout differs from rank to rank
         student.train()
         if opt.activation_checkpointing:
             student.gradient_checkpointing_enable({"use_reentrant": False})
-        # On a GPU the loss's elementwise part, a kernel an operation, would take longer than its products.
+        # On a GPU the loss's elementwise part, with a kernel for each operation, would take longer than its products.
         self.compiles_loss = device.type == "cuda" if opt.compile is None else opt.compile
         switches: Any = {"cpu_offload": opt.cpu_offload, "compiled": bool(opt.compile)}
         self.student: Any = shard(student, mesh, self.dtype, **switches)
@@ -102,12 +110,14 @@ class Learner:
         """This rank's share of one step: [update][micro-batch] -> examples. Returns metrics, equal on all ranks."""
         totals = torch.zeros(len(STATISTICS) + 2, dtype=torch.float64)  # sums over tokens, tokens, loss
         kl_rows: list[torch.Tensor] = []
-        kl_max, norms, lr = torch.zeros(()), [], self.schedule.get_last_lr()[0]
+        kl_max = torch.zeros(())
+        norms: list[float] = []
+        lr = self.schedule.get_last_lr()[0]
         for micro in updates:
             share = self._share_of_each(micro)
             for i, examples in enumerate(micro):
-                # Embeddings and lm_head stay gathered from the first micro-batch to the update, unless a moving average
-                # takes their place in between.
+                # Embeddings and lm_head stay gathered from the first micro-batch to the update, except where a moving
+                # average takes their place in between.
                 self.student.set_reshard_after_backward(i == len(micro) - 1, recurse=False)
                 batch = collate(examples, self.pad_id, packed=self.recipe.learner.packing).to(self.device)
                 loss, statistics_SN = self._loss(batch, share(examples))
@@ -131,7 +141,7 @@ class Learner:
         return metrics
 
     def _share_of_each(self, micro: list[list[Example]]) -> Any:
-        """Weight of every token of a micro-batch, such that a sum over all ranks' tokens is the mean of the update."""
+        """A function that weighs a micro-batch's tokens: summed over all ranks, their loss is the update's mean."""
         examples = [e for m in micro for e in m]
         counts = torch.tensor([sum(len(e.response_ids) for e in examples), len(examples)], device=self.device)
         dist.all_reduce(counts)
@@ -152,7 +162,7 @@ class Learner:
             teacher_hidden_NG = self.teacher(batch.teacher)
             # The teacher's root stays gathered after its forward, so its head is a plain tensor here.
             teacher_head_VG = self.teacher.head_VH
-            if self.average:  # which does not stay in its place
+            if self.average:  # the average leaves the student's place after this block
                 teacher_head_VG = teacher_head_VG.clone()
 
         def loss(hidden_NH: torch.Tensor, head_VH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -167,7 +177,7 @@ class Learner:
                 student_logits=self.student.logits,
                 teacher_logits=self.teacher.logits,
                 watch_ids=self.onset_ids,
-                # One may be padded further than the other; preflight has seen that both hold every token.
+                # One head may be padded further than the other. Preflight has seen that both hold every token.
                 vocabulary=min(len(head_VH), len(teacher_head_VG)),
                 chunk_tokens=self.recipe.learner.chunk_tokens,
                 compile=self.compiles_loss,
@@ -177,7 +187,7 @@ class Learner:
 
     @contextlib.contextmanager
     def teaching(self) -> Iterator[None]:
-        """`self.teacher` has the weights that teach, and no dropout, within the block."""
+        """Within the block, `self.teacher` has the weights that teach, and no dropout."""
         with contextlib.ExitStack() as after:
             if self.teacher is self.student:
                 self.student.eval()
@@ -197,7 +207,7 @@ class Learner:
             yield
 
     def _update(self) -> float:
-        """The gradient's norm over all ranks, by which all of them make the update or do not."""
+        """Make the update, or skip it on all ranks where the gradient is not finite. Returns the norm over ranks."""
         total = nn.utils.clip_grad_norm_(self.trained.values(), self.recipe.learner.grad_clip)
         norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
         if math.isfinite(norm):
@@ -238,7 +248,10 @@ class Learner:
 
     @torch.no_grad()
     def logprobs(self, sequences: list[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Log-probability of each response token after its prompt, under the current student; same input everywhere."""
+        """Log-probability of each response token after its prompt, under the current student.
+
+        Every rank must be given the same sequences.
+        """
         answers = []
         self.student.eval()
         for prompt_ids, response_ids in sequences:
@@ -259,17 +272,17 @@ class Learner:
     # What engines and exports get
 
     def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Of `weights`, in their order."""
+        """Names and shapes of `weights`, in their order."""
         return merged_shapes(self.student.model)
 
     def weights(self, who: str, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:
-        """Full tensors of the "student" or, if it moves, of the "teacher", adapters merged in; collective.
+        """Full tensors of the "student" or, if it moves, of the "teacher", with adapters merged in. Collective.
 
-        On a single rank they may be the parameters themselves: good until the next one is asked for.
+        On a single rank they may be the parameters themselves, so a tensor is valid only until the next is asked for.
         """
         with self.teaching() if who == "teacher" else contextlib.nullcontext():
             yield from merged_weights(self.student.model, dtype, self.device)
 
     def adapter_files(self) -> dict[str, bytes]:
-        """A PEFT folder of the student's adapters; collective."""
+        """The files of a PEFT folder with the student's adapters. Collective."""
         return adapter_files(self.student.model, self.recipe.student.path, self.device)

@@ -2,7 +2,7 @@
 
     hidden states @ lm_head -> raw -> logits = softcap * tanh(raw * scale / softcap)
 
-Shapes: any; what is said of one logit holds for all.
+Tensors have any shape: each logit is transformed on its own.
 """
 
 import math
@@ -23,7 +23,7 @@ _MULTIPLIES_BY_LOGITS_SCALING = "hyperclovax"  # in Granite's families and MiniC
 
 @dataclass(frozen=True)
 class LogitTransform:
-    """`softcap * tanh(raw * scale / softcap)`; without a softcap `raw * scale`."""
+    """`softcap * tanh(raw * scale / softcap)`, or `raw * scale` without a softcap."""
 
     scale: float = 1.0
     softcap: float | None = None
@@ -32,7 +32,7 @@ class LogitTransform:
     def of(cls, config: "PreTrainedConfig") -> "LogitTransform":
         """What a transformers causal language model with this config does.
 
-        A config may hold an entry that its model's code does not read, and code may do what no entry says: compare
+        A config may hold an entry that its model's code does not read, and code may do what no entry says. So compare
         with the model's own logits before training. Raises UserError for an entry that is not a number.
         """
         text = config.get_text_config(decoder=True)
@@ -48,12 +48,12 @@ class LogitTransform:
         return cls(scale, next((float(entries[name]) for name in _SOFTCAPS if name in entries), None))
 
     def __call__(self, raw: torch.Tensor) -> torch.Tensor:
-        """Logits of the products with lm_head; `raw` itself where there is nothing to do."""
+        """Logits from the products with lm_head. Returns `raw` itself where there is nothing to do."""
         scaled = raw if self.scale == 1 else raw * self.scale
         return scaled if self.softcap is None else (scaled / self.softcap).tanh_().mul_(self.softcap)
 
     def gradient(self, grad: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """From the gradient in `logits` = self(raw) to the one in raw."""
+        """The gradient in `raw`, given the one in `logits` = self(raw)."""
         if self.softcap is not None:
             grad = grad * (1 - (logits / self.softcap).square())
         return grad if self.scale == 1 else grad * self.scale

@@ -2,8 +2,8 @@
 
     folder -> load() -> [add_adapters()] -> shard() -> HiddenStates -> merged_weights() -> engines, exports
 
-Full fine-tuning keeps the weights in float32, which makes them their own master weights; with LoRA the frozen weights
-are kept in the computation's type and only the adapters in float32. Every rank must take part in whatever gathers.
+Full fine-tuning keeps the weights in float32, which makes them their own master weights. With LoRA the frozen weights
+have the computation's type, and only the adapters are float32. Every rank must take part in whatever gathers.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ ADAPTER = "default"
 
 
 class HiddenStates(nn.Module):
-    """A causal language model whose forward stops before the vocabulary: everything inside one FSDP root.
+    """A causal language model whose forward stops before the vocabulary. All of it lies in one FSDP root.
 
-    With `loss`, the forward goes on to it, so that lm_head is used while the root is gathered.
+    With `loss`, the forward goes on to the loss, so that lm_head is used while the root is gathered.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -53,7 +53,7 @@ class HiddenStates(nn.Module):
 
 
 def load(model: ModelConfig, path: str, dtype: torch.dtype, learner: LearnerConfig) -> Any:
-    """The model on the CPU in `dtype`; raises UserError where its logits are not what the chunked head computes."""
+    """The model on the CPU in `dtype`. Raises UserError where its logits are not what the chunked head computes."""
     loaded = AutoModelForCausalLM.from_pretrained(
         path, revision=model.revision, trust_remote_code=model.trust_remote_code, dtype=dtype
     )
@@ -64,14 +64,14 @@ def load(model: ModelConfig, path: str, dtype: torch.dtype, learner: LearnerConf
 
 @torch.no_grad()
 def _require_plain_logits(model: PreTrainedModel, path: str) -> None:
-    """Code that came with a model may do what no config entry that preflight knows of tells: see what it does."""
+    """Compare with the model's own logits: its code may do what no config entry tells that preflight knows."""
     ids_BT = torch.arange(2).unsqueeze(0)
     wrapped = HiddenStates(model)
     plain = wrapped.logits(
         nn.functional.linear(model.base_model(input_ids=ids_BT).last_hidden_state, wrapped.head_VH).float()
     )
     own = model(input_ids=ids_BT).logits.float()
-    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2  # of rounding; a bias changes more
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2  # rounding changes less, a bias more
     if not (own - plain).norm() <= tolerance * own.norm():
         raise UserError(
             f"the logits of {path} ({type(model).__name__}) are not the product of its last hidden states and lm_head, "
@@ -107,9 +107,9 @@ def add_adapters(model: PreTrainedModel, lora: LoRAConfig) -> None:
 
 @contextlib.contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The frozen weights alone, within the block."""
+    """Within the block, the model computes with its frozen weights alone."""
     layers = [m for m in model.modules() if isinstance(m, LoraLayer)]
-    # PEFT's own switch also turns requires_grad off and on, which FSDP has read once and for all.
+    # PEFT's own switch also turns requires_grad off and on, but FSDP has read that once and for all.
     for layer in layers:
         layer._disable_adapters = True
     try:
@@ -122,11 +122,11 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 def shard(
     model: PreTrainedModel, mesh: DeviceMesh, dtype: torch.dtype, *, cpu_offload: bool = False, compiled: bool = False
 ) -> HiddenStates:
-    """FSDP2 over every decoder layer and the root; parameters keep their type, computation runs in `dtype`.
+    """Shard every decoder layer and the root with FSDP2. Parameters keep their type, computation runs in `dtype`.
 
-    Decoder layers are what transformers itself keeps on one device when it splits a model. The root group holds
-    embeddings, final norm and lm_head and stays gathered after a forward, so that the head is not gathered once a
-    chunk. Shards move to the mesh's device one group at a time.
+    Decoder layers are what transformers itself keeps on one device when it splits a model. The root group holds the
+    embeddings, the final norm and lm_head. It stays gathered after a forward, so that the head is not gathered for
+    every chunk. Shards move to the mesh's device one group at a time.
     """
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     on_gpu = mesh.device_type == "cuda"
@@ -134,11 +134,11 @@ def shard(
     wrapped = HiddenStates(model)
     for layer in [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]:
         if compiled:
-            # The method, not the module, so that FSDP's hooks stay outside of the compiled graph.
+            # The method is compiled, not the module, so that FSDP's hooks stay outside of the graph.
             layer.forward = torch.compile(layer.forward, dynamic=True)
         fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)
     fully_shard(wrapped, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=False)
-    # The loss is a sum over the global token count already: gradients are summed over ranks, not averaged.
+    # The loss is already divided by the global token count: gradients are summed over ranks, not averaged.
     for module in wrapped.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
@@ -147,10 +147,14 @@ def shard(
 
 
 class MovingAverage:
-    """teacher.follow=ema: average <- decay * average + (1 - decay) * student, after every update; one shard a rank."""
+    """The teacher of teacher.follow=ema, of which a rank holds its shard.
+
+    After every update: average <- decay * average + (1 - decay) * student.
+    """
 
     def __init__(self, parameters: dict[str, nn.Parameter], decay: float):
-        self.parameters, self.decay = parameters, decay
+        self.parameters = parameters
+        self.decay = decay
         self.average = {name: p.detach().clone() for name, p in parameters.items()}
 
     def _pairs(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -164,14 +168,14 @@ class MovingAverage:
 
     @contextlib.contextmanager
     def in_place(self, model: FSDPModule) -> Iterator[None]:
-        """The student's parameters hold the average within the block. No graph may be alive across it."""
+        """Within the block, the student's parameters hold the average. No graph may be alive across its ends."""
         model.reshard()  # the root would keep what it gathered before
         self._swap()
         try:
             yield
         finally:
             model.reshard()
-            if torch.cuda.is_available():  # copies of offloaded shards may still be on their way to the GPU
+            if torch.cuda.is_available():  # offloaded shards may still be on their way to the GPU
                 torch.cuda.synchronize()
             self._swap()
 
@@ -190,12 +194,12 @@ def merged_shapes(model: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
 
 @torch.no_grad()
 def merged_weights(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[str, torch.Tensor]]:
-    """Full parameters under their checkpoint names, adapters added in float32; collective."""
+    """Full parameters under their checkpoint names, with adapters added in float32. Collective."""
     adapted = {f"{name}.base_layer.weight": m for name, m in model.named_modules() if isinstance(m, LoraLayer)}
     for name, p in model.named_parameters():
         if ".lora_" in name:
             continue
-        # Where nothing is added, cast before the gather: fewer bytes move.
+        # Where nothing is added, the cast comes before the gather: fewer bytes move.
         weight = _full(p.detach().to(device, p.dtype if name in adapted else dtype))
         if name in adapted:
             layer: Any = adapted[name]
@@ -207,7 +211,7 @@ def merged_weights(model: nn.Module, dtype: torch.dtype, device: torch.device) -
 
 @torch.no_grad()
 def adapter_files(model: Any, base: str, device: torch.device) -> dict[str, bytes]:
-    """The adapters as the files of a PEFT folder, in float32, that name `base` as their model; collective."""
+    """The files of a PEFT folder with the adapters in float32 and `base` as their model. Collective."""
     tensors = {
         "base_model.model." + name.replace(f".{ADAPTER}.", "."): _full(p.detach().to(device)).cpu().contiguous()
         for name, p in model.named_parameters()

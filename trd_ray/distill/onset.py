@@ -9,6 +9,6 @@ ONSETS = (
 
 
 def onset_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """First token id of each word, bare and after a space; none for words the tokenizer does not know."""
+    """The first token id of each word, bare and after a space. Words that the tokenizer does not know have none."""
     firsts = (tokenizer(text, add_special_tokens=False).input_ids[:1] for w in ONSETS for text in (w, f" {w}"))
     return sorted({i for ids in firsts for i in ids if i != tokenizer.unk_token_id})

@@ -4,10 +4,9 @@ import math
 
 
 def share_of_lr(update: int, warmup: int, updates: int, min_ratio: float) -> float:
-    """What an update, counted from 0, uses of learner.lr: (update + 1) / warmup, then 1 down to `min_ratio`.
+    """The share of learner.lr that an update, counted from 0, uses: (update + 1) / warmup, then 1 down to `min_ratio`.
 
-    transformers' schedule of the same shape begins with update / warmup: its first update, and with it the first step
-    of a run, changes nothing.
+    transformers' schedule of the same shape begins with update / warmup, so its first update changes nothing.
     """
     if update < warmup:
         return (update + 1) / warmup

@@ -3,9 +3,12 @@
     driver --command--> Mailbox (actor) --> rank 0..n: Learner and WeightSync --answer--> Mailbox --> driver
     step(examples) -> updates -> ranks -> micro-batches -> each rank its share
 
-The worker group lives for the whole run; a step, a sync and a checkpoint are commands to it, so the loop stays in one
-place. `stop` ends the group, with it what a checkpoint has not written yet; an error on any rank ends it too and
-reaches the driver with the next answer it awaits, as a UserError if it is one, else as RunFailed.
+The worker group lives for the whole run. A step, a sync and a checkpoint are commands to it, so the loop stays in one
+place.
+
+- Shutdown: `stop` ends the group, and with it what a checkpoint has not written yet.
+- Crash: an error on any rank ends the group. It reaches the driver with the next answer that the driver waits for, as
+  UserError if it is one, else as RunFailed.
 """
 
 import asyncio
@@ -27,8 +30,8 @@ from trd_ray.distill.batches import Example, micro_batches, split, token_count
 from trd_ray.errors import RunFailed, UserError
 
 POLL_S = 1.0
-SYNC_WAITS = 6  # of sync.timeout_s at most, in one push
-# What a rank does for a command, in the driver's words; the others are no work, or wait for what goes on beside.
+SYNC_WAITS = 6  # one push waits at most so many times for sync.timeout_s
+# What a rank does for a command, in the driver's words; the others are no work, or wait for what goes on meanwhile.
 WORK = {"step": "train", "sync": "sync", "logprobs": "probe", "begin_checkpoint": "checkpoint"}
 
 
@@ -40,7 +43,7 @@ class Command:
 
 
 class Mailbox:
-    """Commands in order, and the answers of all ranks; async, so that many can wait in it."""
+    """Commands in order, and the answers of all ranks. Async, so that many callers can wait in it."""
 
     def __init__(self, ranks: int):
         self.ranks = ranks
@@ -77,12 +80,12 @@ class Mailbox:
                 await asyncio.wait_for(
                     self.changed.wait_for(lambda: len(self.answers.get(number, {})) == self.ranks), wait_s
                 )
-            self.commands[number] = None  # its shards may be freed
+            self.commands[number] = None  # the command's shards may be freed
             return True, self.answers.pop(number)[0], self.times.pop(number)
         return False, None, {}
 
     async def refuse(self, message: str) -> None:
-        """A rank ends for a reason that the user can mend."""
+        """A rank tells why it ends, where that is something the user can fix."""
         self.refusal = self.refusal or message
 
     async def refused(self) -> str | None:
@@ -91,7 +94,7 @@ class Mailbox:
 
 @dataclass
 class LearnerSpec:
-    """What every rank needs; plain data."""
+    """What every rank needs, as plain data."""
 
     recipe: Recipe
     student_path: str
@@ -146,7 +149,7 @@ def _work(spec: LearnerSpec) -> None:
             value = learner.step(ray.get(command.per_rank[0][0]))
         elif command.name == "sync":
             assert syncs, "a sync was asked for, but no pool follows the learner"
-            # All of them, also after a problem: every rank must come to the same pushes.
+            # Every sync pushes, also after a problem: all ranks must come to the same pushes.
             problems = [sync.push(**command.arguments) for sync in syncs]
             value = next((problem for problem in problems if problem), None)
         elif command.name == "logprobs":
@@ -222,8 +225,8 @@ class Trainer:
                 use_gpu=self.gpus > 0,
                 resources_per_worker=resources,
             ),
-            # Gloo beside NCCL for what lies in host memory: offloaded gradients, objects. A rank may wait for another's
-            # whole sync or step.
+            # Gloo takes what NCCL does not, because it lies in host memory: offloaded gradients, objects. A rank may
+            # wait for another's whole sync or step.
             torch_config=TorchConfig(
                 backend="cpu:gloo,cuda:nccl" if self.gpus else "gloo",
                 timeout_s=math.ceil(max(self.recipe.learner.step_timeout_s, SYNC_WAITS * self.recipe.sync.timeout_s)),
@@ -238,7 +241,7 @@ class Trainer:
             self.error = e
 
     def wait_until_started(self, while_waiting: Callable[[], object]) -> None:
-        """Until every rank has its models, the checkpoint to go on from included; `while_waiting` may raise."""
+        """Wait until every rank has its models and has loaded the checkpoint. `while_waiting` may raise."""
         key = "learner.start_timeout_s"
         self.call("start", self.recipe.learner.start_timeout_s, key=key, while_waiting=while_waiting)
 
@@ -280,7 +283,7 @@ class Trainer:
         per_rank: list[Any] | None = None,
         **arguments: Any,
     ) -> Any:
-        """Give a command and wait for every rank; the answer is rank 0's.
+        """Give a command, wait for every rank, and return rank 0's answer.
 
         Raises UserError or RunFailed when a rank has ended, and TimeoutError, which names `key`. `while_waiting` is
         called about once a second and may raise to give up.
@@ -310,7 +313,7 @@ class Trainer:
             while_waiting()
 
     def stop(self, timeout_s: float = 60) -> None:
-        """End the worker group; safe to call in any state. One that does not answer any more is not asked."""
+        """End the worker group. Safe to call in any state: a group that no longer answers is not asked."""
         if self.thread.is_alive() and not self.lost and timeout_s:
             with contextlib.suppress(Exception):
                 self.call("stop", timeout_s)

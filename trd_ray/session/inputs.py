@@ -77,7 +77,7 @@ def prepare(
     r = recipe
     _warn(r, job)
     faults = Faults()
-    data = held_out = student = teacher = findings = corpus = None
+    data = held_out = findings = corpus = None
     with faults:
         if job == "refine" or (job == "train" and r.data.source == "problems"):
             data = _problems(r, connection)
@@ -92,12 +92,7 @@ def prepare(
     with faults:
         if job == "train" and r.checkpoint.best and not r.checkpoint.best.startswith(DROPPED):
             require_metric(r.checkpoint.best, metric_names())
-    with faults:
-        student = _model(r.student, r.student.path)
-    with faults:
-        teacher = _model(r.teacher, r.teacher.path) if r.teacher.path else student
-    if student and teacher and teacher.path == student.path:
-        teacher = student
+    student, teacher = _models(r, faults)
     if student and teacher:
         with faults:
             findings = checks.check(
@@ -150,6 +145,18 @@ class _Loaded:
     path: str  # resolved
     facts: models.ModelFacts
     tokenizer: Any
+
+
+def _models(r: Recipe, faults: Faults) -> tuple[_Loaded | None, _Loaded | None]:
+    """Student and teacher, one object where they are one model; None for one that cannot be used."""
+    student = teacher = None
+    with faults:
+        student = _model(r.student, r.student.path)
+    with faults:
+        teacher = _model(r.teacher, r.teacher.path) if r.teacher.path else student
+    if student and teacher and teacher.path == student.path:
+        teacher = student
+    return student, teacher
 
 
 def _model(model: ModelConfig, path: str) -> _Loaded:
