@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--resume", choices=("auto", "required"), default="no", metavar="auto", help=text)
         else:
             command.add_argument("--name", help="what to call the checkpoint in the tables (default: after its path)")
-            command.add_argument("--base", help="compare with a former evaluation: its directory, or a name beside")
+            command.add_argument("--base", help="compare with a former evaluation: its directory, or a name next to it")
     texts["compare"] = text = "several methods, modes and seeds in one table; started again, it goes on"
     command = commands.add_parser("compare", description=text)
     command.add_argument("comparison", help="a YAML file, or the name of a shipped comparison such as miniature")
@@ -168,8 +168,8 @@ class _Version(argparse.Action):
 
         checkout = commit()
         print(f"trd_ray {__version__}" + (f", commit {checkout}" if checkout else ""))
-        beside = {"Python": platform.python_version()} | versions()
-        print(", ".join(f"{name} {version}" for name, version in beside.items() if name != "trd-ray"))
+        installed = {"Python": platform.python_version()} | versions()
+        print(", ".join(f"{name} {version}" for name, version in installed.items() if name != "trd-ray"))
         parser.exit()
 
 

@@ -105,7 +105,7 @@ def _status_of(run) -> int:
 
 
 def _leave(status: int) -> int:
-    """What the interpreter does at its end, short of taking itself apart."""
+    """Do what the interpreter does at its end, but do not take it down."""
     if "threading" in sys.modules:
         status = _status_of(sys.modules["threading"]._shutdown) or status
     status = _status_of(atexit._run_exitfuncs) or status
