@@ -16,7 +16,7 @@ _CLASSES = ("EngineArgs", "AsyncEngineArgs")
 
 
 def require_arguments(key: str, names: Iterable[str]) -> None:
-    """Refuse names that are no engine argument of the vLLM installed here; raises UserError, a sentence each."""
+    """Refuse names that are no engine argument of the vLLM installed here. Raises UserError, a sentence for each."""
     names = list(names)
     known = engine_arguments() if names else None
     if known is None:
@@ -33,7 +33,7 @@ def require_arguments(key: str, names: Iterable[str]) -> None:
 
 @functools.cache
 def engine_arguments() -> frozenset[str] | None:
-    """The fields of AsyncEngineArgs; None where they cannot be read, and vLLM itself has to say what it lacks."""
+    """The fields of AsyncEngineArgs. None where they cannot be read: vLLM itself then says which it does not know."""
     try:
         spec = find_spec("vllm")
         [folder] = (spec and spec.submodule_search_locations) or []

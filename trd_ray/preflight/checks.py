@@ -1,10 +1,9 @@
-"""What must be refused before any engine starts, once models and data are at hand.
+"""Checks of a recipe with its models and data, before any engine starts: what cannot work is refused.
 
     recipe, problems, ModelFacts and tokenizers of both models  ->  check()  ->  Findings, or a UserError
 
-The vocabularies of student and teacher, the token that ends a turn, the lengths of every prompt against the contexts,
-the references that OPSD shows its teacher, and held-out problems that are trained on. (The placement is checked by
-`placement`, the run directory by `run`.)
+They compare the vocabularies of student and teacher, the tokens that end a turn, the lengths of all prompts with the
+contexts, and held-out with training problems. `placement` checks the machines.
 """
 
 import logging
@@ -29,13 +28,12 @@ from trd_ray.views import Views, rendered
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """Lengths of one kind of prompt over all its problems."""
+    """Lengths of one kind of prompt, over all problems."""
 
     median: int
     longest: int
@@ -49,7 +47,7 @@ class Corpus:
     """Rollouts and refinements that were made before and are trained on."""
 
     rows: int
-    steps: int  # of a run on it
+    steps: int  # that a run on it has
     rows_per_step: int
     problems: Sequence[str]  # the texts of those that it trains on
 
@@ -62,21 +60,21 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Findings:
-    """What `check` learned, for --dry-run and the placement."""
+    """What `check` learned. --dry-run prints it, and the placement uses it."""
 
-    recipe: Recipe  # with a number for every length
-    problems: int  # without those that are too long
-    length: order.Length | None  # of the run; None for a corpus
+    recipe: Recipe  # every length is a number
+    problems: int  # those that are too long not counted
+    length: order.Length | None  # the run's; None for a corpus
     student_prompt: Tokens | None
-    teacher_prompt: Tokens | None  # without an attempt; None where no problem is sampled
+    teacher_prompt: Tokens | None  # no attempt is counted; None where no problem is sampled
     evaluation_problems: int
     evaluation_prompt: Tokens | None
     longest_sequence_tokens: int  # prompt and response of the longest row that the learner may meet
     shared_vocabulary: int  # rows of lm_head that both models have, which are compared
-    padded: str = ""  # where one model has more
-    overlap: Overlap | None = None  # of held-out and training problems, where there are both
+    padded: str = ""  # says which model has more rows, if one has
+    overlap: Overlap | None = None  # None where there are not both held-out and training problems
     corpus: Corpus | None = None
-    too_long: tuple[SetAside, ...] = ()  # left out, by data.too_long=drop
+    too_long: tuple[SetAside, ...] = ()  # data.too_long=drop left them out
 
     @property
     def dropped_too_long(self) -> int:
@@ -134,7 +132,8 @@ def check(
         _wordings_fit(recipe, problems, evaluation)
     with faults:
         _thinking_is_stated(recipe, student_tokenizer, teacher_tokenizer, problems is not None or trains, evaluation)
-    padded, in_both = "", None
+    padded = ""
+    in_both = None
     with faults:
         padded = _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
     with faults:
@@ -144,7 +143,7 @@ def check(
     if templates:
         with faults:
             views = Views(recipe, student_tokenizer, teacher_tokenizer)
-    if views or not templates:  # a template that renders nothing is told once
+    if views or not templates:  # Views has told of a template that renders nothing
         with faults:
             _same_ends(recipe, student, teacher, student_tokenizer, teacher_tokenizer)
     if views:
@@ -165,7 +164,7 @@ def _lengths(
     student: ModelFacts,
     teacher: ModelFacts,
 ) -> Findings:
-    """What the lengths of all prompts leave room for."""
+    """Findings from the lengths of all prompts: what they leave room for, or a UserError."""
     contexts = lengths.Contexts.of(recipe, student, teacher)
     rows = problems.select(["problem_id", "problem", "reference"]).to_pylist() if problems is not None else []
     tokens = [views.tokens(row["problem"], row["reference"]) for row in rows]
@@ -191,7 +190,8 @@ def _lengths(
         fitted = lengths.fit(recipe, asked, prompts, contexts, student, teacher)
     faults.require_none()
     assert fitted is not None
-    r, kept = fitted.recipe, [p.tokens for p in fitted.kept]
+    r = fitted.recipe
+    kept = [p.tokens for p in fitted.kept]
     seen = [lengths.seen_tokens(r, p) for p in kept]
     longest = [max(p.student, n) + lengths.trained_tokens(r) for p, n in zip(kept, seen, strict=True)]
     without_attempt = [
@@ -237,7 +237,7 @@ def _same_vocabulary(
     student_tokenizer: "PreTrainedTokenizerBase",
     teacher_tokenizer: "PreTrainedTokenizerBase",
 ) -> str:
-    """Refuse different vocabularies; where one lm_head is padded further, return a sentence on it, else ""."""
+    """Refuse different vocabularies. Return a sentence about an lm_head that is padded further, or ""."""
     remedy = "the KL compares them token by token: choose a student and a teacher that share one tokenizer"
     ours, theirs = student_tokenizer.get_vocab(), teacher_tokenizer.get_vocab()
     differ = sorted(token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token))
@@ -288,15 +288,15 @@ def _has_compiler(recipe: Recipe) -> None:
 
 
 def _has_support(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> None:
-    k, vocabulary = recipe.loss.top_k, min(student.vocab_size, teacher.vocab_size)
-    if k and k > vocabulary:
+    vocabulary = min(student.vocab_size, teacher.vocab_size)
+    if (k := recipe.loss.top_k) and k > vocabulary:
         raise UserError(
             f"loss.top_k is {k}, but the vocabulary has {vocabulary} tokens: lower it, or leave it out for all of them"
         )
 
 
 def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
-    """A prompt that asks for a boxed answer gets no program, and the other way round."""
+    """Refuse default wordings of the other task: a prompt that asks for a boxed answer gets no program."""
     if recipe.prompts.solve:
         return
     task = recipe.verify.task
@@ -322,7 +322,7 @@ def _thinking_is_stated(
     samples: bool,
     evaluation: pa.Table | None,
 ) -> None:
-    """Lengths and scores differ by far between the two modes, so none is taken for granted."""
+    """Refuse to guess between two modes whose lengths and scores differ by far."""
     r = recipe
     used = [("student", student, r.student), ("teacher", teacher, r.teacher)] if samples else []
     if evaluation is not None:
@@ -344,10 +344,11 @@ def _same_ends(
     student_tokenizer: "PreTrainedTokenizerBase",
     teacher_tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
-    faults, ends = Faults(), []
+    faults = Faults()
+    ends = []
     with faults:
         ends.append(_turn_ends(student, student_tokenizer, "student", recipe.student.chat_template_kwargs))
-    if ends or teacher_tokenizer is not student_tokenizer:  # else the same would be told twice
+    if ends or teacher_tokenizer is not student_tokenizer:  # one model is told once
         with faults:
             ends.append(_turn_ends(teacher, teacher_tokenizer, "teacher", recipe.teacher.chat_template_kwargs))
     faults.require_none()
@@ -360,11 +361,11 @@ def _same_ends(
 
 
 def _turn_ends(model: ModelFacts, tokenizer: "PreTrainedTokenizerBase", who: str, kwargs: dict[str, Any]) -> int:
-    """The token that the chat template puts after an answer, which must be one that ends generation."""
+    """The token that the chat template puts after an answer. It must be one that ends generation."""
     if not tokenizer.chat_template:
         raise UserError(
             f"the {who}'s tokenizer ({model.path}) has no chat template: use an instruct model, or put a "
-            "chat_template.jinja beside its tokenizer.json"
+            "chat_template.jinja next to its tokenizer.json"
         )
     answer = "an-answer-8c1f"
     messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]

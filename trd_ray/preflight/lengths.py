@@ -4,9 +4,11 @@
     that                                      ->  fit()       ->  the same, and the problems that are too long for it
                                                   require_held_out()  ->  UserError where a held-out one is
 
-An empty length is the paper's where the context holds it. In a smaller context an attempt and its refinement get equal
-shares of what the longest prompt leaves, so that no attempt is cut. A prompt that fills more than half of a context
-does not shorten the responses of all the others: its problem is too long, which `data.too_long` decides on.
+- A length that the recipe leaves empty is the paper's where the context holds it.
+- In a smaller context an attempt and its refinement get equal shares of what the longest prompt leaves, so that no
+  attempt is cut.
+- A prompt that fills more than half of a context does not shorten the responses of all the others: its problem is too
+  long. `data.too_long` says whether such a problem is refused or left out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,10 +21,10 @@ from trd_ray.models import ModelFacts
 from trd_ray.problems.set_aside import SetAside, begins
 from trd_ray.views import PromptTokens
 
-# The paper's: prompts of 2,048, references of 4,096 and attempts of 16,384 tokens.
+# The paper has prompts of 2,048 tokens, references of 4,096 and attempts of 16,384.
 RESPONSE_TOKENS = 16384
 REFINE_PROMPT_TOKENS = {"opd": 18432, "opsd": 22528}
-SHOWN_CHARACTERS = 60  # of a problem that is named
+SHOWN_CHARACTERS = 60  # how much of a problem's text names it
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Contexts:
 
 
 def require_positions(pool: str, max_model_len: int | None, model: ModelFacts) -> None:
-    """Refuse an engine that is to serve more than its model has; raises UserError."""
+    """Refuse an engine that is to serve more positions than its model has. Raises UserError."""
     if max_model_len and max_model_len > model.max_positions:
         raise UserError(
             f"{pool}.max_model_len is {max_model_len}, but {model.path} has {model.max_positions} positions: "
@@ -54,9 +56,11 @@ def require_positions(pool: str, max_model_len: int | None, model: ModelFacts) -
 def resolve(
     recipe: Recipe, contexts: Contexts, prompts: Sequence[PromptTokens], evaluated: Sequence[int] = ()
 ) -> Recipe:
-    """The recipe with every length that it leaves empty; `evaluated` are the tokens of the held-out prompts."""
+    """The recipe with a number for every length that it leaves empty. `evaluated`: tokens of each held-out prompt."""
     r = recipe
-    y_o, y_r, limit = r.sampler.max_response_tokens, r.refiner.max_response_tokens, r.refiner.max_prompt_tokens
+    y_o = r.sampler.max_response_tokens
+    y_r = r.refiner.max_response_tokens
+    limit = r.refiner.max_prompt_tokens
     paper = REFINE_PROMPT_TOKENS[r.teacher.mode]
     shows_attempts = r.refines or r.teacher.view == "refine"
     context = contexts.refiner if r.refines else contexts.teacher
@@ -77,7 +81,7 @@ def resolve(
     if limit is None:
         responses = [y_r] if r.refines else []
         responses += [y_o] if r.train.trajectory == "y_o" else []
-        # Not less than an attempt takes: a default cuts nothing off a length that was asked for.
+        # The limit holds at least a whole attempt: a default cuts nothing off a length that was asked for.
         limit = max(16, min(paper, max(context - max(responses, default=0), bare + y_o)))
     evaluation = r.evaluation.max_response_tokens or min(RESPONSE_TOKENS, _left(contexts.sampler, evaluated))
     return _with_lengths(r, y_o, y_r, limit, evaluation)
@@ -89,7 +93,7 @@ def _left(context: int, prompts: Sequence[int]) -> int:
 
 
 def carried(recipe: Recipe, begun: Recipe) -> Recipe:
-    """The recipe with the lengths of one that was resolved before, where its own are empty."""
+    """The recipe, with the lengths of `begun`, which was resolved before, where its own are empty."""
     return _with_lengths(
         recipe,
         recipe.sampler.max_response_tokens or begun.sampler.max_response_tokens,
@@ -120,7 +124,7 @@ class Problem:
 
 @dataclass
 class Fitted:
-    """What `fit` found; `recipe` has all lengths."""
+    """What `fit` found. `recipe` has all lengths."""
 
     recipe: Recipe
     kept: list[Problem]
@@ -135,11 +139,12 @@ def fit(
     student: ModelFacts,
     teacher: ModelFacts,
 ) -> Fitted:
-    """Resolve the lengths, and leave out the problems that are too long for them or refuse them, as data.too_long says.
+    """Resolve the lengths. Problems that are too long for them are left out or refused, as data.too_long says.
 
-    Raises UserError, a sentence a limit; also where no problem would be left.
+    Raises UserError with a sentence for each limit, also where no problem would be left.
     """
-    kept, set_aside = list(problems), []
+    kept = list(problems)
+    set_aside = []
     while True:
         resolved = resolve(recipe, contexts, [p.tokens for p in kept], evaluated)
         found = [(p, exceeded) for p in kept if (exceeded := _exceeded(resolved, contexts, p.tokens))]
@@ -148,8 +153,8 @@ def fit(
         if recipe.data.too_long == "refuse" or len(found) == len(kept):
             raise UserError(*_refusals(recipe, resolved, found, len(kept), student, teacher))
         for p, exceeded in found:
-            name, why = begins(p.text), next(iter(exceeded.values()))
-            set_aside.append(SetAside(p.problem_id, name, f"too long: {why}"))
+            why = next(iter(exceeded.values()))
+            set_aside.append(SetAside(p.problem_id, begins(p.text), f"too long: {why}"))
         # Without them the defaults may leave the others more room.
         left_out = {p.problem_id for p, _ in found}
         kept = [p for p in kept if p.problem_id not in left_out]
@@ -168,7 +173,9 @@ def trained_tokens(r: Recipe) -> int:
 
 def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens) -> dict[str, str]:
     """What a problem is too long for -> why."""
-    y_o, y_r, limit = r.sampler.response_tokens, r.refiner.response_tokens, r.refiner.prompt_tokens
+    y_o = r.sampler.response_tokens
+    y_r = r.refiner.response_tokens
+    limit = r.refiner.prompt_tokens
     found = {}
     if p.student + y_o > contexts.sampler:
         found["sampler"] = (
@@ -187,7 +194,8 @@ def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens) -> dict[str, str]:
             f"its prompt with an attempt of full length ({prompt} tokens) and refiner.max_response_tokens ({y_r}) make "
             f"{prompt + y_r}, but the context is {contexts.refiner}"
         )
-    seen, response = seen_tokens(r, p), trained_tokens(r)
+    seen = seen_tokens(r, p)
+    response = trained_tokens(r)
     if seen + response > contexts.teacher:
         found["teacher"] = (
             f"the teacher's view ({seen} tokens) and the response ({response}) make {seen + response}, but it has "
@@ -209,7 +217,7 @@ def _refusals(
     student: ModelFacts,
     teacher: ModelFacts,
 ) -> Iterator[str]:
-    """A sentence a limit, but one alone of the same few problems."""
+    """A sentence for each limit, but only one about the same few problems."""
     engine = "sampler" if asked.refiner.share_sampler else "refiner"
     response = f"{'refiner' if asked.train.trajectory == 'y_r' else 'sampler'}.max_response_tokens"
     default = asked.refiner.max_prompt_tokens is None
@@ -245,9 +253,9 @@ def _so_many(over: Sequence[Any], total: int, limit: str) -> str:
 
 
 def require_held_out(recipe: Recipe, problems: Sequence[tuple[str, str, int]], context: int, positions: int) -> None:
-    """Refuse held-out problems, each (id, text, tokens of its prompt), that are too long; raises UserError.
+    """Refuse held-out problems, each (id, text, tokens of its prompt), that are too long. Raises UserError.
 
-    None is left out, for that would be another benchmark. `recipe` has its lengths.
+    None is left out: what remained would be another benchmark. `recipe` has its lengths.
     """
     response = recipe.evaluation.response_tokens
     over = [one for one in problems if one[2] + response > context]

@@ -2,8 +2,9 @@
 
     recipe, ModelFacts  ->  engine_gib(), sequence_gib(), rank_gib(), rank_host_gib()  ->  GiB by what it holds
 
-Weights, gradients, optimizer state and KV cache are counted exactly; activations and the loss by hand from the shapes
-they keep; what processes and contexts take on top are round figures.
+- Weights, gradients, optimizer state and KV cache are counted exactly.
+- Activations and the loss are counted by hand, from the shapes that they keep.
+- What processes and contexts take on top are round figures.
 """
 
 from trd_ray.config import EngineConfig, Recipe
@@ -12,21 +13,21 @@ from trd_ray.models import ModelFacts
 GIB = 2**30
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
-# Of processes with torch and Ray loaded and no model. An engine is three: its actor, vLLM's core and worker (measured).
+# A process with torch and Ray loaded and no model (measured). An engine is three: its actor, vLLM's core and worker.
 HOST_OVERHEAD_GIB = {"engine": 2.5, "learner": 1.0, "verifier": 0.4}
 _ENGINE_GPU_OVERHEAD_GIB = 2.0  # activations of vLLM's profiling run, CUDA context and graphs
 _LEARNER_GPU_OVERHEAD_GIB = 2.0  # CUDA and NCCL contexts, fragmentation
-_CHUNK_BYTES = 5  # of an entry of [C, V]: its gradient, and the logits of both sides for a quarter of the chunk
-_CHUNK_GIB = 0.2  # and what the elementwise part makes of a block
+_CHUNK_BYTES = 5  # an entry of [C, V] takes its gradient, and for a quarter of the chunk the logits of both sides
+_CHUNK_GIB = 0.2  # what the elementwise part makes of a block
 
 
 def engine_gib(
     engine: EngineConfig, recipe: Recipe, model: ModelFacts, gpu_gib: float | None
 ) -> tuple[dict[str, float], float]:
-    """Memory of each GPU of an engine (or of the host, without `gpu_gib`), and what of it is left as KV cache.
+    """Memory of each GPU of an engine (or of the host, without `gpu_gib`) in GiB, and how much of it is KV cache.
 
-    On a GPU vLLM takes memory_utilization of it and gives the cache what weights and runtime leave: below 0 if they
-    leave nothing. On a CPU the cache has the size it is given, in whole GiB.
+    On a GPU vLLM takes the share memory_utilization and gives the cache what weights and runtime leave, below 0 if they
+    leave nothing. On a CPU the cache has the size that it is given, in whole GiB.
     """
     weights = model.parameters * BYTES[engine.dtype or recipe.learner.dtype] / engine.tensor_parallel / GIB
     if gpu_gib is None:
@@ -37,7 +38,7 @@ def engine_gib(
 
 
 def sequence_gib(engine: EngineConfig, recipe: Recipe, model: ModelFacts, tokens: int) -> float:
-    """KV cache of one sequence, on each GPU; vLLM copies a key-value head where there are more GPUs than heads."""
+    """KV cache of one sequence on each GPU. vLLM copies key-value heads where there are more GPUs than heads."""
     heads = max(1.0, model.kv_heads / engine.tensor_parallel)
     return 2 * model.layers * heads * model.head_dim * BYTES[engine.dtype or recipe.learner.dtype] * tokens / GIB
 
@@ -63,7 +64,7 @@ def rank_gib(
         (width if learner.lora else 4) * student.parameters,
         shards["weights"] + ("teacher" in shards) * teacher.parameters * teacher_width,
     )
-    if not on_gpu:  # to which only shards are moved
+    if not on_gpu:  # to a GPU only shards are moved
         parts["loading"] = max(0, loading - sum(parts.values()))
     if learner.cpu_offload and on_gpu:
         parts = {name: size for name, size in parts.items() if name not in shards}
@@ -72,12 +73,12 @@ def rank_gib(
 
 
 def rank_host_gib(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> float:
-    """Host memory of a rank on a GPU, which loads each model there first, and keeps its shards there if so told."""
+    """Host memory of a rank on a GPU: each model is loaded there first, and with cpu_offload its shards stay there."""
     teacher_width = BYTES[recipe.teacher.dtype or recipe.learner.dtype]
     width = BYTES[recipe.learner.dtype] if recipe.learner.lora else 4
     loading = max(width * student.parameters, teacher_width * teacher.parameters)
     shards = _shards(recipe, student, teacher)
-    # A checkpoint copies what it saves to the host, rank 0 the whole export too, while the next steps train.
+    # While the next steps train, a checkpoint copies what it saves to the host. Rank 0 also copies the whole export.
     saved = sum(shards.get(name, 0) for name in ("optimizer", "average")) + shards["gradients"]
     saved += BYTES[recipe.learner.dtype] * student.parameters
     offloaded = sum(shards.values()) if recipe.learner.cpu_offload else 0
@@ -85,8 +86,9 @@ def rank_host_gib(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> f
 
 
 def _shards(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> dict[str, float]:
-    """Bytes of what FSDP spreads over the ranks, on each of them."""
-    learner, ranks = recipe.learner, recipe.learner.workers
+    """What FSDP spreads over the ranks: bytes on each of them."""
+    learner = recipe.learner
+    ranks = learner.workers
     width, teacher_width = BYTES[learner.dtype], BYTES[recipe.teacher.dtype or learner.dtype]
     trained = adapter_parameters(student, learner.lora.rank) if learner.lora else student.parameters
     parts = {
@@ -102,8 +104,9 @@ def _shards(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> dict[st
 
 
 def adapter_parameters(model: ModelFacts, rank: int) -> int:
-    """LoRA on every linear layer of attention and of a SwiGLU MLP."""
-    hidden, inner = model.hidden_size, model.intermediate_size
+    """Parameters of LoRA on every linear layer of attention and of a SwiGLU MLP."""
+    hidden = model.hidden_size
+    inner = model.intermediate_size
     heads, kv = model.attention_heads * model.head_dim, model.kv_heads * model.head_dim
     sides = 2 * (hidden + heads) + 2 * (hidden + kv) + 3 * (hidden + inner)
     return model.layers * rank * sides
@@ -117,7 +120,8 @@ def _gathered(model: ModelFacts) -> int:
 
 def _activations(model: ModelFacts, tokens: int, width: int, checkpointing: bool) -> int:
     """Bytes kept for the backward pass of a decoder with SwiGLU and a fused attention kernel."""
-    hidden, heads, kv = model.hidden_size, model.attention_heads * model.head_dim, model.kv_heads * model.head_dim
-    # Inputs of the norms (also in float32), of the projections and the rotation, and the MLP's four intermediates.
+    hidden = model.hidden_size
+    heads, kv = model.attention_heads * model.head_dim, model.kv_heads * model.head_dim
+    # A layer keeps the inputs of norms (also in float32), projections and rotation, and the MLP's four intermediates.
     layer = width * (4 * hidden + 6 * heads + 4 * kv + 4 * model.intermediate_size) + 4 * 2 * hidden
     return tokens * (layer + model.layers * width * hidden if checkpointing else model.layers * layer)

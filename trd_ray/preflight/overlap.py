@@ -1,10 +1,11 @@
-"""Which held-out problems are trained on: their score would tell memory from nothing else.
+"""Which held-out problems are also trained on: their score could not tell reasoning from memory.
 
     training texts, held-out texts  ->  overlap()  ->  Overlap: how many are the same, and how many come close
 
-Two problems are the same if `normalised` makes the same text of them. One comes close if at least half of its runs of
-8 words also stand in training problems (the measure of Llama 3, arXiv:2407.21783, section 5.1.4); problems of fewer
-words are never close. Same ones are looked for everywhere, close ones in a sample where there is too much text.
+- Two problems are the same if `normalised` makes the same text of them.
+- A held-out problem comes close if at least half of its runs of 8 words also stand in training problems (the measure of
+  Llama 3, arXiv:2407.21783, section 5.1.4). A problem of fewer words is never close.
+- The same problems are looked for in all training text. Close ones are looked for in a sample where there is too much.
 
 Pure.
 """
@@ -19,7 +20,7 @@ import numpy as np
 
 RUN_WORDS = 8
 CLOSE_SHARE = 0.5
-# Of training text that is looked through for close problems; more takes more than a few seconds.
+# How much training text is looked through for close problems: more takes more than a few seconds.
 CLOSE_CHARACTERS = 2**25
 
 _LATEX_SPACE = re.compile(r"\\[,;:! ]|\\q?quad(?![a-z])|\\(?:thin|med|thick)space(?![a-z])|~")
@@ -76,11 +77,12 @@ def in_common(ours: Iterable[str], theirs: Iterable[str]) -> list[str]:
 
 
 def normalised(text: str) -> str:
-    """A text without what two copies of a problem may differ in.
+    """A text without what two copies of a problem may differ in:
 
-    Unicode's compatible forms (NFKC), case, white space between words and next to symbols, LaTeX's spaces and its marks
-    of mathematics, `dfrac` for `frac`, and the punctuation and quotes at both ends, but for the exclamation mark: 5! is
-    120.
+    - Unicode's compatible forms (NFKC) and case
+    - white space between words and next to symbols
+    - LaTeX's spaces, its marks of mathematics, and `dfrac` for `frac`
+    - punctuation and quotes at both ends; an exclamation mark stays, since 5! is 120
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text)
@@ -91,7 +93,7 @@ def normalised(text: str) -> str:
 
 
 def come_close(trained: Iterable[str], asked: Sequence[str]) -> list[bool]:
-    """For each normalised text of `asked`: whether half of its runs of RUN_WORDS words stand in `trained`."""
+    """Whether half of the runs of RUN_WORDS words stand in `trained`, for each normalised text of `asked`."""
     numbers: dict[str, int] = {}
     runs, owner = _runs([[numbers.setdefault(word, len(numbers)) for word in _WORD.findall(text)] for text in asked])
     # A word that no held-out problem has breaks a run as the end of a text does.
@@ -102,11 +104,12 @@ def come_close(trained: Iterable[str], asked: Sequence[str]) -> list[bool]:
 
 
 def _runs(texts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """(a hash of every run of RUN_WORDS words that are numbered from 0, the text that it stands in)."""
+    """(hash, text that it stands in) of every run of RUN_WORDS words. A number below 0 is no word and breaks a run."""
     words = np.fromiter(chain.from_iterable((*text, -1) for text in texts), dtype=np.int64)
     owner = np.repeat(np.arange(len(texts)), [len(text) + 1 for text in texts])
     many = max(0, len(words) - RUN_WORDS + 1)
-    hashes, whole = np.zeros(many, dtype=np.uint64), np.ones(many, dtype=bool)
+    hashes = np.zeros(many, dtype=np.uint64)
+    whole = np.ones(many, dtype=bool)
     for i in range(RUN_WORDS):
         word = words[i : i + many]
         hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + word.astype(np.uint64)  # modulo 2^64

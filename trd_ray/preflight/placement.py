@@ -1,12 +1,12 @@
-"""Who runs where, with what memory, and whether that fits: the one source of the actors' resources.
+"""Which actors run where, with what memory, and whether that fits: the one source of their resources.
 
     recipe, GPUs or none           ->  resources(), sync_backend()  ->  what each actor asks Ray for
-    recipe, ModelFacts, a cluster  ->  plan()                       ->  Plan: memory by actor, and why it does not fit
-    Plan                           ->  render(), require()          ->  text for --dry-run; UserError
+    recipe, ModelFacts, a cluster  ->  plan()                       ->  Placement: memory by actor, why it does not fit
+    Placement                      ->  render(), require()          ->  text for --dry-run; UserError
 
-Memory is an estimate, in GiB: of a GPU for an actor on GPUs (each of its GPUs), of the host otherwise. An actor that
-reserves a share of a GPU may use that share of its memory. Resources are compared with the sums over the cluster; how
-they spread over nodes is Ray's to solve.
+- Memory is an estimate, in GiB. An actor on GPUs takes it on each of its GPUs, any other actor on the host.
+- An actor that reserves a share of a GPU may use that share of its memory.
+- Resources are compared with the sums over the cluster. Ray finds the nodes for them.
 """
 
 import io
@@ -46,9 +46,9 @@ class ActorSpec:
 @dataclass(frozen=True)
 class ActorPlan:
     spec: ActorSpec
-    memory_gib: dict[str, float]  # by what it holds; of each GPU of a replica, or of the host
-    host_gib: float  # of the host, per replica; on GPUs what it takes to load the model
-    gpu_share: float = 0.0  # of each of its GPUs
+    memory_gib: dict[str, float]  # what it holds -> how much, on each GPU of a replica or on the host
+    host_gib: float  # a replica's; for one on GPUs what it takes to load the model
+    gpu_share: float = 0.0  # how much of each of its GPUs it reserves
     note: str = ""
 
     @property
@@ -75,7 +75,7 @@ class Placement:
 
 
 def needs_sampler(recipe: Recipe, job: Job = "train") -> bool:
-    """A corpus already holds its rollouts; engines then only serve an evaluation."""
+    """Whether there are engines that sample. On a corpus, which holds its rollouts, they only serve an evaluation."""
     return job != "train" or recipe.data.source == "problems" or recipe.evaluation.in_training
 
 
@@ -98,9 +98,9 @@ def gpus_per_rank(recipe: Recipe, gpus_available: bool) -> float:
 
 
 def resources(recipe: Recipe, gpus_available: bool, job: Job = "train") -> dict[str, ActorSpec]:
-    """What the actors of a job reserve, by name; stages of the stream and controllers reserve nothing.
+    """What the actors of a job reserve, by name. Stages of the stream and controllers reserve nothing.
 
-    Verifier tasks come and go: one at a time is enough, `verify.max_tasks` is the most.
+    Verifier tasks come and go. One is counted, since one at a time is enough; `verify.max_tasks` is the most.
     """
     r = recipe
     specs = []
@@ -119,13 +119,14 @@ def _engines(name: str, engine: EngineConfig, gpus_available: bool) -> ActorSpec
 
 
 def sync_backend(recipe: Recipe, gpus_available: bool) -> str:
-    """How weights travel from the learner to the sampler; raises UserError for a backend that cannot work there."""
+    """How weights travel from the learner to the sampler. Raises UserError for a backend that cannot work."""
     if recipe.sync.lora == "adapter":
         return "adapter"
     asked = recipe.sync.backend
-    per_engine, per_rank = gpus_per_engine(recipe.sampler, gpus_available), gpus_per_rank(recipe, gpus_available)
+    per_engine = gpus_per_engine(recipe.sampler, gpus_available)
+    per_rank = gpus_per_rank(recipe, gpus_available)
     workers = recipe.sampler.replicas * recipe.sampler.tensor_parallel
-    share = per_engine / recipe.sampler.tensor_parallel + per_rank  # of one GPU that holds both
+    share = per_engine / recipe.sampler.tensor_parallel + per_rank  # reserved of a GPU that holds both
     on_gpus = per_engine > 0 and per_rank > 0
     colocated = on_gpus and share <= 1 and workers == recipe.learner.workers
     if asked == "auto":
@@ -151,7 +152,7 @@ def sync_backend(recipe: Recipe, gpus_available: bool) -> str:
 
 
 def local_cluster(recipe: Recipe) -> dict[str, float]:
-    """This machine, in the keys of ray.cluster_resources(), for a plan before Ray runs; and what of it is free."""
+    """This machine and what of it is free, in the keys of ray.cluster_resources(), for a plan before Ray runs."""
     import psutil
     import torch
 
@@ -181,8 +182,8 @@ def plan(
 ) -> Placement:
     """Place a recipe on a cluster, given as ray.cluster_resources() or local_cluster() give it.
 
-    `gpu_gib` is the memory of a GPU; by default what the cluster tells of its accelerators, else 80.
-    `longest_sequence_tokens` is the longest prompt and response together, should it exceed a micro-batch.
+    `gpu_gib` is the memory of a GPU. By default it is what the cluster tells of its accelerators, else 80.
+    `longest_sequence_tokens` is the longest prompt and response together, which may exceed a micro-batch.
     """
     has = {"CPU": cluster.get("CPU", 0.0), "GPU": cluster.get("GPU", 0.0)}
     if recipe.cluster.memory_gib:
@@ -233,7 +234,7 @@ def _gpu_gib(cluster: Mapping[str, float]) -> float:
 def _engine(
     spec: ActorSpec, engine: EngineConfig, recipe: Recipe, model: ModelFacts, gpu_gib: float, reasons: list[str]
 ) -> ActorPlan:
-    """One vLLM engine; what it cannot serve goes to `reasons`."""
+    """The plan of one vLLM engine. What it cannot serve goes to `reasons`."""
     name = spec.name
     if model.attention_heads % engine.tensor_parallel:
         reasons.append(
@@ -278,7 +279,8 @@ def _memory_shortage(
     has: Mapping[str, float],
     cluster: Mapping[str, float],
 ) -> list[str]:
-    store, free, total = recipe.cluster.object_store_gib, cluster.get("free_gib"), cluster.get("total_gib")
+    store = recipe.cluster.object_store_gib
+    free, total = cluster.get("free_gib"), cluster.get("total_gib")
     if free is not None and total is not None and store > free:
         return [
             f"cluster.object_store_gib is {store:g}, but {free:.1f} of {total:.1f} GiB are free now: lower it "
@@ -288,7 +290,8 @@ def _memory_shortage(
         return []
     parts = ", ".join(f"{a.spec.name} {a.spec.replicas} x {a.host_gib:.1f}" for a in actors)
     if recipe.cluster.memory_gib:
-        there, go_on = f"cluster.memory_gib allows {has['memory']:g}", "raise cluster.memory_gib"
+        there = f"cluster.memory_gib allows {has['memory']:g}"
+        go_on = "raise cluster.memory_gib"
     elif free is not None and total is not None:
         there = (
             f"{free:.1f} of {total:.1f} GiB are free now (other processes hold {total - free:.1f}), and the object "
@@ -305,7 +308,7 @@ def _memory_shortage(
 
 
 def _memory_remedies(recipe: Recipe, actors: list[ActorPlan]) -> list[str]:
-    """Keys of the actors that this job has."""
+    """What lowers the memory that this job needs, by keys of the actors that it has."""
     there = {a.spec.name: a for a in actors}
     engines = [name for name in ("sampler", "refiner") if name in there]
     lower = [f"{name}.replicas" for name in engines if there[name].spec.replicas > 1]
@@ -349,7 +352,7 @@ def require(plan: Placement) -> None:
 
 
 def render(plan: Placement) -> str:
-    """The plan as text: a line an actor, the sums, and yes or no with the reasons."""
+    """The plan as text: a line for each actor, the sums, and yes or no with the reasons."""
     from rich.console import Console
     from rich.table import Table
 
