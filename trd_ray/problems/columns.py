@@ -1,6 +1,6 @@
 """Rows as a source has them become a table of rows.PROBLEM, by a map of our column names to the source's.
 
-    rows with the place of each, the map  ->  problems()  ->  table of rows.PROBLEM, with unique problem_ids
+    rows with the place of each, a map  ->  problems()  ->  table of rows.PROBLEM, with unique problem_ids
 
 Everything wrong with a row is refused here as a UserError that names the place and the remedy.
 """
@@ -22,7 +22,7 @@ from trd_ray.verify.code.tests import Tests
 
 SCHEMA = pa.schema(rows.PROBLEM)
 
-# Column names that data sets at large use; they only feed the suggestion, nothing is mapped unasked.
+# Column names that many data sets use. They only feed the suggestion: nothing is mapped unasked.
 _USUAL = {
     "problem": ["question", "prompt", "query", "input", "instruction"],
     "answer": ["final_answer", "expected_answer", "target", "label", "ground_truth"],
@@ -30,7 +30,10 @@ _USUAL = {
 
 
 def problems(found: list[Row], mapped: dict[str, str], names: list[str], group: str, source: str) -> pa.Table:
-    """Rows as they were read, and a map of our column names to theirs, as a table of rows.PROBLEM."""
+    """A table of rows.PROBLEM from rows as they were read and a map of our column names to theirs.
+
+    `names` are the columns that the source has, `group` the keys of the recipe that a message names. Raises UserError.
+    """
     return _table(found, _columns(mapped, names, group, source), group)
 
 
@@ -111,7 +114,7 @@ def _table(found: list[Row], names: dict[str, str], group: str) -> pa.Table:
 
 
 def _tests(value: Any, where: str, column: str) -> bytes | None:
-    """A cell of tests, packed; a null or an empty text as None."""
+    """A cell of tests, packed. None for a null or an empty text."""
     try:
         match value:
             case None | "" | b"":
@@ -138,13 +141,13 @@ def _tests(value: Any, where: str, column: str) -> bytes | None:
 
 
 def _text(value: Any, where: str, column: str) -> str:
-    """A cell as text: numbers as they are written, a null as "" (which `problem` and `answer` refuse)."""
+    """A cell as text: a number as it is written, a null as "" (which `problem` and `answer` may not be)."""
     match value:
         case str():
             try:
                 value.encode()
             except UnicodeEncodeError as e:  # JSON can spell half a surrogate pair
-                raise UserError(f"{where}: {column} holds {value[e.start]!r}, which is no text: mend that row") from e
+                raise UserError(f"{where}: {column} holds {value[e.start]!r}, which is no text: fix that row") from e
             return value
         case None:
             return ""

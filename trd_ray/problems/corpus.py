@@ -15,7 +15,7 @@ from trd_ray.rows import PROBLEM, RowFiles
 
 
 def open_corpus(folder: str | Path) -> RowFiles:
-    """Raises UserError when there is no complete corpus."""
+    """The rows of the corpus in a folder. Raises UserError where there is no complete corpus."""
     parts = sorted((Path(folder).expanduser() / "rows").glob("step-*.parquet"))
     if not parts:
         raise UserError(
@@ -37,7 +37,7 @@ def open_corpus(folder: str | Path) -> RowFiles:
 
 
 def problems_of_corpus(folder: str | Path, rows: int | None = None) -> pa.Table:
-    """Each problem once, in the order of the rows, of which `rows` keeps the first."""
+    """Each problem once, in the order of the corpus's rows. `rows` keeps only the first so many rows."""
     first = None if rows is None else pc.field("row") < rows
     names = [field.name for field in PROBLEM if field.name != "tests"]
     found: dict[str, dict] = {}

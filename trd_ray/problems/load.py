@@ -1,4 +1,4 @@
-"""The one door to problems: whatever the source, a table of problems leaves, with what is missing from it and why.
+"""The one door to problems: whatever the source is, a table of problems leaves, with what was set aside and why.
 
     what sources.read() finds, a column map                 ->  load_problems()   ->  ProblemSet: table of rows.PROBLEM,
     data.format=taco  ->  taco.load()                                                 what was set aside and why,
@@ -28,7 +28,7 @@ class ProblemSet:
     table: pa.Table  # of rows.PROBLEM, with unique problem_ids
     set_aside: tuple[SetAside, ...] = ()
     notes: tuple[str, ...] = ()  # a sentence each
-    benchmark: benchmarks.Benchmark | None = None  # where it is one: its title and source, how the paper samples it
+    benchmark: benchmarks.Benchmark | None = None  # a benchmark's title and source, and how the paper samples it
 
     @property
     def has_tests(self) -> bool:
@@ -50,19 +50,25 @@ def load_problems(
 ) -> ProblemSet:
     """The problems that `data` or `evaluation` names.
 
-    `spec.path` is `miniature:train|tune|test`, `word_problems:train|test`, a .jsonl, .json, .parquet, .arrow, .csv or
-    .tsv file, a folder or a glob of such files, or a Hugging Face data set, `org/name` or `org/name:config`. Of
-    `evaluation` it may also be a benchmark's name. Without a problem_id column the id is a hash of the problem's text,
-    which survives appending and reordering; the second copy of a text gets the suffix -2. `spec.limit` keeps the first
-    rows. A missing reference becomes "", or with `without_reference: drop` its problem is set aside. `also_columns`
-    maps what `spec.columns` leaves out, as far as the source has these columns: held-out problems are mostly laid out
-    as the training data.
+    - `spec.path` is `miniature:train|tune|test`, `word_problems:train|test`, a .jsonl, .json, .parquet, .arrow, .csv
+      or .tsv file, a folder or a glob of such files, or a Hugging Face data set, `org/name` or `org/name:config`. For
+      `evaluation` it may also be a benchmark's name.
+    - `spec.limit` keeps the first rows.
+    - `also_columns` maps what `spec.columns` leaves out, as far as the source has these columns: most held-out problems
+      have the columns of the training data.
+    - `spec.format` taco: the rows are TACO's. Their references are chosen under the limits of `verify` (see
+      `taco.load`), and `progress` is told how far that is.
+    - `spec.source` corpus: the problems of a corpus, in the order of its rows. `corpus_rows` keeps only the first rows.
 
-    A row's `tests` are what `Tests.pack()` gave, or an object (in JSON Lines also as its text): the fields of Tests,
-    or TACO's input_output. A row with tests needs no answer. With `spec.format` taco the rows are TACO's, whose
-    references are chosen under the limits of `verify` (see `taco.load`), and `progress` hears how far that is. With
-    `spec.source` corpus they are the problems of a corpus, in the order of its rows, of which `corpus_rows` keeps the
-    first. Raises UserError.
+    What a row may hold:
+
+    - problem_id: without this column, a hash of the problem's text, which survives appending and reordering. The second
+      copy of a text gets the suffix -2.
+    - reference: a missing one becomes "". With `without_reference: drop` its problem is set aside.
+    - tests: what `Tests.pack()` gave, or an object (in JSON Lines also as its text): the fields of Tests, or TACO's
+      input_output. A row with tests needs no answer.
+
+    Raises UserError.
     """
     group = "evaluation" if isinstance(spec, config.EvaluationConfig) else "data"
     verify = verify or config.VerifyConfig()
@@ -94,9 +100,9 @@ def load_benchmark(
     verify: config.VerifyConfig | None = None,
     also_columns: dict[str, str] | None = None,
 ) -> ProblemSet:
-    """A benchmark as `benchmarks.load` takes its name, or a file of problems whose columns are called as usual.
+    """A benchmark as `benchmarks.load` takes its name, or a file of problems whose columns have usual names.
 
-    Of `spec` the limit and the columns count; `also_columns` as in `load_problems`. Raises UserError.
+    `spec` gives the limit and the columns alone. `also_columns` is as in `load_problems`. Raises UserError.
     """
     sandbox = (verify or config.VerifyConfig()).sandbox
     found = benchmarks.load(name, limit=spec.limit, sandbox=sandbox, columns=(also_columns or {}) | spec.columns)

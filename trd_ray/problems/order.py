@@ -16,7 +16,7 @@ import pyarrow as pa
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is: its steps, its rows, and the rows of a last, partial step that one pass leaves out."""
+    """How long a run is: its steps, its rows, and the rows of a partial last step, which one pass leaves out."""
 
     steps: int
     rows: int
@@ -24,9 +24,9 @@ class Length:
 
 
 def length(problems: int, *, rollouts_per_step: int, samples_per_problem: int = 1, steps: int | None = None) -> Length:
-    """`steps` full steps over as many epochs as they take; by default one pass over the problems.
+    """The length of `steps` full steps, over as many epochs as they take. By default it is one pass over the problems.
 
-    The loop expects full steps, so one pass drops a partial last step, unless it is the only one.
+    The loop expects full steps, so one pass leaves out a partial last step, unless it is the only one.
     """
     if steps is not None:
         return Length(steps, steps * rollouts_per_step, 0)
@@ -47,11 +47,13 @@ def order(
     steps: int | None = None,
     start_step: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a run from `start_step` on: the columns of rows.PROBLEM and rows.ORDER as a dict each.
+    """The rows of a run from `start_step` on, each a dict with the columns of rows.PROBLEM and rows.ORDER.
 
-    Row r belongs to step r // rollouts_per_step and is sample r % samples_per_problem of its problem in its epoch.
-    Every epoch meets every problem once, in an order of its own that depends on (seed, epoch) alone; a step may span
-    two epochs. A row's sampling seed is a hash of (seed, r). Where the order ends, see `length`.
+    - Row r belongs to step r // rollouts_per_step. It is sample r % samples_per_problem of its problem in its epoch.
+    - Every epoch meets every problem once, in an order of its own, which depends on (seed, epoch) alone.
+    - A step may span two epochs.
+    - A row's sampling seed is a hash of (seed, r).
+    - `length` says where the order ends.
     """
     problems = table.to_pylist()
     rows_in_all = length(
@@ -76,10 +78,10 @@ def order(
 def _ranking(seed: int, epoch: int, problems: int, shuffle: bool) -> np.ndarray:
     if not shuffle:
         return np.arange(problems)
-    # NumPy promises the raw stream of a bit generator for ever, but not what Generator.permutation makes of it.
+    # NumPy promises that a bit generator's raw stream never changes, but not what Generator.permutation makes of it.
     return np.argsort(np.random.PCG64([seed, epoch]).random_raw(problems), kind="stable")
 
 
 def seed_of_row(seed: int, row: int) -> int:
-    """63 bits, which fit Arrow's int64 and vLLM's sampling seed."""
+    """The sampling seed of a row: 63 bits, which fit Arrow's int64 and vLLM's seed."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{row}".encode(), digest_size=8).digest()) >> 1

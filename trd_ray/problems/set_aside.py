@@ -1,4 +1,4 @@
-"""Problems of the data that a run leaves out, each with the reason, as a file of the run directory names them."""
+"""Problems that a run leaves out, each with the reason. A file of the run directory names them."""
 
 import json
 from collections import Counter
@@ -22,11 +22,11 @@ def begins(problem: str) -> str:
 
 
 def counted(problems: Collection[SetAside]) -> str:
-    """How many, and how many for which reason."""
+    """How many problems were set aside, and how many of them for which reason."""
     reasons = Counter(one.reason.partition(":")[0] for one in problems).most_common()
     return f"{len(problems)} set aside ({', '.join(f'{count} {reason}' for reason, count in reasons)})"
 
 
 def write_set_aside(file: Path, problems: Iterable[SetAside]) -> None:
-    """One JSON object a line, with problem_id, name and reason."""
+    """Write one JSON object a line, with problem_id, name and reason."""
     file.write_text("".join(json.dumps(asdict(one)) + "\n" for one in problems))

@@ -4,8 +4,8 @@
     a file                              ->  rows_of()     ->  the same rows one by one, for files larger than memory
     a repository of the hub             ->  hub_folder()  ->  a local folder with its files
 
-A source that is missing, empty, cut off or not what its name says is refused as a UserError. What the columns mean is
-for `data` and `benchmarks` to say.
+A source that is missing, empty, cut off or not what its name says is refused as a UserError. `columns` and `benchmarks`
+say what the columns mean.
 """
 
 import csv
@@ -25,13 +25,13 @@ from trd_ray.errors import UserError
 from trd_ray.models import HUB_TIMEOUT_S
 
 _SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow", ".jsonl.gz")
-_TABLES = {".csv": ",", ".tsv": "\t"}  # of a folder's files the problems only where there are no others
+_TABLES = {".csv": ",", ".tsv": "\t"}  # a folder's tables are problems only where it has no other data files
 _SPREADSHEETS = (".xlsx", ".xls", ".ods")
-_CELL_CHARACTERS = 2**27  # in place of the csv module's 131,072
+_CELL_CHARACTERS = 2**27  # the csv module allows 131,072
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 _ROWS_AT_ONCE = 64
 
-# Where a row stands, for messages, and its columns.
+# (where the row stands, which messages name; its columns)
 Row = tuple[str, dict[str, Any]]
 
 
@@ -64,7 +64,7 @@ def is_data_file_name(path: str) -> bool:
 
 
 def data_files(path: str) -> list[Path]:
-    """The file, the data files anywhere in the folder, or those that match the glob; sorted, [] if there is none."""
+    """The file, the data files anywhere in the folder, or those that match the glob, sorted. [] if there is none."""
     here = Path(path).expanduser()
     if here.is_file():
         return [here]
@@ -96,7 +96,7 @@ def rows_of(file: Path, form: str = "auto") -> Iterator[Row]:
 
 
 def _cells(file: Path, separator: str) -> Iterator[Row]:
-    """The rows of a table with column names in its first row; every cell is text."""
+    """The rows of a table whose first row names the columns. Every cell is text."""
     limit = csv.field_size_limit(_CELL_CHARACTERS)
     try:
         with open(file, encoding="utf-8-sig", newline="") as lines:
@@ -129,11 +129,11 @@ def _cells(file: Path, separator: str) -> Iterator[Row]:
 
 
 def _json_rows(file: Path) -> Iterator[Row]:
-    """A file of one object a line, or one list of objects (.json)."""
+    """The rows of a file of one object a line, or of one list of objects (.json)."""
     empty = True
     opened = gzip.open if file.suffix == ".gz" else open
     try:
-        # Lines end at \n alone: JSON strings may hold U+2028 and its like.
+        # Lines end at \n alone: JSON strings may hold other line separators, such as U+2028.
         with cast(Any, opened)(file, "rt", encoding="utf-8-sig", newline="\n") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
@@ -146,7 +146,7 @@ def _json_rows(file: Path) -> Iterator[Row]:
                     row = json.loads(line)
                 except json.JSONDecodeError as e:
                     raise UserError(
-                        f"{file} line {number} is not valid JSON ({e.msg}); is the file cut off? Mend or remove that "
+                        f"{file} line {number} is not valid JSON ({e.msg}); is the file cut off? Fix or remove that "
                         "line"
                     ) from e
                 yield _object(f"{file} line {number}", row)
@@ -201,7 +201,7 @@ def _parquet(file: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _arrow(file: Path) -> Iterator[pa.RecordBatch]:
-    """The stream that the datasets library saves, or an Arrow file."""
+    """The batches of an Arrow file, or of the stream that the datasets library saves."""
     with pa.memory_map(str(file)) as source:
         is_file = source.read(6) == b"ARROW1"
         source.seek(0)
@@ -233,8 +233,8 @@ def _json(file: Path) -> tuple[list[Row], list[str]]:
 def hub_folder(repository: str, patterns: list[str], otherwise: str) -> Path:
     """The files of a data set repository that match any pattern, downloaded unless they are in the hub's cache.
 
-    `repository` may name a revision, `org/name@revision`. A UserError names the repository, why it could not be had,
-    and ends with `otherwise`, the remedy.
+    `repository` may name a revision, `org/name@revision`. Raises UserError, which names the repository, says why it
+    could not be had, and ends with `otherwise`, the remedy.
     """
     from huggingface_hub import HfApi, snapshot_download
 
@@ -243,7 +243,7 @@ def hub_folder(repository: str, patterns: list[str], otherwise: str) -> Path:
     try:
         HfApi().dataset_info(name, revision=revision or None, timeout=HUB_TIMEOUT_S)
     except Exception as e:  # from the hub's HTTP client too, which differs between its versions
-        silent = e  # it may be in the cache; snapshot_download alone would try for minutes
+        silent = e  # it may be in the cache, for which snapshot_download alone would first try the hub for minutes
     try:
         return Path(
             snapshot_download(
@@ -268,7 +268,7 @@ def _hub(path: str, split: str, group: str) -> tuple[list[Row], list[str]]:
     cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
     try:
         if not cached.exists():
-            # Says no at once, where load_dataset retries for half a minute.
+            # The hub says no at once, where load_dataset retries for half a minute.
             HfApi().dataset_info(name, timeout=HUB_TIMEOUT_S)
         found = datasets.load_dataset(name, subset or None, split=split)
     except Exception as e:  # from the hub's HTTP client too, which differs between its versions

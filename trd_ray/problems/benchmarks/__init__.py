@@ -1,9 +1,9 @@
 """Benchmarks by name, each read in its published schema from the hub or from a local copy.
 
-    "aime24"                        -> the hub's repository of that name, or its copy in the hub's cache
+    "aime24"                        -> its repository of the hub, or the copy in the hub's cache
     "aime24:/data/aime24"           -> a local file or folder in a published schema of AIME 2024
     "aime24:org/name"               -> another repository of the hub (org/name@revision pins it)
-    "livecodebench_v6@2025-01-01.." -> its contests from that day on, or to a day, or both (FIRST..LAST)
+    "livecodebench_v6@2025-01-01.." -> its contests from that day on, up to a day, or both (FIRST..LAST)
     "/data/mine.jsonl"              -> problems of one's own: problem and answer, or problem and tests
     "miniature:test"                -> anything else that data.path takes
 
@@ -37,7 +37,7 @@ class Benchmark:
     problems: pa.Table  # of rows.PROBLEM
     source: str  # where the problems were read
     licence: str
-    expected: int | None  # problems that the published benchmark has; None for one's own and for a part of one
+    expected: int | None  # how many problems were published; None for a part of them, or one's own
     max_response_tokens: int
     samples: int = 16
     temperature: float = 0.6
@@ -59,17 +59,17 @@ _READERS = {
 
 
 def is_name(spec: str) -> bool:
-    """Whether `spec` names a benchmark of the table, with or without a place and a window."""
+    """Whether `spec` names a benchmark of the catalogue, with or without a place and a window of dates."""
     return re.split("[:@]", spec)[0] in BY_NAME
 
 
 def is_word(spec: str) -> bool:
-    """Whether `spec` can only be meant as the name of a benchmark: it is no file here and no address of anything."""
+    """Whether `spec` can only be meant as the name of a benchmark: it is no file here and no address."""
     return not (Path(spec).expanduser().exists() or any(mark in spec for mark in "/:.*"))
 
 
 def require_name(spec: str) -> None:
-    """Raise UserError for a word that names no benchmark, and for a file that does not exist; reads nothing."""
+    """Raise UserError for a word that names no benchmark, and for a file that does not exist. Nothing is read."""
     if is_name(spec):
         return
     if is_word(spec):
@@ -82,13 +82,15 @@ def require_name(spec: str) -> None:
 def load(
     spec: str, *, limit: int | None = None, sandbox: str = "auto", columns: dict[str, str] | None = None
 ) -> Benchmark:
-    """The benchmark that `spec` names, as in the picture above; `limit` keeps its first problems.
+    """The benchmark that `spec` names, as in the picture above.
 
-    `columns` maps our names to those of problems of one's own, as far as the file has them; the published benchmarks
-    have their schemas.
+    - `limit` keeps its first problems.
+    - `columns` maps our names to those of a file of one's own, as far as it has them. The published benchmarks have
+      their schemas.
+    - `sandbox` is verify.sandbox. HumanEval+ and MBPP+ run their canonical solutions in it for the expected outputs,
+      once for each file.
 
-    `sandbox` is verify.sandbox, in which HumanEval+ and MBPP+ run their canonical solutions for the expected outputs,
-    once for each file. Raises UserError, which says how to get what is missing.
+    Raises UserError, which says how to get what is missing.
     """
     asked, _, place = spec.partition(":")
     name, _, window = asked.partition("@")
@@ -134,7 +136,7 @@ def _root(entry: Entry, place: str) -> Path:
 
 
 def _files(entry: Entry, root: Path) -> list[Path]:
-    """Of a folder, the files that the benchmark's patterns name; else the test files; else all data files."""
+    """The files of a folder that the benchmark's patterns name, else its test files, else all its data files."""
     files = sources.data_files(str(root))
     if root.is_file():
         return files
@@ -148,8 +150,9 @@ def _files(entry: Entry, root: Path) -> list[Path]:
 def _read(
     entry: Entry, files: list[Path], days: tuple[date | None, date | None], limit: int | None
 ) -> tuple[list[dict], list[SetAside]]:
-    """Problems, and those that no rule can grade."""
-    reader, (first, last) = _READERS[entry.name], days
+    """The problems, and those that no rule can grade."""
+    reader = _READERS[entry.name]
+    first, last = days
     found: list[dict] = []
     set_aside: list[SetAside] = []
     for where, row in _rows(files):
@@ -175,7 +178,7 @@ def _rows(files: list[Path]) -> Iterator[sources.Row]:
 
 
 def _days(window: str) -> tuple[date | None, date | None]:
-    """FIRST..LAST, both inclusive, of which one may be missing."""
+    """The first and the last day of FIRST..LAST, both included. One of them may be missing."""
     if not window:
         return None, None
     try:

@@ -1,7 +1,7 @@
 """The benchmarks by name, as data: where each is published, its size and its licence.
 
-Sizes are the publishers' own. A licence is what the data set's card or repository declares; "see source" where it
-declares none or we could not read it. The contests' problems stay their authors' in any case.
+Sizes are the publishers' own. A licence is what the data set's card or repository declares, or "see source" where it
+declares none or we could not read it. In any case the problems of contests belong to their authors.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ class Entry:
     name: str
     title: str
     task: Task
-    repository: str  # of the Hugging Face hub; for evalplus the release that its package downloads
-    files: tuple[str, ...]  # of the repository, as patterns; the first that matches any file counts
+    repository: str  # on the Hugging Face hub; for evalplus the release that its package downloads
+    files: tuple[str, ...]  # patterns of the repository's files; the first that matches any file counts
     problems: int
     licence: str
     alternatives: tuple[str, ...] = ()  # repositories with another schema that is read too, as NAME:REPOSITORY
@@ -27,7 +27,7 @@ class Entry:
 
     @property
     def remedy(self) -> str:
-        """How to get it, as the end of a sentence about its absence."""
+        """How to get the benchmark: the end of a sentence that says it is missing."""
         return (
             f"run `hf download {self.repository} --repo-type dataset --local-dir DIR` (or huggingface-cli in place of "
             f"hf) where there is a network, and name {self.name}:DIR"
@@ -125,7 +125,7 @@ def listing() -> str:
 
 
 def markdown() -> str:
-    """The same table for the README."""
+    """The table of the benchmarks for the README."""
     lines = ["| name | benchmark | problems | source | licence |", "|---|---|---:|---|---|"]
     for e in ENTRIES:
         place = "github.com" if e.repository.endswith("_release") else "huggingface.co/datasets"

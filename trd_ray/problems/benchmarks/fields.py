@@ -1,7 +1,7 @@
-"""From a published row to a problem: which column is which, and what to say when it is another data set.
+"""Published rows become problems: which column is which, and what to say when it is another data set.
 
 One benchmark is published under several schemas, so a column has the names that its known publishers give it.
-Nothing is guessed beyond these.
+No other name is guessed.
 """
 
 import hashlib
@@ -21,21 +21,21 @@ _SCHEMA = pa.schema(rows.PROBLEM)
 
 
 def text(row: dict[str, Any], names: tuple[str, ...], where: str, what: str) -> str:
-    """The first of these columns that the row has, as text. Raises UserError where there is none, or it is empty."""
+    """The first of these columns that the row has, as text. Raises UserError if it has none, or an empty one."""
     column = next((name for name in names if name in row), None)
     if column is None:
         raise UserError(
             f"{where} is no row of {what}: expected a column {' or '.join(names)}, found {', '.join(row) or 'none'}"
         )
     value = row[column]
-    # bool is an int, and no answer.
+    # A bool is an int in Python, but it is no answer.
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise UserError(f"{where}: {column} is {value!r}, expected text or a number: mend that row of {what}")
+        raise UserError(f"{where}: {column} is {value!r}, expected text or a number: fix that row of {what}")
     return str(value)
 
 
 def identifier(row: dict[str, Any]) -> str:
-    """What the publisher calls the problem, "" without a name."""
+    """What the publisher calls the problem, or ""."""
     return next((str(row[name]) for name in ID if row.get(name) is not None), "")
 
 
@@ -46,8 +46,8 @@ def problem(statement: str, own_id: str, *, answer: str = "", tests: bytes | Non
 def table(name: str, found: list[dict[str, Any]]) -> pa.Table:
     """Problems as rows.PROBLEM with ids of the form `name/id`.
 
-    Where the publisher's ids are missing or stand twice, which happens when two files are joined, an id is a hash of
-    the problem's text; a text that stands twice keeps its second copy under -2.
+    Where the publisher's ids are missing or stand twice, which happens when two files are joined, every id is a hash of
+    the problem's text. The second copy of a text gets the suffix -2.
     """
     ids = [row["problem_id"] for row in found]
     if not all(ids) or len(set(ids)) < len(ids):
@@ -57,6 +57,6 @@ def table(name: str, found: list[dict[str, Any]]) -> pa.Table:
             seen[digest] += 1
             ids[place] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
     named = [row | {"problem_id": f"{name}/{own}"} for row, own in zip(found, ids, strict=True)]
-    # In chunks: LiveCodeBench's tests together pass the 2 GiB that one Arrow array of bytes holds.
+    # Chunks are needed: all tests of LiveCodeBench exceed the 2 GiB that one Arrow array of bytes holds.
     chunks = [named[start : start + 100] for start in range(0, len(named), 100)]
     return pa.concat_tables([pa.Table.from_pylist(chunk, schema=_SCHEMA) for chunk in chunks])

@@ -27,9 +27,9 @@ from trd_ray.problems.benchmarks.catalogue import Entry
 
 Name = Literal["humaneval_plus", "mbpp_plus"]
 
-DOWNLOAD_TIMEOUT_S = 10.0  # of every wait for the server
+DOWNLOAD_TIMEOUT_S = 10.0  # the longest wait for the server, each time
 
-_VERSION = 1  # of what the cache holds
+_VERSION = 1  # raised when the cache is to hold something else
 _OVERRIDES = {"humaneval_plus": "HUMANEVAL_OVERRIDE_PATH", "mbpp_plus": "MBPP_OVERRIDE_PATH"}
 
 
@@ -54,7 +54,7 @@ def remedy(entry: Entry) -> str:
 
 
 def _published(entry: Entry) -> tuple[str, Path]:
-    """Where evalplus downloads its release from, and to."""
+    """The address from which evalplus downloads its release, and the file that it writes."""
     from evalplus.data import humaneval, mbpp
     from evalplus.data.utils import get_dataset_metadata
 
@@ -76,7 +76,7 @@ def _own_copy(entry: Entry) -> Path:
 
 
 def download(url: str, path: Path) -> None:
-    """What evalplus's own download leaves at `path`, but whole or not at all, and with an end to waiting."""
+    """Download what evalplus itself would leave at `path`, but whole or not at all, and with a limit on each wait."""
     with urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
         text = gzip.decompress(answer.read())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def download(url: str, path: Path) -> None:
 
 
 def problems(file: Path, name: Name, sandbox: str, limit: int | None) -> pa.Table:
-    """The problems of a release file as rows.PROBLEM; an id is `name/` and evalplus's task_id."""
+    """The problems of a release file as rows.PROBLEM. An id is `name/` and evalplus's task_id."""
     key = cache.digest([file], _VERSION, name, limit)
     return cache.kept(f"{name}-{key}", pa.schema(rows.PROBLEM), lambda: _made(file, name, sandbox, limit))
 

@@ -4,9 +4,10 @@
     public_test_cases + private_test_cases (JSON)  ->  tests, in this order, as LiveCodeBench's own runner takes them
 
 A row's columns are question_title, question_content, platform, question_id, contest_id, contest_date, starter_code,
-difficulty, public_test_cases, private_test_cases and metadata. Private cases are mostly published as base64 of zlib
-of a pickled string. Pickles are programs, so none is loaded: the one string is read out of it, and anything else in
-it is refused.
+difficulty, public_test_cases, private_test_cases and metadata.
+
+Most private cases are published as base64 of zlib of a pickled string. Pickles are programs, so none is loaded: the one
+string is read out of it, and a pickle with anything else in it is refused.
 """
 
 import base64
@@ -20,7 +21,7 @@ from trd_ray.errors import UserError
 from trd_ray.problems.benchmarks import fields
 from trd_ray.verify.code.tests import IMPORTS, Tests
 
-TIME_LIMIT_S = 6.0  # a case, the default of LiveCodeBench's runner
+TIME_LIMIT_S = 6.0  # for each case, as LiveCodeBench's runner has it by default
 
 _STRINGS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
 _HARMLESS = _STRINGS | {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
@@ -52,7 +53,7 @@ def contest_day(row: dict[str, Any], where: str, what: str) -> date:
     except ValueError as e:
         raise UserError(
             f"{where}: contest_date is {value!r}, expected a date such as 2025-01-04T00:00:00 of {what}: leave the "
-            "window of dates out, or mend that row"
+            "window of dates out, or fix that row"
         ) from e
 
 
@@ -64,7 +65,7 @@ def _cases(published: str) -> list[dict[str, str]]:
 
 
 def pickled_text(pickled: bytes) -> str:
-    """The string that was pickled. Runs nothing, builds nothing else, and raises ValueError for any other pickle."""
+    """The string that was pickled. Nothing is run and nothing else is built. Raises ValueError for any other pickle."""
     texts = []
     try:
         for opcode, argument, _ in pickletools.genops(pickled):
@@ -97,7 +98,7 @@ def _tests(cases: list[dict[str, str]], function: str, starter: str, task_id: st
         raise ValueError("cases are functional, but metadata has no func_name")
     return Tests(
         kind="function",
-        # One argument a line, each as JSON.
+        # An input has one argument a line, each as JSON.
         inputs=[[json.loads(line) for line in case["input"].split("\n")] for case in cases],
         outputs=[json.loads(case["output"]) for case in cases],
         compare="livecodebench",

@@ -2,9 +2,10 @@
 
     files or hub  ->  schema.candidates()  ->  references.Chooser  ->  load(): problems, and what was set aside
 
-Solutions run in the sandbox, as Ray tasks where Ray runs, else in threads. Every choice is kept on disk as it is made,
-so a start that ends early goes on where it stopped, and the whole result under a hash of the files' contents, so the
-next start reads it.
+Solutions run in the sandbox, as Ray tasks where Ray runs, else in threads.
+
+- Every choice is kept on disk as it is made, so a start that ends early goes on where it stopped.
+- The whole result is kept under a hash of the files' contents, so the next start reads it.
 """
 
 import re
@@ -26,9 +27,9 @@ __all__ = ["SetAside", "Taco", "load", "tests_of"]
 REPOSITORY = "BAAI/TACO"
 DIFFICULTIES = ("EASY", "MEDIUM", "MEDIUM_HARD", "HARD", "VERY_HARD", "UNKNOWN_DIFFICULTY")
 SOLUTIONS_TRIED = 8
-TIMEOUT_S = 24 * 3600.0  # all references together
+TIMEOUT_S = 24 * 3600.0  # for all references together
 
-_VERSION = 1  # of what the cache holds
+_VERSION = 1  # raised when the cache is to hold something else
 _SCHEMA = pa.schema([*rows.PROBLEM, pa.field("name", pa.string()), pa.field("set_aside", pa.string())])
 
 
@@ -53,9 +54,12 @@ def load(
 ) -> Taco:
     """TACO from `spec.path`: a file or folder in its schema (Parquet, JSON Lines, Arrow), or a repository of the hub.
 
-    `spec.difficulty` and `spec.limit` select problems; `spec.split` selects the files of a folder or repository that
-    holds both. A problem is set aside when it shows pictures, has no readable tests, or none of its first
-    `solutions_tried` solutions passes under the limits of `verify`. Raises UserError, also when `timeout_s` is over.
+    - `spec.difficulty` and `spec.limit` select problems.
+    - `spec.split` selects the files of a folder or repository that holds more than one split.
+    - A problem is set aside when it shows pictures, when it has no readable tests, or when none of its first
+      `solutions_tried` solutions passes under the limits of `verify`.
+
+    Raises UserError, also when `timeout_s` is over.
     """
     files = _files(str(spec.path), spec.split)
     limits = verify.time_limit_s, verify.memory_mib, verify.program_timeout_s, verify.max_tests
@@ -85,7 +89,7 @@ def _nothing_left(spec: config.DataConfig, found: Taco) -> str:
     first = found.set_aside[0]
     return (
         f"no problem of {spec.path} is left ({found}): the first is {first.name or first.problem_id}: "
-        f"{first.reason[:300]}; mend the data, or raise verify.time_limit_s and verify.memory_mib"
+        f"{first.reason[:300]}; fix the data, or raise verify.time_limit_s and verify.memory_mib"
     )
 
 
@@ -102,7 +106,7 @@ def _files(path: str, split: str) -> list[Path]:
 
 
 def _fetched(repository: str, split: str) -> str:
-    """Of the repository's two copies the Parquet one: its loading script runs in no current version of datasets."""
+    """The Parquet copy, of the repository's two: its loading script runs in no current version of datasets."""
     otherwise = (
         f"run `hf download {REPOSITORY} --repo-type dataset --include 'ALL/{split}-*' --local-dir DIR` (or "
         "huggingface-cli in place of hf) where there is a network, and set data.path=DIR"
@@ -114,7 +118,7 @@ def _fetched(repository: str, split: str) -> str:
 
 
 def _table(chosen: list[tuple[Candidate, Choice]]) -> pa.Table:
-    """In chunks, for all tests together may pass the 2 GiB that one Arrow array of bytes holds."""
+    """A table in chunks: all tests together may exceed the 2 GiB that one Arrow array of bytes holds."""
     rows_of = [_row(candidate, *choice) for candidate, choice in chosen]
     chunks = [rows_of[start : start + 1000] for start in range(0, len(rows_of), 1000)] or [[]]
     return pa.concat_tables([pa.Table.from_pylist(chunk, schema=_SCHEMA) for chunk in chunks])
@@ -130,5 +134,5 @@ def _row(candidate: Candidate, index: int | None, reason: str) -> dict[str, Any]
     }
     if index is None:
         return row | {"set_aside": reason}
-    # As the prompts ask for an answer: a program in a fenced block.
+    # A reference is what the prompts ask for: a program in a fenced block.
     return row | {"reference": f"```python\n{candidate.solutions[index].strip()}\n```", "tests": candidate.tests}

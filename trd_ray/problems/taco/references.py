@@ -1,4 +1,4 @@
-"""Which of a problem's solutions passes its tests: many problems at once, each choice remembered on disk.
+"""Which of a problem's solutions passes its tests: found for many problems at once, and remembered on disk.
 
     candidates  ->  choose() in Ray tasks or threads  ->  (candidate, which solution or why none), in the order given
 
@@ -25,20 +25,20 @@ from trd_ray.verify.code.tests import Tests
 
 Progress = Callable[[int, int, int], object]  # problems done, set aside among them, met so far
 
-_VERSION = 1  # of the file of choices
+_VERSION = 1  # raised when the file is to hold other choices
 
 Choice = tuple[int | None, str]  # which solution passed, or None and why none did
 
 
 def choose(solutions: tuple[str, ...], tests: bytes, verify: str) -> Choice:
-    """`choose_reference` of packed tests, under the limits of a config.Verify as JSON."""
+    """`choose_reference` for packed tests, under the limits of a config.VerifyConfig as JSON."""
     from trd_ray.verify.code.code_verifier import choose_reference
 
     return choose_reference(solutions, Tests.unpack(tests), config.VerifyConfig.model_validate_json(verify))
 
 
 class Chooser:
-    """Runs `choose` for many problems at once, and remembers what it found in a file that other runs share."""
+    """Runs `choose` for many problems at once, and remembers the choices in a file that other runs share."""
 
     def __init__(self, verify: config.VerifyConfig, timeout_s: float):
         self._verify = verify.model_dump_json()
@@ -113,14 +113,14 @@ class Chooser:
 
     def _remember(self, key: str, choice: Choice) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a") as opened:  # one short write, which appends whole beside other processes'
+        with self._file.open("a") as opened:  # one short write is appended whole, even while other processes write
             opened.write(json.dumps({"key": key, "index": choice[0], "reason": choice[1]}) + "\n")
 
 
 class _Threads:
-    """`choose` in threads: the work itself is done by the sandbox's processes.
+    """`choose` in threads: the sandbox's processes do the work itself.
 
-    The threads are daemons, which an executor's are not: Ctrl-C does not wait for the programs that are running, and
+    The threads are daemons, which an executor's are not. So Ctrl-C does not wait for the programs that are running, and
     their sandboxes end with this process.
     """
 
@@ -179,7 +179,7 @@ class _RayTasks:
         try:
             return self._ray.get(task)
         except self._ray.exceptions.RayTaskError as e:
-            if isinstance(e.cause, UserError):  # without the other process's traceback: a node has no sandbox
+            if isinstance(e.cause, UserError):  # a node has no sandbox; the other process's traceback tells no more
                 raise UserError(str(e.cause)) from e
             raise
 
@@ -189,5 +189,5 @@ class _RayTasks:
 
 
 def _tasks(cpus: float) -> _Threads | _RayTasks:
-    ray = sys.modules.get("ray")  # not imported by whoever runs no Ray
+    ray = sys.modules.get("ray")  # who runs no Ray has not imported it
     return _RayTasks(ray, cpus) if ray is not None and ray.is_initialized() else _Threads()

@@ -1,11 +1,11 @@
-"""One row of TACO as it is published, to a problem with tests and the solutions that may become its reference.
+"""A row of TACO as it is published becomes a problem with tests, and the solutions that may be its reference.
 
     question + starter_code            ->  problem
     input_output, time_limit, ...      ->  tests
     solutions                          ->  solutions
 
 The columns are question, solutions, starter_code, input_output, difficulty, raw_tags, name, source, tags, skill_types,
-url, Expected Auxiliary Space, time_limit, date, picture_num, memory_limit, Expected Time Complexity; solutions and
+url, Expected Auxiliary Space, time_limit, date, picture_num, memory_limit and Expected Time Complexity. solutions and
 input_output are JSON as text.
 """
 
@@ -22,7 +22,7 @@ from trd_ray.errors import UserError
 from trd_ray.problems import sources
 from trd_ray.verify.code.tests import IMPORTS, Tests
 
-# A contest's limits are for compiled programs, and TACO's own grader gives every case 4 s and sets no memory limit.
+# A contest's limits are for compiled programs. TACO's own grader gives every case 4 s and sets no memory limit.
 MIN_TIME_LIMIT_S = 4.0
 MIN_MEMORY_MIB = 256
 
@@ -31,7 +31,7 @@ _COLUMNS = ("question", "solutions", "starter_code", "input_output", "difficulty
 
 @dataclass(frozen=True)
 class Candidate:
-    """A problem before its reference is chosen; `reason` says why it is set aside already."""
+    """A problem before its reference is chosen. A `reason` says why it is set aside already."""
 
     problem_id: str
     problem: str
@@ -44,7 +44,7 @@ class Candidate:
 def candidates(
     files: list[Path], difficulty: list[str] | None, limit: int | None, max_tests: int | None, max_solutions: int
 ) -> Iterator[Candidate]:
-    """The problems of these files, of these difficulties, one by one: the whole of TACO does not fit into memory."""
+    """The problems of these difficulties in these files, one by one: the whole of TACO does not fit into memory."""
     copies: Counter[str] = Counter()
     met = 0
     for file in files:
@@ -107,7 +107,7 @@ def _candidate(row: dict[str, Any], copies: Counter[str], max_tests: int | None,
 
 
 def _parsed(cell: Any) -> Any:
-    """JSON as text, or what it says, as copies in JSON Lines have it; None for an empty cell."""
+    """What a cell of JSON text says. Copies in JSON Lines may hold it as it is. None for an empty cell."""
     return json.loads(cell) if isinstance(cell, str) and cell else cell or None
 
 
@@ -119,10 +119,10 @@ def tests_of(
     memory_mib: int | None = None,
     max_tests: int | None = None,
 ) -> Tests:
-    """TACO's input_output as tests: {"inputs", "outputs"} of standard input, or with "fn_name" of calls.
+    """TACO's input_output as tests: "inputs" and "outputs" are standard input and output, or with "fn_name" of calls.
 
-    `program` is the starter code or a solution, which tells whether the function is a method of `Solution`.
-    Raises ValueError where there is no case, or it is neither text nor arguments.
+    `program` is the starter code or a solution. It shows whether the function is a method of `Solution`.
+    Raises ValueError where there is no case, or where a case is neither text nor arguments.
     """
     if not isinstance(input_output, dict) or not all(
         isinstance(input_output.get(name), list) for name in ("inputs", "outputs")
@@ -155,12 +155,15 @@ def tests_of(
 
 
 def _lines(text: Any) -> Any:
-    """Standard input is published as a text or as its lines."""
+    """Standard input or output as one text: it is published as a text or as its lines."""
     return "\n".join(map(str, text)) if isinstance(text, list) else text
 
 
 def _arguments(args: Any) -> Any:
-    """JSON made text of the keys of a dict that was an only argument of whole numbers; TACO's grader undoes that."""
+    """The arguments of a call. A first dict's keys that are whole numbers become numbers again.
+
+    JSON had made text of them. TACO's grader does the same.
+    """
     match args:
         case [dict() as first, *rest] if first and all(re.fullmatch(r"[+-]?[0-9]{1,18}", key) for key in first):
             return [{int(key): value for key, value in first.items()}, *rest]
