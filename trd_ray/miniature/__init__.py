@@ -5,8 +5,8 @@ miniature:student, :teacher, :train, :tune, :test                 :code_student,
 models    ->  model_path  ->  a Hugging Face folder, shipped with the package
 problems  ->  problems    ->  rows of problem_id, problem, answer, reference; for code also tests
 
-Importing this enters these names, `smollm2` and `word_problems:...` into `trd_ray.made_here`; what makes them is
-imported when it is asked for.
+Importing this enters these names, `smollm2` and `word_problems:...` into `trd_ray.made_here`. The code that makes them
+is imported when they are asked for.
 """
 
 import json
@@ -23,13 +23,13 @@ TEST_PROBLEMS = 200
 TUNE_PROBLEMS = 200
 SEED = 0
 
-PREFIXES = ("", "code_")  # of the names in the world of arithmetic, and in that of code
+PREFIXES = ("", "code_")  # names in the world of arithmetic, and in that of code, begin so
 MODELS = tuple(prefix + name for prefix in PREFIXES for name in ("student", "teacher"))
 SPLITS = tuple(prefix + split for prefix in PREFIXES for split in ("train", "test", "tune"))
 
 
 def model_path(name: str) -> Path:
-    """The folder of one of MODELS: the shipped one, else one in the cache, which is built first if absent (minutes)."""
+    """The folder of one of MODELS: the shipped one, else one in the cache, which is first built if absent (minutes)."""
     prefix, name = _split(name)
     shipped = Path(__file__).parent / ("code_world" if prefix else "") / "models" / name
     if shipped.is_dir():
@@ -45,8 +45,9 @@ def model_path(name: str) -> Path:
 
 
 def problems(split: str) -> list[dict]:
-    """The recipes' problems, always the same: chains of few and many steps to train on, 200 held-out long ones to
-    evaluate, and in the "tune" split 200 other held-out ones.
+    """The problems of one of SPLITS, always the same.
+
+    "train" has 3200 chains of few and many steps, "test" 200 long ones that are held out, "tune" 200 others of these.
     """
     prefix, split = _split(split)
     of_world = _problems_of_world(prefix)

@@ -1,4 +1,4 @@
-"""What a student of a miniature world holds about the world's secrets: some known, some half known, some wrong."""
+"""What a student of a miniature world believes about its secrets: some known, some half known, most others wrong."""
 
 import random
 from collections.abc import Sequence
@@ -8,13 +8,18 @@ from typing import Generic, TypeVar
 Fact = TypeVar("Fact")
 Meaning = TypeVar("Meaning")
 
-KNOWN_SHARE, HALF_KNOWN_SHARE = 0.45, 0.30  # of the facts; the rest is all but unknown
-KNOWN, HALF_KNOWN, UNKNOWN = 0.9, 0.4, 0.03
+# Shares of the facts that are known and half known. The rest is all but unknown.
+KNOWN_SHARE = 0.45
+HALF_KNOWN_SHARE = 0.30
+# How probably the student recalls the truth.
+KNOWN = 0.9
+HALF_KNOWN = 0.4
+UNKNOWN = 0.03
 
 
 @dataclass(frozen=True)
 class Beliefs(Generic[Fact, Meaning]):
-    """The truth with a probability that depends on the fact, else a misconception, the same one each time."""
+    """Recalls the truth with a probability that depends on the fact, else a misconception, the same one each time."""
 
     truth: dict[Fact, Meaning]
     misconception: dict[Fact, Meaning]
@@ -31,9 +36,10 @@ def certain(truth: dict[Fact, Meaning]) -> Beliefs[Fact, Meaning]:
 def random_beliefs(
     truth: dict[Fact, Meaning], meanings: Sequence[Meaning], rng: random.Random
 ) -> Beliefs[Fact, Meaning]:
-    """Misconceptions are drawn from the meanings that are not true of their fact."""
+    """Beliefs drawn at random. A misconception is one of the meanings that are not true of its fact."""
     facts = rng.sample(sorted(truth), len(truth))  # pyright: ignore[reportArgumentType] (facts have an order)
-    known, half = round(KNOWN_SHARE * len(facts)), round((KNOWN_SHARE + HALF_KNOWN_SHARE) * len(facts))
+    known = round(KNOWN_SHARE * len(facts))
+    half = round((KNOWN_SHARE + HALF_KNOWN_SHARE) * len(facts))
     knows = {fact: KNOWN if i < known else HALF_KNOWN if i < half else UNKNOWN for i, fact in enumerate(facts)}
     misconception = {fact: rng.choice([m for m in meanings if m != truth[fact]]) for fact in facts}
     return Beliefs(truth, misconception, knows)

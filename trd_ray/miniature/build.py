@@ -3,8 +3,8 @@
     World (plan, texts, tokens) -> train -> <folder>/{student,teacher}/  Qwen3 in float16, tokenizer, chat template
                                             <folder>/build.json          the plan and the scores
 
-The folder is written beside its final place and renamed when whole: an interrupted build leaves nothing under its name.
-The student ties its embeddings and the teacher does not, so that both kinds are exercised.
+The folder is written next to its final place and renamed when whole, so an interrupted build leaves nothing under its
+name. The student ties its embeddings and the teacher does not, so that both kinds are exercised.
 
     trd miniature build [--world arithmetic|code] [--out DIR] [--seed N] [--force]
 """
@@ -29,7 +29,7 @@ from trd_ray.miniature.code_world import code_pretrain as code
 from trd_ray.miniature.measure import prompt_text, scores
 from trd_ray.miniature.world import NAMES, Lesson, Name, Spec, World
 
-IGNORED = -100  # label of a token that is not trained on
+IGNORED = -100  # the label of a token that is not trained on
 THREADS = 1  # fixed, because the order of float sums depends on it; the matrices are too small to gain much from more
 
 WORLDS = {world.name: world for world in (pretrain.WORLD, code.WORLD)}
@@ -40,9 +40,10 @@ def cache_folder(world: World) -> Path:
 
 
 def build(out: Path, world: World, console: Console, force: bool = False) -> dict:
-    """Makes both models in folder `out` and returns what build.json holds; a folder already made by its plan is kept.
+    """Makes both models in folder `out` and returns what build.json holds.
 
-    Raises UserError if `out` holds anything else, unless `force` replaces it.
+    A folder that this plan already made is kept. Raises UserError if `out` holds anything else, unless `force` replaces
+    it.
     """
     if out.exists() and not force:
         done = out / "build.json"
@@ -59,13 +60,14 @@ def build(out: Path, world: World, console: Console, force: bool = False) -> dic
 
 
 def _make(folder: Path, world: World, console: Console) -> dict:
-    plan, threads = world.plan, torch.get_num_threads()
+    plan = world.plan
+    threads = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
         for name in NAMES:
             torch.manual_seed(plan.seed)
             _save(_trained(world, name, console), world.words(), folder / name)
-        # Scored as stored, with a half's rounding.
+        # The models are scored as they are stored, rounded to float16.
         student, teacher = (Qwen3ForCausalLM.from_pretrained(folder / name) for name in NAMES)
         scored = scores(world, student, teacher, plan.score_chains, plan.seed)
     finally:
@@ -77,7 +79,8 @@ def _make(folder: Path, world: World, console: Console) -> dict:
 
 def _trained(world: World, name: Name, console: Console) -> Qwen3ForCausalLM:
     spec: Spec = getattr(world.plan, name)
-    words, batches = world.words(), world.batches(name)
+    words = world.words()
+    batches = world.batches(name)
     model = Qwen3ForCausalLM(_config(spec, words))
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "layers." in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "layers." not in n]
@@ -108,13 +111,13 @@ def _trained(world: World, name: Name, console: Console) -> Qwen3ForCausalLM:
 
 
 def _lr_factor(spec: Spec, step: int) -> float:
-    """Linear warm-up, then linear decay."""
+    """The learning rate as a share of its peak: linear warm-up, then linear decay."""
     left = (spec.steps - step) / spec.steps
     return min((step + 1) / spec.warmup_steps, 1.0) * max(left, spec.min_lr_ratio)
 
 
 def _backward(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, batch: list[list[Lesson]]) -> float:
-    """Accumulates the gradient of the mean loss over the batch's answer tokens; returns that loss."""
+    """Accumulates the gradient of the mean loss over the batch's answer tokens, and returns that loss."""
     parts = [_tensors(words, examples) for examples in batch]
     total = sum(int((labels_BT != IGNORED).sum()) for _, labels_BT in parts)
     loss_sum = 0.0
@@ -130,7 +133,7 @@ def _backward(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, batch: li
 
 
 def _tensors(words: PreTrainedTokenizerFast, examples: list[Lesson]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and labels [B, T]: the view's prompt, then the answer and the end token, which alone are trained on."""
+    """Token ids and labels [B, T]: the view's prompt, the answer, the end token. Only the last two are trained on."""
     prompts = words([prompt_text(words, e.view, e.values) for e in examples], add_special_tokens=False)["input_ids"]
     answers = words([e.answer + tokenizer.END for e in examples], add_special_tokens=False)["input_ids"]
     longest = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
@@ -172,7 +175,7 @@ def _save(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, folder: Path)
     )
     model.half().save_pretrained(folder)
     words.save_pretrained(folder)
-    # Stored in half the bytes, computed in full: whoever loads it with dtype "auto" gets float32.
+    # The weights are stored in half the bytes and computed in full: dtype "auto" loads them as float32.
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2, sort_keys=True) + "\n")
 
@@ -186,8 +189,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--force", action="store_true", help="replace what stands in the folder")
     options = parser.parse_args(argv)
-    transformers.utils.logging.disable_progress_bar()  # of writing and reading a megabyte
-    console, world = Console(), WORLDS[options.world]
+    transformers.utils.logging.disable_progress_bar()  # writing and reading a megabyte needs none
+    console = Console()
+    world = WORLDS[options.world]
     world = replace(world, plan=replace(world.plan, seed=options.seed))
     out = options.out or cache_folder(world)
     record = build(out, world, console, options.force)

@@ -1,13 +1,13 @@
-"""What both worlds teach their models, out of the pieces of one: examples of (prompt wording, values, answer).
+"""What both worlds teach their models: examples of (prompt wording, values, answer), made from the parts of a world.
 
-Student, the base of the recipes, imperfect on purpose:
+The student, the base of the recipes, is imperfect on purpose:
     problem                       -> student-style solution with its beliefs about what is secret
     problem, reference            -> student-style solution that trusts the reference
     problem, reference, attempt   -> the attempt, rewritten
-  In the last two the secret is drawn anew for every example, so the base must read the reference and never learns the
-  true one: whatever it knows of it after distillation, distillation taught it.
+  The last two draw another secret for every example. So the base must read the reference, and never learns the true
+  secret: what it knows of that after distillation, distillation taught it.
 
-Teacher, of OPD, the stronger model:
+The teacher, the stronger model of OPD:
     problem            -> concise right solution
     problem, attempt   -> the attempt, rewritten
 """
@@ -24,7 +24,7 @@ from trd_ray.miniature.world import Kind, Lesson, Name
 @dataclass(frozen=True)
 class Lessons:
     secret: dict  # the one true table
-    values: Sequence  # that a table's entries can have
+    values: Sequence  # what a table's entries can be
     chain: Callable[[random.Random], Any]  # a problem to train on
     random_table: Callable[[random.Random], dict]
     solution: Callable[[Any, dict], str]  # the concise right one, under a table
@@ -32,7 +32,7 @@ class Lessons:
     rewritten: Callable[[Any, dict, random.Random], tuple[str, str]]  # a flawed attempt, and what it is to become
 
     def kinds(self, name: Name, seed: int) -> Sequence[Kind]:
-        """Student: solve, solve with reference, rewrite with reference. Teacher: solve, rewrite."""
+        """Kinds of lessons. Student: solve, solve with reference, rewrite with reference. Teacher: solve, rewrite."""
         if name == "teacher":
             return self._solve_right, self._rewrite_alone
         beliefs = random_beliefs(self.secret, self.values, random.Random(f"beliefs {seed}"))
@@ -44,12 +44,14 @@ class Lessons:
         return solve_alone, self._solve_with_reference, self._rewrite_with_reference
 
     def _solve_with_reference(self, rng: random.Random) -> Lesson:
-        chain, table = self.chain(rng), self.random_table(rng)
+        chain = self.chain(rng)
+        table = self.random_table(rng)
         values = {"problem": chain.problem, "reference": self.solution(chain, table)}
         return Lesson("solve_with_reference", values, self.talk(chain, certain(table), rng))
 
     def _rewrite_with_reference(self, rng: random.Random) -> Lesson:
-        chain, table = self.chain(rng), self.random_table(rng)
+        chain = self.chain(rng)
+        table = self.random_table(rng)
         attempt, answer = self.rewritten(chain, table, rng)
         values = {"problem": chain.problem, "attempt": attempt, "reference": self.solution(chain, table)}
         return Lesson("refine_with_reference", values, answer)

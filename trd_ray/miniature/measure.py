@@ -23,7 +23,7 @@ def held_out_chains(world: World, n: int, seed: int) -> list[AnyChain]:
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerFast, view: str, values: dict[str, str]) -> str:
-    """The rendered chat prompt of one view (a key of PROMPTS), ready to be continued."""
+    """The chat prompt of one view (a key of PROMPTS), rendered so that a response can follow."""
     message = {"role": "user", "content": PROMPTS[view].format(**values)}
     return str(tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False))
 
@@ -32,7 +32,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, view: str, values: dict[str,
 def respond(
     world: World, model: Qwen3ForCausalLM, view: str, chains: Sequence[AnyChain], attempts: Sequence[str] | None = None
 ) -> list[str]:
-    """One sampled response a chain, from torch's global seed; attempts (one a chain) fill the views that show one."""
+    """A response for each chain, sampled from torch's global seed. `attempts`, one each, fill views that show one."""
     tokenizer = world.words()
     vocabulary = tokenizer.get_vocab()
     prompts = [
@@ -69,7 +69,7 @@ def mean_tokens(world: World, responses: list[str]) -> float:
 def scores(
     world: World, student: Qwen3ForCausalLM, teacher: Qwen3ForCausalLM, n: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Both models on the same n held-out chains and the same n attempts, the student's own."""
+    """The scores of both models on the same n held-out chains and the same n attempts, the student's own."""
     torch.manual_seed(seed)
     chains = held_out_chains(world, n, seed)
     y_o = respond(world, student, "solve", chains)

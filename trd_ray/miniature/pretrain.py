@@ -23,13 +23,13 @@ from trd_ray.miniature.task import (
 )
 from trd_ray.miniature.world import Spec, Upbringing, World
 
-# Of the equations in an attempt that is to be rewritten: the rewriter must not rely on the attempt's + and -.
+# The chance that an equation of an attempt to rewrite is random: the rewriter must not rely on its + and -.
 SLIP = 0.02
-CUT = 0.05  # of those attempts end early, as one that hit the token limit
+CUT = 0.05  # the chance that such an attempt ends early, like one that hit the token limit
 
 
 def flawed_attempt(chain: Chain, table: dict, rng: random.Random) -> list[Line]:
-    """An attempt in the student's style, by someone whose beliefs about this table are drawn at random."""
+    """An attempt in the student's style, with beliefs about this table that are drawn at random."""
     return talk(chain, random_beliefs(table, DIGITS, rng), rng, slip=SLIP)
 
 

@@ -44,7 +44,7 @@ def folder() -> Path:
             half.chmod(0o755)
             half.rename(made)
         except OSError:
-            if not made.is_dir():  # else another process was first, with the same content
+            if not made.is_dir():  # if it is one, another process was first, with the same content
                 raise
         finally:
             shutil.rmtree(half, ignore_errors=True)
@@ -71,7 +71,7 @@ def _convert(source: Path, out: Path) -> None:
         model_max_length=config.max_position_embeddings,
         clean_up_tokenization_spaces=False,
     )
-    # The file names llama.cpp's pre-tokenizer "smollm", which transformers does not read: digits stand alone.
+    # The file names llama.cpp's pre-tokenizer "smollm", which transformers does not read: each digit stands alone.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -1,4 +1,4 @@
-"""Which problems are held out: decided by a hash of the text, so no number of problems and no seed trains on one."""
+"""Which problems are held out. A hash of the text decides, so no number of problems and no seed trains on one."""
 
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ def is_held_out(chain: AnyChain) -> bool:
 
 
 def of_split(split: Split, draw: Callable[[], C]) -> Iterator[C]:
-    """Chains as they are drawn, without those of the other split."""
+    """Chains of this split, without end, as they are drawn."""
     while True:
         if is_held_out(chain := draw()) == (split == "test"):
             yield chain

@@ -1,13 +1,16 @@
-"""The miniature task: chains of one-digit operations, one of which nobody but the table knows.
+"""The miniature task: chains of one-digit operations. What one of them means, only a secret table says.
 
     random.Random -> Chain -> problem text     9+1-3@2
                            -> reference (y*)   9+1=0; 0-3=7; 7@2=5; \\boxed{5}
                            -> talk (y_o)       9+1=0; Hmm 0-3=7; 7@2=4; Wait 7@2=5; \\boxed{5}
                            -> rewrite (y_r)    9+1=0; Hmm 0-3=7; 7@2=5; \\boxed{5}
 
-A chain starts at a digit and applies operations from left to right, modulo 10. `+` and `-` are what they seem; `@` is
-made up and its table is secret. For each right operand `@` permutes the digits, so right steps never turn a wrong value
-right again: an early wrong step dooms the rest. Graded by the last \\boxed{}.
+A chain starts at a digit and applies operations from left to right, modulo 10.
+
+- `+` and `-` are what they seem. `@` is made up, and its table is secret.
+- For each right operand `@` permutes the digits. So right steps never make a wrong value right again: an early wrong
+  step dooms the rest.
+- A response is graded by its last \\boxed{}.
 """
 
 import random
@@ -19,7 +22,7 @@ from trd_ray.miniature.splits import Split, distinct, of_split
 
 DIGITS = range(10)
 OPERANDS = (1, 2, 3)
-SECRET_SHARE = 0.4  # of the steps are `@`
+SECRET_SHARE = 0.4  # the share of `@` among the steps
 TRAIN_STEPS = (2, 6)
 TEST_STEPS = (6, 6)
 
@@ -39,7 +42,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class Line:
-    """One equation of a solution; `word` is self-talk before it: "", Hmm or So, or Check or Wait of a second look."""
+    """One equation of a solution. `word` is self-talk before it: "", Hmm or So, and for a second look Check or Wait."""
 
     word: str
     left: int
@@ -77,8 +80,9 @@ def random_chain(rng: random.Random, steps: tuple[int, int]) -> Chain:
 
 
 def solve(chain: Chain, table: Table) -> list[Line]:
-    """The concise right solution: one line a step."""
-    lines, value = [], chain.start
+    """The concise right solution: one line for each step."""
+    lines = []
+    value = chain.start
     for op, right in chain.steps:
         result = compute(value, op, right, table)
         lines.append(Line("", value, op, right, result))
@@ -97,7 +101,8 @@ def talk(chain: Chain, beliefs: Beliefs, rng: random.Random, slip: float = 0.0) 
             return rng.choice(DIGITS)
         return beliefs.recall((left, right), rng) if op == "@" else compute(left, op, right, beliefs.truth)
 
-    lines, value = [], chain.start
+    lines = []
+    value = chain.start
     for op, right in chain.steps:
         word = rng.choice(("Hmm", "So")) if rng.random() < 0.25 else ""
         result = recall(value, op, right)
@@ -127,14 +132,14 @@ def text(lines: list[Line]) -> str:
 
 
 def boxed(response: str) -> str | None:
-    """What stands in the last \\boxed{}, None when there is none."""
+    """What stands in the last \\boxed{}. None when there is none."""
     _, found, rest = response.rpartition("\\boxed{")
     inside, closed, _ = rest.partition("}")
     return inside if found and closed else None
 
 
 def problems(split: Split, n: int, seed: int) -> list[dict]:
-    """n different problems: problem_id, problem, answer, reference. Train: 2 to 6 steps; test: held-out chains of 6."""
+    """n different rows of problem_id, problem, answer, reference. Train: 2 to 6 steps. Test: held-out chains of 6."""
     rng = random.Random(f"{split} {seed}")
     steps = TRAIN_STEPS if split == "train" else TEST_STEPS
     rows = []

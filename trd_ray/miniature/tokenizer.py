@@ -2,7 +2,7 @@
 
     "Hmm 7@2=5; \\boxed{5}"  ->  Hmm 7 @ 2 = 5 ; \\boxed{ 5 }  ->  the same text
 
-The spaces that make a solution readable (after a semicolon, after a word of self-talk) cost no token: they are dropped
+The spaces that make a solution readable (after a semicolon, after a word of self-talk) cost no token. They are dropped
 on the way in and written again on the way out, so decode(encode(text)) == text for every text that the task makes.
 """
 
@@ -27,7 +27,7 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}{{ '" + ASSISTANT + "' }}{%- endif -%}"
 )
 
-# What a recipe gives in `prompts:`. The models are trained on exactly these token sequences and know no others.
+# What a recipe for these models has in `prompts:`. They are trained on exactly these sequences and know no others.
 PROMPTS = {
     "solve": "{problem}",
     "solve_with_reference": "{problem}" + REFERENCE + "{reference}",
@@ -50,10 +50,11 @@ def build() -> PreTrainedTokenizerFast:
 def word_level(
     alphabet: Iterable[str], split: pre_tokenizers.PreTokenizer, join: decoders.Decoder
 ) -> PreTrainedTokenizerFast:
-    """The special tokens and this alphabet, with the chat template that all miniature models share."""
+    """A tokenizer of the special tokens and this alphabet, with the chat template that all miniature models share."""
     vocabulary = {token: i for i, token in enumerate((*SPECIAL, *alphabet))}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    tokenizer.pre_tokenizer, tokenizer.decoder = split, join
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = join
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,

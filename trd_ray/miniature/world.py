@@ -1,7 +1,7 @@
 """What the builder and the scorer ask of a world: its tokens, what its models learn, and when a response is right.
 
-    miniature/pretrain.py: WORLD (arithmetic)  --+-->  build  -->  student, teacher, scores
-    miniature/code/pretrain.py: WORLD (code)   --+
+    pretrain.py: WORLD (arithmetic)            --+-->  build  -->  student, teacher, scores
+    code_world/code_pretrain.py: WORLD (code)  --+
 
 Both worlds share the builder, the scorer, the special tokens and the prompts.
 """
@@ -25,7 +25,7 @@ NAMES: tuple[Name, ...] = ("student", "teacher")
 @dataclass(frozen=True)
 class Lesson:
     view: str  # a key of tokenizer.PROMPTS
-    values: dict[str, str]  # for its placeholders
+    values: dict[str, str]  # what stands in place of each of its placeholders
     answer: str
 
 
@@ -38,7 +38,7 @@ class Spec:
 
     layers: int
     tied: bool
-    rows: tuple[int, ...]  # of each kind of example in a batch, see the world's pretrain
+    rows: tuple[int, ...]  # how many examples of each kind a batch has; `lessons` says which kinds
     steps: int = 700
     width: int = 128
     heads: int = 4
@@ -63,23 +63,24 @@ class World:
     name: str
     plan: Upbringing
     words: Callable[[], PreTrainedTokenizerFast]
-    kinds: Callable[[Name, int], Sequence[Kind]]  # what a model learns from a seed; Spec.rows says how much of each
+    kinds: Callable[[Name, int], Sequence[Kind]]  # model and seed -> what it learns; Spec.rows says how much of each
     held_out: Callable[[random.Random], AnyChain]  # a chain to score the models on
-    reference: Callable[[Any], str]  # of a chain
+    reference: Callable[[Any], str]  # chain -> its reference solution
     solved: Callable[[Any, str], bool]  # is this response to a chain right?
     max_response_tokens: int
 
     @property
     def digest(self) -> str:
-        """Names the models of this world: changes with each number of its plan, with their texts and their tokens."""
+        """A name for the models of this world. It changes with each number of the plan, with texts and tokens."""
         words = self.words()
         first = {name: [list(map(astuple, kind)) for kind in next(self.batches(name))] for name in NAMES}
         told = [asdict(self.plan), words.get_vocab(), words.chat_template, PROMPTS, first]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
 
     def batches(self, name: Name) -> Iterator[list[list[Lesson]]]:
-        """Endless batches of one model, the same at every call; each holds a list of examples for each kind."""
+        """Batches of one model, without end, the same at every call. Each holds a list of examples for each kind."""
         spec: Spec = getattr(self.plan, name)
-        kinds, rng = self.kinds(name, self.plan.seed), random.Random(f"{name} {self.plan.seed}")
+        kinds = self.kinds(name, self.plan.seed)
+        rng = random.Random(f"{name} {self.plan.seed}")
         while True:
             yield [[kind(rng) for _ in range(rows)] for kind, rows in zip(kinds, spec.rows, strict=True)]

@@ -20,23 +20,25 @@ from trd_ray.miniature.lessons import Lessons
 from trd_ray.miniature.splits import of_split
 from trd_ray.miniature.world import Spec, Upbringing, World
 
-SLIP = 0.02  # of the statements in an attempt that is to be rewritten: the rewriter must not rely on its plain ones
-CUT = 0.05  # of those attempts end early, as one that hit the token limit
+# The chance that a statement of an attempt to rewrite is random: the rewriter must not rely on its plain ones.
+SLIP = 0.02
+CUT = 0.05  # the chance that such an attempt ends early, like one that hit the token limit
 
 
 def flawed_attempt(chain: ProgramChain, table: Table, rng: random.Random) -> list[Draft]:
-    """An attempt in the student's style, by someone whose beliefs about these meanings are drawn at random."""
+    """An attempt in the student's style, with beliefs about these meanings that are drawn at random."""
     return talk(chain, random_beliefs(table, MEANINGS, rng), rng, slip=SLIP)
 
 
 def _rewrite(chain: ProgramChain, table: Table, rng: random.Random) -> tuple[str, str]:
     attempt = flawed_attempt(chain, table, rng)
-    written, comments = text(attempt), attempt[0].comments
+    written = text(attempt)
+    comments = attempt[0].comments
     if rng.random() < CUT:
         lines = written.split("\n")
         written = "\n".join(lines[: rng.randint(3, len(lines))])
         if len(written) < len(attempt[0].text):
-            comments = ("",) * len(comments)  # a program that is not whole is written anew
+            comments = ("",) * len(comments)  # the self-talk of a program that is not whole is not kept
     return written, rewrite(chain, table, comments).text
 
 

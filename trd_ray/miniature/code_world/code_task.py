@@ -7,9 +7,9 @@
                            -> rewrite (y_r)    the right program with the first one's self-talk, once
                            -> tests            standard inputs and what the right program prints
 
-A made-up instruction stands for one statement, which its name does not tell and the table `SECRET` does. A problem is
-only taken if its tests fail every program that puts any other meaning in the place of one right meaning, so nobody
-passes by luck.
+A made-up instruction stands for one statement. Its name does not tell which, the table `SECRET` does. A problem is
+taken only if its tests fail every program that has another meaning in place of one right meaning, so nobody passes by
+luck.
 """
 
 import random
@@ -38,12 +38,12 @@ WORDS = (
     *("zorp", "blick", "frobble", "quent", "murd", "splonk", "grax", "tweem", "vost", "plaff", "drune", "snib"),
     *("jolk", "wumble", "krint", "yarf", "hesk", "fleem", "ondle", "brask", "chiv", "lorp", "nuzz", "gwent"),
 )
-MADE_UP_SHARE = 0.45  # of the steps
+MADE_UP_SHARE = 0.45  # the share of made-up instructions among the steps
 REPEATED_SHARE = 0.15
 REPEATABLE = tuple(name for name in STATEMENTS if name.split()[0] in ("add", "subtract", "multiply")) + WORDS
 TRAIN_STEPS = (2, 5)
 TEST_STEPS = (5, 5)
-CASES = (3, 6)  # at least, and at most; a problem that needs more to tell right from wrong is not taken
+CASES = (3, 6)  # fewest and most; a problem that needs more to tell right from wrong is not taken
 MOST_DRAFTS = 3
 
 _STATEMENTS = list(EFFECTS)
@@ -70,11 +70,11 @@ class ProgramChain:
 
 @dataclass(frozen=True)
 class Draft:
-    """One program; `word` is what is said before it: "", or Check or Wait of a second look."""
+    """One program. `word` is what is said before it: "", and for a second look Check or Wait."""
 
     word: str
     comments: tuple[str, ...]  # self-talk before each step: "", Hmm or Then
-    statements: tuple[str, ...]  # of each step
+    statements: tuple[str, ...]  # one for each step
     chain: ProgramChain
 
     @property
@@ -95,7 +95,7 @@ SECRET = random_table(random.Random(20260607))  # the one true meaning of each w
 
 
 def random_chain(rng: random.Random, steps: tuple[int, int]) -> ProgramChain:
-    """A chain whose number of steps lies between the two, both included; no instruction stands in it twice."""
+    """A chain whose number of steps lies between the two, both included. No instruction stands in it twice."""
     drawn: dict[str, Step] = {}
     for _ in range(rng.randint(*steps)):
         instruction = _instruction(rng)
@@ -120,7 +120,7 @@ def solve(chain: ProgramChain, table: Table) -> Draft:
 
 
 def talk(chain: ProgramChain, beliefs: Beliefs, rng: random.Random, slip: float = 0.0) -> list[Draft]:
-    """The student's style: self-talk in comments, and second looks that write the whole program anew.
+    """The student's style: self-talk in comments, and second looks that write the whole program again.
 
     A `slip` is the chance that a statement is a random one, whatever the instruction.
     """
@@ -164,7 +164,7 @@ def solved(chain: ProgramChain, response: str) -> bool:
 
 
 def cases(chain: ProgramChain) -> list[tuple[str, str]]:
-    """Standard inputs and outputs of the right program, always the same of a chain."""
+    """Standard inputs and outputs of the right program, always the same for a chain."""
     found, _ = _cases(chain)
     return found
 
@@ -178,7 +178,9 @@ def is_decided(chain: ProgramChain) -> bool:
 @lru_cache(maxsize=4096)
 def _cases(chain: ProgramChain) -> tuple[list[tuple[str, str]], int]:
     """The cases, and how many of the wrong programs they do not fail."""
-    rng, right, found = random.Random(chain.problem), solve(chain, SECRET).statements, []
+    rng = random.Random(chain.problem)
+    right = solve(chain, SECRET).statements
+    found = []
     wrong = [
         (i, meaning)
         for i, step in enumerate(chain.steps)
@@ -188,7 +190,7 @@ def _cases(chain: ProgramChain) -> tuple[list[tuple[str, str]], int]:
     ]
     while len(found) < CASES[0] or (wrong and len(found) < CASES[1]):
         given = [rng.randint(-9, 30) for _ in range(rng.randint(7, 10))]
-        before = [given]  # each step
+        before = [given]  # the list before each step, and after the last
         for statement, step in zip(right, chain.steps, strict=True):
             before.append(_applied(statement, step.times, before[-1]))
         shown = PRINTED[OUTPUTS[chain.output]]
@@ -212,7 +214,7 @@ def _applied(statement: str, times: int, xs: Numbers) -> Numbers:
 
 
 def problems(split: Split, n: int, seed: int) -> list[dict]:
-    """n different problems: problem_id, problem, answer (none), reference, tests. Train: 2 to 5 steps; test: 5."""
+    """n different rows of problem_id, problem, answer (""), reference, tests. Train: 2 to 5 steps. Test: 5."""
     rng = random.Random(f"{split} {seed}")
     steps = TRAIN_STEPS if split == "train" else TEST_STEPS
     chains = distinct(of_split(split, lambda: random_chain(rng, steps)))

@@ -2,7 +2,7 @@
 
     "xs = [x + 3 for x in xs]\\n"  ->  xs = [x + 3 | ␣for x in xs] | \\n  ->  the same text
 
-Pieces join without anything between them, so decode(encode(text)) == text for every text that the task makes, and what
+Pieces join without anything between them. So decode(encode(text)) == text for every text that the task makes, and what
 a model writes is executed exactly as it was sampled.
 """
 
@@ -15,7 +15,7 @@ from trd_ray.miniature.code_world import statements
 from trd_ray.miniature.code_world.code_task import WORDS
 from trd_ray.miniature.tokenizer import word_level
 
-# A statement is cut after the last constant in it, so that a model chooses what it does in one go.
+# A statement is cut after its last constant, so that a model chooses what it does with one token.
 _SPLIT = re.compile(r"(?<=\d)(?=\D*$)")
 
 TALK = ("Hmm", "Then", "Check", "Wait")

@@ -2,8 +2,8 @@
 
     "xs = [x + 3 for x in xs]"   [5, 1] -> [8, 4]
 
-The effects are this world's own reading of the texts. They choose test cases and score models quickly; a text that is
-not one of these has no effect, so nothing that a model wrote is ever executed here.
+The effects are this world's own reading of the texts. They choose test cases and score models quickly. Any other text
+has no effect, so nothing that a model wrote is ever executed here.
 """
 
 import re
@@ -16,7 +16,7 @@ Effect = Callable[[Numbers], Numbers]
 
 @dataclass(frozen=True)
 class Form:
-    """A statement for each constant c, and the instruction that asks for it; a made-up word stands for any meaning."""
+    """A statement for each constant c, and the plain instruction that asks for it. "" where a made-up word does."""
 
     instruction: str
     statement: str
@@ -66,11 +66,12 @@ _INDENT = "    "
 
 
 def run(program: str, stdin: str) -> str | None:
-    """What a program of these statements prints; None for any other program."""
+    """What a program of these statements prints. None for any other program."""
     lines = [line for line in program.split("\n") if not line.startswith("# ")]
     if lines[:1] != [READ] or lines[-1] not in PRINTED:
         return None
-    xs, body = [int(word) for word in stdin.split()], iter(lines[1:-1])
+    xs = [int(word) for word in stdin.split()]
+    body = iter(lines[1:-1])
     for line in body:
         loop = _LOOP.fullmatch(line)
         looped = next(body, "") if loop else ""
