@@ -1,8 +1,8 @@
-"""What is dear to make from a data set is kept on disk, under a hash of all that it was made from.
+"""A cache on disk for what is expensive to make from a data set, under a hash of all that it was made from.
 
     files and settings -> digest() -> kept() -> the table, made on the first call and read on every later one
 
-A file is written beside its place and renamed, so a crash or a second process never leaves half of one.
+A file is written next to its place and renamed, so a crash or a second process never leaves half of one.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ def folder() -> Path:
 
 
 def digest(files: Iterable[Path], *settings: object) -> str:
-    """Of the files' contents, not their names, so a data set that moved is the same one."""
+    """A hash of settings and of the files' contents, not their names: a data set that was moved is the same one."""
     total = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for file in files:
         with file.open("rb") as opened:
@@ -33,7 +33,7 @@ def digest(files: Iterable[Path], *settings: object) -> str:
 
 
 def kept(name: str, schema: pa.Schema, make: Callable[[], pa.Table]) -> pa.Table:
-    """The table of this name, which `make` gives where there is none yet."""
+    """The table of this name. `make` makes it where there is none yet."""
     file = folder() / f"{name}.parquet"
     if file.is_file():
         return pq.read_table(file).cast(schema)

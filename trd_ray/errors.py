@@ -1,13 +1,15 @@
-"""The exceptions whose text is meant to be read by whoever started the job.
+"""The exceptions whose text is for the person who started the job.
 
-UserError is for anything the user can fix: a recipe, a file, a placement. RunFailed is for what ended a run that was
-well asked for. The command line prints their text alone (no traceback), with exit code 2 and 1. Where several things
-are wrong, `Faults` gathers them, and all are told at once.
+- UserError: something that the user can fix, such as a recipe, a file or a placement. Exit code 2.
+- RunFailed: what ended a run that was started with everything right. Exit code 1.
+
+The command line prints their text without a traceback. Where several things are wrong, `Faults` gathers them, and all
+are told at once.
 """
 
 
 class UserError(Exception):
-    """A sentence that says what was expected, what was found, and what to set or do; or several such sentences."""
+    """One or more sentences that say what was expected, what was found, and what to set or do."""
 
     def __init__(self, *sentences: object):
         super().__init__(*sentences)
@@ -47,4 +49,4 @@ class Faults:
 
 
 class RunFailed(RuntimeError):
-    """The run cannot go on; the message says what failed and what to do."""
+    """The run cannot go on. The message says what failed and what to do."""

@@ -1,10 +1,10 @@
-"""What the files of a model folder say of themselves; no tensor is read.
+"""Checks of a model folder by what its files say of themselves. No tensor is read.
 
     folder                     ->  require_whole()  ->  nothing, or a UserError that names the file
     folder, a model on "meta"  ->  require_fit()    ->  nothing, or a UserError that names a tensor
 
-A safetensors file begins with the length of its header and the header, which gives the name, the shape and the place of
-every tensor, and so how long the file must be (https://github.com/huggingface/safetensors#format).
+A safetensors file begins with the length of its header and the header. That gives the name, the shape and the place of
+every tensor, so it says how long the file must be (https://github.com/huggingface/safetensors#format).
 """
 
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 AGAIN = "save or download the model again"
-_HEADER_BYTES = 10**8  # safetensors' own limit
+_HEADER_BYTES = 10**8  # the limit that safetensors itself has
 _READ_BY_ALL = ("config.json", "generation_config.json", "tokenizer_config.json")
 _LFS_POINTER = b"version https://git-lfs"
 
@@ -42,33 +42,35 @@ def require_whole(folder: Path) -> None:
 
 
 def require_fit(folder: Path, model: "PreTrainedModel") -> None:
-    """Refuse weights that are not those of the model that config.json describes.
+    """Refuse weights that are not those of the model that config.json describes. Raises UserError.
 
-    Only tensors of one name are compared, and by how many numbers they hold: transformers renames, joins and turns some
-    as it loads. Quantized weights are left alone, and so are those of other formats than safetensors.
+    Only tensors of one name are compared, by how many numbers they hold: transformers renames, joins and transposes
+    some as it loads them. Quantized weights are not checked, nor those of other formats than safetensors.
     """
     found = _tensors(folder)
     if not found or getattr(model.config, "quantization_config", None):
         return
     prefix = f"{model.base_model_prefix}."
     wanted = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    # A checkpoint of the model without its head has names without the prefix.
+    # A checkpoint of a model without its head has names without the prefix.
     ours = {name if name in wanted else prefix + name: shape for name, shape in found.items()}
     differ = [name for name in wanted if name in ours and math.prod(wanted[name]) != math.prod(ours[name])]
-    fault, such = "", ""
+    fault = ""
+    such = ""
     if differ:
         asked, there = (" x ".join(map(str, shapes[differ[0]])) for shapes in (wanted, ours))
-        fault, such = (
-            f"{len(differ)} tensors have other sizes",
-            f"{differ[0]}, {there} in the weights and {asked} by it",
-        )
+        fault = f"{len(differ)} tensors have other sizes"
+        such = f"{differ[0]}, {there} in the weights and {asked} by it"
     elif not _in_layers(wanted) & _in_layers(ours):
-        fault, such = "no tensor has a name that it asks for", f"{next(iter(found))} in place of {next(iter(wanted))}"
+        fault = "no tensor has a name that it asks for"
+        such = f"{next(iter(found))} in place of {next(iter(wanted))}"
     elif ours.keys() <= wanted.keys():  # nothing is renamed, so what is missing would be made up
         at = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
         there = {at[name] for name in ours}  # a tied matrix is there under any of its names
         missing = [name for name in wanted if at[name] not in there]
-        fault, such = (f"{len(missing)} tensors are missing", missing[0]) if missing else ("", "")
+        if missing:
+            fault = f"{len(missing)} tensors are missing"
+            such = missing[0]
     if fault:
         raise UserError(
             f"the weights in {folder} do not fit its config.json: {fault}, such as {such}; put back the config.json "
@@ -82,8 +84,9 @@ def _in_layers(names: Iterable[str]) -> set[str]:
 
 
 def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor that transformers would load; {} where there is no safetensors file."""
-    one, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    """Name -> shape of every tensor that transformers would load. {} where there is no safetensors file."""
+    one = folder / "model.safetensors"
+    index = folder / "model.safetensors.index.json"
     if one.is_file():
         files = [one]
     elif index.is_file():
@@ -96,7 +99,7 @@ def _tensors(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _header(file: Path) -> dict[str, Any]:
-    """The header of a safetensors file; raises UserError unless the file is as long as it says."""
+    """The header of a safetensors file. Raises UserError unless the file is as long as the header says."""
     size = file.stat().st_size
     with open(file, "rb") as opened:
         begin = opened.read(len(_LFS_POINTER))
@@ -119,7 +122,7 @@ def _header(file: Path) -> dict[str, Any]:
 def _json(file: Path) -> dict[str, Any]:
     try:
         tree = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as e:  # also of text that is not UTF-8
+    except ValueError as e:  # text that is not UTF-8 also raises it
         raise UserError(f"{file} is not valid JSON ({e}): correct it, or {AGAIN}") from e
     if not isinstance(tree, dict):
         raise UserError(f"{file} holds a {type(tree).__name__}, expected an object: {AGAIN}")

@@ -1,4 +1,4 @@
-"""Names of models to things that load, and what is known of a model without its weights.
+"""Names of models become what can be loaded, and what is known of a model without its weights.
 
     `miniature:student`, `smollm2`, a folder, a hub name  ->  resolve()    ->  what transformers and vLLM load
     that                                                  ->  facts()      ->  ModelFacts, from config.json alone
@@ -18,7 +18,7 @@ from trd_ray.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-HUB_TIMEOUT_S = 5.0  # for one try to reach the hub, of which its client makes a few
+HUB_TIMEOUT_S = 5.0  # one try to reach the hub may take this long; its client makes a few
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 _WANTED = "give a folder that holds config.json and weights, a Hugging Face name such as Qwen/Qwen3-1.7B, or smollm2"
 
@@ -38,13 +38,13 @@ class ModelFacts:
     tied_embeddings: bool
     max_positions: int
     dtype: str
-    eos_ids: tuple[int, ...]  # at which generation ends: of generation_config.json, else of config.json
-    head_bias: bool = False  # of lm_head
+    eos_ids: tuple[int, ...]  # they end generation; from generation_config.json, else from config.json
+    head_bias: bool = False  # whether lm_head has a bias
     linear_layers: tuple[str, ...] = ()  # last parts of the names of linear modules, without lm_head
 
 
 def resolve(path: str, revision: str | None = None) -> str:
-    """What transformers and vLLM can load; makes the models that are made here. Raises UserError for no such model."""
+    """What transformers and vLLM load for a name. Models that are made here are made. Raises UserError for no model."""
     if (made := made_here.like(path, made_here.MODELS)) and not Path(path).exists():
         if path not in made_here.MODELS:
             raise UserError(f"there is no model {path}: it is {' or '.join(made)}")
@@ -102,7 +102,7 @@ def facts(path: str, revision: str | None = None, trust_remote_code: bool = Fals
     try:
         config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as e:
-        raise UserError(f"the config.json of {path} cannot be used ({' '.join(str(e).split())[:300]}): mend it") from e
+        raise UserError(f"the config.json of {path} cannot be used ({' '.join(str(e).split())[:300]}): fix it") from e
     try:
         eos = GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id
     except (OSError, ValueError):
@@ -119,7 +119,7 @@ def facts_of(
     eos: int | list[int] | None = None,
     trust_remote_code: bool = False,
 ) -> ModelFacts:
-    """ModelFacts of a loaded config; `eos` is generation_config's, which goes before the config's own."""
+    """ModelFacts of a loaded config. `eos` is generation_config's, which goes before the config's own."""
     return _facts(_without_weights(config, path, trust_remote_code), config, path, eos)
 
 
@@ -149,7 +149,7 @@ def _facts(model: "PreTrainedModel", config: "PreTrainedConfig", path: str, eos:
         vocab_size=text.vocab_size,
         layers=text.num_hidden_layers,
         attention_heads=heads,
-        # Configs differ here: absent where every head has its own keys, and where the width says the head's size.
+        # Not every config has these: every head may have its own keys, and the width may say the size of a head.
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         tied_embeddings=bool(text.tie_word_embeddings),
@@ -173,12 +173,12 @@ def tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = 
     """The tokenizer of what `resolve` returned. Raises UserError where there is none."""
     from transformers import AutoTokenizer
 
-    remedy = "put tokenizer.json and tokenizer_config.json beside config.json"
+    remedy = "put tokenizer.json and tokenizer_config.json next to config.json"
     try:
         read = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(f"no tokenizer could be read from {path} ({' '.join(str(e).split())[:200]}): {remedy}") from e
-    # Where its files are missing, transformers makes one of the architecture's special tokens alone.
+    # Where the files are missing, transformers makes a tokenizer that has only the architecture's special tokens.
     if read.get_vocab().keys() <= set(read.all_special_tokens):
         raise UserError(f"{path} has no tokenizer: {remedy}")
     return read

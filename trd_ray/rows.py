@@ -1,12 +1,12 @@
-"""The rows that flow through the stream, one Arrow schema that each stage fills further.
+"""The rows that flow through the stream: one Arrow schema, of which each stage fills more columns.
 
     Problem -> Rollout (y_o) -> Refined (y_r) -> Example (what the learner trains on)
 
 A response with its verdict is one struct, TRAJECTORY: y_o, y_r, each candidate for y_r and each evaluation sample are
-of that type. Token ids come from the engine and are the truth: text is for verifiers and people, and is never
-re-encoded to train on.
+of that type. The engine's token ids are the truth. The text is for verifiers and people, and is never encoded again to
+train on.
 
-The same schema is written to `rows/step-NNNNNN.parquet` in the run directory and to a corpus, so it carries a version:
+The same schema is written to `rows/step-NNNNNN.parquet` in the run directory and to a corpus, so it has a version:
 
     4    y_o and y_r are structs
     3    a column for each of their fields (y_o_ids, y_o_text, ...)
@@ -14,8 +14,8 @@ The same schema is written to `rows/step-NNNNNN.parquet` in the run directory an
 
     Parquet files of any of these -> RowFiles -> upgrade() -> rows of version 4
 
-What a file lacks reads as null, and what it has beyond this schema is left out. So a later column, or a later field of
-a trajectory, needs no new version.
+A column that a file lacks reads as null, and a column that this schema lacks is left out. So a later column, or a later
+field of a trajectory, needs no new version.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,19 +37,19 @@ _IDS = pa.list_(pa.int32())
 TRAJECTORY = pa.struct(
     [
         pa.field("ids", _IDS),
-        pa.field("logprobs", pa.list_(pa.float32())),  # of the sampled tokens, at temperature 1
+        pa.field("logprobs", pa.list_(pa.float32())),  # the sampled tokens', at temperature 1
         pa.field("text", pa.string()),
         pa.field("finish", pa.string()),  # "stop" | "length" | "abort"
         pa.field("version", pa.int32()),  # oldest policy version that sampled any of its tokens
         pa.field("engine", pa.string()),
-        pa.field("start_s", pa.float64()),  # Unix time the request was admitted, and how long it took
+        pa.field("start_s", pa.float64()),  # Unix time at which the request was admitted, and how long it took
         pa.field("seconds", pa.float32()),
         # The verdict, null until there is one.
         pa.field("passed", pa.bool_()),
         pa.field("score", pa.float32()),
         pa.field("extracted", pa.string()),
         pa.field("detail", pa.string()),
-        pa.field("feedback", pa.string()),  # what a refiner may be told of the verdict
+        pa.field("feedback", pa.string()),  # what a refiner may be told about the verdict
         pa.field("verify_start_s", pa.float64()),
         pa.field("verify_seconds", pa.float32()),
     ]
@@ -60,13 +60,13 @@ PROBLEM = [
     pa.field("problem", pa.string(), nullable=False),
     pa.field("answer", pa.string(), nullable=False),  # what the verifier compares with, "" for code
     pa.field("reference", pa.string(), nullable=False),  # y*, "" when the data has none
-    pa.field("tests", pa.binary()),  # code: verify.tests.Tests, packed; null for mathematics
+    pa.field("tests", pa.binary()),  # code: verify.code.tests.Tests, packed; null for mathematics
 ]
 
 # One row is one rollout of one problem, admitted to one step.
 ORDER = [
     pa.field("row", pa.int64(), nullable=False),  # position in the whole run's order, the key of a row
-    pa.field("step", pa.int32(), nullable=False),  # from 0 in the stream, from 1 as it is stored
+    pa.field("step", pa.int32(), nullable=False),  # steps count from 0 in the stream, from 1 in a file
     pa.field("epoch", pa.int32(), nullable=False),
     pa.field("sample_index", pa.int32(), nullable=False),  # which of the rollouts of this problem in this epoch
     pa.field("seed", pa.int64(), nullable=False),  # sampling seed of y_o; the refiner's derives from it
@@ -98,19 +98,19 @@ CANDIDATES = pa.field("candidates", pa.list_(TRAJECTORY))
 METADATA = {_VERSION_KEY: str(SCHEMA_VERSION)}
 _FIELDS = [*PROBLEM, *ORDER, *ROLLOUT, *REFINED, *EXAMPLE]
 
-# In the stream, and as it is stored: tests can be megabytes a problem, and nothing that reads a stored row needs them.
+# A row in the stream, and as it is stored: tests can be megabytes a problem, and no reader of a stored row needs them.
 IN_STREAM = pa.schema(_FIELDS, metadata=METADATA)
 ROW = pa.schema([f for f in _FIELDS if f.name != "tests"], metadata=METADATA)
 WITH_CANDIDATES = IN_STREAM.append(CANDIDATES)
 
 
 def to_table(rows: list[dict], schema: pa.Schema = ROW) -> pa.Table:
-    """Rows (dicts with any subset of the columns) to a table of the full schema; missing columns are null."""
+    """A table of the full schema from rows, dicts with any of its columns. Missing columns are null."""
     return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
 
 
 def part(row: dict, y: str, name: str) -> Any:
-    """One field of the row's y_o or y_r; None where the row has no such trajectory."""
+    """One field of the row's y_o or y_r. None where the row has no such trajectory."""
     return (row.get(y) or {}).get(name)
 
 
@@ -118,7 +118,7 @@ def part(row: dict, y: str, name: str) -> Any:
 
 
 def upgrade(table: pa.Table, columns: Sequence[str] = ROW.names) -> pa.Table:
-    """Stored rows of any version, as these columns of this version.
+    """Stored rows of any version, with these columns of this version.
 
     A column is one of ROW's, or one field of a trajectory, such as "y_o.passed".
     """
@@ -136,7 +136,7 @@ def upgrade(table: pa.Table, columns: Sequence[str] = ROW.names) -> pa.Table:
 
 
 def version_of(schema: pa.Schema) -> int:
-    """Raises UserError for rows that a newer version of this program wrote."""
+    """The version of stored rows. Raises UserError for rows that a newer version of this program wrote."""
     version = int((schema.metadata or {}).get(_VERSION_KEY.encode(), SCHEMA_VERSION))
     if version > SCHEMA_VERSION:
         raise UserError(
@@ -162,7 +162,7 @@ def _array(batch: pa.RecordBatch, field: pa.Field) -> pa.Array:
 
 
 def _trajectory(batch: pa.RecordBatch, y: str) -> pa.Array:
-    """Null where all of its fields are: columns of their own do not say otherwise that there is no trajectory."""
+    """A trajectory as one struct. Null where all fields are: separate columns have no other sign of its absence."""
     if y in batch.schema.names and batch[y].type == TRAJECTORY:
         return batch[y]
     parts = [_part(batch, y, field) for field in TRAJECTORY]
@@ -183,9 +183,9 @@ def _part(batch: pa.RecordBatch, y: str, field: pa.Field) -> pa.Array:
 
 
 class RowFiles:
-    """Parquet files of rows, of any versions side by side, as one table that is read only as far as it is asked for.
+    """Parquet files of rows, of any versions, as one table. Only what is asked for is read.
 
-    Raises UserError for a file of a newer version, pyarrow.ArrowInvalid or OSError for one that cannot be read.
+    Raises UserError for a file of a newer version, pyarrow.ArrowInvalid or OSError for a file that cannot be read.
     """
 
     def __init__(self, files: Iterable[Path | str]):
@@ -202,7 +202,7 @@ class RowFiles:
     def tables(self, columns: Sequence[str] = ROW.names, where: pc.Expression | None = None) -> Iterator[pa.Table]:
         """The rows in order, a few at a time, as `columns` (see `upgrade`).
 
-        `where` chooses rows by their number, `row`, which is the same in every version.
+        `where` chooses rows by `row`, their number, which is the same in every version.
         """
         for group in self._groups:
             for batch in group.scanner(columns=_stored(group.schema, columns), filter=where).to_batches():
@@ -224,7 +224,7 @@ def _schema(file: Path | str) -> pa.Schema:
 
 
 def _stored(schema: pa.Schema, columns: Sequence[str]) -> dict[str, pc.Expression]:
-    """What to read of files of this schema for `columns`; one field of a struct under the name that it had as a column.
+    """What to read from files of this schema for `columns`. A field of a struct gets the name that it had as a column.
 
     The number of a row is always read, so that no table is without columns.
     """

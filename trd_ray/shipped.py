@@ -1,8 +1,8 @@
-"""`trd recipes`: what ships with the package, and what each of it needs.
+"""`trd recipes`: the recipes and comparisons that ship with the package, and what each needs.
 
     recipes/*.yaml, recipes/compare/*.yaml  ->  the opening comment and the keys of each  ->  listing()
 
-A file's first sentence says what it does and on which machine; whether it needs a network follows from the models and
+A file's first sentence says what it does and on which machine. Whether it needs a network follows from the models and
 data that it names. So the listing cannot say anything else than the files do.
 """
 
@@ -26,11 +26,11 @@ class Shipped:
     name: str
     text: str  # what it does, one sentence
     machine: str  # "2 cores without a GPU", "8 GPUs of 80 GB"
-    fetched: tuple[str, ...]  # models and data that must be had from the hub, unless they are in its cache
+    fetched: tuple[str, ...]  # models and data that are fetched from the hub, unless they are in its cache
 
 
 def recipes() -> list[Shipped]:
-    """Those that run anywhere first."""
+    """The recipes that ship, those first that run anywhere."""
     return sorted(map(_recipe, FOLDER.glob("*.yaml")), key=_ease)
 
 
@@ -57,7 +57,7 @@ def listing() -> str:
 
 
 def text(name: str) -> str:
-    """A recipe or comparison as it is written; raises UserError for another name."""
+    """A recipe or comparison as it is written. Raises UserError for another name."""
     files = [*FOLDER.glob("*.yaml"), *(FOLDER / "compare").glob("*.yaml")]
     found = {file.stem: file for file in files}
     if name not in found:
@@ -81,14 +81,14 @@ def _shipped(file: Path, found: list[Recipe], evaluated: tuple[str, ...] = ()) -
     machine = MACHINE.search(sentence)
     assert machine, f"the first sentence of {file.name} does not say on which machine it runs"
     named = [path for r in found for path in (r.student.path, r.teacher.path, r.data.path) if path]
-    # What a comparison evaluates on goes before what its recipes do.
+    # What a comparison evaluates on replaces what its recipes do.
     named += [path for path in evaluated or [r.evaluation.path for r in found] if path]
     fetched = tuple(path for path in dict.fromkeys(named) if path not in made_here.MODELS | made_here.PROBLEMS)
     return Shipped(file.stem, MACHINE.sub("", sentence, count=1), machine[1], fetched)
 
 
 def _first_sentence(yaml_text: str) -> str:
-    """Of the comment that opens a file."""
+    """The first sentence of the comment that opens a file."""
     lines = re.match(r"(#.*\n)+", yaml_text)
     assert lines
     comment = " ".join(line.lstrip("# ") for line in lines[0].split("\n#\n")[0].splitlines())

@@ -7,13 +7,12 @@
     teacher, vanilla     x                          x, y*
     refine               x, y_o                     x, y*, y_o
 
-A chat template is rendered once per view with a sentinel in place of each inserted text. The fixed text between the
-sentinels is tokenised once; the inserted texts are tokenised on their own, as plain text, so that no problem can
-open or close a turn. The attempt is inserted as the token ids the engine sampled. A tokenizer that prefixes a space
-to every text (SentencePiece's default) therefore puts one at each seam.
-
-An over-long teacher view is cut on token ids by the paper's rule: the tail of y_o, then the tail of y*, never the
-problem or the instructions.
+- A chat template is rendered once a view, with a sentinel in place of each inserted text.
+- The fixed texts between the sentinels are tokenised once. An inserted text is tokenised on its own, as plain text, so
+  no problem can open or close a turn. A tokenizer that puts a space before every text (SentencePiece) puts one there.
+- The attempt is inserted as the token ids that the engine sampled.
+- A teacher view that is too long is cut on token ids by the paper's rule: the tail of y_o, then the tail of y*, never
+  the problem or the instructions.
 """
 
 import re
@@ -115,7 +114,7 @@ rewritten solution, without mentioning the reference or the attempt: brief reaso
 ```python code block.""",
 }
 
-# What {feedback} stands for: a paragraph of its own, or nothing where the verdict of y_o is not to be told.
+# What {feedback} becomes by the verdict of y_o: a paragraph, or nothing where the verdict is not told.
 FEEDBACK = {
     "math": {
         None: "",
@@ -136,18 +135,18 @@ _SLOTS = re.compile(_SENTINEL.format("(problem|reference|attempt|details)"))
 
 
 class ViewTooLong(ValueError):
-    """The problem and the instructions alone exceed refiner.max_prompt_tokens, and neither may be cut."""
+    """The problem and the instructions alone exceed refiner.max_prompt_tokens. Neither may be cut."""
 
 
 @dataclass(frozen=True)
 class View:
     ids: list[int]
-    cut_tokens: int  # taken from the tail of y_o, then of y* and the feedback, to fit refiner.max_prompt_tokens
+    cut_tokens: int  # cut off y_o, then off y* and the feedback, to fit refiner.max_prompt_tokens
 
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """The prompts of one problem, before an attempt stands in them and before anything is cut."""
+    """Lengths of the prompts of one problem, before an attempt stands in them and before anything is cut."""
 
     student: int
     vanilla: int
@@ -156,7 +155,7 @@ class PromptTokens:
 
 
 class Views:
-    """The views of one recipe. Raises UserError for a wording or a chat template that cannot be used."""
+    """The views of one recipe. Raises UserError for wordings or a chat template that cannot be used."""
 
     def __init__(
         self,
@@ -164,7 +163,8 @@ class Views:
         student_tokenizer: "PreTrainedTokenizerBase",
         teacher_tokenizer: "PreTrainedTokenizerBase",
     ):
-        self._student_tokens, self._teacher_tokens = _Tokens(student_tokenizer), _Tokens(teacher_tokenizer)
+        self._student_tokens = _Tokens(student_tokenizer)
+        self._teacher_tokens = _Tokens(teacher_tokenizer)
         self._limit = recipe.refiner.max_prompt_tokens or sys.maxsize  # no limit before lengths are resolved
         self._feedback = recipe.refiner.feedback
         self._teacher_refines = recipe.teacher.view == "refine"
@@ -197,11 +197,11 @@ class Views:
         }
 
     def student(self, problem: str) -> list[int]:
-        """What the student samples y_o from, and its context in the loss: x alone."""
+        """The prompt that the student samples y_o from, and its context in the loss: x alone."""
         return self._student.fill({"problem": self._student_tokens.of_text(problem)})
 
     def evaluation(self, problem: str) -> list[int]:
-        """The student view under evaluation.chat_template_kwargs, or the student's own where those are empty."""
+        """The student view under evaluation.chat_template_kwargs, or under the student's own where those are empty."""
         return self._evaluation.fill({"problem": self._student_tokens.of_text(problem)})
 
     def refine(
@@ -212,9 +212,9 @@ class Views:
         passed: bool | None = None,
         details: str | None = None,
     ) -> View:
-        """What y_r is sampled from; OPD leaves the reference out. Raises ViewTooLong.
+        """The prompt that y_r is sampled from. OPD leaves the reference out. Raises ViewTooLong.
 
-        The verdict of y_o is told by refiner.feedback only: that it `passed`, or in `details` why it did not.
+        refiner.feedback says what is told of y_o's verdict: nothing, whether it `passed`, or `details` of why not.
         """
         key: bool | str | None = None if self._feedback == "none" else passed
         if self._feedback == "details" and passed is False and details:
@@ -229,13 +229,13 @@ class Views:
         passed: bool | None = None,
         details: str | None = None,
     ) -> View:
-        """The teacher's context in the loss: by teacher.view the refine view, or no attempt. Raises ViewTooLong."""
+        """The teacher's context in the loss: the refine or the vanilla view, by teacher.view. Raises ViewTooLong."""
         if self._teacher_refines:
             return self.refine(problem, reference, attempt_ids, passed, details)
         return self.vanilla(problem, reference)
 
     def vanilla(self, problem: str, reference: str) -> View:
-        """The teacher's context without an attempt: OPD x, OPSD x and y*. Raises ViewTooLong."""
+        """The teacher's context without an attempt: x in OPD, x and y* in OPSD. Raises ViewTooLong."""
         return self._fit(self._vanilla, problem, reference, ())
 
     def tokens(self, problem: str, reference: str) -> PromptTokens:
@@ -261,7 +261,7 @@ class Views:
         if "details" in layout.slots:
             inserted["details"] = self._teacher_tokens.of_text(details)
         over = excess = len(layout.fill(inserted)) - self._limit
-        for slot in ("attempt", "reference", "details"):  # the details of a verdict are short: they stay longest
+        for slot in ("attempt", "reference", "details"):  # details are short: they are cut last
             if excess > 0 and slot in inserted:
                 ids = inserted[slot]
                 inserted[slot] = ids[: max(0, len(ids) - excess)]
@@ -287,7 +287,7 @@ def load_views(recipe: Recipe, student_path: str, teacher_path: str) -> Views:
 
 
 class _Layout:
-    """A rendered chat template: token ids of the fixed texts, and the slots between them (one fewer)."""
+    """A rendered chat template: token ids of the fixed texts, and the slots between them."""
 
     def __init__(
         self,
@@ -319,7 +319,7 @@ class _Layout:
 
 
 class _Tokens:
-    """Token ids to insert into a view, free of special tokens whatever a text spells or a model sampled."""
+    """Token ids to insert into a view. None is special, whatever a text spells or a model sampled."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self._tokenizer = tokenizer
@@ -334,13 +334,13 @@ class _Tokens:
         return [i for i in ids if i not in self._special or i == self._tokenizer.unk_token_id]
 
     def of_attempt(self, ids: Sequence[int]) -> list[int]:
-        # Ids past the tokenizer's end are rows that pad the embedding: they stand for no text.
+        # Ids past the tokenizer's end are rows that pad the embedding. They stand for no text.
         return [i for i in ids if i < self._size and i not in self._special]
 
 
 def _parse(key: str, text: str) -> str:
     """The wording prompts.<key> with sentinels in place of its placeholders."""
-    # A wording holds the placeholders of its default, once each; {feedback} may be left out.
+    # A wording holds each placeholder of its default once. {feedback} may be left out.
     known = sorted(name for _, name in _PLACEHOLDER.findall(WORDINGS["math"].get(key, "")))
     found: list[str] = []
 
@@ -383,15 +383,15 @@ def rendered(
     kwargs: dict[str, Any],
     add_generation_prompt: bool = False,
 ) -> str:
-    """The messages as the chat template writes them; raises UserError, which calls them `shown`, if it cannot."""
+    """The messages as the chat template writes them. Raises UserError, which calls them `shown`, if it cannot."""
     try:
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
         )
-    except Exception as e:  # a template is a program: it raises what it likes
+    except Exception as e:  # a template is a program: it may raise anything
         raise UserError(
             f"the {who}'s chat template cannot render {shown}: {' '.join(str(e).split())[:300]}; "
             f"check the tokenizer's chat_template and {who}.chat_template_kwargs"
         ) from e
-    assert isinstance(text, str)  # which tokenize=False promises
+    assert isinstance(text, str)  # tokenize=False promises it
     return text
