@@ -9,7 +9,7 @@
 
 - A chat template is rendered once a view, with a sentinel in place of each inserted text.
 - The fixed texts between the sentinels are tokenised once. An inserted text is tokenised on its own, as plain text, so
-  no problem can open or close a turn. A tokenizer that puts a space before every text (SentencePiece) puts one there.
+  no problem can open or close a turn. SentencePiece, which by default puts a space before every text, puts one there.
 - The attempt is inserted as the token ids that the engine sampled.
 - A teacher view that is too long is cut on token ids by the paper's rule: the tail of y_o, then the tail of y*, never
   the problem or the instructions.
@@ -141,7 +141,7 @@ class ViewTooLong(ValueError):
 @dataclass(frozen=True)
 class View:
     ids: list[int]
-    cut_tokens: int  # cut off y_o, then off y* and the feedback, to fit refiner.max_prompt_tokens
+    cut_tokens: int  # cut off the ends of y_o, then of y* and the feedback, to fit refiner.max_prompt_tokens
 
 
 @dataclass(frozen=True)
@@ -287,7 +287,7 @@ def load_views(recipe: Recipe, student_path: str, teacher_path: str) -> Views:
 
 
 class _Layout:
-    """A rendered chat template: token ids of the fixed texts, and the slots between them."""
+    """A rendered chat template: token ids of the fixed texts, and the slots between them, one fewer."""
 
     def __init__(
         self,

@@ -1,9 +1,9 @@
-"""One typed tree for everything a run can be told, read from a recipe and dotted overrides.
+"""One typed tree for all that a run can be told, read from a recipe and dotted overrides.
 
     recipe.yaml + key.sub=value ...  ->  load()  ->  Recipe (validated, defaults filled in)
 
 Unknown keys, wrong types and combinations that cannot work are refused here, with a sentence that says what to set.
-Lengths are tokens, times are seconds, memory is GiB; the unit stands in the name where the type does not say it.
+Lengths are tokens, times are seconds, memory is GiB. The unit stands in the name where the type does not say it.
 """
 
 from trd_ray.config.close_words import close_to, did_you_mean

@@ -9,6 +9,6 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 
 def close_to(word: str, known: list[str]) -> str:
-    """The same where all that is known stands in the sentence already: what is close to the word, or nothing."""
+    """The end of a sentence that already says all that is known: what is close to the word, or nothing."""
     close = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {close[0]}?)" if close else ""

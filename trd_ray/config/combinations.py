@@ -1,4 +1,4 @@
-"""Keys that each are right and together cannot work; every function raises ValueError with what to set."""
+"""Keys that are each right and cannot work together. Every function raises ValueError, which says what to set."""
 
 from trd_ray.config.close_words import did_you_mean
 from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig
@@ -48,8 +48,9 @@ def require_evaluation(evaluation: EvaluationConfig, stream: StreamConfig, data:
 
 
 def require_best(checkpoint: CheckpointConfig, evaluation: EvaluationConfig) -> None:
-    """A best checkpoint by an evaluation needs one that falls on a checkpoint."""
-    best, every = checkpoint.best, evaluation.every_steps
+    """A checkpoint that is best by an evaluation needs an evaluation that falls on a checkpoint."""
+    best = checkpoint.best
+    every = evaluation.every_steps
     if not (best or "").startswith("evaluation/"):
         return
     if best not in EVALUATED:

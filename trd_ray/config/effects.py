@@ -1,8 +1,9 @@
 """What a key of the recipe changes, said at the key: `lr: Annotated[float, NUMBERS] = Field(...)`.
 
-A group says so too (`refiner: Annotated[RefinerConfig, ROWS, ENGINES]`), because one class stands for two groups: a key
-affects what it says, and no more than its group. Whatever asks whether two recipes may differ in a key asks
-`trd_ray.config.keys` by these effects, and no other module keeps a list of keys.
+- A group says so too (`refiner: Annotated[RefinerConfig, ROWS, ENGINES]`), because one class may stand for two groups.
+  A key affects what it says, but no more than its group does.
+- Code that must know whether two recipes may differ in a key asks `trd_ray.config.keys` by these effects. No other
+  module keeps a list of keys.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,6 @@ LENGTH = Effect("how many steps a run has, and nothing of the steps that it has 
 ENGINES = Effect("what a pool of engines is started with")
 MACHINES = Effect("what a program that samples and verifies asks of machines, and no result")
 NOTHING = Effect("no result and no engine")
-# For a key of the top of the tree, with whatever is below it:
+# These two are said at a key at the top of the tree, and hold for all that is below it.
 COMPARISON = Effect("whether methods can be compared: it is equal for all methods of a comparison")
 TUNING = Effect("how learning rates are tuned: a comparison's tuning may have its own")

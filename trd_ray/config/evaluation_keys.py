@@ -1,4 +1,4 @@
-"""The keys of held-out problems: which they are, how they are answered, and when."""
+"""The keys of an evaluation: which problems are held out, how they are answered, and when."""
 
 from typing import Annotated, Any, Literal
 
@@ -14,12 +14,12 @@ EVALUATED = ("evaluation/avg", "evaluation/pass")  # metrics of a step after whi
 class EvaluationConfig(Node):
     path: Annotated[str | None, SCORES] = Field(
         default="miniature:test",
-        description="held-out problems: as data.path, or a benchmark such as aime24; empty: no evaluation",
+        description="held-out problems: like data.path, or a benchmark such as aime24; empty: no evaluation",
     )
     split: Annotated[str, SCORES] = "test"
     format: Annotated[Literal["auto", "jsonl", "parquet", "hub"], SCORES] = "auto"
     columns: Annotated[dict[str, str], SCORES] = Field(
-        default_factory=dict, description="as data.columns, which stand in for those left out where the file has them"
+        default_factory=dict, description="like data.columns, which fill in what is left out here and is in the file"
     )
     limit: Annotated[int | None, SCORES] = Field(default=None, ge=1)
     allow_overlap: Annotated[bool, NOTHING] = Field(
@@ -38,7 +38,7 @@ class EvaluationConfig(Node):
     )
     before: Annotated[bool, NOTHING] = True
     after: Annotated[bool, NOTHING] = True
-    every_steps: Annotated[int | None, NOTHING] = Field(default=None, ge=1, description="also during training")
+    every_steps: Annotated[int | None, NOTHING] = Field(default=None, ge=1, description="evaluate during training too")
     bootstrap: Annotated[int, SCORES] = Field(default=10000, ge=100, description="resamples of problems")
 
     @property

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a recipe, as one sentence a key that says what was expected."""
+"""What pydantic found wrong with a recipe, told in one sentence for each key, which says what was expected."""
 
 import types
 from typing import Any, Union, get_origin
@@ -32,7 +32,7 @@ _WANTED = {
 
 
 def sentences(errors: list[Any]) -> list[str]:
-    """One sentence a key: the branches of a union (a number, or the word never) are told as one."""
+    """One sentence for each key. The branches of a union (a number, or the word never) are told as one."""
     wanted: dict[str, list[str]] = {}
     found: dict[str, Any] = {}
     told = []

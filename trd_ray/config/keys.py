@@ -1,4 +1,4 @@
-"""Every key of the tree with what it affects, and the keys that a question about two recipes is about.
+"""Every key of the tree with what it affects: a question about two recipes becomes one about a set of keys.
 
     effects of the fields (trd_ray.config.effects)  ->  effects()  ->  affecting(VERDICTS), not_affecting(ROWS, NUMBERS)
     a tree of keys, keys                            ->  only()     ->  the tree with those keys alone
@@ -45,17 +45,17 @@ def not_affecting(*asked: Effect) -> set[str]:
 
 
 def at_the_top(*asked: Effect) -> list[str]:
-    """The keys at the top of the tree, groups too, that say they affect any of these; in the order of the tree."""
+    """The keys and groups at the top of the tree that say they affect any of these, in the order of the tree."""
     return [name for name, field in Recipe.model_fields.items() if set(field.metadata) & set(asked)]
 
 
 def in_group(group: str, keys: Iterable[str]) -> set[str]:
-    """The names within a group of those keys that are in it."""
+    """Those of the keys that are in a group, by their names within it."""
     return {key.removeprefix(f"{group}.") for key in keys if key.startswith(f"{group}.")}
 
 
 def only(tree: dict[str, Any], keys: set[str], prefix: str = "") -> dict[str, Any]:
-    """A tree of keys and values with no more than these keys; a group of which none is left is left out."""
+    """A tree of keys and values with no more than these keys. A group of which no key remains is left out."""
     found = {}
     for name, value in tree.items():
         key = prefix + name

@@ -1,4 +1,4 @@
-"""What every group of keys is, and what paths and names in it may look like."""
+"""The class of every group of keys, and what paths and names in a group may look like."""
 
 import re
 from typing import Any, get_args
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 
 def folder_name(name: str) -> str:
-    """Raises ValueError for what cannot be the name of a folder within another, on any file system."""
+    """The name, unchanged. Raises ValueError where it cannot name a folder within another, on any file system."""
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise ValueError(
             "names a folder, so it must begin with a letter or a digit and hold nothing but letters, digits, _, . and "
@@ -17,7 +17,7 @@ def folder_name(name: str) -> str:
 
 
 def plain_path(path: str | None) -> str | None:
-    """Raises ValueError for a path with a newline, a null or another control character in it."""
+    """The path, unchanged. Raises ValueError where a newline, a null or another control character is in it."""
     if path and not path.isprintable():
         raise ValueError(f"must be a path without control characters, but found {path!r}")
     return path
@@ -28,7 +28,7 @@ def _takes_bool(annotation: Any) -> bool:
 
 
 class Node(BaseModel):
-    # Not strict: YAML reads 2e-6 as text, and pydantic then makes the number of it.
+    # Not strict, since YAML reads 2e-6 as text, of which pydantic then makes the number.
     model_config = ConfigDict(
         extra="forbid", strict=False, protected_namespaces=(), validate_default=True, allow_inf_nan=False
     )

@@ -1,4 +1,4 @@
-"""Recipes as they are written down: found by name, read, overridden, checked, and dumped again."""
+"""Recipes as files: found by name, read, overridden, checked, and written again."""
 
 from importlib import resources
 from pathlib import Path
@@ -33,13 +33,13 @@ def recipe_path(name: str) -> Path:
 
 
 def such_as_in(folder: Path) -> str:
-    """The end of a sentence about a folder that was named in place of a YAML file: a file that may be meant."""
+    """The end of a sentence about a folder that was named in place of a YAML file: a file that may have been meant."""
     inside = sorted(folder.glob("*.y*ml"))
     return f", such as {inside[0]}" if inside else ""
 
 
 def recipe_tree(name: str) -> dict:
-    """The keys of a recipe, or of a shipped one by its name, as they are written; raises UserError."""
+    """The keys of a recipe file, or of a shipped recipe by its name, as they are written. Raises UserError."""
     path = recipe_path(name)
     tree = read_tree(path, f"recipe {path}")
     if {"modes", "methods"} <= tree.keys():
@@ -63,7 +63,7 @@ def load(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
 
 
 def read_tree(path: Path, name: str) -> dict:
-    """A YAML file as a plain nested dict; raises UserError, in which the file is called `name`."""
+    """A YAML file as a plain nested dict. Raises UserError, which calls the file `name`."""
     try:
         tree = unique_yaml.read(path.read_text())
     except unique_yaml.RepeatedKey as e:
@@ -77,7 +77,7 @@ def read_tree(path: Path, name: str) -> dict:
 
 
 def from_tree(tree: dict) -> Recipe:
-    """A Recipe from a plain nested dict; raises UserError with one line a fault."""
+    """A Recipe from a plain nested dict. Raises UserError, which names every fault."""
     try:
         return Recipe.model_validate(tree)
     except ValidationError as e:
@@ -85,7 +85,7 @@ def from_tree(tree: dict) -> Recipe:
 
 
 def stored(place: Path) -> Recipe:
-    """The recipe.yaml of a run; raises UserError, which names the file."""
+    """The recipe.yaml of a run. Raises UserError, which names the file."""
     remedy = "put it back as it was, or set run_dir to a new place"
     try:
         tree = read_tree(place, str(place))
@@ -100,12 +100,12 @@ def stored(place: Path) -> Recipe:
 
 
 def dump(recipe: Recipe) -> str:
-    """The resolved recipe as YAML: every key, defaults included; `load` reads it back to an equal recipe."""
+    """The resolved recipe as YAML, with every key, defaults included. `load` reads an equal recipe from it."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
 def apply_override(tree: dict, override: str) -> None:
-    """Set `key.sub=value` in a plain nested dict; raises UserError."""
+    """Set `key.sub=value` in a plain nested dict. Raises UserError."""
     key, sep, value = override.partition("=")
     if not sep or not key:
         raise UserError(f"override {override!r} must have the form key.sub=value")

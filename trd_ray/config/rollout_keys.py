@@ -1,4 +1,4 @@
-"""The keys of what is sampled: models, problems, engines, the words around a problem, verifiers, the stream."""
+"""The keys of rollouts: models, problems, engines, the words around a problem, verifiers, the stream."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 
 def resolved_length(tokens: int | None) -> int:
-    """A length of a recipe that `trd_ray.preflight.lengths.resolve` gave its numbers, which every run's recipe is."""
+    """A length that is no longer None: `trd_ray.preflight.lengths.resolve` gave every run's recipe its lengths."""
     if tokens is None:
         raise ValueError("this recipe's lengths are not resolved: take the recipe of trd_ray.session.inputs's Inputs")
     return tokens
@@ -41,13 +41,13 @@ class TeacherConfig(ModelConfig):
         default="frozen", description="OPSD: the initial student, a moving average of it, or the newest one"
     )
     ema_decay: Annotated[float, ROWS, NUMBERS] = Field(
-        default=0.99, gt=0, lt=1, description="of teacher.follow=ema, an optimizer update"
+        default=0.99, gt=0, lt=1, description="teacher.follow=ema: decay of the average at each optimizer update"
     )
     view: Annotated[Literal["refine", "vanilla"], NUMBERS] = Field(
         default="refine", description="what the teacher sees when it scores the response for the KL"
     )
     dtype: Annotated[DType | None, NUMBERS] = Field(
-        default=None, description="of the teacher in the learner; default: learner.dtype"
+        default=None, description="the teacher's in the learner; default: learner.dtype"
     )
 
 
@@ -68,7 +68,7 @@ class DataConfig(Node):
     )
     limit: Annotated[int | None, ROWS] = Field(default=None, ge=1)
     without_reference: Annotated[Literal["keep", "drop"], ROWS] = Field(
-        default="keep", description="problems without one; OPSD needs it"
+        default="keep", description="problems without a reference, which OPSD needs"
     )
     too_long: Annotated[Literal["refuse", "drop"], ROWS] = Field(
         default="refuse", description="problems whose prompts leave a context no room; drop: set_aside.jsonl names them"
@@ -77,7 +77,7 @@ class DataConfig(Node):
 
 
 class SamplingConfig(Node):
-    """Defaults are the paper's: temperature 0.6, top-p 0.95, top-k 20."""
+    """The defaults are the paper's: temperature 0.6, top-p 0.95, top-k 20."""
 
     temperature: Annotated[float, ROWS] = Field(default=0.6, ge=0, le=2)  # vLLM's own bounds
     top_p: Annotated[float, ROWS] = Field(default=0.95, gt=0, le=1)
@@ -150,7 +150,7 @@ class RefinerConfig(EngineConfig, SamplingConfig):
 
 
 class PromptsConfig(Node):
-    """The words around a problem; placeholders are {problem}, {reference}, {attempt} and {feedback}.
+    """The words around a problem. Their placeholders are {problem}, {reference}, {attempt} and {feedback}.
 
     A wording that is not set here has its default in trd_ray/views.py, which also says how placeholders are read.
     """
@@ -163,7 +163,7 @@ class PromptsConfig(Node):
 
 
 class VerifyConfig(Node):
-    """A problem with tests is code and runs in the sandbox, any other is mathematics."""
+    """How answers are judged. A problem with tests is code and runs in the sandbox, any other is mathematics."""
 
     task: Annotated[Literal["math", "code"], ROWS, NUMBERS, ANSWERS] = Field(
         default="math", description="which default wordings the prompts have"

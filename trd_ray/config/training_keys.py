@@ -1,4 +1,4 @@
-"""The keys of what is learned from the rows, how the learner works, and what it leaves and sends."""
+"""The keys of training: what is learned from rows, how the learner works, what it saves and sends."""
 
 from typing import Annotated, Literal
 
@@ -18,24 +18,24 @@ class TrainConfig(Node):
     )
     when_refinement_fails: Annotated[Literal["train", "raw_if_passed", "drop"], NUMBERS] = "train"
     subset: Annotated[Literal["all", "failed", "passed", "repaired"], ROWS, NUMBERS] = Field(
-        default="all", description="by verdict of y_o; repaired: y_o failed and y_r passed"
+        default="all", description="rollouts by the verdict of y_o; repaired: y_o failed and y_r passed"
     )
 
 
 class LossConfig(Node):
-    """What is minimised a token, and how tokens are weighed. The default is TRD's: full-vocabulary forward KL."""
+    """What is minimised for a token, and how tokens are weighed. The default is TRD's: full-vocabulary forward KL."""
 
     divergence: Annotated[Literal["forward_kl", "reverse_kl", "jsd"], NUMBERS] = "forward_kl"
     beta: Annotated[float, NUMBERS] = Field(
-        default=0.5, ge=0, le=1, description="of jsd: weight of the teacher in the mixture"
+        default=0.5, ge=0, le=1, description="jsd: weight of the teacher in the mixture"
     )
     top_k: Annotated[int | None, NUMBERS] = Field(
         default=None, ge=1, description="support: the teacher's k likeliest tokens; empty: all"
     )
     rest: Annotated[Literal["renormalise", "tail"], NUMBERS] = Field(
-        default="renormalise", description="of top_k: both sides renormalised over the k, or the rest as one more token"
+        default="renormalise", description="top_k: both sides renormalised over the k, or the rest as one more token"
     )
-    temperature: Annotated[float, NUMBERS] = Field(default=1.0, gt=0, description="of both distributions")
+    temperature: Annotated[float, NUMBERS] = Field(default=1.0, gt=0, description="both distributions' temperature")
     token_clip: Annotated[float | None, NUMBERS] = Field(
         default=None, gt=0, description="largest divergence of a token, in nats"
     )
@@ -50,7 +50,7 @@ class LossConfig(Node):
 
 
 class LoRAConfig(Node):
-    """Adapters on every linear layer of attention and MLP; the defaults are the paper's."""
+    """Adapters on every linear layer of attention and MLP. The defaults are the paper's."""
 
     rank: Annotated[int, NUMBERS, ENGINES] = Field(default=64, ge=1)
     alpha: Annotated[float, NUMBERS] = Field(default=128, gt=0)
@@ -64,11 +64,11 @@ class LearnerConfig(Node):
     workers: Annotated[int, ENGINES] = Field(default=1, ge=1, description="FSDP ranks")
     cpus: Annotated[float, NOTHING] = Field(default=1.0, ge=0, description="Ray CPUs a rank reserves")
     gpus: Annotated[float | None, ENGINES] = Field(default=None, ge=0, description="a rank; default: 1 if GPUs, else 0")
-    # In float16 gradients of single tokens vanish unless the loss is scaled, which nothing here does.
+    # float16 is left out: gradients of single tokens vanish in it unless the loss is scaled, which nothing here does.
     dtype: Annotated[Literal["float32", "bfloat16"], ROWS, NUMBERS, ANSWERS, ENGINES] = "bfloat16"
     updates_per_step: Annotated[int, NUMBERS] = Field(default=1, ge=1)
     tokens_per_micro_batch: Annotated[int, NOTHING] = Field(
-        default=32768, ge=1, description="of the student's or the teacher's side"
+        default=32768, ge=1, description="most tokens of the student's and of the teacher's side"
     )
     chunk_tokens: Annotated[int, NOTHING] = Field(
         default=1024, ge=1, description="response tokens whose logit gradients exist at a time"
@@ -93,7 +93,7 @@ class LearnerConfig(Node):
     grad_clip: Annotated[float, NUMBERS] = Field(default=1.0, gt=0)
     activation_checkpointing: Annotated[bool, NOTHING] = False
     start_timeout_s: Annotated[float, NOTHING] = Field(
-        default=1800, gt=0, description="to load the models, and a checkpoint"
+        default=1800, gt=0, description="longest time to load the models and a checkpoint"
     )
     step_timeout_s: Annotated[float, NOTHING] = Field(default=3600, gt=0)
 
@@ -121,5 +121,5 @@ class CheckpointConfig(Node):
     best_is: Annotated[Literal["max", "min"], NOTHING] = "max"
     asynchronous: Annotated[bool, NOTHING] = Field(default=True, description="write while the next steps train")
     export: Annotated[Literal["merged", "adapter"], NOTHING] = Field(
-        default="merged", description="of the Hugging Face folder of a student with learner.lora"
+        default="merged", description="what the Hugging Face folder holds of a student with learner.lora"
     )

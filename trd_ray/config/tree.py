@@ -1,4 +1,4 @@
-"""The whole tree of keys, and what a recipe says as a whole."""
+"""The whole tree of keys, and what follows from a recipe as a whole."""
 
 from pathlib import Path
 from typing import Annotated
@@ -41,9 +41,9 @@ class ClusterConfig(Node):
     local_cpus: Annotated[int | None, MACHINES] = Field(
         default=None, ge=1, description="size of the local cluster; default: all cores"
     )
-    object_store_gib: Annotated[float, MACHINES] = Field(default=0.5, gt=0, description="of the local cluster")
+    object_store_gib: Annotated[float, MACHINES] = Field(default=0.5, gt=0, description="the local cluster's")
     dashboard: Annotated[bool, MACHINES] = Field(
-        default=False, description="of the local cluster; a cluster of its own has one anyway"
+        default=False, description="whether the local cluster has one; a cluster of its own has one anyway"
     )
     memory_gib: Annotated[float | None, MACHINES] = Field(
         default=None, gt=0, description="host memory that the run may count on; default: what is free now"
@@ -92,7 +92,7 @@ class Recipe(Node):
 
     @property
     def directory(self) -> Path:
-        """Absolute: the processes of a run have other working directories."""
+        """The run directory. It is absolute, since the processes of a run have other working directories."""
         return Path(self.run_dir or f"runs/{self.name}").expanduser().absolute()
 
     @property
@@ -102,7 +102,7 @@ class Recipe(Node):
 
     @property
     def refines(self) -> bool:
-        """Whether y_r is made at all: it trains, or the teacher view or the subset needs it."""
+        """Whether y_r is made at all: it trains, or the subset needs it."""
         return self.train.trajectory == "y_r" or self.train.subset == "repaired"
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """YAML as PyYAML's safe loader reads it, but a key that stands twice in a mapping is an error, not a silent choice.
 
-YAML itself forbids it (https://yaml.org/spec/1.2.2/#mapping). A key that goes before one merged with `<<` is not twice.
+YAML itself forbids it (https://yaml.org/spec/1.2.2/#mapping). A key that replaces one merged with `<<` does not stand
+twice.
 """
 
 from typing import Any
@@ -9,12 +10,12 @@ import yaml
 
 
 class RepeatedKey(yaml.YAMLError):
-    """Its text says which key, and in which lines."""
+    """A key stands twice. The text says which key, and in which lines."""
 
 
 class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        # Here, before merged keys are written out among the others.
+        # The check is here, before merged keys are written out among the others.
         node = super().compose_mapping_node(anchor)
         seen: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -30,5 +31,5 @@ class _Loader(yaml.SafeLoader):
 
 
 def read(text: str) -> Any:
-    """Raises yaml.YAMLError, for a repeated key RepeatedKey."""
+    """What a YAML text holds. Raises yaml.YAMLError, and RepeatedKey, one of these, for a repeated key."""
     return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
