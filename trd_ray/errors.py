@@ -24,7 +24,7 @@ class UserError(Exception):
 class Faults:
     """Everything that is wrong, from checks that do not depend on one another.
 
-    `with faults:` around each check keeps its UserError and goes on after the block; `require_none` raises all of them.
+    `with faults:` around each check keeps its UserError and goes on after the block. `require_none` raises all of them.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Faults:
         self.sentences += [sentence for sentence in sentences if sentence not in self.sentences]
 
     def require_none(self) -> None:
-        """Raise UserError if there is any."""
+        """Raise UserError if anything is wrong."""
         if self.sentences:
             raise UserError(*self.sentences)
 

@@ -38,13 +38,13 @@ class ModelFacts:
     tied_embeddings: bool
     max_positions: int
     dtype: str
-    eos_ids: tuple[int, ...]  # they end generation; from generation_config.json, else from config.json
+    eos_ids: tuple[int, ...]  # they end generation, by generation_config.json, else by config.json
     head_bias: bool = False  # whether lm_head has a bias
     linear_layers: tuple[str, ...] = ()  # last parts of the names of linear modules, without lm_head
 
 
 def resolve(path: str, revision: str | None = None) -> str:
-    """What transformers and vLLM load for a name. Models that are made here are made. Raises UserError for no model."""
+    """What transformers and vLLM load for a name; a model that is made here is made first. Raises UserError."""
     if (made := made_here.like(path, made_here.MODELS)) and not Path(path).exists():
         if path not in made_here.MODELS:
             raise UserError(f"there is no model {path}: it is {' or '.join(made)}")
@@ -85,7 +85,7 @@ def _check_hub(name: str, revision: str | None) -> None:
         if isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
             return
         HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S)
-    except Exception as e:  # from the hub's HTTP client too, which differs between its versions
+    except Exception as e:  # the hub's HTTP client raises its own, which differ between its versions
         raise UserError(
             f"there is no such model: {name} is not a folder here, not in the cache, and the Hugging Face hub does not "
             f"answer for it ({' '.join(str(e).split())[:200]}); {_WANTED}"

@@ -27,7 +27,7 @@ from trd_ray.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The default wordings by verify.task; `prompts` in the recipe replaces each.
+# The default wordings by verify.task. `prompts` in the recipe replaces any of them.
 WORDINGS: dict[str, dict[str, str]] = {}
 WORDINGS["math"] = {
     "solve": """{problem}

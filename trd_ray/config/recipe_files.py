@@ -14,7 +14,7 @@ from trd_ray.errors import UserError
 
 
 def recipe_path(name: str) -> Path:
-    """A recipe file, or the name of one that ships with the package (`miniature_opsd`)."""
+    """The file of a recipe, which `name` is, or which ships with the package under `name`. Raises UserError."""
     path = Path(name)
     if path.is_file():
         return path

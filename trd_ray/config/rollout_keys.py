@@ -11,7 +11,7 @@ DType = Literal["float32", "bfloat16", "float16"]
 
 
 def resolved_length(tokens: int | None) -> int:
-    """A length that is no longer None: `trd_ray.preflight.lengths.resolve` gave every run's recipe its lengths."""
+    """A length that `trd_ray.preflight.lengths.resolve` gave a number. Raises ValueError where it has not yet."""
     if tokens is None:
         raise ValueError("this recipe's lengths are not resolved: take the recipe of trd_ray.session.inputs's Inputs")
     return tokens
@@ -47,7 +47,7 @@ class TeacherConfig(ModelConfig):
         default="refine", description="what the teacher sees when it scores the response for the KL"
     )
     dtype: Annotated[DType | None, NUMBERS] = Field(
-        default=None, description="the teacher's in the learner; default: learner.dtype"
+        default=None, description="the teacher's weights in the learner; default: learner.dtype"
     )
 
 

@@ -41,7 +41,9 @@ class ClusterConfig(Node):
     local_cpus: Annotated[int | None, MACHINES] = Field(
         default=None, ge=1, description="size of the local cluster; default: all cores"
     )
-    object_store_gib: Annotated[float, MACHINES] = Field(default=0.5, gt=0, description="the local cluster's")
+    object_store_gib: Annotated[float, MACHINES] = Field(
+        default=0.5, gt=0, description="size of the local cluster's object store"
+    )
     dashboard: Annotated[bool, MACHINES] = Field(
         default=False, description="whether the local cluster has one; a cluster of its own has one anyway"
     )

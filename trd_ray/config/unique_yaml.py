@@ -10,7 +10,7 @@ import yaml
 
 
 class RepeatedKey(yaml.YAMLError):
-    """A key stands twice. The text says which key, and in which lines."""
+    """A key stands twice. The message says which key, and in which lines."""
 
 
 class _Loader(yaml.SafeLoader):

@@ -47,7 +47,7 @@ def model_path(name: str) -> Path:
 def problems(split: str) -> list[dict]:
     """The problems of one of SPLITS, always the same.
 
-    "train" has 3200 chains of few and many steps, "test" 200 long ones that are held out, "tune" 200 others of these.
+    "train" has 3200 chains of few and many steps. "test" and "tune" have 200 long ones each, held out.
     """
     prefix, split = _split(split)
     of_world = _problems_of_world(prefix)

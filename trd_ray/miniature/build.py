@@ -30,7 +30,8 @@ from trd_ray.miniature.measure import prompt_text, scores
 from trd_ray.miniature.world import NAMES, Lesson, Name, Spec, World
 
 IGNORED = -100  # the label of a token that is not trained on
-THREADS = 1  # fixed, because the order of float sums depends on it; the matrices are too small to gain much from more
+# Fixed, because the order of float sums depends on it. The matrices are too small to gain much from more.
+THREADS = 1
 
 WORLDS = {world.name: world for world in (pretrain.WORLD, code.WORLD)}
 
@@ -181,7 +182,7 @@ def _save(model: Qwen3ForCausalLM, words: PreTrainedTokenizerFast, folder: Path)
 
 
 def main(argv: list[str]) -> int:
-    """`trd miniature ...`: returns the exit code; raises UserError, which the command line prints."""
+    """`trd miniature ...`. Returns the exit code. Raises UserError, which the command line prints."""
     parser = argparse.ArgumentParser(prog="trd miniature", description="Make a miniature world's student and teacher.")
     parser.add_argument("command", choices=["build"])
     parser.add_argument("--world", choices=WORLDS, default="arithmetic")

@@ -114,7 +114,7 @@ def check(
     corpus: Corpus | None = None,
     trains: bool = True,
 ) -> Findings:
-    """Refuse what cannot work, as a UserError. `problems` is None for a corpus, `evaluation` where there is none."""
+    """Refuse what cannot work: raises UserError. `problems` is None for a corpus, `evaluation` where there is none."""
     faults = Faults()
     if trains:
         with faults:

@@ -93,7 +93,7 @@ def _left(context: int, prompts: Sequence[int]) -> int:
 
 
 def carried(recipe: Recipe, begun: Recipe) -> Recipe:
-    """The recipe, with the lengths of `begun`, which was resolved before, where its own are empty."""
+    """The recipe, in which the lengths of `begun`, which was resolved before, replace the empty ones."""
     return _with_lengths(
         recipe,
         recipe.sampler.max_response_tokens or begun.sampler.max_response_tokens,
@@ -222,15 +222,15 @@ def _refusals(
     response = f"{'refiner' if asked.train.trajectory == 'y_r' else 'sampler'}.max_response_tokens"
     default = asked.refiner.max_prompt_tokens is None
     what_is_left = default and resolved.refiner.prompt_tokens < REFINE_PROMPT_TOKENS[asked.teacher.mode]
-    raise_ = {
+    longer = {
         pool: f"raise {pool}.max_model_len (the model has {model.max_positions} positions)"
         for pool, model in (("sampler", student), ("refiner", teacher))
     }
     remedies = {
-        "sampler": f"lower sampler.max_response_tokens, {raise_['sampler']}",
-        "teacher's prompt": f"lower refiner.max_response_tokens, {raise_[engine]}" if what_is_left else "raise it",
+        "sampler": f"lower sampler.max_response_tokens, {longer['sampler']}",
+        "teacher's prompt": f"lower refiner.max_response_tokens, {longer[engine]}" if what_is_left else "raise it",
         "refiner": "lower sampler.max_response_tokens, refiner.max_prompt_tokens or refiner.max_response_tokens, "
-        f"{raise_[engine]}",
+        f"{longer[engine]}",
         "teacher": f"lower refiner.max_prompt_tokens or {response}",
         "student": f"lower {response}",
     }

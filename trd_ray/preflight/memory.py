@@ -64,7 +64,7 @@ def rank_gib(
         (width if learner.lora else 4) * student.parameters,
         shards["weights"] + ("teacher" in shards) * teacher.parameters * teacher_width,
     )
-    if not on_gpu:  # to a GPU only shards are moved
+    if not on_gpu:  # only shards are moved to a GPU
         parts["loading"] = max(0, loading - sum(parts.values()))
     if learner.cpu_offload and on_gpu:
         parts = {name: size for name, size in parts.items() if name not in shards}

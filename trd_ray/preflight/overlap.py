@@ -71,7 +71,7 @@ def overlap(trained: Sequence[str], held_out: Sequence[str]) -> Overlap:
 
 
 def in_common(ours: Iterable[str], theirs: Iterable[str]) -> list[str]:
-    """The texts of theirs that are, as problems, the same as one of ours; each once, sorted."""
+    """The texts of theirs that are the same problem as one of ours, each once, sorted."""
     known = {normalised(text) for text in ours}
     return sorted({text for text in theirs if normalised(text) in known})
 

@@ -246,10 +246,10 @@ def _engine(
     length = engine.max_model_len or model.max_positions
     sequence_gib = estimate.sequence_gib(engine, recipe, model, length)
     if kv_gib < sequence_gib:
-        raise_ = f"{name}.tensor_parallel or {name}.memory_utilization" if on_gpu else f"{name}.cpu_kv_cache_gib"
+        keys = f"{name}.tensor_parallel or {name}.memory_utilization" if on_gpu else f"{name}.cpu_kv_cache_gib"
         reasons.append(
             f"the {name}'s KV cache has {max(0.0, kv_gib):.1f} GiB, but one sequence of {length} tokens takes "
-            f"{sequence_gib:.1f}: raise {raise_}, or lower {name}.max_model_len"
+            f"{sequence_gib:.1f}: raise {keys}, or lower {name}.max_model_len"
         )
     note = f"cache for {max(0, math.floor(kv_gib / sequence_gib))} sequences of {length} tokens"
     host = estimate.HOST_OVERHEAD_GIB["engine"] if on_gpu else sum(memory.values())

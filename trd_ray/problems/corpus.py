@@ -37,7 +37,7 @@ def open_corpus(folder: str | Path) -> RowFiles:
 
 
 def problems_of_corpus(folder: str | Path, rows: int | None = None) -> pa.Table:
-    """Each problem once, in the order of the corpus's rows. `rows` keeps only the first so many rows."""
+    """Each problem once, in the order of the corpus's rows. Only the first `rows` rows count."""
     first = None if rows is None else pc.field("row") < rows
     names = [field.name for field in PROBLEM if field.name != "tests"]
     found: dict[str, dict] = {}

@@ -25,7 +25,7 @@ from trd_ray.problems.taco.references import Progress
 
 @dataclass(frozen=True)
 class ProblemSet:
-    table: pa.Table  # of rows.PROBLEM, with unique problem_ids
+    table: pa.Table  # its schema is rows.PROBLEM, its problem_ids are unique
     set_aside: tuple[SetAside, ...] = ()
     notes: tuple[str, ...] = ()  # a sentence each
     benchmark: benchmarks.Benchmark | None = None  # a benchmark's title and source, and how the paper samples it

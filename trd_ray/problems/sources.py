@@ -31,7 +31,7 @@ _CELL_CHARACTERS = 2**27  # the csv module allows 131,072
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 _ROWS_AT_ONCE = 64
 
-# (where the row stands, which messages name; its columns)
+# The place of a row, which messages name, and the row: column -> value.
 Row = tuple[str, dict[str, Any]]
 
 
@@ -242,7 +242,7 @@ def hub_folder(repository: str, patterns: list[str], otherwise: str) -> Path:
     silent = None
     try:
         HfApi().dataset_info(name, revision=revision or None, timeout=HUB_TIMEOUT_S)
-    except Exception as e:  # from the hub's HTTP client too, which differs between its versions
+    except Exception as e:  # the hub's HTTP client raises its own, which differ between its versions
         silent = e  # it may be in the cache, for which snapshot_download alone would first try the hub for minutes
     try:
         return Path(
@@ -271,7 +271,7 @@ def _hub(path: str, split: str, group: str) -> tuple[list[Row], list[str]]:
             # The hub says no at once, where load_dataset retries for half a minute.
             HfApi().dataset_info(name, timeout=HUB_TIMEOUT_S)
         found = datasets.load_dataset(name, subset or None, split=split)
-    except Exception as e:  # from the hub's HTTP client too, which differs between its versions
+    except Exception as e:  # the hub's HTTP client raises its own, which differ between its versions
         raise UserError(
             f"{path} is neither a file or folder here nor a Hugging Face data set with the split {split!r} "
             f"({' '.join(str(e).split())[:300]}): check {group}.path and {group}.split, and the network"

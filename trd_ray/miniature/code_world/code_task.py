@@ -158,7 +158,7 @@ def program(response: str) -> str | None:
 
 
 def solved(chain: ProgramChain, response: str) -> bool:
-    """Does the response pass the chain's tests, by this world's own reading of its statements?"""
+    """Whether the response passes the chain's tests, by this world's own reading of its statements."""
     written = program(response)
     return written is not None and all(run(written, given) == printed for given, printed in cases(chain))
 
@@ -170,7 +170,7 @@ def cases(chain: ProgramChain) -> list[tuple[str, str]]:
 
 
 def is_decided(chain: ProgramChain) -> bool:
-    """Do the cases fail every program that gives any one made-up instruction another meaning?"""
+    """Whether the cases fail every program that gives any one made-up instruction another meaning."""
     _, undecided = _cases(chain)
     return undecided == 0
 

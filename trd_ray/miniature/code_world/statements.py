@@ -16,7 +16,7 @@ Effect = Callable[[Numbers], Numbers]
 
 @dataclass(frozen=True)
 class Form:
-    """A statement for each constant c, and the plain instruction that asks for it. "" where a made-up word does."""
+    """A statement for each constant c, and the plain instruction that asks for it, or "" where a made-up word does."""
 
     instruction: str
     statement: str

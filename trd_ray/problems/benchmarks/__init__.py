@@ -34,7 +34,7 @@ class Benchmark:
     name: str
     title: str
     task: Task
-    problems: pa.Table  # of rows.PROBLEM
+    problems: pa.Table  # its schema is rows.PROBLEM
     source: str  # where the problems were read
     licence: str
     expected: int | None  # how many problems were published; None for a part of them, or one's own

@@ -117,7 +117,7 @@ BY_NAME = {entry.name: entry for entry in ENTRIES}
 
 
 def listing() -> str:
-    """The table for the terminal, one line a benchmark."""
+    """The table of the benchmarks for the terminal, a line for each."""
     lines = [("name", "problems", "source", "licence")]
     lines += [(e.name, str(e.problems), e.repository, e.licence) for e in ENTRIES]
     widths = [max(len(line[column]) for line in lines) for column in range(3)]

@@ -21,7 +21,7 @@ from trd_ray.errors import UserError
 from trd_ray.problems.benchmarks import fields
 from trd_ray.verify.code.tests import IMPORTS, Tests
 
-TIME_LIMIT_S = 6.0  # for each case, as LiveCodeBench's runner has it by default
+TIME_LIMIT_S = 6.0  # each case may take so long; the default of LiveCodeBench's runner
 
 _STRINGS = {"UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"}
 _HARMLESS = _STRINGS | {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}

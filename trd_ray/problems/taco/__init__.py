@@ -27,7 +27,7 @@ __all__ = ["SetAside", "Taco", "load", "tests_of"]
 REPOSITORY = "BAAI/TACO"
 DIFFICULTIES = ("EASY", "MEDIUM", "MEDIUM_HARD", "HARD", "VERY_HARD", "UNKNOWN_DIFFICULTY")
 SOLUTIONS_TRIED = 8
-TIMEOUT_S = 24 * 3600.0  # for all references together
+TIMEOUT_S = 24 * 3600.0  # all references together may take so long
 
 _VERSION = 1  # raised when the cache is to hold something else
 _SCHEMA = pa.schema([*rows.PROBLEM, pa.field("name", pa.string()), pa.field("set_aside", pa.string())])
@@ -35,7 +35,7 @@ _SCHEMA = pa.schema([*rows.PROBLEM, pa.field("name", pa.string()), pa.field("set
 
 @dataclass(frozen=True)
 class Taco:
-    problems: pa.Table  # of rows.PROBLEM
+    problems: pa.Table  # its schema is rows.PROBLEM
     set_aside: list[SetAside]
 
     def __str__(self) -> str:

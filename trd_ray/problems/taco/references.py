@@ -179,7 +179,7 @@ class _RayTasks:
         try:
             return self._ray.get(task)
         except self._ray.exceptions.RayTaskError as e:
-            if isinstance(e.cause, UserError):  # a node has no sandbox; the other process's traceback tells no more
+            if isinstance(e.cause, UserError):  # a node has no sandbox, and the traceback there tells no more
                 raise UserError(str(e.cause)) from e
             raise
 

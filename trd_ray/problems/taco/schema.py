@@ -107,7 +107,7 @@ def _candidate(row: dict[str, Any], copies: Counter[str], max_tests: int | None,
 
 
 def _parsed(cell: Any) -> Any:
-    """What a cell of JSON text says. Copies in JSON Lines may hold it as it is. None for an empty cell."""
+    """What a cell says as JSON text, or the cell itself where a copy holds no text. None for an empty one."""
     return json.loads(cell) if isinstance(cell, str) and cell else cell or None
 
 
@@ -171,13 +171,13 @@ def _arguments(args: Any) -> Any:
 
 
 def seconds(published: str | None) -> float | None:
-    """ "2.0 seconds" -> 2.0, "500 ms" -> 0.5; None where there is no limit to read."""
+    """ "2.0 seconds" -> 2.0, "500 ms" -> 0.5. None where there is no limit to read."""
     found = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(ms|milli)?", str(published or ""), re.IGNORECASE)
     return (float(found[1]) / (1000 if found[2] else 1) or None) if found else None
 
 
 def mebibytes(published: str | None) -> int | None:
-    """ "256.0 megabytes" -> 256, "1 gigabyte" -> 1024; None where there is no limit to read."""
+    """ "256.0 megabytes" -> 256, "1 gigabyte" -> 1024. None where there is no limit to read."""
     found = re.match(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kmg]?)", str(published or ""), re.IGNORECASE)
     if not found:
         return None
