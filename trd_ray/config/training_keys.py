@@ -35,7 +35,7 @@ class LossConfig(Node):
     rest: Annotated[Literal["renormalise", "tail"], NUMBERS] = Field(
         default="renormalise", description="top_k: both sides renormalised over the k, or the rest as one more token"
     )
-    temperature: Annotated[float, NUMBERS] = Field(default=1.0, gt=0, description="both distributions are taken at it")
+    temperature: Annotated[float, NUMBERS] = Field(default=1.0, gt=0, description="temperature of both distributions")
     token_clip: Annotated[float | None, NUMBERS] = Field(
         default=None, gt=0, description="largest divergence of a token, in nats"
     )

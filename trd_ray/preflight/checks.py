@@ -143,7 +143,7 @@ def check(
     if templates:
         with faults:
             views = Views(recipe, student_tokenizer, teacher_tokenizer)
-    if views or not templates:  # Views has told of a template that renders nothing
+    if views or not templates:  # else Views has told of a template that renders nothing
         with faults:
             _same_ends(recipe, student, teacher, student_tokenizer, teacher_tokenizer)
     if views:

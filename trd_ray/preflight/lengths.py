@@ -93,7 +93,7 @@ def _left(context: int, prompts: Sequence[int]) -> int:
 
 
 def carried(recipe: Recipe, begun: Recipe) -> Recipe:
-    """The recipe, in which the lengths of `begun`, which was resolved before, replace the empty ones."""
+    """The recipe, with its empty lengths taken from `begun`, which was resolved before."""
     return _with_lengths(
         recipe,
         recipe.sampler.max_response_tokens or begun.sampler.max_response_tokens,

@@ -59,7 +59,7 @@ def rank_gib(
         "head gradient": 0 if learner.lora else (4 + width) * head,
         "activations": _activations(student, tokens, width, learner.activation_checkpointing),
     }
-    # Each rank loads a whole model before it keeps its shard; FSDP shards the student before the teacher is loaded.
+    # Each rank loads a whole model before it keeps its shard. FSDP shards the student before the teacher is loaded.
     loading = max(
         (width if learner.lora else 4) * student.parameters,
         shards["weights"] + ("teacher" in shards) * teacher.parameters * teacher_width,

@@ -126,7 +126,7 @@ def sync_backend(recipe: Recipe, gpus_available: bool) -> str:
     per_engine = gpus_per_engine(recipe.sampler, gpus_available)
     per_rank = gpus_per_rank(recipe, gpus_available)
     workers = recipe.sampler.replicas * recipe.sampler.tensor_parallel
-    share = per_engine / recipe.sampler.tensor_parallel + per_rank  # reserved of a GPU that holds both
+    share = per_engine / recipe.sampler.tensor_parallel + per_rank  # what the two reserve of a GPU that holds both
     on_gpus = per_engine > 0 and per_rank > 0
     colocated = on_gpus and share <= 1 and workers == recipe.learner.workers
     if asked == "auto":
