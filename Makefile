@@ -29,7 +29,7 @@ quickstart: $(READY)
 	@.venv/bin/trd train miniature_opsd run_dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S)
 
 test: $(READY)
-	@$(PY) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@$(PY) -m pytest -n 2 --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-long: $(READY)
 	@$(PY) -m pytest -m long $(ARGS)

@@ -21,16 +21,31 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+# Files whose tests share one Ray and the engines of `pools`, and files that start whole runs.
+POOLS = {
+    "tests/compare/test_compare.py",
+    "tests/distill/test_trainer.py",
+    "tests/engine/test_pool.py",
+    "tests/engine/test_sync.py",
+    "tests/evaluate/test_evaluate.py",
+    "tests/problems/test_taco.py",
+}
+RUNS = {
+    "tests/evaluate/test_whole.py",
+    "tests/jobs/test_submit.py",
+    "tests/train/test_chaos.py",
+    "tests/train/test_train.py",
+}
+
+
 def pytest_collection_modifyitems(items):
     for item in items:
+        file = item.nodeid.partition("::")[0]
         shared = "ray_cluster" in item.fixturenames
-        if shared:
+        if shared and file not in POOLS:
+            raise pytest.UsageError(f"{item.nodeid} shares the tests' Ray: name its file among POOLS in conftest.py")
+        if shared or file in RUNS:
             item.add_marker(pytest.mark.slow)
-        slow = item.get_closest_marker("slow") or item.get_closest_marker("long")
-        group = "pools" if shared else "runs" if slow else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
-    # The groups start in the order of their first tests.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
     if not (shutil.which("g++") or shutil.which("clang++")):
         for item in items:
@@ -44,6 +59,22 @@ def pytest_collection_modifyitems(items):
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """One process for POOLS, one for RUNS, and each other file to the process that is free first.
+
+    The groups of pytest-xdist 3.8 do not work with pytest 9.2, whose node ids it can no longer change.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "pools" if file in POOLS else "runs" if file in RUNS else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from trd_ray import miniature
 from trd_ray.rows import RowFiles
 
 # A little of everything: 5 steps of 16 rollouts, one block a step. Long enough to be interrupted in the middle.
@@ -128,3 +129,11 @@ def wait_for_step(
         assert process.poll() is None, (output or Path(f"{directory}.out")).read_text()[-3000:]
         assert time.monotonic() < deadline, f"step {steps} was not recorded within {timeout_s} s"
         time.sleep(0.2)
+
+
+def held_out(place: Path, n: int = 20, first: int = 0) -> Path:
+    """Problems of the miniature test set, as a file of one's own."""
+    rows = miniature.problems("test")[first : first + n]
+    keys = ("problem_id", "problem", "answer", "reference")
+    place.write_text("".join(json.dumps({key: row[key] for key in keys}) + "\n" for row in rows))
+    return place

@@ -1,21 +1,17 @@
-"""`trd evaluate`: what it is told to evaluate, its samples on disk, and whole evaluations as a user starts them."""
+"""`trd evaluate`: what it is told to evaluate, and its samples on disk."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
 import time
-from collections import Counter
 from pathlib import Path
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from runs import Finished, descendants, finish, run, start
+from runs import held_out
 from trd_ray import miniature
 from trd_ray.config import EvaluationConfig, VerifyConfig
 from trd_ray.engine.actor import Generation
@@ -28,7 +24,7 @@ from trd_ray.evaluate.samples import Samples, verifier_of
 from trd_ray.evaluate.target import target
 from trd_ray.evaluate.weights import difference, fingerprint
 from trd_ray.rows import TRAJECTORY
-from trd_ray.score.stats import Answer, compare, from_json, score, table
+from trd_ray.score.stats import Answer, compare, score, table
 from trd_ray.stream.answers import Ask, Question, Verified, answers, seed_of_sample
 from trd_ray.verify import Verdict
 from trd_ray.verify.code.tests import Tests
@@ -90,7 +86,7 @@ def test_a_length_that_the_run_s_context_gave_holds_for_its_checkpoints_and_the_
 
 
 def test_a_model_s_own_context_limits_an_evaluation_on_one_s_own_file(tmp_path):
-    own = problems(tmp_path / "own.jsonl", 3)
+    own = held_out(tmp_path / "own.jsonl", 3)
     [exam] = plan(MODEL, [], [f"evaluation.path={own}"]).exams
     assert exam.settings["evaluation"]["max_response_tokens"] == exam.evaluation.response_tokens
     assert (
@@ -100,7 +96,7 @@ def test_a_model_s_own_context_limits_an_evaluation_on_one_s_own_file(tmp_path):
 
 
 def test_what_is_wrong_with_several_benchmarks_is_told_at_once(tmp_path):
-    names = [str(problems(tmp_path / f"{n}.jsonl", n)) for n in (2, 3)]
+    names = [str(held_out(tmp_path / f"{n}.jsonl", n)) for n in (2, 3)]
     with pytest.raises(UserError) as refused:
         plan(MODEL, [*names, "aime42"], [])
     assert len(refused.value.sentences) == 1  # what is named comes first
@@ -121,15 +117,8 @@ def test_a_model_a_recipe_and_the_miniature_are_told_apart(tmp_path):
         target("miniature_opds", [])
 
 
-def problems(place: Path, n: int = 20, first: int = 0) -> Path:
-    rows = miniature.problems("test")[first : first + n]
-    keys = ("problem_id", "problem", "answer", "reference")
-    place.write_text("".join(json.dumps({key: row[key] for key in keys}) + "\n" for row in rows))
-    return place
-
-
 def test_a_benchmark_brings_its_own_limits_and_what_is_set_goes_before(tmp_path):
-    own = str(problems(tmp_path / "own.jsonl", 3))
+    own = str(held_out(tmp_path / "own.jsonl", 3))
     short = "evaluation.max_response_tokens=100"
     [exam] = plan("miniature:student", [own], [short, "evaluation.limit=2"]).exams
     assert (exam.name, len(exam.questions)) == ("own", 2)
@@ -144,7 +133,7 @@ def test_a_benchmark_brings_its_own_limits_and_what_is_set_goes_before(tmp_path)
 
 
 def test_engines_get_the_context_that_the_longest_benchmark_needs(tmp_path):
-    names = [str(problems(tmp_path / f"{n}.jsonl", n)) for n in (2, 3)]
+    names = [str(held_out(tmp_path / f"{n}.jsonl", n)) for n in (2, 3)]
     planned = plan("miniature:student", names, [])
     longest = max(exam.prompt_tokens.longest for exam in planned.exams) + 128
     assert planned.recipe.sampler.max_model_len == longest
@@ -166,7 +155,7 @@ def test_engines_get_the_context_that_the_longest_benchmark_needs(tmp_path):
 def test_what_cannot_be_evaluated_is_refused_in_a_sentence(arguments, said, tmp_path, capsys):
     from trd_ray.cli import main
 
-    own = str(problems(tmp_path / "own.jsonl", 3))
+    own = str(held_out(tmp_path / "own.jsonl", 3))
     arguments = [own if a == "OWN" else a for a in arguments]
     assert main(["evaluate", *arguments, f"run_dir={tmp_path / 'run'}"]) == 2
     assert re.search(said, capsys.readouterr().err, re.DOTALL)
@@ -177,13 +166,13 @@ def test_a_directory_of_a_training_run_is_not_written_into(tmp_path, capsys):
     from trd_ray.cli import main
 
     folder = a_run(tmp_path / "mine")
-    own = str(problems(tmp_path / "own.jsonl", 3))
+    own = str(held_out(tmp_path / "own.jsonl", 3))
     assert main(["evaluate", "miniature:student", own, f"run_dir={folder}"]) == 2
     assert "holds a training run: set run_dir" in capsys.readouterr().err
 
 
 def test_a_new_directory_has_no_folders_that_an_evaluation_leaves_empty(tmp_path):
-    planned = plan("miniature:student", [str(problems(tmp_path / "own.jsonl", 2))], [])
+    planned = plan("miniature:student", [str(held_out(tmp_path / "own.jsonl", 2))], [])
     directory = _claim(tmp_path / "run", planned.recipe)
     directory.release()
     assert {p.name for p in directory.path.iterdir() if p.is_dir()} == {"evaluation", "logs"}
@@ -192,7 +181,7 @@ def test_a_new_directory_has_no_folders_that_an_evaluation_leaves_empty(tmp_path
 def test_the_thinking_mode_is_stated_and_told(tmp_path):
     model = tmp_path / "thinker"
     shutil.copytree(miniature.model_path("student"), model)
-    own, asked = str(problems(tmp_path / "own.jsonl", 2)), ["evaluation.max_response_tokens=64"]
+    own, asked = str(held_out(tmp_path / "own.jsonl", 2)), ["evaluation.max_response_tokens=64"]
     [exam] = plan(str(model), [own], asked).exams
     assert "no thinking mode" in exam.thinking
     template = model / "chat_template.jinja"
@@ -442,132 +431,3 @@ def test_every_sample_gets_its_own_verdict_whatever_is_grouped_with_it(ray_clust
         (f"p{p}", i) for p in range(5) for i in range(7)
     ]
     assert all(e.verdict.passed == (e.ask.sample == int(e.ask.question.problem["answer"])) for e in events)
-
-
-# Whole evaluations
-
-QUICK = ["evaluation.bootstrap=200"]
-
-
-def samples_in(directory: Path, name: str = "own") -> list[dict]:
-    place = directory / "evaluation" / f"{name}.jsonl"
-    lines = place.read_bytes().splitlines(keepends=True) if place.exists() else []
-    return [line for line in map(json.loads, (x for x in lines if x.endswith(b"\n"))) if line.get("kind") == "sample"]
-
-
-def key(sample: dict) -> tuple[str, int]:
-    return sample["problem_id"], sample["sample"]
-
-
-def wait_for_samples(process, directory: Path, n: int) -> None:
-    deadline = time.monotonic() + 200
-    while len(samples_in(directory)) < n:
-        assert process.poll() is None, Path(f"{directory}.out").read_text()[-3000:]
-        assert time.monotonic() < deadline, f"no {n} samples came"
-        time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    problems(folder / "own.jsonl", 60)
-    problems(folder / "other.jsonl", 10, first=60)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(data, tmp_path_factory) -> Finished:
-    """Two benchmarks, 8 samples a problem, never interrupted."""
-    directory = tmp_path_factory.mktemp("whole") / "run"
-    names = [str(data / "own.jsonl"), str(data / "other.jsonl")]
-    return run(directory, "evaluate", "miniature:student", *names, *QUICK, "evaluation.samples=8")
-
-
-@pytest.mark.slow
-def test_an_evaluation_leaves_scores_samples_and_a_report(whole):
-    assert whole.code == 0, whole.output[-3000:]
-    assert whole.left == []
-    for name, n in (("own", 60), ("other", 10)):
-        found = json.loads((whole.directory / "evaluation" / f"{name}.json").read_text())
-        score = from_json(found)
-        assert (score.problems, score.samples, score.name) == (n, 8, "miniature-student")
-        assert set(score.scores) == {"avg@8", *(f"pass@{k}" for k in range(1, 9))}
-        assert sum(len(b["problems"]) for b in found["buckets"]) == n
-        assert found["settings"]["evaluation"]["temperature"] == 1
-        rows = pq.read_table(whole.directory / "evaluation" / f"{name}.parquet").to_pylist()
-        assert len(rows) == 8 * n
-        assert sum(r["y_o"]["passed"] for r in rows) == sum(map(sum, score.per_problem.values())) > 0
-        assert all(r["y_o"]["passed"] == score.per_problem[r["problem_id"]][r["sample"]] for r in rows)
-        assert all(len(r["y_o"]["ids"]) == r["tokens"] and r["y_o"]["text"] and r["seed"] for r in rows)
-    report = (whole.directory / "evaluation.md").read_text()
-    for part in ("## Summary", "| mean |", "## own", "## other", "| never |", "Pass@8"):
-        assert part in report
-    for part in ("Avg@8", "Pass@2", "Cut at the length limit", "all benchmarks"):
-        assert part in whole.output
-
-
-@pytest.mark.slow
-def test_a_killed_evaluation_goes_on_and_samples_nothing_twice(whole, data, tmp_path):
-    """SIGKILL, then Ctrl-C, then to the end; the last start asks for more samples of fewer at a time."""
-    assert whole.code == 0
-    directory = tmp_path / "run"
-    command = (directory, "evaluate", "miniature:student", str(data / "own.jsonl"), *QUICK)
-    slowly = ["sampler.max_concurrent=4"]
-
-    process = start(*command, *slowly, "evaluation.samples=4")
-    wait_for_samples(process, directory, 30)
-    others = descendants(process.pid)
-    process.kill()
-    process.wait()
-    for other in others:  # a driver that is killed leaves Ray's own agents behind
-        with contextlib.suppress(psutil.NoSuchProcess):
-            other.kill()
-    first = samples_in(directory)
-    assert 30 <= len(first) < 240
-    with open(directory / "evaluation" / "own.jsonl", "ab") as file:
-        file.write(b'{"kind": "sample", "problem_id": "test-0')
-
-    process = start(*command, *slowly, "evaluation.samples=4")
-    wait_for_samples(process, directory, len(first) + 20)
-    os.killpg(process.pid, signal.SIGINT)
-    stopped = finish(process, directory)
-    assert stopped.code == 130 and stopped.left == [], stopped.output[-3000:]
-    assert "the same command goes on" in stopped.output
-    second = samples_in(directory)
-    assert second[: len(first)] == first and len(second) < 240
-
-    done = run(*command, "evaluation.samples=8")
-    assert done.code == 0, done.output[-3000:]
-    third = samples_in(directory)
-    assert third[: len(second)] == second
-    assert Counter(map(key, third)) == Counter((s["problem_id"], i) for s in samples_in(whole.directory)
-                                               if s["sample"] == 0 for i in range(8))  # fmt: skip
-    # The same seeds; which samples are decoded beside it moves a logit's last bits, and thereby, rarely, a token.
-    uninterrupted = {key(s): s for s in samples_in(whole.directory)}
-    same = [s["ids"] == uninterrupted[key(s)]["ids"] for s in third]
-    assert all(s["seed"] == uninterrupted[key(s)]["seed"] for s in third)
-    assert sum(same) / len(same) >= 0.99
-
-
-@pytest.mark.slow
-def test_another_k_a_base_and_a_changed_temperature_start_no_engine(whole, data, tmp_path):
-    assert whole.code == 0
-    directory = tmp_path / "run"
-    shutil.copytree(whole.directory, directory)
-    command = (directory, "evaluate", "miniature:student", str(data / "own.jsonl"), *QUICK)
-    fewer = run(*command, "evaluation.samples=4", "--base", str(whole.directory), "--name", "again")
-    assert fewer.code == 0 and "starting" not in fewer.output, fewer.output[-3000:]
-    found = json.loads((directory / "evaluation" / "own.json").read_text())
-    score, base = from_json(found), from_json(json.loads((whole.directory / "evaluation" / "own.json").read_text()))
-    assert score.per_problem == {p: samples[:4] for p, samples in base.per_problem.items()}
-    assert score.paired_with is not None and score.paired_with.name == "miniature-student"
-    gain = score.scores["avg@4"].value - base.scores["avg@8"].value
-    assert score.paired_with.differences["avg@4"].value == pytest.approx(gain)
-    assert "again - miniature-student" in fewer.output and "solved by miniature-student" in fewer.output
-
-    before = (directory / "evaluation" / "own.jsonl").read_bytes()
-    hot = run(*command, "evaluation.temperature=0.9")
-    assert hot.code == 2 and "put back evaluation.temperature=1.0 (now 0.9)" in hot.output
-    other = run(directory, "evaluate", "miniature:teacher", str(data / "own.jsonl"), *QUICK)
-    assert other.code == 2 and "samples of other weights" in other.output
-    assert (directory / "evaluation" / "own.jsonl").read_bytes() == before

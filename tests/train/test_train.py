@@ -136,22 +136,6 @@ def test_staleness_1_overlaps_sampling_with_training_and_keeps_its_bound(tmp_pat
     assert any("sync/gap_mean" in m for m in done.metrics)
 
 
-def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_path):
-    directory = tmp_path / "run"
-    wide = ["sampler.replicas=2", "sampler.cpus=0.25", "learner.workers=2", "learner.cpus=0.25", "steps=10"]
-    process = start(directory, "train", "miniature_opd", *SMALL, *NO_EVALUATION, *wide)
-    engine, *_ = wait_for_engines(process, 3, timeout_s=200)  # before the steps, which may be over within seconds
-    wait_for_step(process, directory, 1)
-    engine.kill()
-    done = finish(process, directory)
-    assert done.code == 0, done.output[-3000:]
-    assert done.left == []
-    assert [row["row"] for row in done.rows] == list(range(160))
-    assert [row["y_o"]["version"] for row in done.rows] == [row["step"] - 1 for row in done.rows]
-    assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics)
-    assert done.metrics[0]["y_r/passed"] > done.metrics[0]["y_o/passed"]
-
-
 def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_an_uninterrupted_one(corpus, tmp_path):
     assert corpus.code == 0, corpus.output[-3000:]
     on_corpus = [*SMALL, *NO_EVALUATION, "data.source=corpus", f"data.path={corpus.directory}"]
@@ -285,3 +269,19 @@ def test_a_real_checkpoint_trains_adapters_which_engines_and_export_get_as_they_
     assert (export / "adapter_model.safetensors").stat().st_size > 10_000 and not (
         export / "model.safetensors"
     ).exists()
+
+
+def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_path):
+    directory = tmp_path / "run"
+    wide = ["sampler.replicas=2", "sampler.cpus=0.25", "learner.workers=2", "learner.cpus=0.25", "steps=10"]
+    process = start(directory, "train", "miniature_opd", *SMALL, *NO_EVALUATION, *wide)
+    engine, *_ = wait_for_engines(process, 3, timeout_s=200)  # before the steps, which may be over within seconds
+    wait_for_step(process, directory, 1)
+    engine.kill()
+    done = finish(process, directory)
+    assert done.code == 0, done.output[-3000:]
+    assert done.left == []
+    assert [row["row"] for row in done.rows] == list(range(160))
+    assert [row["y_o"]["version"] for row in done.rows] == [row["step"] - 1 for row in done.rows]
+    assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics)
+    assert done.metrics[0]["y_r/passed"] > done.metrics[0]["y_o/passed"]
