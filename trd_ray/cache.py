@@ -1,18 +1,19 @@
-"""What is dear to make from a data set is kept on disk, under a hash of all that it was made from.
+"""What is expensive to make from a data set is kept on disk, under a hash of all that it was made from.
 
     files and settings -> digest() -> kept() -> the table, made on the first call and read on every later one
 
-A file is written beside its place and renamed, so a crash or a second process never leaves half of one.
+A file appears whole (trd_ray.files), so a crash or a second process never leaves half of one.
 """
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from trd_ray.files import taking_place
 
 
 def root() -> Path:
@@ -24,7 +25,7 @@ def folder() -> Path:
 
 
 def digest(files: Iterable[Path], *settings: object) -> str:
-    """Of the files' contents, not their names, so a data set that moved is the same one."""
+    """A hash of the files' contents, not of their names, so a data set that moved is the same one."""
     total = hashlib.blake2b(repr(settings).encode(), digest_size=16)
     for file in files:
         with file.open("rb") as opened:
@@ -39,11 +40,6 @@ def kept(name: str, schema: pa.Schema, make: Callable[[], pa.Table]) -> pa.Table
         return pq.read_table(file).cast(schema)
     table = make()
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, half = tempfile.mkstemp(dir=file.parent, prefix=f"{name}.")
-    os.close(handle)
-    try:
-        pq.write_table(table, half)
-        Path(half).replace(file)
-    finally:
-        Path(half).unlink(missing_ok=True)
+    with taking_place(file, rivals=True) as temporary:
+        pq.write_table(table, temporary)
     return table

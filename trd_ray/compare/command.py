@@ -24,10 +24,11 @@ from trd_ray.compare import grid, report
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan, EngineGroup, pending
 from trd_ray.errors import UserError
+from trd_ray.files import write_atomically
 from trd_ray.preflight import placement
 from trd_ray.record.claim import claim
-from trd_ray.record.directory import RunDirectory, write_atomically
-from trd_ray.record.display import Display
+from trd_ray.record.directory import RunDirectory
+from trd_ray.record.display import Display, console_for_results
 from trd_ray.record.markdown import visible
 from trd_ray.record.summary import write_summary
 from trd_ray.score.stats import Score
@@ -43,7 +44,7 @@ from trd_ray.train.loop import train_run
 def dry_run(name: str, overrides: list[str]) -> int:
     """Print every cell and whether it is done, what is left in all, and whether the cluster at hand holds it."""
     comparison = grid.load(name, overrides)
-    console = _console()
+    console = console_for_results()
     lacking = []
     with Connection(grid.any_recipe(comparison)) as connection:
         plan = ComparisonPlan(comparison, connection)
@@ -75,7 +76,7 @@ def run(name: str, overrides: list[str]) -> int:
                         work.run(group)
         finally:
             results = report.write(plan, failures)
-    console = _console()
+    console = console_for_results()
     console.print(report.rendered(results))
     console.print(f"everything is in {plan.path}", soft_wrap=True, markup=False)
     return 1 if failures else 0
@@ -88,7 +89,7 @@ class Work:
     plan: ComparisonPlan
     running: Running
     failures: dict[str, str]
-    console: Console = field(default_factory=lambda: _console())
+    console: Console = field(default_factory=console_for_results)
     spent: float = 0.0  # seconds of finished cells
     earned: float = 0.0  # and what they were estimated to cost, in rollouts
 
@@ -227,8 +228,3 @@ def _broken(engines: Session) -> bool:
     with contextlib.suppress(Exception):
         return any(status["failure"] for status in ray.get([p.status.remote() for p in engines.pools.values()]))
     return True
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)  # a log file has no width to wrap at

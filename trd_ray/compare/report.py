@@ -13,8 +13,8 @@ from rich.text import Text
 
 from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.compare.results import STAGES, results
+from trd_ray.files import write_atomically
 from trd_ray.record import markdown
-from trd_ray.record.directory import write_atomically
 from trd_ray.session.inputs import Inputs
 
 Lines = list[list[str]]

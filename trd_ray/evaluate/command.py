@@ -22,6 +22,7 @@ from trd_ray.evaluate.samples import Samples
 from trd_ray.evaluate.weights import fingerprint
 from trd_ray.preflight import placement
 from trd_ray.record.directory import RunDirectory
+from trd_ray.record.display import console_for_results
 from trd_ray.session.beginning import Beginning, begin
 from trd_ray.session.cluster import Connection
 from trd_ray.session.session import Session
@@ -43,7 +44,7 @@ def run(argument: str, names: list[str], overrides: list[str], name: str | None,
     The exit code is 0; raises what ended it early, UserError for anything the user can mend.
     """
     planned = plan(argument, names, overrides, base)
-    console = report.console()
+    console = console_for_results()
     with begin("evaluate", planned.directory, planned.recipe) as beginning, ExitStack() as stack:
         console.print(str(planned), markup=False, soft_wrap=True)
         if not planned.directory.exists():

@@ -18,8 +18,9 @@ from rich.text import Text
 from trd_ray.config import Recipe
 from trd_ray.evaluate.plan import Base, EvaluationPlan, Exam
 from trd_ray.evaluate.samples import Samples
+from trd_ray.files import write_atomically
 from trd_ray.record import markdown, warnings
-from trd_ray.record.directory import differences, write_atomically
+from trd_ray.record.directory import differences
 from trd_ray.score import buckets, stats
 from trd_ray.score.stats import FEW, LEVEL, RARE, Score, from_json, percent
 
@@ -194,12 +195,6 @@ def _asked(found: Result) -> str:
 
 def _markdown(lines: list[list[str]]) -> str:
     return markdown.table([[markdown.inline(cell) for cell in line] for line in lines])
-
-
-def console() -> Console:
-    found = Console(highlight=False)
-    # A log file has no width to wrap at.
-    return found if found.is_terminal else Console(highlight=False, width=160)
 
 
 def show(console: Console, results: list[Result], recipe: Recipe) -> None:

@@ -26,6 +26,7 @@ from trd_ray.config.keys import affecting, in_group
 from trd_ray.engine.actor import Generation
 from trd_ray.errors import UserError
 from trd_ray.evaluate.weights import difference
+from trd_ray.files import taking_place
 from trd_ray.record.directory import differences, encodable
 from trd_ray.rows import METADATA, TRAJECTORY
 from trd_ray.score.stats import Answer
@@ -220,12 +221,10 @@ class Samples:
 
     def parquet(self, place: Path, keys: list[Key]) -> None:
         """These samples with their verdicts, in this order, as one file that appears whole."""
-        temporary = place.with_name(f".{place.name}.tmp")
-        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        with taking_place(place) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
             for i in range(0, len(keys), ROWS_AT_A_TIME):
                 rows = list(self._rows(keys[i : i + ROWS_AT_A_TIME]))
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-        os.replace(temporary, place)
 
     def _rows(self, keys: list[Key]) -> Iterator[dict[str, Any]]:
         for key in keys:

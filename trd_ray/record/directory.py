@@ -12,11 +12,9 @@ crash at any moment leaves a directory to resume from. Nothing that was recorded
 again is moved aside. The claim is a file lock, which the kernel drops when the process dies, however it dies.
 """
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from trd_ray import rows as schema
 from trd_ray.config import Recipe, dump, keys, stored
 from trd_ray.config.effects import NUMBERS, ROWS, VERDICTS
 from trd_ray.errors import UserError
+from trd_ray.files import sync_names, taking_place, write_atomically
 from trd_ray.record.claim import claim, require_lasting, writing
 from trd_ray.record.environment import environment
 from trd_ray.score.stats import Score, from_json, to_json
@@ -164,7 +163,7 @@ class RunDirectory:
         """Give a folder of `begin_checkpoint`, now that all of it is written, its name."""
         place = folder.with_name(folder.name.removeprefix(".").split(".")[0])
         os.rename(folder, place)
-        _sync_names(place.parent)  # before older ones are deleted
+        sync_names(place.parent)  # before older ones are deleted
         return place
 
     def checkpoints(self) -> list[tuple[int, Path]]:
@@ -254,48 +253,15 @@ class RunDirectory:
         return sorted(found, key=lambda score: (score.step, score.name))
 
 
-def write_atomically(place: Path, text: str) -> None:
-    with _taking_place(place) as temporary:
-        temporary.write_text(text)
-
-
 def write_parquet(place: Path, rows: list[dict]) -> Path:
     """Rows to one Parquet file; lone surrogates, which Arrow has no place for, are written as question marks."""
     try:
         table = schema.to_table(rows)
     except UnicodeEncodeError:
         table = schema.to_table(list(map(encodable, rows)))
-    with _taking_place(place) as temporary:
+    with taking_place(place) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     return place
-
-
-@contextlib.contextmanager
-def _taking_place(place: Path) -> Iterator[Path]:
-    """A temporary file to be written in the block, on the disk before it takes its place; none is left by a failure."""
-    temporary = place.with_name(f".{place.name}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, place)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_names(place.parent)
-
-
-def _sync_names(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can
-        _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def encodable(value: Any) -> Any:

@@ -198,6 +198,12 @@ class Display:
         return last
 
 
+def console_for_results(width_of_a_log: int = 160) -> Console:
+    """Where a program prints its tables at the end; a log file has no width of its own to wrap at."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=width_of_a_log)
+
+
 @dataclass
 class Starting:
     """A part of the run on its way up."""

@@ -14,8 +14,9 @@ from statistics import fmean, median
 import pyarrow.compute as pc
 
 from trd_ray.config import Recipe, load
+from trd_ray.files import write_atomically
 from trd_ray.record import warnings
-from trd_ray.record.directory import RunDirectory, write_atomically
+from trd_ray.record.directory import RunDirectory
 from trd_ray.record.ledger import facts_of_run, ledger
 from trd_ray.record.markdown import code, inline, side_by_side, table
 from trd_ray.score.stats import Estimate, Score

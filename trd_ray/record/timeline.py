@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trd_ray.record.directory import write_atomically
+from trd_ray.files import write_atomically
 from trd_ray.rows import part
 
 MAX_BYTES = 4_900_000
