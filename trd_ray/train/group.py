@@ -1,4 +1,4 @@
-"""The learner's worker group, as a run's recipe and the cluster at hand make it."""
+"""The worker group of the learner, made from the recipe of a run and the cluster at hand."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from trd_ray.session.session import Session
 
 
 def learner_group(session: Session, checkpoint: Path | None) -> Trainer:
-    """The group, which `start` starts; it begins with the initial weights where there is no checkpoint."""
+    """The group, not started yet; without a checkpoint it begins with the initial weights."""
     r, inputs, learner = session.recipe, session.inputs, session.actors["learner"]
     return Trainer(
         {

@@ -9,7 +9,7 @@ from trd_ray.score import stats
 
 
 def show(directory: RunDirectory) -> None:
-    """What the run did, the scores and where everything lies."""
+    """Print what the run did, its scores and where everything is."""
     console = console_for_results(width_of_a_log=110)
     summary = directory.path / "summary.md"
     if summary.exists():

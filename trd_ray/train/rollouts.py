@@ -25,7 +25,7 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
         )  # fmt: skip
         spec = StageSpec(
             r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiner, version,
-            # Where nothing trains, nothing grows stale.
+            # If nothing trains, no rollout becomes stale.
             max_staleness=r.stream.max_staleness if inputs.job == "train" else "never",
         )  # fmt: skip
         dataset = graph(blocks(rows, r), spec)
