@@ -39,7 +39,8 @@ class Connection:
     """A program's only connection to Ray."""
 
     def __init__(self, recipe: Recipe):
-        self.recipe, self.local = recipe, is_local(recipe)
+        self.recipe = recipe
+        self.local = is_local(recipe)
         self.connected = False
         self._stack = ExitStack()
         self._with_sandboxes: set[str] = set()  # backends that every node can start

@@ -48,7 +48,8 @@ class Inputs:
 
     def rows_in_step(self, step: int) -> int:
         """How many rows the step has: all steps are full, except the only step of a run with fewer problems."""
-        planned, per_step = self.findings.length, self.recipe.rollouts_per_step
+        planned = self.findings.length
+        per_step = self.recipe.rollouts_per_step
         return min(per_step, planned.rows - step * per_step) if planned else per_step
 
     def plan(self, cluster: dict[str, float], gpu_gib: float | None = None) -> placement.Placement:

@@ -71,7 +71,8 @@ def ray_apart(log: Path) -> Iterator[None]:
         logging.getLogger(name).addFilter(kept)
     # Without this, a thread that asks Ray for something after the end of the run would start a new Ray.
     auto_init_hook.enable_auto_connect = False
-    printed, ray_worker.print_to_stdstream = ray_worker.print_to_stdstream, _to_standard_error
+    printed = ray_worker.print_to_stdstream
+    ray_worker.print_to_stdstream = _to_standard_error
     try:
         with _Apart(log) if _is_open(2) else contextlib.nullcontext():
             yield
@@ -111,7 +112,8 @@ class _Apart:
         log = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 2)
         os.close(log)
-        self._log, self._raylet = _Tail(self._path), None
+        self._log = _Tail(self._path)
+        self._raylet = None
         self._thread = threading.Thread(target=self._follow, name="stderr", daemon=True)
         self._thread.start()
 

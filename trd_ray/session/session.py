@@ -31,7 +31,10 @@ class Session:
     """The engine pools of a run: what they are doing, and the waits in which they are watched."""
 
     def __init__(self, inputs: Inputs, directory: RunDirectory, display: Display, stop: StopSignals, resources: dict):
-        self.inputs, self.directory, self.display, self.stop = inputs, directory, display, stop
+        self.inputs = inputs
+        self.directory = directory
+        self.display = display
+        self.stop = stop
         self.resources = resources
         self.recipe = inputs.recipe
         self.gpus = resources.get("GPU", 0) > 0
@@ -43,7 +46,8 @@ class Session:
 
     def start(self, *, student_path: str, version: int) -> None:
         """Begin to start the pools; `student_path` holds the weights of policy version `version`."""
-        r, logs = self.recipe, self.directory.path / "logs"
+        r = self.recipe
+        logs = self.directory.path / "logs"
         backend = placement.sync_backend(r, self.gpus) if self.inputs.job == "train" else None
         moves = r.teacher.follow != "frozen"
         if "sampler" in self.actors:
@@ -114,7 +118,8 @@ class Session:
         return statuses
 
     def statuses(self) -> dict[str, dict]:
-        now, shown = time.time(), {}
+        now = time.time()
+        shown: dict[str, dict[str, float]] = {}
         statuses = dict(zip(self.pools, ray.get([p.status.remote() for p in self.pools.values()]), strict=True))
         for name, status in statuses.items():
             then, before = self.seen.get(name, (now, status))

@@ -21,7 +21,8 @@ class Stopped(Exception):
     def __init__(self, number: int, kept: str = ""):
         name = signal.Signals(number).name
         super().__init__(f"{name}; {kept}" if kept else name)
-        self.number, self.exit_code = number, 128 + number
+        self.number = number
+        self.exit_code = 128 + number
 
 
 class StopSignals:

@@ -173,7 +173,8 @@ def _living() -> list[tuple[int, str]]:
                 if state not in "ZX":
                     shown = "".join(c if c.isprintable() else "?" for c in name)  # a process names itself as it likes
                     parents.setdefault(int(parent), []).append((int(entry.name), shown))
-    below, waiting = [], [os.getpid()]
+    below: list[tuple[int, str]] = []
+    waiting = [os.getpid()]
     while waiting:
         children = parents.get(waiting.pop(), [])
         below += children

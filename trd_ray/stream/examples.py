@@ -23,7 +23,8 @@ def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None
     row |= {"trajectory": trajectory, "train": not reason, "dropped_because": reason}
     if reason:
         return None
-    row["student_ids"], row["response_ids"] = row["student_prompt_ids"], row[trajectory]["ids"]
+    row["student_ids"] = row["student_prompt_ids"]
+    row["response_ids"] = row[trajectory]["ids"]
     row["teacher_ids"], row["teacher_cut_tokens"] = _teacher_view(row, recipe, views, trajectory)
     return Example(row["row"], row["student_ids"], row["teacher_ids"], row["response_ids"])
 

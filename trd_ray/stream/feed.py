@@ -27,7 +27,8 @@ class StreamEnded(RuntimeError):
 
 class Feed:
     def __init__(self, tables: Iterable[pa.Table], *, rows_per_step: int, stall_timeout_s: float):
-        self.rows_per_step, self.stall_timeout_s = rows_per_step, stall_timeout_s
+        self.rows_per_step = rows_per_step
+        self.stall_timeout_s = stall_timeout_s
         self.waiting: dict[int, list[dict]] = {}
         self.queue: queue.SimpleQueue = queue.SimpleQueue()
         self.room = threading.Semaphore(AHEAD_STEPS * rows_per_step)
@@ -85,6 +86,7 @@ def corpus_tables(folder: str | Path, *, rows_per_step: int, start_step: int) ->
     """A corpus as the stream would deliver it: rows in the order in which they were made, in steps of this run."""
     corpus = open_corpus(folder)
     for step in range(start_step, corpus.count_rows() // rows_per_step):
-        row, first = pc.field("row"), step * rows_per_step
+        row = pc.field("row")
+        first = step * rows_per_step
         table = corpus.to_table(where=(row >= first) & (row < first + rows_per_step))
         yield table.set_column(table.column_names.index("step"), "step", pa.array([step] * len(table), pa.int32()))

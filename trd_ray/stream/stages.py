@@ -60,10 +60,12 @@ def _views(spec: StageSpec) -> Any:
 
 class Sample:
     def __init__(self, spec: StageSpec):
-        self.spec, self.views = spec, _views(spec)
+        self.spec = spec
+        self.views = _views(spec)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        recipe, rows = self.spec.recipe, block.to_pylist()
+        recipe = self.spec.recipe
+        rows = block.to_pylist()
         for row in rows:
             row["student_prompt_ids"] = self.views.student(row["problem"])
         answers = await self.spec.sampler.generate.remote(
@@ -77,14 +79,17 @@ class Sample:
 
 class Refine:
     def __init__(self, spec: StageSpec):
-        self.spec, self.views = spec, _views(spec)
+        self.spec = spec
+        self.views = _views(spec)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        refiner, rows = self.spec.recipe.refiner, block.to_pylist()
+        refiner = self.spec.recipe.refiner
+        rows = block.to_pylist()
         for row in rows:
             y_o = row["y_o"]
             view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
-            row["refine_prompt_ids"], row["refine_cut_tokens"] = view.ids, view.cut_tokens
+            row["refine_prompt_ids"] = view.ids
+            row["refine_cut_tokens"] = view.cut_tokens
         answers = await self.spec.refiner.generate.remote(
             # The seed differs from y_o's: the same seed would couple the two samples.
             [request(refiner, row["refine_prompt_ids"], row["seed"] ^ 1, refiner.n) for row in rows]
@@ -95,7 +100,8 @@ class Refine:
 
 
 def verify_rollouts(block: pa.Table, recipe: Recipe) -> pa.Table:
-    rows, verify = block.to_pylist(), verifier(recipe.verify)
+    rows = block.to_pylist()
+    verify = verifier(recipe.verify)
     for row in rows:
         start = time.time()
         record_verdict(row, "y_o", verify(row["y_o"]["text"], row), start)
@@ -104,7 +110,8 @@ def verify_rollouts(block: pa.Table, recipe: Recipe) -> pa.Table:
 
 def select_refined(block: pa.Table, recipe: Recipe) -> pa.Table:
     """Verify every candidate and keep one as y_r, by `refiner.select`; if none passes, keep the first."""
-    rows, verify = block.to_pylist(), verifier(recipe.verify)
+    rows = block.to_pylist()
+    verify = verifier(recipe.verify)
     for row in rows:
         start = time.time()
         candidates = row["candidates"]

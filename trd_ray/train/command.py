@@ -74,7 +74,8 @@ def refine_run(session: Session, done: int) -> None:
 
     A step is recorded once its rows are written.
     """
-    inputs, directory = session.inputs, session.directory
+    inputs = session.inputs
+    directory = session.directory
     session.wait_until_started()
     feed = start_feed(session, start_step=done, version=0)
     session.display.phase("refining")

@@ -11,7 +11,9 @@ from trd_ray.session.session import Session
 
 def learner_group(session: Session, checkpoint: Path | None) -> Trainer:
     """The group, not started yet; without a checkpoint it begins with the initial weights."""
-    r, inputs, learner = session.recipe, session.inputs, session.actors["learner"]
+    r = session.recipe
+    inputs = session.inputs
+    learner = session.actors["learner"]
     return Trainer(
         {
             "recipe": r,

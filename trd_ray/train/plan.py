@@ -52,7 +52,8 @@ def plan(inputs: Inputs, directory: RunDirectory, begun: bool, resume: Resume) -
 
 
 def _training(inputs: Inputs, directory: RunDirectory, begun: bool) -> RunPlan:
-    evaluation, steps = inputs.recipe.evaluation, inputs.total_steps
+    evaluation = inputs.recipe.evaluation
+    steps = inputs.total_steps
     done, folder = (directory.resume_point() if begun else None) or (0, None)
     scored = (directory.path / "evaluation" / "trained.json").exists()
     ended = done > steps or (done == steps and (scored or not (evaluation.path and evaluation.after)))

@@ -15,7 +15,8 @@ from trd_ray.stream.stages import StageSpec
 
 def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
     """The rows of the run from `start_step` on, from the graph over the pools or from a corpus."""
-    r, inputs = session.recipe, session.inputs
+    r = session.recipe
+    inputs = session.inputs
     if inputs.problems is None:
         tables: Any = corpus_tables(r.data.path, rows_per_step=r.rollouts_per_step, start_step=start_step)
     else:
