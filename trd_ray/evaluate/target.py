@@ -19,8 +19,8 @@ from trd_ray.config.effects import ANSWERS, MACHINES, SCORES, VERDICTS
 from trd_ray.errors import UserError
 from trd_ray.preflight.lengths import RESPONSE_TOKENS
 
-# What evaluation takes from the run of a checkpoint: its answers, verdicts, scores and machines are those of its run.
-# The context of the engines is not among these keys: it is found for what is evaluated.
+# The keys that an evaluation takes from the run of a checkpoint, since answers, verdicts, scores and machines should be
+# the same. The context of the engines is not among them: it is found for what is evaluated.
 FROM_A_RUN = keys.affecting(ANSWERS, VERDICTS, SCORES, MACHINES)
 DIRECTORY = Path("runs") / "evaluate"
 

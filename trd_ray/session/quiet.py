@@ -65,7 +65,7 @@ def memory_kill(text: str) -> str | None:
 
 @contextmanager
 def ray_apart(log: Path) -> Iterator[None]:
-    """In the block standard error goes to `log`, and lines of it worth reading to the display or the old place."""
+    """Send standard error to `log` in the block, and its lines worth reading to where they would have been read."""
     filters = {name: _Without(pattern) for name, pattern in DROPPED.items()}
     for name, kept in filters.items():
         logging.getLogger(name).addFilter(kept)
