@@ -172,9 +172,7 @@ class Timeline:
 
     def _read(self, tree: dict[str, Any]) -> None:
         head = tree["otherData"]
-        self.began = head["began_s"]
-        self.resolution_s = head["resolution_s"]
-        self.shortest_s = head["shortest_s"]
+        self.began, self.resolution_s, self.shortest_s = head["began_s"], head["resolution_s"], head["shortest_s"]
         names: dict[tuple[int, int], str] = {}
         for event in tree["traceEvents"]:
             key = event["pid"], event["tid"]
