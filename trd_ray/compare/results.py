@@ -63,19 +63,19 @@ def _scores(plan: ComparisonPlan, cells: list[Cell]) -> dict[int, Score]:
 
 
 def _line(scores: dict[int, Score], bases: dict, against: dict, resamples: int) -> dict[str, Any]:
-    some = next(iter(scores.values()))
+    one = next(iter(scores.values()))  # problems, samples and measures are the same for every seed
     by_seed = {seed: _measures(score) for seed, score in scores.items()}
     line: dict[str, Any] = {
         "seeds": list(scores),
-        "problems": some.problems,
-        "samples": some.samples,
+        "problems": one.problems,
+        "samples": one.samples,
         "scores": {},
         "tokens_mean": fmean(s.tokens_mean for s in scores.values()),
         "truncated": fmean(s.truncated.value for s in scores.values()),
         "answered": fmean(s.answered.value for s in scores.values()),
     }
-    some_seed = next(iter(by_seed))
-    for measure in by_seed[some_seed]:
+    measured = list(next(iter(by_seed.values())))
+    for measure in measured:
         values = [float(np.mean(by_seed[seed][measure])) for seed in scores]
         line["scores"][measure] = _estimate(over_seeds(by_seed, measure, list(scores)), resamples) | {
             "by_seed": values,
@@ -83,7 +83,7 @@ def _line(scores: dict[int, Score], bases: dict, against: dict, resamples: int) 
         }
     for name, others in (("minus_base", bases), ("minus_against", against)):
         common = [seed for seed in scores if seed in others]
-        if common and others[common[0]].per_problem.keys() == some.per_problem.keys():
+        if common and others[common[0]].per_problem.keys() == one.per_problem.keys():
             theirs = {seed: _measures(others[seed]) for seed in common}
             line[name] = {
                 measure: _as_json(
@@ -91,7 +91,7 @@ def _line(scores: dict[int, Score], bases: dict, against: dict, resamples: int) 
                         over_seeds(theirs, measure, common), over_seeds(by_seed, measure, common), resamples, 0
                     )
                 )
-                for measure in by_seed[some_seed]
+                for measure in measured
                 if measure in theirs[common[0]]
             }
     return line

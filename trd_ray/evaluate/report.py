@@ -103,8 +103,9 @@ def scores_of(found: Result) -> list[Score]:
 def headline(found: Result) -> str:
     """The score of one benchmark in one line."""
     s = from_json(found)
-    ends = [f"{m.capitalize()} {percent(s.scores[m])}" for m in (f"avg@{s.samples}", f"pass@{s.samples}")]
-    return f"{found['benchmark']['name']}: {', '.join(ends)}"
+    measures = (f"avg@{s.samples}", f"pass@{s.samples}")
+    shown = [f"{measure.capitalize()} {percent(s.scores[measure])}" for measure in measures]
+    return f"{found['benchmark']['name']}: {', '.join(shown)}"
 
 
 def summary(results: list[Result], recipe: Recipe) -> list[list[str]]:

@@ -145,13 +145,14 @@ def first_and_last(evaluations: list[Score]) -> list[Score]:
 def _ledger(totals: dict[str, float]) -> str:
     parts = []
     if "ledger/pass_pass" in totals:
-        n = sum(totals[f"ledger/{o}_{r}"] for o in ("pass", "fail") for r in ("pass", "fail"))
+        words = ("pass", "fail")
+        n = sum(totals[f"ledger/{raw}_{refined}"] for raw in words for refined in words)
         lines = [["", "refined passed", "refined failed", "all"]]
-        for o in ("pass", "fail"):
-            cells = [totals[f"ledger/{o}_{r}"] for r in ("pass", "fail")]
-            lines.append([f"raw {o}ed", *(f"{c} ({c / n:.1%})" for c in [*cells, sum(cells)])])
-        below = [totals[f"ledger/pass_{r}"] + totals[f"ledger/fail_{r}"] for r in ("pass", "fail")]
-        lines.append(["all", *(f"{c} ({c / n:.1%})" for c in [*below, n])])
+        for raw in words:
+            counts = [totals[f"ledger/{raw}_{refined}"] for refined in words]
+            lines.append([f"raw {raw}ed", *(f"{count} ({count / n:.1%})" for count in [*counts, sum(counts)])])
+        sums = [totals[f"ledger/pass_{refined}"] + totals[f"ledger/fail_{refined}"] for refined in words]
+        lines.append(["all", *(f"{count} ({count / n:.1%})" for count in [*sums, n])])
         parts.append(table(lines))
     dropped = {name.removeprefix("dropped/"): n for name, n in totals.items() if name.startswith("dropped/")}
     if dropped:
