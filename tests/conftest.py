@@ -1,8 +1,10 @@
 """What every test starts from: one thread a process, nothing fetched, GPU tests only where there is a GPU.
 
-Engines take long to start, so tests that need them are marked `slow` and share what they can. `make test` has two
-processes: one runs the tests of the shared pools, the other whole runs, each of which has the machine's other core to
-itself; whichever is done first goes on with the quick tests, a file at a time.
+Engines start slowly, so tests that need them are marked `slow` and share what they can. `make test` has two processes:
+
+- One runs the tests of the shared pools.
+- The other runs whole runs, one at a time, on the other core of the machine.
+- The one that is done first goes on with the quick tests, a file at a time.
 """
 
 import contextlib
@@ -16,7 +18,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# A script that starts the tests with & or nohup has them ignored, and so would every child that a test interrupts.
+# A script that starts the tests with & or nohup ignores these signals, and so would every child that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -79,10 +81,10 @@ def pytest_xdist_make_scheduler(config, log):
 
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A local Ray without the dashboard; ends with the session."""
+    """A local Ray without a dashboard, which ends with the session of tests."""
     import ray
 
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is no failure
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs longer, which is no failure
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
     yield
     ray.shutdown()
@@ -104,9 +106,11 @@ def tiny_untied(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="session")
 def pools(ray_cluster, tiny_tied, tiny_untied, tmp_path_factory):
-    """name -> pool: `tied` has two engines and drains before an update, `untied` has one and keeps requests.
+    """name -> pool:
 
-    `adapted` has one, which takes LoRA adapters in place of weights.
+    - `tied` has two engines and drains before an update
+    - `untied` has one engine and keeps its requests in an update
+    - `adapted` has one engine, which takes LoRA adapters instead of weights
     """
     import ray
     import torch.distributed as dist

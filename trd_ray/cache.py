@@ -2,17 +2,18 @@
 
     files and settings -> digest() -> kept() -> the table, made on the first call and read on every later one
 
-A file is written next to its place and renamed, so a crash or a second process never leaves half of one.
+A file appears whole (trd_ray.files), so a crash or a second process never leaves half of one.
 """
 
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from trd_ray.files import taking_place
 
 
 def root() -> Path:
@@ -39,11 +40,6 @@ def kept(name: str, schema: pa.Schema, make: Callable[[], pa.Table]) -> pa.Table
         return pq.read_table(file).cast(schema)
     table = make()
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, half = tempfile.mkstemp(dir=file.parent, prefix=f"{name}.")
-    os.close(handle)
-    try:
-        pq.write_table(table, half)
-        Path(half).replace(file)
-    finally:
-        Path(half).unlink(missing_ok=True)
+    with taking_place(file, rivals=True) as temporary:
+        pq.write_table(table, temporary)
     return table

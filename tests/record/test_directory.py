@@ -11,7 +11,8 @@ import pytest
 from trd_ray import rows as schema
 from trd_ray.config import from_tree, load
 from trd_ray.errors import UserError
-from trd_ray.record.directory import RunDirectory, write_atomically, write_parquet
+from trd_ray.files import write_atomically
+from trd_ray.record.directory import RunDirectory, write_parquet
 from trd_ray.record.ledger import facts_of_run
 from trd_ray.record.metrics import Metrics
 from trd_ray.record.summary import write_summary

@@ -1,11 +1,12 @@
 """`trd compare`: every cell that is left, one after the other, over engines that are started once for all of them.
 
-    Plan -> for each group: engines -> base, tuning, final cells, each a run of its own (`train_run`)
-         -> comparison.md, comparison.json
+    ComparisonPlan -> for each group: engines -> base, tuning, final cells, each a run of its own (`train_run`)
+                   -> comparison.md, comparison.json
 
-A cell begins by giving the engines the base weights, so it is the run that `trd train` would make of its recipe, in an
-ordinary run directory. A cell that fails is recorded and the others go on; engines that failed with it are started
-again. Ctrl-C leaves a checkpoint of the cell under way, and the next start goes on from there.
+- A cell begins by giving the engines the base weights. So it is the run that `trd train` would make of its recipe, in
+  an ordinary run directory.
+- If a cell fails, that is recorded and the others go on. Engines that failed with it are started again.
+- Ctrl-C leaves a checkpoint of the cell under way, and the next start goes on from there.
 """
 
 import contextlib
@@ -24,10 +25,11 @@ from trd_ray.compare import grid, report
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan, EngineGroup, pending
 from trd_ray.errors import UserError
+from trd_ray.files import write_atomically
 from trd_ray.preflight import placement
 from trd_ray.record.claim import claim
-from trd_ray.record.directory import RunDirectory, write_atomically
-from trd_ray.record.display import Display
+from trd_ray.record.directory import RunDirectory
+from trd_ray.record.display import Display, console_for_results
 from trd_ray.record.markdown import visible
 from trd_ray.record.summary import write_summary
 from trd_ray.score.stats import Score
@@ -41,9 +43,9 @@ from trd_ray.train.loop import train_run
 
 
 def dry_run(name: str, overrides: list[str]) -> int:
-    """Print every cell and whether it is done, what is left in all, and whether the cluster at hand holds it."""
+    """Print every cell with its state, the sum of what is left, and whether the cluster at hand holds it."""
     comparison = grid.load(name, overrides)
-    console = _console()
+    console = console_for_results()
     lacking = []
     with Connection(grid.any_recipe(comparison)) as connection:
         plan = ComparisonPlan(comparison, connection)
@@ -57,7 +59,7 @@ def dry_run(name: str, overrides: list[str]) -> int:
 
 
 def run(name: str, overrides: list[str]) -> int:
-    """Run what is left, and write the tables; 1 if a cell failed."""
+    """Run what is left, and write the tables; returns 1 if a cell failed, else 0."""
     comparison = grid.load(name, overrides)
     failures: dict[str, str] = {}
     with begin("compare", comparison.path, grid.any_recipe(comparison)) as beginning:
@@ -75,7 +77,7 @@ def run(name: str, overrides: list[str]) -> int:
                         work.run(group)
         finally:
             results = report.write(plan, failures)
-    console = _console()
+    console = console_for_results()
     console.print(report.rendered(results))
     console.print(f"everything is in {plan.path}", soft_wrap=True, markup=False)
     return 1 if failures else 0
@@ -83,14 +85,14 @@ def run(name: str, overrides: list[str]) -> int:
 
 @dataclass
 class Work:
-    """The cells under way; `failures` is told the reason of each that fails."""
+    """The work on the cells; `failures` gets the reason for each cell that fails."""
 
     plan: ComparisonPlan
     running: Running
     failures: dict[str, str]
-    console: Console = field(default_factory=lambda: _console())
+    console: Console = field(default_factory=console_for_results)
     spent: float = 0.0  # seconds of finished cells
-    earned: float = 0.0  # and what they were estimated to cost, in rollouts
+    earned: float = 0.0  # estimated cost of those cells, in rollouts
 
     def run(self, group: EngineGroup) -> None:
         left = pending(self.plan, group)
@@ -112,7 +114,7 @@ class Work:
 
     @contextmanager
     def _engines(self, group: EngineGroup) -> Iterator[Session]:
-        """Running pools with the base's weights, which the group's cells borrow."""
+        """Running pools with the weights of the base, which the cells of the group borrow."""
         inputs = _largest(self.plan, group)
         directory = RunDirectory(self.plan.path / group.mode)
         with self._display(0, 0) as display:
@@ -151,7 +153,7 @@ class Work:
         )
 
     def _one(self, cell: Cell, engines: Session) -> Score:
-        """The cell's run, from where it was left; returns its score."""
+        """Run the cell from where it was left; returns its score."""
         plan = self.plan
         if cell.kind == "final" and plan.comparison.tuning and plan.best_lr(cell.mode, cell.method) is None:
             raise UserError(f"the learning rate of {cell.mode}/{cell.method} is not tuned, since a tuning cell failed")
@@ -165,8 +167,9 @@ class Work:
             done, folder = directory.resume_point() or (0, None)
             steps = 0 if cell.kind == "base" else inputs.total_steps
             if recipe.stream.max_staleness == "never":
-                # Its rollouts are of the initial weights, which these engines may not hold.
-                done, folder = 0, None
+                # The rollouts come from the initial weights, which these engines may not hold.
+                done = 0
+                folder = None
             with self._display(steps, done) as display:
                 display.phase(f"{cell.name}: starting")
                 session = engines.lend(inputs, directory, display)
@@ -175,7 +178,7 @@ class Work:
                     write_summary(directory)
                 else:
                     if cell.kind == "final":
-                        self._lay_base_beside(cell, directory)
+                        self._copy_base(cell, directory)
                     directory.rewind(done)
                     session.forget_weights()
                     train_run(session, done, folder)
@@ -185,8 +188,8 @@ class Work:
         assert score is not None
         return score
 
-    def _lay_base_beside(self, cell: Cell, directory: RunDirectory) -> None:
-        """The base's score of the same seed, so that the cell's own summary compares with it."""
+    def _copy_base(self, cell: Cell, directory: RunDirectory) -> None:
+        """Copy the score of the base with the same seed, so that the summary of the cell compares with it."""
         base = self.plan.path / self.plan.base(cell.mode, cell.seed).name / "evaluation"
         for file in base.glob("base.*"):
             shutil.copyfile(file, directory.path / "evaluation" / file.name)
@@ -199,7 +202,7 @@ class Work:
         self._say(f"{cell.name} failed: {why} (more in {place})")
 
     def _display(self, steps: int, done: int) -> Display:
-        # Without a terminal a cell is one line here, and its steps are in its train.log.
+        # Without a terminal, one line is printed for a cell; its steps are in its train.log.
         return Display(steps, Console(quiet=not self.console.is_terminal), done=done)
 
     def _say(self, text: str) -> None:
@@ -213,12 +216,12 @@ class Work:
         return everything - len(self._left()) - len(self.failures), everything
 
     def _cost(self, cell: Cell) -> float:
-        """Rollouts, refinements and answers that a cell samples: what its seconds are estimated by."""
+        """How many rollouts, refinements and answers a cell samples, from which its seconds are estimated."""
         return sum(report.samples(self.plan.inputs(cell), trains=cell.kind != "base"))
 
 
 def _largest(plan: ComparisonPlan, group: EngineGroup) -> Inputs:
-    """Inputs of a run that needs all the pools that any of the group needs."""
+    """Inputs of a run that needs every pool that any run of the group needs."""
     finals = [plan.inputs(c) for c in plan.cells_of(group) if c.kind == "final"]
     return next((i for i in finals if placement.needs_refiner(i.recipe)), finals[0])
 
@@ -227,8 +230,3 @@ def _broken(engines: Session) -> bool:
     with contextlib.suppress(Exception):
         return any(status["failure"] for status in ray.get([p.status.remote() for p in engines.pools.values()]))
     return True
-
-
-def _console() -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=160)  # a log file has no width to wrap at

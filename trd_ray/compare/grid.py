@@ -4,9 +4,16 @@
     Comparison                           ->  cells() ->  base, tuning and final cells, in the order they are run
     Comparison, Cell, learning rate      ->  recipe() -> the Recipe of one run
 
-A recipe is made in layers, each of which holds only what differs: the mode's recipe, `set`, the mode's `set`, the
-method's `set`, the method's part for that mode, and for a tuning cell `tuning.set`. What must be equal for a
-comparison to be one (student, problems, steps, evaluation) no method may set.
+A recipe is made of layers, each of which holds only what differs:
+
+1. the recipe of the mode
+2. `set`
+3. `set` of the mode
+4. `set` of the method
+5. the method's part for that mode
+6. `tuning.set`, for a tuning cell
+
+A comparison needs some things to be equal (student, problems, steps, evaluation), so no method may set them.
 """
 
 import copy
@@ -24,11 +31,11 @@ from trd_ray.config import Node, Recipe, keys
 from trd_ray.config.effects import COMPARISON, TUNING
 from trd_ray.errors import UserError
 
-SHIPPED = "compare"  # the folder of shipped comparisons beside the recipes
+SHIPPED = "compare"  # the folder of shipped comparisons, next to the recipes
 GIVEN = {"name": "name", "run_dir": "directory", "seed": "seeds"}  # key of a recipe -> what the comparison sets it by
 SHARED = keys.at_the_top(COMPARISON)
 OF_TUNING = keys.at_the_top(TUNING)
-FOLDERS = ("base", "tuning", "logs")  # of a mode, beside those of its methods
+FOLDERS = ("base", "tuning", "logs")  # folders of a mode, next to those of its methods
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -43,7 +50,7 @@ class Method(Node):
 
 
 class Tuning(Node):
-    """Every method is trained once with every learning rate; that of the highest Avg@k goes into its final runs."""
+    """Each method is trained once with each learning rate; the one with the highest Avg@k goes into its final runs."""
 
     learning_rates: list[float] = Field(min_length=1)
     seed: int = Field(default=0, ge=0)
@@ -112,7 +119,7 @@ class Comparison(Node):
         return self
 
     def _layers(self) -> Iterator[tuple[str, dict, bool]]:
-        """(where, tree, whether it is a method's) of each layer that the file holds."""
+        """Each layer that the file holds: (where, tree, whether it belongs to a method)."""
         yield "set", self.set, False
         for name, mode in self.modes.items():
             yield f"modes.{name}.set", mode.set, False
@@ -124,17 +131,17 @@ class Comparison(Node):
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. `lr` is None where the recipe's holds, and for a final cell before its learning rate is tuned."""
+    """One run. `lr` is set in tuning cells; the other cells have that of the recipe, or the tuned one."""
 
     kind: Literal["base", "tuning", "final"]
     mode: str
-    method: str  # "" of the base
+    method: str  # "" for the base
     seed: int
     lr: float | None = None
 
     @property
     def name(self) -> str:
-        """Also its folder within the comparison's."""
+        """The name of the cell, which is also its folder within that of the comparison."""
         if self.kind == "base":
             return f"{self.mode}/base/seed-{self.seed}"
         if self.kind == "tuning":
@@ -143,14 +150,14 @@ class Cell:
 
 
 def cells(comparison: Comparison, mode: str, methods: list[str]) -> list[Cell]:
-    """Tuning and final cells of these methods: seed by seed, so that the methods can be compared early."""
+    """Tuning and final cells of these methods; final ones go seed by seed, so that methods can be compared early."""
     t = comparison.tuning
     tuned = [Cell("tuning", mode, m, t.seed, lr) for m in methods for lr in t.learning_rates] if t else []
     return tuned + [Cell("final", mode, m, seed) for seed in comparison.seeds for m in methods]
 
 
 def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recipe:
-    """The recipe of a cell, validated; `lr` is that of a final cell."""
+    """The validated recipe of a cell; `lr` is the tuned learning rate for a final cell, if there is one."""
     mode = comparison.modes[cell.mode]
     tree = config.recipe_tree(mode.recipe)
     layers = [comparison.set, mode.set]
@@ -173,12 +180,12 @@ def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recip
 
 
 def any_recipe(comparison: Comparison) -> Recipe:
-    """The recipe of some cell: all are run on one cluster."""
+    """The recipe of some cell, to connect to the cluster, which all cells share."""
     return recipe(comparison, Cell("base", next(iter(comparison.modes)), "", comparison.seeds[0]))
 
 
 def require_recipes(comparison: Comparison) -> None:
-    """Raise UserError for a recipe that cannot be; cells that differ in seed or learning rate alone are tried once."""
+    """Raise UserError for a cell with an invalid recipe; of cells that differ only in seed or rate, one is tried."""
     t = comparison.tuning
     for mode in comparison.modes:
         recipe(comparison, Cell("base", mode, "", comparison.seeds[0]))
@@ -189,7 +196,7 @@ def require_recipes(comparison: Comparison) -> None:
 
 
 def merged(tree: dict, layer: dict) -> dict:
-    """`tree` with the keys of `layer`: groups key by key, everything else, lists too, replaced."""
+    """`tree` with the keys of `layer`: groups are merged key by key, everything else, also a list, is replaced."""
     out = copy.copy(tree)
     for key, value in layer.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
@@ -198,9 +205,9 @@ def merged(tree: dict, layer: dict) -> dict:
 
 
 def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Comparison:
-    """Read a comparison, or a shipped one by its name, and apply `key.sub=value` overrides; raises UserError.
+    """Read a comparison from a file, or a shipped one by its name, and apply `key.sub=value` overrides.
 
-    A mode or a method that is set to null is left out.
+    A mode or a method that is set to null is left out. Raises UserError.
     """
     path = _path(name)
     tree = config.read_tree(path, str(path))
@@ -216,7 +223,8 @@ def load(name: str, overrides: list[str] | tuple[str, ...] = ()) -> Comparison:
 
 
 def _without_null(tree: dict) -> dict:
-    modes, methods = tree.get("modes"), tree.get("methods")
+    modes = tree.get("modes")
+    methods = tree.get("methods")
     if not isinstance(modes, dict) or not isinstance(methods, dict):
         return tree
     left_out = {name for name, mode in modes.items() if mode is None}
@@ -257,7 +265,7 @@ def _is_a_recipe(name: str) -> str:
 
 
 def _sentence(error: Any) -> str:
-    """A fault of the comparison's own keys; those of recipes are told when a cell's recipe is made."""
+    """A fault in the comparison's own keys as a sentence; faults in recipes show when the recipe of a cell is made."""
     where = ".".join(map(str, error["loc"]))
     match error["type"]:
         case "extra_forbidden":

@@ -1,10 +1,11 @@
 """What a comparison has done and has left to do, and every check before anything starts.
 
-    Comparison -> Plan: groups of methods that can share engines, the Inputs of every cell, finished cells' scores
+    Comparison -> ComparisonPlan: groups of methods that can share engines, the Inputs of every cell, scores of finished
+                                  cells
 
-A cell is finished when its folder holds its evaluation, and a finished cell is never run again. One that was begun goes
-on from its last checkpoint. A cell that was begun with another recipe is refused, since its score would stand beside
-others that it cannot be compared with.
+- A cell is finished when its folder holds its evaluation. A finished cell is never run again.
+- A cell that was begun goes on from its last checkpoint.
+- A cell that was begun with another recipe is refused, since its score could not be compared with the others.
 """
 
 import json
@@ -24,7 +25,7 @@ from trd_ray.score.stats import Score, from_json
 from trd_ray.session.cluster import Connection
 from trd_ray.session.inputs import Inputs, prepare
 
-# Between a cell that was begun and the comparison that goes on with it: what its score does not depend on.
+# Keys that a score does not depend on: they may differ between a cell that was begun and the comparison.
 MAY_DIFFER = keys.not_affecting(ROWS, NUMBERS, VERDICTS, ANSWERS, SCORES, LENGTH)
 OF_ENGINES = keys.affecting(ENGINES)
 OF_A_BASE = keys.affecting(ANSWERS, VERDICTS, SCORES)
@@ -32,7 +33,7 @@ OF_A_BASE = keys.affecting(ANSWERS, VERDICTS, SCORES)
 
 @dataclass(frozen=True)
 class EngineGroup:
-    """Methods of a mode whose runs ask the same of the engines, which are therefore started once for all of them."""
+    """Methods of a mode whose runs need the same engines, which are therefore started once for all of them."""
 
     mode: str
     methods: list[str]
@@ -57,11 +58,11 @@ class ComparisonPlan:
             self._as_begun(cell)
 
     def cells(self) -> list[Cell]:
-        """All of them, in the order they are run."""
+        """All cells, in the order in which they are run."""
         return [cell for group in self.groups for cell in self.cells_of(group)]
 
     def cells_of(self, group: EngineGroup) -> list[Cell]:
-        """The base comes first: the engines hold it when they start."""
+        """The cells of a group. The base comes first, since the engines hold it when they start."""
         first = group == next(g for g in self.groups if g.mode == group.mode)
         bases = []
         if first and self.base_mode[group.mode] == group.mode:
@@ -69,12 +70,12 @@ class ComparisonPlan:
         return bases + cells(self.comparison, group.mode, group.methods)
 
     def recipe(self, cell: Cell) -> Recipe:
-        """Of a final cell with the learning rate that was found best, if its tuning is done."""
+        """The recipe of a cell; a final cell has the learning rate that was found best, if its tuning is done."""
         lr = self.best_lr(cell.mode, cell.method) if cell.kind == "final" else None
         return recipe(self.comparison, cell, lr)
 
     def inputs(self, cell: Cell) -> Inputs:
-        """Models and problems are read and checked once for all cells that differ in nothing they depend on."""
+        """The Inputs of a cell; cells that differ only in name, directory, seed and learning rate share them."""
         r = self.recipe(cell)
         tree = r.model_dump(mode="json", exclude={*GIVEN})
         del tree["learner"]["lr"]
@@ -92,14 +93,14 @@ class ComparisonPlan:
         return found
 
     def score(self, cell: Cell) -> Score | None:
-        """The score of a finished cell."""
+        """The score of a finished cell, None for one that is not finished."""
         if cell.name not in self._scores:
             folder = self.path / cell.name
             place = folder / "evaluation" / ("base.json" if cell.kind == "base" else "trained.json")
             if not place.is_file():
                 return None
             score = from_json(json.loads(place.read_text()))
-            # The last step is recorded after its evaluation.
+            # The last step is recorded after its evaluation: only then is the cell finished.
             if len(RunDirectory(folder).read_metrics()) < score.step:
                 return None
             self._scores[cell.name] = score
@@ -112,14 +113,14 @@ class ComparisonPlan:
         return [cell for cell in cells(self.comparison, mode, [method]) if cell.kind == "tuning"]
 
     def best_lr(self, mode: str, method: str) -> float | None:
-        """The learning rate of the highest Avg@k, of equals the lowest; None before all of them are scored."""
+        """The learning rate with the highest Avg@k, the lowest one of equals; None until all are scored."""
         tuned = sorted(self.tuning_cells(mode, method), key=lambda cell: cell.lr or 0)
         if not tuned or any(self.score(cell) is None for cell in tuned):
             return None
         return max(tuned, key=lambda cell: _avg(self.score(cell))).lr
 
     def _base_key(self, mode: str) -> str:
-        """Modes in which the same model answers the same problems in the same way share their base."""
+        """A key that is equal for modes that share their base: the same model, problems and way to answer."""
         resolved = self.inputs(Cell("base", mode, "", self.comparison.seeds[0])).recipe
         return json.dumps(keys.only(resolved.model_dump(mode="json"), OF_A_BASE))
 
@@ -171,7 +172,7 @@ def _groups(comparison: Comparison) -> list[EngineGroup]:
 
 
 def _engines(r: Recipe) -> str:
-    """What engines are started with; what differs only from request to request is left out."""
+    """What engines are started with, without what may differ from request to request."""
     return json.dumps(keys.only(r.model_dump(mode="json"), OF_ENGINES))
 
 
@@ -187,7 +188,7 @@ def _texts(problems: Any) -> list[str]:
 
 
 def pending(plan: ComparisonPlan, group: EngineGroup) -> Iterator[Cell]:
-    """Unfinished cells, looked at one by one: whether a tuning is done shows only when its turn has come."""
+    """Unfinished cells one by one; each is looked at only when its turn has come, since others finish meanwhile."""
     for cell in plan.cells_of(group):
         if plan.score(cell) is None:
             yield cell

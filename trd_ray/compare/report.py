@@ -13,15 +13,15 @@ from rich.text import Text
 
 from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.compare.results import STAGES, results
+from trd_ray.files import write_atomically
 from trd_ray.record import markdown
-from trd_ray.record.directory import write_atomically
 from trd_ray.session.inputs import Inputs
 
 Lines = list[list[str]]
 
 
 def write(plan: ComparisonPlan, failures: dict[str, str]) -> dict[str, Any]:
-    """Write both files from what is finished so far; returns what they say."""
+    """Write both files from what is finished so far; returns what comparison.json holds."""
     found = results(plan, failures)
     write_atomically(plan.path / "comparison.json", json.dumps(found, indent=2))
     parts = [f"# {markdown.inline(found['name'])}"]
@@ -37,7 +37,7 @@ def write(plan: ComparisonPlan, failures: dict[str, str]) -> dict[str, Any]:
 
 
 def rendered(found: dict[str, Any]) -> Group:
-    """For the terminal."""
+    """The tables and the failures as the terminal shows them."""
     parts = []
     for title, lines, note in tables(found):
         header, *body = lines
@@ -52,7 +52,7 @@ def rendered(found: dict[str, Any]) -> Group:
 
 
 def tables(found: dict[str, Any]) -> list[tuple[str, Lines, str]]:
-    """(title, header and rows, what they mean) of every table that has something to show."""
+    """Every table that has something to show, as (title, header and rows, what they mean)."""
     lines = [(mode, method, line) for mode, of_mode in found["modes"].items() for method, line in of_mode.items()]
     if not lines:
         return []
@@ -91,7 +91,8 @@ def _scores(found: dict[str, Any], lines: list[tuple[str, str, dict]]) -> tuple[
 def _cost(lines: list[tuple[str, str, dict]]) -> tuple[str, Lines, str]:
     out = [["a run", "tokens sampled", "refined", "trained", "seconds", *STAGES]]
     for mode, method, line in lines:
-        tokens, seconds = line["cost"]["tokens"], line["cost"]["seconds"]
+        tokens = line["cost"]["tokens"]
+        seconds = line["cost"]["seconds"]
         out.append(
             [f"{mode} {method}", *(f"{tokens[kind]:,.0f}" for kind in ("sampled", "refined", "trained"))]
             + [f"{seconds[stage]:.1f}" for stage in ["step", *STAGES]]
@@ -155,12 +156,13 @@ def _percent(e: dict[str, Any] | None, signed: bool = False) -> str:
 
 
 def grid(plan: ComparisonPlan) -> Group:
-    """Every cell with its state, and what is left of steps and samples."""
+    """A table of all cells with their states, and the steps and samples that are left."""
     drawn = Table("cell", "learning rate", "state", box=None, pad_edge=False)
     steps = made = left = 0
     cells = plan.cells()
     for cell in cells:
-        inputs, trains = plan.inputs(cell), cell.kind != "base"
+        inputs = plan.inputs(cell)
+        trains = cell.kind != "base"
         state = "done" if plan.score(cell) else "begun" if _begun(plan.path / cell.name) else "to do"
         tuned = cell.kind == "final" and plan.comparison.tuning and plan.best_lr(cell.mode, cell.method) is None
         lr = "" if not trains else "to be tuned" if tuned else f"{inputs.recipe.learner.lr:g}"
@@ -174,7 +176,7 @@ def grid(plan: ComparisonPlan) -> Group:
 
 
 def samples(inputs: Inputs, trains: bool) -> tuple[int, int]:
-    """What a run asks of the engines: (rollouts and refinements, answers in its evaluation)."""
+    """What a run asks the engines for: (rollouts and refinements, answers in its evaluation)."""
     r = inputs.recipe
     rollouts = inputs.total_steps * r.rollouts_per_step * (1 + r.refiner.n * r.refines) if trains else 0
     return rollouts, (inputs.held_out.num_rows * r.evaluation.samples if inputs.held_out else 0)

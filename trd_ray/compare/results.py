@@ -1,10 +1,11 @@
-"""Finished cells to numbers: scores over seeds, differences, costs, and what the methods trained on.
+"""Finished cells become numbers: scores over seeds, differences, costs, and what the methods trained on.
 
-    Plan -> results() -> a plain dict, which is comparison.json and what the tables show
+    ComparisonPlan -> results() -> a plain dict, which is comparison.json and what the tables show
 
-Seeds are averaged within each problem, then problems are resampled: an interval says how far a number would move with
-other problems of the same kind. How far it moves with another seed is told beside it, as the seeds' own means and their
-standard deviation. Only seeds that both sides have finished enter a difference.
+- Seeds are averaged within each problem, then problems are resampled. So an interval says how far a number would move
+  with other problems of the same kind.
+- The mean of each seed and their standard deviation say how far it moves with another seed.
+- Only seeds that both sides have finished enter a difference.
 """
 
 from statistics import fmean
@@ -19,7 +20,7 @@ from trd_ray.record.ledger import facts_of_run
 from trd_ray.score.stats import LEVEL, Estimate, Score, estimate, measures, paired_difference
 
 STAGES = ["sample", "verify", "refine", "train", "sync", "overhead"]
-TRAINED_ON = {  # of the metrics of a step
+TRAINED_ON = {  # name in comparison.json -> metric of a step
     "raw_passed": "y_o/passed",
     "refined_passed": "y_r/passed",
     "raw_tokens": "y_o/tokens_mean",
@@ -57,24 +58,24 @@ def results(plan: ComparisonPlan, failures: dict[str, str]) -> dict[str, Any]:
 
 
 def _scores(plan: ComparisonPlan, cells: list[Cell]) -> dict[int, Score]:
-    """Seed -> score of the finished ones."""
+    """Seed -> score, for the cells that are finished."""
     return {cell.seed: score for cell in cells if (score := plan.score(cell))}
 
 
 def _line(scores: dict[int, Score], bases: dict, against: dict, resamples: int) -> dict[str, Any]:
-    some = next(iter(scores.values()))
+    one = next(iter(scores.values()))  # problems, samples and measures are the same for every seed
     by_seed = {seed: _measures(score) for seed, score in scores.items()}
     line: dict[str, Any] = {
         "seeds": list(scores),
-        "problems": some.problems,
-        "samples": some.samples,
+        "problems": one.problems,
+        "samples": one.samples,
         "scores": {},
         "tokens_mean": fmean(s.tokens_mean for s in scores.values()),
         "truncated": fmean(s.truncated.value for s in scores.values()),
         "answered": fmean(s.answered.value for s in scores.values()),
     }
-    some_seed = next(iter(by_seed))
-    for measure in by_seed[some_seed]:
+    measured = list(next(iter(by_seed.values())))
+    for measure in measured:
         values = [float(np.mean(by_seed[seed][measure])) for seed in scores]
         line["scores"][measure] = _estimate(over_seeds(by_seed, measure, list(scores)), resamples) | {
             "by_seed": values,
@@ -82,7 +83,7 @@ def _line(scores: dict[int, Score], bases: dict, against: dict, resamples: int) 
         }
     for name, others in (("minus_base", bases), ("minus_against", against)):
         common = [seed for seed in scores if seed in others]
-        if common and others[common[0]].per_problem.keys() == some.per_problem.keys():
+        if common and others[common[0]].per_problem.keys() == one.per_problem.keys():
             theirs = {seed: _measures(others[seed]) for seed in common}
             line[name] = {
                 measure: _as_json(
@@ -90,19 +91,19 @@ def _line(scores: dict[int, Score], bases: dict, against: dict, resamples: int) 
                         over_seeds(theirs, measure, common), over_seeds(by_seed, measure, common), resamples, 0
                     )
                 )
-                for measure in by_seed[some_seed]
+                for measure in measured
                 if measure in theirs[common[0]]
             }
     return line
 
 
 def over_seeds(by_seed: dict[int, dict[str, np.ndarray]], measure: str, seeds: list[int]) -> np.ndarray:
-    """The mean over seeds of each problem's value."""
+    """The value of each problem, averaged over seeds."""
     return np.mean([by_seed[seed][measure] for seed in seeds], axis=0)
 
 
 def _measures(score: Score) -> dict[str, np.ndarray]:
-    """Per problem, in the order of the problems' ids."""
+    """Measure -> its value for each problem, in the order of the problems' ids."""
     return measures(np.array([score.per_problem[p] for p in sorted(score.per_problem)], dtype=bool))
 
 
@@ -132,7 +133,7 @@ def _tuning(plan: ComparisonPlan) -> list[dict[str, Any]]:
 
 
 def _cost(runs: list[RunDirectory]) -> dict[str, Any]:
-    """A run's mean over seeds: tokens made and trained on, seconds of its steps by stage (stages overlap)."""
+    """Means over seeds: tokens made and trained on, and seconds of the steps by stage. Stages overlap."""
     metrics = [run.read_metrics() for run in runs]
     tokens = [_tokens(run) for run in runs]
     return {
@@ -151,7 +152,7 @@ def _tokens(run: RunDirectory) -> dict[str, int]:
 
 
 def _trained_on(runs: list[RunDirectory]) -> dict[str, Any]:
-    """Means over steps and seeds, and of the KL also those of the first and of the last quarter of the steps."""
+    """Means over steps and seeds; the KL has two means, over the first and the last quarter of the steps."""
     metrics = [run.read_metrics() for run in runs]
     out = {name: _mean([m for steps in metrics for m in steps], key) for name, key in TRAINED_ON.items()}
     quarter = max(1, len(metrics[0]) // 4)

@@ -3,8 +3,8 @@
     plan -> what is on disk already -> engines, if anything is left to sample -> samples and verdicts as they come
          -> evaluation/<benchmark>.json and .parquet, evaluation.md, tables
 
-A benchmark's files are written as soon as it is finished; the next one's samples are under way by then. Ctrl-C, a crash
-or SIGKILL lose what is in the engines at that moment: the same command goes on from the samples on disk.
+The files of a benchmark are written as soon as it is finished; samples of the next one are under way by then. Ctrl-C, a
+crash or SIGKILL loses what is in the engines at that moment. The same command goes on from the samples on disk.
 """
 
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ from trd_ray.evaluate.samples import Samples
 from trd_ray.evaluate.weights import fingerprint
 from trd_ray.preflight import placement
 from trd_ray.record.directory import RunDirectory
+from trd_ray.record.display import console_for_results
 from trd_ray.session.beginning import Beginning, begin
 from trd_ray.session.cluster import Connection
 from trd_ray.session.session import Session
@@ -38,12 +39,12 @@ def dry_run(argument: str, names: list[str], overrides: list[str], base: str | N
 
 
 def run(argument: str, names: list[str], overrides: list[str], name: str | None, base: str | None) -> int:
-    """Score a model, a run's checkpoint or a recipe's student on benchmarks; `name` is the checkpoint's in the tables.
+    """Score a model, a run's checkpoint or a recipe's student on benchmarks; `name` is its name in the tables.
 
-    The exit code is 0; raises what ended it early, UserError for anything the user can mend.
+    Returns exit code 0. Raises what ended it early: UserError for anything that the user can fix.
     """
     planned = plan(argument, names, overrides, base)
-    console = report.console()
+    console = console_for_results()
     with begin("evaluate", planned.directory, planned.recipe) as beginning, ExitStack() as stack:
         console.print(str(planned), markup=False, soft_wrap=True)
         if not planned.directory.exists():
@@ -64,10 +65,13 @@ def run(argument: str, names: list[str], overrides: list[str], name: str | None,
 
 
 class Evaluation:
-    """The samples of all benchmarks, from what is on disk to what is asked for."""
+    """The samples of all benchmarks: those on disk, and those still to be made."""
 
     def __init__(self, planned: EvaluationPlan, directory: RunDirectory, samples: dict[str, Samples], name: str):
-        self.plan, self.directory, self.samples, self.name = planned, directory, samples, name
+        self.plan = planned
+        self.directory = directory
+        self.samples = samples
+        self.name = name
         self.exams = {exam.name: exam for exam in planned.exams}
         self.results: dict[str, report.Result] = {}
         self.to_verify = {exam.name: sum(not self._verified(exam, key) for key in exam.keys) for exam in planned.exams}
@@ -83,7 +87,7 @@ class Evaluation:
         return f"{done} of {total} samples are kept in {directory}: the same command goes on"
 
     def run(self, beginning: Beginning) -> None:
-        """Sample and verify what is left, on engines that are started for it unless all samples are there."""
+        """Sample and verify what is left; engines are started unless only verdicts are."""
         progress = Progress({exam.name: (len(exam.questions), exam.evaluation.samples) for exam in self.plan.exams})
         self._show_kept(progress)
         with beginning.session(self.plan.inputs, self.directory, progress) as session:
@@ -105,8 +109,10 @@ class Evaluation:
             self._asks(), pool=session.pools.get("sampler"), sampler=recipe.sampler, verify=recipe.verify,
             while_waiting=while_waiting,
         ):  # fmt: skip
-            question, samples = event.ask.question, self.samples[event.ask.question.benchmark]
-            exam, problem_id = self.exams[question.benchmark], question.problem_id
+            question = event.ask.question
+            samples = self.samples[event.ask.question.benchmark]
+            exam = self.exams[question.benchmark]
+            problem_id = question.problem_id
             key = (problem_id, event.ask.sample)
             if isinstance(event, Sampled):
                 samples.add(key, event.ask.seed, exam.prompts[problem_id], event.generation)
@@ -119,7 +125,7 @@ class Evaluation:
                 progress.say(report.headline(self.finish(exam)))
 
     def _asks(self) -> Iterator[Ask]:
-        """What is left, problem by problem: the samples of one share the cache of their prompt."""
+        """What is left, problem by problem, since samples of one problem share the cache of their prompt."""
         for exam in self.plan.exams:
             samples = self.samples[exam.name]
             for question in exam.questions:
@@ -141,7 +147,7 @@ class Evaluation:
                     progress.kept(exam.name, key[0], passed)
 
     def finish(self, exam: Exam) -> report.Result:
-        """Write the files of a benchmark of which every sample has its verdict."""
+        """Write the files of a benchmark, once every sample of it has a verdict."""
         if exam.name not in self.results:
             samples = self.samples[exam.name]
             self.results[exam.name] = found = report.result(self.plan, exam, samples, self.name)
@@ -151,7 +157,8 @@ class Evaluation:
 
 
 def _open(planned: EvaluationPlan) -> Iterator[tuple[Exam, Samples]]:
-    folder, inputs = planned.directory / "evaluation", planned.inputs
+    folder = planned.directory / "evaluation"
+    inputs = planned.inputs
     known: dict[str, Any] | None = next(filter(None, map(Samples.model, sorted(folder.glob("*.jsonl")))), None)
     model = fingerprint(inputs.student_path, planned.recipe.student.revision, known)
     _require_as_written(Path(inputs.student_path), model)
@@ -163,7 +170,7 @@ def _open(planned: EvaluationPlan) -> Iterator[tuple[Exam, Samples]]:
 
 
 def _require_as_written(folder: Path, model: dict[str, Any]) -> None:
-    """Refuse a checkpoint whose export is no longer what was written; `model` is its fingerprint."""
+    """Refuse a checkpoint whose model folder is no longer what was written; `model` is its fingerprint."""
     sums = (checksums.read(folder.parent) or {}) if folder.name == "model" else {}
     for name, facts in model.get("files", {}).items():
         if sums.get(f"model/{name}", facts["blake2b"]) != facts["blake2b"]:
@@ -171,7 +178,7 @@ def _require_as_written(folder: Path, model: dict[str, Any]) -> None:
 
 
 def _claim(path: Path, recipe: Recipe) -> RunDirectory:
-    """A directory for one checkpoint's evaluations; what may differ from its last start is for `Samples` to say."""
+    """Claim a directory for evaluations of one checkpoint; `Samples` decides what may differ from its last start."""
     if any((path / "rows").glob("*")) or any((path / "checkpoints").glob("*")) or (path / "metrics.jsonl").exists():
         raise UserError(f"run directory {path} holds a training run: set run_dir to a place of the evaluation's own")
     return RunDirectory.create(

@@ -1,9 +1,10 @@
-"""Everything that is read and checked before an evaluation starts: model, benchmarks, prompts, lengths, the base.
+"""Everything that is read and checked before an evaluation starts: model, benchmarks, prompts, lengths and the base.
 
-    model or recipe, names of benchmarks, overrides  ->  plan()  ->  Plan: a recipe to start engines with, and an Exam
-                                                                     (problems, prompts, settings) for each benchmark
+    model or recipe, names of benchmarks, overrides  ->  plan()  ->  EvaluationPlan: a recipe to start engines with, and
+                                                                     an Exam (problems, prompts, settings) for each
+                                                                     benchmark
 
-A benchmark brings its own number of samples and token limit; what the recipe or an override sets goes before. Raises
+A benchmark has its own number of samples and token limit, which the recipe or an override may replace. `plan` raises
 UserError for anything that cannot work, before a directory is made or an engine starts.
 """
 
@@ -39,14 +40,14 @@ class Base:
     """What a checkpoint is compared with."""
 
     score: Score
-    settings: dict[str, Any] | None  # None: of an evaluation during training, which does not record them
+    settings: dict[str, Any] | None  # None for an evaluation during training, which does not record them
 
 
 @dataclass(frozen=True)
 class Exam:
-    """One benchmark as this model will sit it."""
+    """One benchmark as this model will be asked it."""
 
-    name: str  # also of its files
+    name: str  # its files have the same name
     about: dict[str, Any]  # title, task, source, licence, notes
     evaluation: EvaluationConfig  # as resolved for this benchmark
     questions: list[Question]
@@ -62,7 +63,7 @@ class Exam:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What a sample depends on besides weights, prompt and seed."""
+        """What a sample depends on in addition to weights, prompt and seed."""
         asked = {"chat_template_kwargs": self.about["chat_template_kwargs"]}
         return {"evaluation": self.evaluation.model_dump(mode="json", include=_OF_ANSWERS["evaluation"]) | asked}
 
@@ -87,9 +88,10 @@ class EvaluationPlan:
         return "\n".join([f"{self.target.name} in {self.directory}", *map(str, self.exams)])
 
     def settings(self, exam: Exam) -> dict[str, Any]:
-        """What tells whether samples on disk were made as these would be, but for the model's weights and the prompts.
+        """Settings that must be equal for samples on disk to be used again.
 
-        Those are told by what they are: see `weights.fingerprint` and `prompt_sha256`.
+        Weights and prompts must be equal too. Their contents are compared: see `weights.fingerprint` and
+        `prompt_sha256`.
         """
         r = self.recipe
         engine = r.sampler.model_dump(mode="json", include=_OF_ANSWERS["sampler"])
@@ -98,7 +100,7 @@ class EvaluationPlan:
 
 @dataclass(frozen=True)
 class _Source:
-    """The problems of an exam, and what is known of them before the model is looked at."""
+    """The problems of an exam, and what is known about them before the model is read."""
 
     name: str
     about: dict[str, Any]
@@ -122,7 +124,9 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
             f"{benchmarks.listing()}"
         )
     directory = r.directory.absolute()
-    faults, sources, model = Faults(), list[_Source](), None
+    faults = Faults()
+    sources: list[_Source] = []
+    model = None
     for name in names or [r.evaluation.path or ""]:
         with faults:
             sources.append(_source(r, name))
@@ -133,7 +137,8 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
     faults.require_none()
     assert model is not None
     exams: list[Exam] = []
-    findings, longest = None, 0
+    findings = None
+    longest = 0
     for source in sources:
         if any(exam.name == source.name for exam in exams):
             raise UserError(f"{source.name} is named twice: name each benchmark once")
@@ -142,7 +147,7 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
             exams.append(exam)
             longest = max(longest, exam.prompt_tokens.longest + exam.evaluation.response_tokens)
     faults.require_none()
-    if not r.sampler.max_model_len:  # a longer context would only take cache from the sequences
+    if not r.sampler.max_model_len:  # a longer context would only take memory from the cache
         r = r.model_copy(update={"sampler": r.sampler.model_copy(update={"max_model_len": longest})})
     assert findings is not None
     tables = pa.concat_tables([source.found.table for source in sources])
@@ -155,9 +160,10 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
 
 
 def _source(r: Recipe, spec: str) -> _Source:
-    e, given = r.evaluation, r.evaluation.model_fields_set
+    e = r.evaluation
+    given = e.model_fields_set
     if spec == e.path and not benchmarks.is_name(spec):
-        # In the columns that the recipe names. A word is a data set of the hub without an owner.
+        # The recipe names its columns. A word is a data set of the hub without an owner.
         as_written = e.model_copy(update={"format": "hub"}) if e.format == "auto" and benchmarks.is_word(spec) else e
         found = load_problems(as_written, r.verify, r.data.columns)
         about = {"title": spec, "task": r.verify.task, "source": spec, "licence": "your own", "notes": []}
@@ -172,7 +178,9 @@ def _source(r: Recipe, spec: str) -> _Source:
 
 
 def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str | None) -> tuple[Exam, checks.Findings]:
-    name, about, problems = source.name, source.about, source.found.table
+    name = source.name
+    about = source.about
+    problems = source.found.table
     verify = r.verify.model_copy(update={"task": about["task"]})
     own = r.model_copy(update={"evaluation": source.evaluation, "verify": verify})
     try:
@@ -183,7 +191,8 @@ def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str 
     except UserError as e:
         raise UserError(*(f"{name}: {sentence}" for sentence in e.sentences)) from e
     assert findings.evaluation_prompt is not None
-    views, evaluation = Views(own, model.tokenizer, model.tokenizer), findings.recipe.evaluation
+    views = Views(own, model.tokenizer, model.tokenizer)
+    evaluation = findings.recipe.evaluation
     questions = [
         Question(name, problem, views.evaluation(problem["problem"]), evaluation, verify)
         for problem in problems.to_pylist()
@@ -204,13 +213,13 @@ def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str 
 
 
 def _thinking(kwargs: dict[str, Any]) -> str:
-    """A template with a thinking mode is told whether to use it: preflight sees to that."""
+    """How the chat template is asked; preflight requires a setting for every template with a thinking mode."""
     told = ", ".join(f"{key}={json.dumps(value)}" for key, value in kwargs.items())
     return f"chat template with {told}" if told else "chat template as it is, it has no thinking mode"
 
 
 def _base(base: str, directory: Path, name: str, questions: list[Question]) -> Base:
-    """The score to compare with: of another evaluation's directory, of one beside this one's, or a JSON file."""
+    """The score to compare with; `base` is a directory of an evaluation, one next to this one's, or a JSON file."""
     places = [Path(base).expanduser(), directory.parent / base, directory / "evaluation" / base]
     places = [place if place.suffix == ".json" else place / "evaluation" / f"{name}.json" for place in places]
     place = next((place for place in places if place.is_file()), None)

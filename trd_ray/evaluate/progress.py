@@ -20,7 +20,7 @@ LINE_S = 15.0
 @dataclass
 class Count:
     problems: int
-    samples: int  # of each problem
+    samples: int  # for each problem
     sampled: int = 0
     verified: int = 0
     passed: int = 0
@@ -46,36 +46,39 @@ class Progress(Display):
         self._last = self._shown = 0.0
 
     def kept(self, benchmark: str, problem_id: str, passed: bool | None) -> None:
-        """A sample of an earlier start; `passed` is None without a verdict."""
+        """Count a sample of an earlier start; `passed` is None if it has no verdict."""
         self.counts[benchmark].sampled += 1
         if passed is not None:
             self._judge(benchmark, problem_id, passed)
 
     def begin(self) -> None:
         self._began = self._shown = time.monotonic()
-        # What an earlier start left says nothing about the pace of this one.
+        # Samples of an earlier start say nothing about the pace of this one.
         self._progress.reset(self._task, completed=sum(c.verified for c in self.counts.values()))
 
     def sampled(self, benchmark: str, tokens: int) -> None:
         self.counts[benchmark].sampled += 1
-        self._made, self._tokens, self._last = self._made + 1, self._tokens + tokens, time.monotonic()
+        self._made += 1
+        self._tokens += tokens
+        self._last = time.monotonic()
 
     def verified(self, benchmark: str, problem_id: str, passed: bool) -> None:
         self._judge(benchmark, problem_id, passed)
 
     def _judge(self, benchmark: str, problem_id: str, passed: bool) -> None:
         count = self.counts[benchmark]
-        count.verified, count.passed = count.verified + 1, count.passed + passed
+        count.verified += 1
+        count.passed += passed
         count.by_problem[problem_id] += 1
         self._progress.update(self._task, completed=sum(c.verified for c in self.counts.values()))
 
     def look(self) -> None:
-        """A line in the log, if it is time for one; the terminal draws itself."""
+        """Print the lines in a log if it is time for them; the panel in a terminal needs no call."""
         if self._live is None and time.monotonic() - self._shown >= LINE_S:
             self.lines()
 
     def lines(self) -> None:
-        """What is under way, a line a benchmark, and the rest in one."""
+        """Print one line for each benchmark that is under way."""
         self._shown = time.monotonic()
         rate = f"{self._rate():.0f} tokens/s, {self._left_text()}"
         for name, c in self.counts.items():
@@ -89,7 +92,7 @@ class Progress(Display):
         return self._tokens / self._seconds() if self._seconds() > 0 else 0.0
 
     def _seconds(self) -> float:
-        """Of sampling in this start."""
+        """How long this start has been sampling."""
         if self._began is None:
             return 0.0
         return (time.monotonic() if self._left() else self._last) - self._began
@@ -98,7 +101,7 @@ class Progress(Display):
         return sum(c.total - c.sampled for c in self.counts.values())
 
     def _left_text(self) -> str:
-        """Short answers come first, so this begins as too little; it is the mean pace of this start."""
+        """The time left at the mean pace of this start; short answers come first, so it begins too low."""
         if not self._made:
             return "time left unknown"
         return f"about {_duration(self._left() * self._seconds() / self._made)} left"

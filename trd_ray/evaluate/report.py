@@ -1,8 +1,8 @@
-"""What an evaluation says in the end: JSON a benchmark, a Markdown report over all of them, and tables in the terminal.
+"""What an evaluation says at its end: JSON for each benchmark, a Markdown report over all, and tables in the terminal.
 
-Exam, Samples          ->  result()  ->  evaluation/<benchmark>.json
-all results on disk    ->  markdown  ->  evaluation.md
-results                ->  show()    ->  the terminal
+Exam, Samples          ->  result(), write()   ->  evaluation/<benchmark>.json
+all results on disk    ->  write_markdown()    ->  evaluation.md
+results                ->  show()              ->  the terminal
 """
 
 import json
@@ -18,8 +18,9 @@ from rich.text import Text
 from trd_ray.config import Recipe
 from trd_ray.evaluate.plan import Base, EvaluationPlan, Exam
 from trd_ray.evaluate.samples import Samples
+from trd_ray.files import write_atomically
 from trd_ray.record import markdown, warnings
-from trd_ray.record.directory import differences, write_atomically
+from trd_ray.record.directory import differences
 from trd_ray.score import buckets, stats
 from trd_ray.score.stats import FEW, LEVEL, RARE, Score, from_json, percent
 
@@ -43,8 +44,9 @@ BUCKETS_NOTE = (
 
 
 def result(plan: EvaluationPlan, exam: Exam, samples: Samples, name: str) -> Result:
-    """The score with all that explains it, as it is written to evaluation/<benchmark>.json."""
-    e, seed = exam.evaluation, plan.recipe.seed
+    """The score of a benchmark and all that explains it, as evaluation/<benchmark>.json holds it."""
+    e = exam.evaluation
+    seed = plan.recipe.seed
     score = stats.score(
         samples.answers(exam.keys), name=name, step=plan.target.step, version=0, resamples=e.bootstrap, seed=seed
     )
@@ -66,7 +68,7 @@ def result(plan: EvaluationPlan, exam: Exam, samples: Samples, name: str) -> Res
 
 
 def _named_apart(base: Score, name: str) -> Score:
-    """The base under a name that no reader takes for the checkpoint's."""
+    """The base, renamed if it has the same name as the checkpoint."""
     return replace(base, name=f"{name} (base)") if base.name == name else base
 
 
@@ -82,12 +84,12 @@ def write(directory: Path, found: Result) -> None:
 
 
 def read(directory: Path) -> list[Result]:
-    """Of every benchmark that this directory has finished, in the order of their names."""
+    """The results of all benchmarks that are finished in this directory, in the order of their names."""
     return [json.loads(place.read_text()) for place in sorted((directory / "evaluation").glob("*.json"))]
 
 
 def warned(found: Result, recipe: Recipe) -> list[str]:
-    """What makes the numbers of this benchmark worth little."""
+    """The warnings about what makes the numbers of this benchmark worth little."""
     limit = found["settings"]["evaluation"]["max_response_tokens"]
     return list(warnings.of_score(from_json(found), recipe, limit, where=found["benchmark"]["name"]).values())
 
@@ -99,14 +101,15 @@ def scores_of(found: Result) -> list[Score]:
 
 
 def headline(found: Result) -> str:
-    """One benchmark in one line."""
+    """The score of one benchmark in one line."""
     s = from_json(found)
-    ends = [f"{m.capitalize()} {percent(s.scores[m])}" for m in (f"avg@{s.samples}", f"pass@{s.samples}")]
-    return f"{found['benchmark']['name']}: {', '.join(ends)}"
+    measures = (f"avg@{s.samples}", f"pass@{s.samples}")
+    shown = [f"{measure.capitalize()} {percent(s.scores[measure])}" for measure in measures]
+    return f"{found['benchmark']['name']}: {', '.join(shown)}"
 
 
 def summary(results: list[Result], recipe: Recipe) -> list[list[str]]:
-    """Header and rows of text: a row a benchmark, and their unweighted mean."""
+    """Header and rows of text: one row for each benchmark, then their unweighted mean."""
     scores = [from_json(found) for found in results]
     compared = all(s.paired_with for s in scores)
     header = ["benchmark", "size", "Avg@n", "Pass@n", "cut", "answered", "p50 tokens"]
@@ -146,13 +149,14 @@ def _passed(s: Score) -> np.ndarray:
 
 
 def tables(found: Result) -> list[tuple[str, list[list[str]], str]]:
-    """(title, header and rows, what they mean) of one benchmark."""
+    """The tables of one benchmark, each as (title, header and rows, what they mean)."""
     scores = scores_of(found)
-    b, first = found["benchmark"], scores[-1]
-    about = f"{b['title']}, {first.problems} problems, {first.samples} samples each."
+    b = found["benchmark"]
+    checkpoint = scores[-1]
+    about = f"{b['title']}, {checkpoint.problems} problems, {checkpoint.samples} samples each."
     about = " ".join([about, *(f"Note: {note}." for note in [*b["notes"], *found["base_differs"]])])
     grouped = [_bucket(tree) for tree in found["buckets"]]
-    explained = " ".join([about, NOTE, *([PAIRED_NOTE] if first.paired_with else [])])
+    explained = " ".join([about, NOTE, *([PAIRED_NOTE] if checkpoint.paired_with else [])])
     out = [(b["name"], stats.table(scores, [s.name for s in scores]), explained)]
     note = BUCKETS_NOTE.format(scores[0].name)
     return [*out, (f"{b['name']}: by how often {scores[0].name} solves a problem", buckets.table(grouped), note)]
@@ -167,7 +171,7 @@ def _bucket(tree: dict[str, Any]) -> buckets.Bucket:
 
 
 def write_markdown(directory: Path, recipe: Recipe) -> Path:
-    """evaluation.md, over everything that the directory holds."""
+    """Write evaluation.md, over all results that the directory holds."""
     results = read(directory)
     place = directory / "evaluation.md"
     parts = [f"# {markdown.inline(recipe.name)}", f"Model {markdown.code(results[0]['model'])}."]
@@ -194,12 +198,6 @@ def _asked(found: Result) -> str:
 
 def _markdown(lines: list[list[str]]) -> str:
     return markdown.table([[markdown.inline(cell) for cell in line] for line in lines])
-
-
-def console() -> Console:
-    found = Console(highlight=False)
-    # A log file has no width to wrap at.
-    return found if found.is_terminal else Console(highlight=False, width=160)
 
 
 def show(console: Console, results: list[Result], recipe: Recipe) -> None:

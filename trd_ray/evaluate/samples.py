@@ -2,11 +2,14 @@
 
     Samples.open(path, settings)  ->  what an earlier start left  ->  add(), judge()  ->  parquet()
 
-An append-only file of JSON lines: the settings, then samples and verdicts in the order in which they came, each keyed
-by (problem_id, sample). A line is handed to the operating system whole, so a killed process leaves at most one that was
-cut short, which is cut off when the file is opened again. A sample is never made twice, and never mixed with samples of
-other weights, settings or prompts: `open` and `check_prompt` refuse those. A verdict that another verifier, or another
-answer key, would have given is forgotten and made anew.
+The file is append-only and holds JSON lines: first the settings, then samples and verdicts in the order in which they
+came, each with the key (problem_id, sample). The rules:
+
+- A line is handed to the operating system whole. A killed process leaves at most one that is cut short, which is
+  removed when the file is opened again.
+- A sample is never made twice.
+- A sample is never mixed with samples of other weights, settings or prompts: `open` and `check_prompt` refuse those.
+- A verdict of another verifier, or with another answer key, is ignored and made again.
 """
 
 import hashlib
@@ -26,6 +29,7 @@ from trd_ray.config.keys import affecting, in_group
 from trd_ray.engine.actor import Generation
 from trd_ray.errors import UserError
 from trd_ray.evaluate.weights import difference
+from trd_ray.files import taking_place
 from trd_ray.record.directory import differences, encodable
 from trd_ray.rows import METADATA, TRAJECTORY
 from trd_ray.score.stats import Answer
@@ -52,23 +56,24 @@ Key = tuple[str, int]  # problem_id, number of the sample
 
 @dataclass
 class Kept:
-    """What is held in memory of a sample; the rest is read from the file when it is needed."""
+    """What memory holds of a sample; the rest is read from the file when it is needed."""
 
-    place: int  # of its line in the file
+    place: int  # where its line begins in the file
     prompt: str
     tokens: int
     finish: str
     verdict_place: int | None = None
-    verdict_of: str = ""  # which verifier and answer key gave it
+    verdict_of: str = ""  # the verifier and answer key that gave the verdict
     passed: bool = False
     answered: bool = False
 
 
 class Samples:
-    """Open for one process at a time, which holds the run directory's claim."""
+    """Samples on disk, open in one process at a time: the one that holds the run directory's claim."""
 
     def __init__(self, path: Path, settings: dict[str, Any]):
-        self.path, self.settings = path, settings
+        self.path = path
+        self.settings = settings
         self._kept: dict[Key, Kept] = {}
         self._begun = False
         self._end = 0
@@ -76,9 +81,10 @@ class Samples:
 
     @classmethod
     def open(cls, path: Path, settings: dict[str, Any]) -> "Samples":
-        """What is there already, if it was made in the same way; UserError names what differs. Nothing is written yet.
+        """Open the file and read what it holds. Nothing is written yet.
 
-        `settings` holds "model" (see `weights.fingerprint`) and whatever else the samples depend on.
+        `settings` holds "model" (see `weights.fingerprint`) and whatever else the samples depend on. Raises UserError,
+        with what differs, if the file holds samples that were made in another way.
         """
         samples = cls(path, settings)
         if path.exists():
@@ -88,7 +94,7 @@ class Samples:
 
     @classmethod
     def model(cls, path: Path) -> dict[str, Any] | None:
-        """The fingerprint of the weights in a file that was begun."""
+        """The fingerprint of the weights that a file names; None if its first line is not complete."""
         with open(path, "rb") as file:
             line = file.readline()
         return _header(path, line)["model"] if line.endswith(b"\n") else None
@@ -115,7 +121,7 @@ class Samples:
     def _take(self, line: dict[str, Any]) -> None:
         if line["kind"] == "sample":
             self._kept[_key(line)] = Kept(self._end, line["prompt_sha256"], line["tokens"], line["finish"])
-        elif kept := self._kept.get(_key(line)):  # None: its sample's line was deleted
+        elif kept := self._kept.get(_key(line)):  # None if the line of the sample was deleted
             self._judged(kept, line)
 
     def _same_settings(self, began: dict[str, Any]) -> None:
@@ -130,8 +136,10 @@ class Samples:
             raise UserError(f"{self.path} holds samples of other weights ({changed}): evaluate those again, {remedy}")
 
     def _judged(self, kept: Kept, line: dict[str, Any]) -> None:
-        kept.verdict_place, kept.verdict_of = self._end, line["verifier"]
-        kept.passed, kept.answered = line["passed"], bool(line["extracted"])
+        kept.verdict_place = self._end
+        kept.verdict_of = line["verifier"]
+        kept.passed = line["passed"]
+        kept.answered = bool(line["extracted"])
 
     def __contains__(self, key: Key) -> bool:
         return key in self._kept
@@ -192,15 +200,18 @@ class Samples:
             "verify_seconds": v.seconds,
         }
         kept = self._kept[key]
-        kept.verdict_place, kept.verdict_of = self._append(line), verifier
-        kept.passed, kept.answered = v.passed, bool(v.extracted)
+        kept.verdict_place = self._append(line)
+        kept.verdict_of = verifier
+        kept.passed = v.passed
+        kept.answered = bool(v.extracted)
 
     def _append(self, line: dict[str, Any]) -> int:
-        """The place at which the line begins."""
+        """Write the line, after the settings if it is the first; returns the place at which it begins."""
         if not self._begun:
             self._begun = True
             self._append({"format": FORMAT, "settings": self.settings})
-        place, written = self._end, json.dumps(line).encode() + b"\n"
+        place = self._end
+        written = json.dumps(line).encode() + b"\n"
         self._file.write(written)
         self._file.flush()
         self._end += len(written)
@@ -219,13 +230,11 @@ class Samples:
         ]
 
     def parquet(self, place: Path, keys: list[Key]) -> None:
-        """These samples with their verdicts, in this order, as one file that appears whole."""
-        temporary = place.with_name(f".{place.name}.tmp")
-        with pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+        """Write these samples with their verdicts, in this order, to one file that appears whole."""
+        with taking_place(place) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
             for i in range(0, len(keys), ROWS_AT_A_TIME):
                 rows = list(self._rows(keys[i : i + ROWS_AT_A_TIME]))
                 writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-        os.replace(temporary, place)
 
     def _rows(self, keys: list[Key]) -> Iterator[dict[str, Any]]:
         for key in keys:
@@ -253,7 +262,7 @@ def prompt_sha256(prompt_ids: list[int]) -> str:
 
 
 def verifier_of(problem: dict[str, Any], verify: VerifyConfig) -> str:
-    """What a verdict on the problem depends on besides the text: the verifier's settings and what it compares with."""
+    """A hash of what a verdict on the problem depends on, without the text: settings, answer and tests."""
     settings = verify.model_dump(mode="json", include=_OF_VERDICTS)
     digest = hashlib.sha256(json.dumps([settings, problem["answer"]], sort_keys=True).encode())
     digest.update(problem.get("tests") or b"")
@@ -261,10 +270,11 @@ def verifier_of(problem: dict[str, Any], verify: VerifyConfig) -> str:
 
 
 def _header(path: Path, line: bytes) -> dict[str, Any]:
-    """The settings that a file's first line holds."""
+    """The settings that the first line of a file holds."""
     try:
         header = json.loads(line)
-        settings, known = header["settings"], header["format"] == FORMAT
+        settings = header["settings"]
+        known = header["format"] == FORMAT
         if not isinstance(settings["model"], dict):
             raise TypeError("no fingerprint of a model")
     except (ValueError, KeyError, TypeError) as e:

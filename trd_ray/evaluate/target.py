@@ -3,8 +3,8 @@
     a recipe  |  a model folder, hub name, miniature:student  |  a run, or a checkpoint of it
         ->  target()  ->  Target: the recipe with student.path and run_dir set, a name, the steps behind the weights
 
-A checkpoint of a run is asked in the words that it was trained with: prompts, chat template, verifier, engines and
-evaluation settings come from the run's recipe.yaml, unless they are overridden.
+A checkpoint of a run is asked in the words that it was trained with. Prompts, chat template, verifier, engines and
+evaluation settings come from the recipe.yaml of the run, unless they are overridden.
 """
 
 import json
@@ -19,8 +19,8 @@ from trd_ray.config.effects import ANSWERS, MACHINES, SCORES, VERDICTS
 from trd_ray.errors import UserError
 from trd_ray.preflight.lengths import RESPONSE_TOKENS
 
-# A checkpoint's answers, verdicts and scores are those of its run, on the machines of its run. What has a meaning in
-# training only is left out, and the engines' context is found anew for what is evaluated.
+# The keys that an evaluation takes from the run of a checkpoint, since answers, verdicts, scores and machines should be
+# the same. The context of the engines is not among them: it is found for what is evaluated.
 FROM_A_RUN = keys.affecting(ANSWERS, VERDICTS, SCORES, MACHINES)
 DIRECTORY = Path("runs") / "evaluate"
 
@@ -28,13 +28,13 @@ DIRECTORY = Path("runs") / "evaluate"
 @dataclass(frozen=True)
 class Target:
     recipe: Recipe
-    name: str  # of the checkpoint, for people and for its folder
-    step: int  # optimizer steps behind the weights, as far as that is known
+    name: str  # what people and the folder call the checkpoint
+    step: int  # optimizer steps behind the weights, 0 if that is not known
     has_path: bool  # whether evaluation.path was set by someone, so that it can stand for the benchmarks
 
 
 def target(argument: str, overrides: list[str]) -> Target:
-    """Raises UserError for what is no recipe and cannot be a model; whether a model exists is not looked at."""
+    """Read what is evaluated; raises UserError for what is no recipe and cannot be a model. No model is looked for."""
     tree = _tree(argument)
     for override in overrides:
         config.apply_override(tree, override)
@@ -49,26 +49,26 @@ def target(argument: str, overrides: list[str]) -> Target:
 
 def require_names(names: list[str], recipe: Recipe) -> None:
     """Raise UserError where one of the names stands for no benchmark and no file of problems; reads none of them."""
-    from trd_ray.problems import benchmarks  # and with it Arrow, which most mistakes are found without
+    from trd_ray.problems import benchmarks  # here, since it imports Arrow, and most mistakes are found without that
 
     for name in names:
-        if name != recipe.evaluation.path:  # which may be a data set of the hub without an owner
+        if name != recipe.evaluation.path:  # that one may be a data set of the hub without an owner
             benchmarks.require_name(name)
 
 
 def _tree(argument: str) -> dict[str, Any]:
-    """Of a recipe, with no more keys than were set by someone."""
+    """The tree of a recipe, with only the keys that someone has set."""
     place = Path(argument).expanduser()
     if place.is_dir():
         model = _model_folder(argument)
         run = _run_of(Path(model))
         return _of_run(run, model) if run else {"student": {"path": model}}
-    if argument in made_here.RECIPES:  # its model knows the prompts of this recipe and no others
+    if argument in made_here.RECIPES:  # the model knows only the prompts of this recipe
         return _kept(config.recipe_tree(made_here.RECIPES[argument]), argument)
     yaml = place.suffix in (".yaml", ".yml")
     if yaml or (not place.is_file() and _is_recipe(argument)):
         return config.recipe_tree(argument)
-    from trd_ray.problems import benchmarks  # and with it Arrow, which a recipe is read without
+    from trd_ray.problems import benchmarks  # here, since it imports Arrow, which reading a recipe does not need
 
     if place.is_file() or benchmarks.is_name(argument):
         raise UserError(
@@ -79,7 +79,7 @@ def _tree(argument: str) -> dict[str, Any]:
 
 
 def _is_recipe(argument: str) -> bool:
-    """A file, the name of a shipped recipe, or a word that is nearly one and no hub name with its owner."""
+    """Whether it is a file, the name of a shipped recipe, or close to such a name and no hub name with an owner."""
     try:
         config.recipe_path(argument)
     except UserError as e:
@@ -88,7 +88,7 @@ def _is_recipe(argument: str) -> bool:
 
 
 def _model_folder(path: str) -> str:
-    """A run stands for its newest checkpoint, a checkpoint for the model in it; anything else is what it is."""
+    """The newest checkpoint's model of a run, the model of a checkpoint, and any other path as it is."""
     folder = Path(path).expanduser()
     if (folder / "recipe.yaml").is_file() and (folder / "checkpoints").is_dir():
         checkpoints = sorted((folder / "checkpoints").glob("step-*"))
@@ -115,10 +115,10 @@ def _of_run(run: Path, model: str) -> dict[str, Any]:
         raise UserError(
             f"{place} is of another version of this program ({e}): give a recipe instead, with student.path={model}"
         ) from e
-    # A run's recipe.yaml holds every key: what equals the default counts as not set.
+    # The recipe.yaml of a run holds every key, so a value that equals the default counts as not set.
     tree = _kept(recipe.model_dump(mode="json", exclude_defaults=True), model)
     tree["evaluation"]["path"] = recipe.evaluation.path
-    if recipe.evaluation.max_response_tokens == RESPONSE_TOKENS:  # what the default is, but in small contexts
+    if recipe.evaluation.max_response_tokens == RESPONSE_TOKENS:  # the default, except in small contexts
         del tree["evaluation"]["max_response_tokens"]
     tree["sampler"].setdefault("dtype", recipe.learner.dtype)
     return tree

@@ -12,16 +12,16 @@ from typing import Any
 from trd_ray.errors import UserError
 from trd_ray.models import HUB_TIMEOUT_S
 
-# The weights, and what says how they are used; prompts are compared by their tokens.
+# The weights, and the files that say how they are used. Prompts are compared by their tokens.
 PATTERNS = ("config.json", "generation_config.json", "adapter_config.json", "*.safetensors", "*.bin", "*.index.json")
 READERS = 8
 
 
 def fingerprint(path: str, revision: str | None, known: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Of what `models.resolve` returned.
+    """The fingerprint of the model at `path`, which `models.resolve` returned.
 
-    A file that `known`, an earlier fingerprint, has with the same size and time of change is not read again. Raises
-    UserError where the commit of a hub name cannot be told.
+    If `known`, an earlier fingerprint, has a file with the same size and time of change, the file is not read again.
+    Raises UserError if the commit of a hub name cannot be found out.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -34,7 +34,7 @@ def fingerprint(path: str, revision: str | None, known: dict[str, Any] | None = 
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """What tells the weights of two fingerprints apart, "" if nothing does."""
+    """How the weights of two fingerprints differ, "" if they do not."""
     if one.get("commit") or other.get("commit"):
         if one.get("commit") != other.get("commit"):
             return f"{one['path']} at {one.get('commit')}, not {other['path']} at {other.get('commit')}"
@@ -67,5 +67,5 @@ def _commit(name: str, revision: str | None) -> str:
         return Path(cached).parent.name  # .../snapshots/<commit>/config.json
     try:
         return HfApi().model_info(name, revision=revision, timeout=HUB_TIMEOUT_S).sha or "unknown"
-    except Exception as e:  # from the hub's HTTP client too, which differs between its versions
+    except Exception as e:  # also one of the hub's HTTP client, which differs between versions
         raise UserError(f"the hub does not say which commit of {name} this is ({e}): download it first") from e

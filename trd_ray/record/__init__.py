@@ -1,1 +1,1 @@
-"""What the recorded rows and metrics say about a run."""
+"""What a run leaves and shows: directory, metrics, display, ledger, timeline, summary."""

@@ -1,6 +1,6 @@
 """A run directory belongs to one process at a time, can be written to, and outlives the job.
 
-claim(path) -> a file lock, which the kernel drops when the process dies, however it dies
+claim(path) -> a file lock, which the kernel drops when the process dies, whatever ends it
 """
 
 import errno
@@ -16,7 +16,7 @@ from trd_ray.errors import UserError
 
 
 def claim(path: Path) -> int:
-    """Lock the directory for this process; UserError when another one holds it, or when it cannot be written to."""
+    """Lock the directory for this process; raises UserError if another holds it, or if it cannot be written to."""
     with writing(path):
         lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
@@ -42,7 +42,7 @@ def claim(path: Path) -> int:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the disk refuses in the block is a UserError that names the run directory."""
+    """Turn what the disk refuses in the block into a UserError that names the run directory."""
     try:
         yield
     except OSError as e:

@@ -1,14 +1,17 @@
-"""The clock of a run: named spans of the driver's time, from which come a step's seconds and the timeline.
+"""The clock of a run: named spans of the driver's time, which give the seconds of a step and the timeline.
 
     with clock.span("train"): ...      each part of a step, as it happens
-    clock.seconds(rows)                the step's seconds/* and tokens_per_s/*, when its weights are in the engines
+    clock.seconds(rows)                the step's seconds/* and tokens_per_s/*, once its weights are in the engines
     clock.draw(rows, ranks)            the same step in timeline.json (see trd_ray.record.timeline)
     clock.close()                      the timeline's last write, however the run ends
 
-A step lasts from the end of the sync before it to the end of its own. Pauses between, which are evaluations and
-checkpoints, are not counted as its time. A span within a span is drawn and not counted. A span that an error or a
-signal leaves is closed by it, so the timeline shows what the run was doing when it ended. Beginnings are wall time, so
-that they lie beside what other processes measured; lengths are monotonic.
+What is counted:
+
+- A step lasts from the end of the previous sync to the end of its own. Pauses within it (evaluations, checkpoints) do
+  not count as its time.
+- A span within a span is drawn, but not counted.
+- An error or a signal closes the span that it leaves, so the timeline shows what the run was doing when it ended.
+- A span begins at wall time, which can be compared with the times of other processes; its length is monotonic.
 """
 
 import time
@@ -42,18 +45,21 @@ class Clock:
         wall: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ):
-        """`sampled` is false where rows come from a corpus: their times are those of the run that made it."""
-        self.timeline, self.sampled = timeline, sampled
-        self.wall, self.monotonic = wall, monotonic
-        self.spans: list[Span] = []  # closed ones that the step under way may count
+        """`sampled` is false if the rows come from a corpus: their times are those of the run that made the corpus."""
+        self.timeline = timeline
+        self.sampled = sampled
+        self.wall = wall
+        self.monotonic = monotonic
+        self.spans: list[Span] = []  # the closed spans that the step under way may count
         self.depth = 0
         self.first = True
-        self.began = wall()  # the step under way
-        self.step = Span("", self.began, self.began)  # the last one that `seconds` closed
+        self.began = wall()  # when the step under way did
+        self.step = Span("", self.began, self.began)  # the last step that `seconds` closed
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        begin, ticks = self.wall(), self.monotonic()
+        begin = self.wall()
+        ticks = self.monotonic()
         self.depth += 1
         try:
             yield
@@ -65,19 +71,22 @@ class Clock:
                 self.spans.append(span)
 
     def start(self) -> None:
-        """The first step begins now: what was before belongs to none."""
-        self.began, self.spans, self.first = self.wall(), [], True
+        """Begin the first step now; the time before belongs to no step."""
+        self.began = self.wall()
+        self.spans = []
+        self.first = True
 
     def seconds(self, rows: list[dict]) -> dict[str, float]:
-        """End the step of these rows with its sync; its seconds by stage, and the tokens of a busy engine's second.
+        """End the step of these rows; returns its seconds by stage, and the tokens a second of busy engines.
 
         Overhead is the time in which nothing sampled, verified, refined or trained: scheduling, feeding, sync.
         """
         last = {span.name: span for span in self.spans}
         wait, train, sync = last["wait"], last["train"], last["sync"]
-        if self.first:  # what came before the first sample was the start of the stages
+        if self.first:  # before the first sample the stages were starting
             starts = [row["y_o"]["start_s"] for row in rows] if self.sampled else []
-            self.began, self.first = max(self.began, min(starts, default=wait.begin)), False
+            self.began = max(self.began, min(starts, default=wait.begin))
+            self.first = False
         window = self.began, sync.end
         pauses = [(span.begin, span.end) for span in self.spans if span.name in PAUSES]
         stages = stage_seconds(rows, window, others=[(train.begin, train.end), *pauses])
@@ -94,11 +103,12 @@ class Clock:
             if stages[stage]:
                 out[f"tokens_per_s/{pool}"] = sum(len(part(row, y, "ids") or ()) for row in rows) / stages[stage]
         self.step = Span(f"step {rows[0]['step'] + 1}", *window)
-        self.began, self.spans = sync.end, []
+        self.began = sync.end
+        self.spans = []
         return out
 
     def draw(self, rows: list[dict], ranks: Iterable[tuple[int, str, float, float]] = ()) -> None:
-        """The step that `seconds` closed, with its rows and what the learner's `ranks` did: rank, what, begin, end."""
+        """Draw the step that `seconds` closed, its rows, and what the ranks did (rank, what, begin, end)."""
         self.timeline.step(*self.step)
         if self.sampled:
             self.timeline.rows(rows)

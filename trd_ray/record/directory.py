@@ -1,22 +1,27 @@
 """A run directory: everything a run leaves behind, claimed by one process at a time.
 
-    recipe.yaml          resolved, every key         rows/step-000001.parquet    the rows of step 1, see trd_ray.rows
-    environment.json     one entry a start           checkpoints/step-000012/    the state after step 12
-    metrics.jsonl        one line a step, from 1     evaluation/base.json        a score; base.parquet its rows
-    train.log            the same, for people        tensorboard/ logs/ summary.md
-    rewound/1/           what was recorded after the checkpoint that a resumed run went on from
+    recipe.yaml                 the resolved recipe, every key
+    environment.json            versions, machine and command, one entry a start
+    metrics.jsonl               one line a step; train.log holds the same for people
+    rows/step-000001.parquet    the rows of step 1, see trd_ray.rows
+    checkpoints/step-000012/    the state after step 12
+    evaluation/base.json        a score; base.parquet holds its rows
+    timeline.json               who worked and who waited when; opens in ui.perfetto.dev
+    tensorboard/ logs/ summary.md
+    rewound/1/                  what was recorded after the checkpoint that a resumed run went on from
 
-Steps count from 1 in all of it: checkpoint 12 holds what steps 1 to 12 made. A strictly on-policy row of step 12 was
-sampled by policy version 11. Each file appears whole, by being written beside its place and renamed into it, so a
-crash at any moment leaves a directory to resume from. Nothing that was recorded is deleted: what a resumed run does
-again is moved aside. The claim is a file lock, which the kernel drops when the process dies, however it dies.
+The rules:
+
+- Steps count from 1 in all files: checkpoint 12 holds what steps 1 to 12 made. A strictly on-policy row of step 12 was
+  sampled by policy version 11.
+- Each file appears whole (see trd_ray.files), so a crash at any moment leaves a directory to resume from.
+- Nothing that was recorded is deleted, except old checkpoints. What a resumed run does again is moved aside.
+- The claim is a file lock. The kernel drops it when the process dies, whatever ends the process.
 """
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +31,14 @@ from trd_ray import rows as schema
 from trd_ray.config import Recipe, dump, keys, stored
 from trd_ray.config.effects import NUMBERS, ROWS, VERDICTS
 from trd_ray.errors import UserError
+from trd_ray.files import sync_names, taking_place, write_atomically
 from trd_ray.record.claim import claim, require_lasting, writing
 from trd_ray.record.environment import environment
 from trd_ray.score.stats import Score, from_json, to_json
 
 FOLDERS = ("rows", "tensorboard", "checkpoints", "evaluation", "logs")
-# What a run has done is gone on with by a recipe that differs in these keys at most: how long, where and in which
-# portions it works, and how it is evaluated.
+# A run may be continued by a recipe that differs from its own in these keys: how long, where and in which portions it
+# works, and how it is evaluated.
 MAY_CHANGE = keys.not_affecting(ROWS, NUMBERS, VERDICTS)
 
 
@@ -52,12 +58,14 @@ class RunDirectory:
         may_change: set[str] = MAY_CHANGE,
         folders: tuple[str, ...] = FOLDERS,
     ) -> "RunDirectory":
-        """Claim a directory for a new run, or for one that continues, whose recipe differs in `may_change` at most.
+        """Claim a directory for a new run, or with `resume` for the run that it holds.
 
-        A new one gets `folders`, those that will be written into.
+        A new directory gets `folders`, the ones that will be written into. The recipe of a run that continues may
+        differ in the keys `may_change` and no others. Raises UserError, and has then changed nothing, when
 
-        Raises UserError, having changed nothing, when a live run holds the directory, when it holds a run and `resume`
-        is not set or nothing to resume, or when the recipe asks for another run than the one begun.
+        - another process holds the directory;
+        - it holds a run and `resume` is not set, or `resume` is set and it holds none;
+        - the recipe asks for another run than the one that was begun.
         """
         path = Path(path).expanduser().absolute()
         require_lasting(path)
@@ -68,11 +76,11 @@ class RunDirectory:
         if path.is_dir() and any(path.iterdir()):
             if not (path / "recipe.yaml").exists():
                 raise UserError(f"run directory {path} holds other files: set run_dir to a new or empty place")
-            os.close(claim(path))  # a run under way is the better answer
+            os.close(claim(path))  # first, since a run under way is the better reason to refuse
             raise UserError(
                 f"run directory {path} already holds a run: continue it with --resume, or set run_dir to a new place"
             )
-        # Filled beside its place and renamed into it: of two runs that start at once, one finds the place taken.
+        # Filled next to its place and renamed into it: if two runs start at once, one of them finds the place taken.
         fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             fresh.mkdir(parents=True)
@@ -92,7 +100,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path | str) -> "RunDirectory":
-        """To read what a run left, or leaves while it goes on."""
+        """Open a directory to read what a run has left in it, also while the run goes on."""
         path = Path(path).expanduser().absolute()
         if not (path / "recipe.yaml").is_file():
             raise UserError(f"{path} is no run directory: it has no recipe.yaml")
@@ -128,7 +136,7 @@ class RunDirectory:
         return cls(path, lock)
 
     def release(self) -> None:
-        """Give up the claim; another process may then resume."""
+        """Give up the claim, so that another process may resume the run."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -136,7 +144,7 @@ class RunDirectory:
     # Rows
 
     def write_rows(self, step: int, rows: list[dict]) -> Path:
-        """The rows of a step, counted from 1; within the stream their `step` counts from 0."""
+        """Write the rows of a step that is counted from 1; within the stream their `step` counts from 0."""
         return write_parquet(self.path / "rows" / f"{_step(step)}.parquet", [row | {"step": step} for row in rows])
 
     def read_rows(self) -> schema.RowFiles:
@@ -149,11 +157,12 @@ class RunDirectory:
     # Checkpoints
 
     def begin_checkpoint(self, steps: int, state: dict) -> Path:
-        """A new folder for the state after `steps` steps, which counts from `commit_checkpoint` on.
+        """Make a folder for the state after `steps` steps; it is a checkpoint once `commit_checkpoint` has named it.
 
-        `state` goes into its state.json: "metrics" with those of the last step, and what else is to be known of it.
+        `state` goes into its state.json. It holds "metrics", the metrics of the last step, and whatever else is worth
+        knowing about the checkpoint.
         """
-        # With the process id: what a killed run's processes still write goes elsewhere.
+        # The name has the process id: processes of a killed run may still write into a folder of their own.
         folder = self.path / "checkpoints" / f".{_step(steps)}.{os.getpid()}.tmp"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -161,33 +170,34 @@ class RunDirectory:
         return folder
 
     def commit_checkpoint(self, folder: Path) -> Path:
-        """Give a folder of `begin_checkpoint`, now that all of it is written, its name."""
+        """Give a folder of `begin_checkpoint` its name, now that all of it is written."""
         place = folder.with_name(folder.name.removeprefix(".").split(".")[0])
         os.rename(folder, place)
-        _sync_names(place.parent)  # before older ones are deleted
+        sync_names(place.parent)  # before older ones are deleted
         return place
 
     def checkpoints(self) -> list[tuple[int, Path]]:
-        """The complete ones as (steps, folder), in order."""
+        """The complete checkpoints as (steps, folder), in order."""
         return [(_number(p), p) for p in sorted((self.path / "checkpoints").glob("step-*"), key=_number)]
 
     def keep_checkpoints(self, last: int, best: str | None = None, best_is: str = "max") -> None:
-        """Delete all but the `last` newest and, where `best` names a metric of theirs, the best by it."""
+        """Delete all checkpoints but the `last` newest ones, and the best one if `best` names a metric of them."""
         found = self.checkpoints()
-        kept = [folder for _, folder in found[-last:]]
+        keep = [folder for _, folder in found[-last:]]
         values = {folder: self._metric(folder, best) for _, folder in found} if best else {}
         known = {folder: value for folder, value in values.items() if value is not None}
         if known:
-            kept.append((max if best_is == "max" else min)(known, key=lambda folder: known[folder]))
+            best_of = max if best_is == "max" else min
+            keep.append(best_of(known, key=lambda folder: known[folder]))
         for _, folder in found:
-            if folder not in kept:
+            if folder not in keep:
                 self._delete_checkpoint(folder)
 
     def _metric(self, checkpoint: Path, name: str) -> float | None:
         return json.loads((checkpoint / "state.json").read_text())["metrics"].get(name)
 
     def _delete_checkpoint(self, folder: Path) -> None:
-        """In one moment, as far as anyone who looks for checkpoints can tell."""
+        """Rename the folder and then delete it, so that nobody who looks for checkpoints finds half of one."""
         if folder.exists():
             away = folder.with_name(f".{folder.name}.{os.getpid()}.deleted")
             shutil.rmtree(away, ignore_errors=True)
@@ -195,8 +205,8 @@ class RunDirectory:
             shutil.rmtree(away, ignore_errors=True)
 
     def resume_point(self) -> tuple[int, Path] | None:
-        """The newest checkpoint as (steps, folder), None where there is none; raises UserError if it is damaged."""
-        # Imported here: it brings in all of torch, which reading rows and metrics should not cost.
+        """The newest checkpoint as (steps, folder), or None if there is none; raises UserError if it is damaged."""
+        # Imported here since it imports all of torch, which reading rows and metrics should not cost.
         from trd_ray.distill.checkpoint import flaw, without
 
         found = self.checkpoints()
@@ -208,9 +218,9 @@ class RunDirectory:
         return steps, folder
 
     def rewind(self, steps: int) -> int:
-        """Move aside what was recorded after `steps` steps, before they are done again; returns how many steps it was.
+        """Move aside what was recorded after `steps` steps, before it is done again; returns how many steps that was.
 
-        Nothing of it is deleted, so that checkpoints which are only out of sight can be gone on with later.
+        Nothing is deleted: if newer checkpoints were only out of sight, the run can later go on from them.
         """
         lines = self.read_metrics()
         again = [line for line in lines if line["step"] > steps]
@@ -220,7 +230,7 @@ class RunDirectory:
             shutil.rmtree(folder)
         scores = [score for score in self.read_evaluations() if score.step > steps]
         moved = [*rows, *(folder for number, folder in self.checkpoints() if number > steps)]
-        moved += [f for score in scores for f in (self.path / "evaluation").glob(f"{score.name}.*")]
+        moved += [file for score in scores for file in (self.path / "evaluation").glob(f"{score.name}.*")]
         if not moved and not again:
             return 0
         aside = self._new_place("rewound")
@@ -242,64 +252,31 @@ class RunDirectory:
     # Evaluations
 
     def write_evaluation(self, score: Score, rows: list[dict]) -> Path:
-        """Keep a score as evaluation/<name>.json, and the rows it was counted from beside it."""
+        """Write a score to evaluation/<name>.json, and the rows it was counted from to evaluation/<name>.parquet."""
         place = self.path / "evaluation" / f"{score.name}.json"
         write_parquet(place.with_suffix(".parquet"), rows)
         write_atomically(place, json.dumps(to_json(score), indent=2))
         return place
 
     def read_evaluations(self) -> list[Score]:
-        """By step, the one of the base first."""
+        """All scores, ordered by step; the base comes first."""
         found = [_read_score(file) for file in (self.path / "evaluation").glob("*.json")]
         return sorted(found, key=lambda score: (score.step, score.name))
 
 
-def write_atomically(place: Path, text: str) -> None:
-    with _taking_place(place) as temporary:
-        temporary.write_text(text)
-
-
 def write_parquet(place: Path, rows: list[dict]) -> Path:
-    """Rows to one Parquet file; lone surrogates, which Arrow has no place for, are written as question marks."""
+    """Write rows to one Parquet file; lone surrogates, which Arrow cannot hold, become question marks."""
     try:
         table = schema.to_table(rows)
     except UnicodeEncodeError:
         table = schema.to_table(list(map(encodable, rows)))
-    with _taking_place(place) as temporary:
+    with taking_place(place) as temporary:
         pq.write_table(table, temporary, compression="zstd")
     return place
 
 
-@contextlib.contextmanager
-def _taking_place(place: Path) -> Iterator[Path]:
-    """A temporary file to be written in the block, on the disk before it takes its place; none is left by a failure."""
-    temporary = place.with_name(f".{place.name}.tmp")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, place)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    _sync_names(place.parent)
-
-
-def _sync_names(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can
-        _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def encodable(value: Any) -> Any:
-    """Lone surrogates, which Arrow has no place for, become question marks; also in the values of a dict."""
+    """Text whose lone surrogates, which Arrow cannot hold, are question marks; also the values of a dict."""
     if isinstance(value, dict):
         return {name: encodable(one) for name, one in value.items()}
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
@@ -327,7 +304,7 @@ def _read_score(place: Path) -> Score:
 
 
 def differences(began: dict, now: dict, may_change: set[str], prefix: str = "") -> list[str]:
-    """`key=value` of the recipe that a run began with, for each key that may not change and did."""
+    """Each key that changed and may not, as `key=value` of the recipe that the run began with."""
     found = []
     for key in sorted(began.keys() | now.keys()):
         old, new = began.get(key), now.get(key)
@@ -341,7 +318,7 @@ def differences(began: dict, now: dict, may_change: set[str], prefix: str = "") 
 
 
 def _read_lines(path: Path) -> list[dict]:
-    """JSON lines; a last line that a crash cut short is left out. UserError for any other damage."""
+    """The JSON lines of a file, without a last line that a crash cut short; raises UserError for other damage."""
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     found = []
     for number, line in enumerate(lines, 1):

@@ -5,8 +5,8 @@
         d.phase("evaluating base");   d.evaluating("base", done=3, total=8, passed=1)
         d.phase("training");          d.pools({"sampler": {...}});  d.rollouts(5, 16);  d.step(metrics)
 
-The display never ends a run: a terminal or pipe that has gone away is ignored. Leaving the block, by an exception or
-Ctrl-C too, gives the terminal back as it was, with the last panel left in its scroll-back.
+The display never ends a run: a terminal or pipe that has gone away is ignored. When the block is left, also by an
+exception or Ctrl-C, the terminal is as it was before, with the last panel in its scroll-back.
 """
 
 import contextlib
@@ -32,19 +32,20 @@ from rich.text import Text
 
 from trd_ray.record.metrics import line
 
-LINE_S = 30.0  # between two lines of an evaluation in a log
-NUMBERS = [  # of the last step in the panel, in lines
+LINE_S = 30.0  # from one line of an evaluation to the next, in a log
+NUMBERS = [  # what the panel shows of the last step, line by line
     [("KL", "kl/mean", ".4f"), ("loss", "loss", ".4f"), ("gradient norm", "grad_norm", ".2f"), ("lr", "lr", ".1e")],
     [("gap", "sync/gap_mean", ".1e"), ("staleness", "staleness/mean", ".1f"), ("seconds", "seconds/step", ".1f")],
 ]
-_GONE = (OSError, ValueError, SystemExit)  # what writing to a closed terminal, pipe or file raises
+_GONE = (OSError, ValueError, SystemExit)  # raised by writing to a closed terminal, pipe or file
 
 
 class Display:
-    """`done` steps were finished by an earlier start of the run."""
+    """The display of one start of a run; `done` steps were finished by earlier starts."""
 
     COUNTED = "steps"
-    on_screen: ClassVar["Display | None"] = None  # the one with a live panel, which only lines of its `say` do not tear
+    # The display that has a live panel now. Whoever prints meanwhile uses its `say`, which does not tear the panel.
+    on_screen: ClassVar["Display | None"] = None
 
     def __init__(self, total_steps: int, console: Console | None = None, done: int = 0):
         self.console = console or Console()
@@ -90,30 +91,31 @@ class Display:
             self._live = None
 
     def phase(self, text: str) -> None:
-        """What is being done now, in a few words."""
+        """Say what is being done now, in a few words."""
         self._phase = Text(text)
         if self._live is None:
             self._print(text)
 
     def pools(self, pools: dict[str, dict[str, float]]) -> None:
-        """State of each engine pool: `running` and `waiting` requests, `tokens_per_s`; call it as often as you like."""
+        """Show the requests `running` and `waiting` in each pool, and its `tokens_per_s`; may be called at any rate."""
         self._pools = pools
 
     def starting(self, parts: dict[str, tuple[int, int]]) -> None:
-        """How many processes of each part are ready, of how many: {"sampler": (1, 2)}; call it as often as you like.
+        """Show how many processes of each part are ready, as {"sampler": (1, 2)} for 1 of 2; may be called at any rate.
 
-        A part's clock begins with the first call that names it.
+        The clock of a part begins with the first call that names it.
         """
         for name, (ready, of) in parts.items():
             part = self._starting.setdefault(name, Starting(time.monotonic()))
-            part.ready, part.of = ready, of
+            part.ready = ready
+            part.of = of
             if part.took_s is None and 0 < of <= ready:
                 part.took_s = time.monotonic() - part.began
                 if self._live is None:
                     self._print(f"{name} ready after {part.took_s:.0f} s")
 
     def evaluating(self, name: str, done: int, total: int, passed: int) -> None:
-        """Samples of an evaluation that have their verdict, and how many of them passed; after each verdict."""
+        """Show how many samples of an evaluation have a verdict, and how many passed; called after each verdict."""
         share = f"{passed / done:.1%} passed" if done else ""
         if name not in self._evaluations:
             self._evaluations[name] = self._evaluated.add_task(Text(name).markup, total=total, passed=share)
@@ -128,18 +130,19 @@ class Display:
             self._print(f"evaluating {name}: {done} of {total} samples, {share}{about}")
 
     def rollouts(self, done: int, of: int) -> None:
-        """Rows of the step under way that have come out of the stream."""
+        """Show how many rows of the step under way have come out of the stream."""
         self._rollouts = done, of
 
     def step(self, metrics: dict[str, Any]) -> None:
-        """The metrics of a finished step, as logged."""
-        self._metrics, self._rollouts = metrics, None
+        """Show the metrics of a finished step, as they are logged."""
+        self._metrics = metrics
+        self._rollouts = None
         self._progress.update(self._task, completed=metrics["step"])
         if self._live is None:
             self._print(line(metrics, self.total_steps))
 
     def warn(self, found: dict[str, str]) -> list[str]:
-        """Show each kind of warning once, in lines that stay; `found` is kind -> sentence. Returns what was shown."""
+        """Show each kind of warning once, in lines that stay, and return them; `found` maps kinds to sentences."""
         new = [f"warning: {text}" for kind, text in found.items() if kind not in self._warned]
         self._warned |= found.keys()
         for text in new:
@@ -147,7 +150,7 @@ class Display:
         return new
 
     def say(self, text: str) -> None:
-        """A line that stays, above the panel too."""
+        """Print a line that stays, above the panel if there is one."""
         self._print(text)
 
     def _print(self, text: str, style: str = "") -> None:
@@ -196,6 +199,12 @@ class Display:
         last.add_row("pass rate", _number(m.get("y_o/passed"), ".3f"), _number(m.get("y_r/passed"), ".3f"))
         last.add_row("tokens", _number(m.get("y_o/tokens_mean"), ".0f"), _number(m.get("y_r/tokens_mean"), ".0f"))
         return last
+
+
+def console_for_results(width_of_a_log: int = 160) -> Console:
+    """Where a program prints its tables at the end: a terminal, or a log file, which has no width to wrap at."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=width_of_a_log)
 
 
 @dataclass

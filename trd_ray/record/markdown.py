@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-WIDTH = 118  # of two texts side by side
-MAX_CHARS = 2400  # of one text; a longer one loses its middle
+WIDTH = 118  # columns for two texts side by side
+MAX_CHARS = 2400  # a longer text loses its middle
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>&|~#!])")
 
@@ -29,16 +29,16 @@ def code(text: str) -> str:
 
 
 def table(lines: list[list[str]]) -> str:
-    """Header and rows, the first column left and the others right aligned; cells are Markdown already."""
+    """A table of a header and rows. The first column is aligned left, the others right; cells are Markdown already."""
     header, *body = [f"| {' | '.join(line)} |" for line in lines]
     rule = "|:---|" + "---:|" * (len(lines[0]) - 1)
     return "\n".join([header, rule, *body])
 
 
 def side_by_side(left: str, right: str, titles: tuple[str, str], above: str) -> str:
-    """A fenced block that no text inside can end: its fence is longer than any run of backticks in it.
+    """Two texts in columns, in a fenced block that neither can end: its fence is longer than any run of backticks.
 
-    Wrapped at a fixed width in columns, so it reads the same in a terminal and on a page.
+    The columns have a fixed width, so the block reads the same in a terminal and on a page.
     """
     columns = Table(box=box.SQUARE, show_lines=False, width=WIDTH)
     for title in titles:
@@ -54,7 +54,7 @@ def side_by_side(left: str, right: str, titles: tuple[str, str], above: str) -> 
 
 
 def visible(text: str) -> str:
-    """Without what moves the cursor, hides or reorders text: such characters become U+FFFD."""
+    """The text with U+FFFD for each character that would move the cursor, or hide or reorder text."""
     text = text.replace("\r\n", "\n").replace("\t", "    ")
     return "".join(c if c == "\n" or not _hidden(c) else "\ufffd" for c in text)
 

@@ -1,4 +1,4 @@
-"""What each step measured, to metrics.jsonl, TensorBoard and one aligned line for people.
+"""What each step measured goes to metrics.jsonl, to TensorBoard and into one aligned line for people.
 
     Metrics(directory, total_steps).log(step, {"loss": ..., "seconds/step": ...})
 
@@ -18,7 +18,7 @@ from typing import Any
 from trd_ray.config import EVALUATED
 from trd_ray.errors import UserError
 
-# What the loop measures of a step, beside its rows and the learner's numbers.
+# What the loop itself measures in a step; the rows (ledger.METRICS) and the learner (learner.METRICS) give the rest.
 OF_THE_LOOP = (
     *("version", "epoch", "time_s", "sync/gap_mean", "sync/gap_max"),
     *(f"seconds/{part}" for part in ("step", "wait", "sample", "verify", "refine", "train", "sync", "overhead")),
@@ -27,7 +27,7 @@ OF_THE_LOOP = (
 
 
 def metric_names() -> list[str]:
-    """Every metric that a step may have, but for dropped/<reason>."""
+    """Every metric that a step may have, except dropped/<reason>."""
     from trd_ray.distill import learner
     from trd_ray.record import ledger
 
@@ -46,18 +46,18 @@ class Metrics:
     """Appends to the files in a run directory; `done` steps were logged before this start of the run."""
 
     def __init__(self, directory: Path | str, total_steps: int, done: int = 0):
-        # Imported here: it brings in all of torch, which reading `line` should not cost.
+        # Imported here since it imports all of torch, which a use of `line` should not cost.
         from torch.utils.tensorboard import SummaryWriter
 
         directory = Path(directory)
         self.total_steps = total_steps
         self._json = open(directory / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
         self._log = open(directory / "train.log", "a", buffering=1)  # noqa: SIM115
-        # purge_step hides what an earlier start logged from this step on, which the resumed run does again.
+        # purge_step hides what an earlier start logged after `done` steps: the resumed run does those steps again.
         self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
 
     def log(self, step: int, metrics: dict[str, Any]) -> str:
-        """Record one step (from 1) and return its line."""
+        """Record a step, which is counted from 1, and return its line."""
         measured = {"step": step} | {name: _plain(value) for name, value in metrics.items()}
         record = {name: _finite(value) for name, value in measured.items()}
         self._json.write(json.dumps(record, allow_nan=False) + "\n")
@@ -82,9 +82,9 @@ class Metrics:
 
 
 def line(metrics: dict[str, Any], total_steps: int) -> str:
-    """One step in one line, whose columns stand below one another; what was not measured is a dash.
+    """One step in one line, with columns of fixed width; what was not measured is a dash.
 
-    Rows that nothing trained on (`trd refine`) have no learning rate, and their line ends with the rows' own columns.
+    A step of `trd refine` trains nothing and has no learning rate: its line ends after the columns of the rows.
     """
     width = len(str(total_steps))
     of_rows = [
@@ -115,10 +115,10 @@ def _text(metrics: dict[str, Any], name: str, form: str, width: int) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of any library as Python's."""
+    """A number of any library as one of Python's."""
     return value.item() if hasattr(value, "item") else value
 
 
 def _finite(value: Any) -> Any:
-    """None for NaN and the infinities, which JSON has no number for."""
+    """The value, or None for NaN and the infinities, for which JSON has no number."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,8 +2,8 @@
 
     recipe.yaml, environment.json, metrics.jsonl, rows/, evaluation/  ->  write_summary(directory)  ->  summary.md
 
-Model output appears only inside fenced blocks whose fence is longer than any run of backticks in them, with control
-and bidirectional characters replaced; everything else that a person or model wrote is escaped.
+Model output appears only inside fenced blocks. Their fence is longer than any run of backticks in them, and control and
+bidirectional characters are replaced. Everything else that a person or model wrote is escaped.
 """
 
 import json
@@ -14,8 +14,9 @@ from statistics import fmean, median
 import pyarrow.compute as pc
 
 from trd_ray.config import Recipe, load
+from trd_ray.files import write_atomically
 from trd_ray.record import warnings
-from trd_ray.record.directory import RunDirectory, write_atomically
+from trd_ray.record.directory import RunDirectory
 from trd_ray.record.ledger import facts_of_run, ledger
 from trd_ray.record.markdown import code, inline, side_by_side, table
 from trd_ray.score.stats import Estimate, Score
@@ -31,7 +32,7 @@ COURSE = {
     "Gradient norm": ("grad_norm", ".3f"),
     "Held-out Avg@k": ("evaluation/avg", ".3f"),
 }
-ORDINARY = ("", "not equal", None)  # details of a verdict that need no mention
+ORDINARY = ("", "not equal", None)  # details of verdicts that need no mention
 NUMBER = re.compile(r"\d+(\.\d+)?")
 MAX_VERDICTS = 20
 PLACES = {
@@ -44,12 +45,13 @@ PLACES = {
     "rows/": "every rollout and refinement with its verdict, one Parquet file a step",
     "checkpoints/": "the state to resume from and the trained model",
     "evaluation/": "scores as JSON, and the samples behind them as Parquet",
+    "timeline.json": "who worked and who waited when; opens in ui.perfetto.dev",
     "logs/": "logs of the processes",
 }
 
 
 def write_summary(directory: RunDirectory) -> str:
-    """Make summary.md again from what is recorded so far, and return its text."""
+    """Write summary.md from what is recorded so far, and return its text."""
     recipe = load(str(directory.path / "recipe.yaml"))
     metrics = directory.read_metrics()
     facts = facts_of_run(directory.read_rows())
@@ -73,7 +75,7 @@ def write_summary(directory: RunDirectory) -> str:
 
 
 def summarise(directory: RunDirectory) -> None:
-    """`write_summary`; one that cannot be written is said, and an older one does not pass for it."""
+    """`write_summary`, but if that fails, print why, and delete an older summary.md, which would pass for this one."""
     try:
         write_summary(directory)
     except Exception as e:
@@ -96,7 +98,8 @@ def _headline(recipe: Recipe, metrics: list[dict], totals: dict[str, float], eva
         f"teacher {code(recipe.teacher_path)} ({recipe.teacher.follow})."
     ]
     if "y_r/passed" in totals:
-        raw, refined = totals["y_o/passed"], totals["y_r/passed"]
+        raw = totals["y_o/passed"]
+        refined = totals["y_r/passed"]
         lines.append(
             f"Refinement took the pass rate from {raw:.1%} to {refined:.1%} and the mean length from "
             f"{totals['y_o/tokens_mean']:.1f} to {totals['y_r/tokens_mean']:.1f} tokens."
@@ -135,20 +138,21 @@ def _evaluation(evaluations: list[Score]) -> str:
 
 
 def first_and_last(evaluations: list[Score]) -> list[Score]:
-    """A table holds two scores; those between them stand in the course of training."""
+    """The first and the last score, which fit in one table; the course of the run shows those between them."""
     return [*evaluations[:1], *evaluations[1:][-1:]]
 
 
 def _ledger(totals: dict[str, float]) -> str:
     parts = []
     if "ledger/pass_pass" in totals:
-        n = sum(totals[f"ledger/{o}_{r}"] for o in ("pass", "fail") for r in ("pass", "fail"))
+        words = ("pass", "fail")
+        n = sum(totals[f"ledger/{raw}_{refined}"] for raw in words for refined in words)
         lines = [["", "refined passed", "refined failed", "all"]]
-        for o in ("pass", "fail"):
-            cells = [totals[f"ledger/{o}_{r}"] for r in ("pass", "fail")]
-            lines.append([f"raw {o}ed", *(f"{c} ({c / n:.1%})" for c in [*cells, sum(cells)])])
-        below = [totals[f"ledger/pass_{r}"] + totals[f"ledger/fail_{r}"] for r in ("pass", "fail")]
-        lines.append(["all", *(f"{c} ({c / n:.1%})" for c in [*below, n])])
+        for raw in words:
+            counts = [totals[f"ledger/{raw}_{refined}"] for refined in words]
+            lines.append([f"raw {raw}ed", *(f"{count} ({count / n:.1%})" for count in [*counts, sum(counts)])])
+        sums = [totals[f"ledger/pass_{refined}"] + totals[f"ledger/fail_{refined}"] for refined in words]
+        lines.append(["all", *(f"{count} ({count / n:.1%})" for count in [*sums, n])])
         parts.append(table(lines))
     dropped = {name.removeprefix("dropped/"): n for name, n in totals.items() if name.startswith("dropped/")}
     if dropped:
@@ -181,7 +185,7 @@ def _lengths(facts: list[dict]) -> str:
 
 
 def _course(metrics: list[dict]) -> str:
-    """Means over each quarter of the run."""
+    """A table of means over each quarter of the run."""
     n = len(metrics)
     parts = [part for i in range(4) if (part := metrics[n * i // 4 : n * (i + 1) // 4])]
     if not parts:
@@ -211,7 +215,7 @@ def _time(metrics: list[dict]) -> str:
 
 
 def _verdicts(facts: list[dict]) -> str:
-    # Numbers apart, which say where a program failed, verdicts are few.
+    # Without numbers, which say where a program failed, there are few different verdicts.
     odd = {
         y: Counter(NUMBER.sub("N", f[f"{y}_detail"]) for f in facts if f[f"{y}_detail"] not in ORDINARY)
         for y in ("y_o", "y_r")
@@ -228,7 +232,8 @@ def _verdicts(facts: list[dict]) -> str:
 
 
 def _gap(metrics: list[dict]) -> str:
-    means, most = _values(metrics, "sync/gap_mean"), _values(metrics, "sync/gap_max")
+    means = _values(metrics, "sync/gap_mean")
+    most = _values(metrics, "sync/gap_max")
     if not means:
         return ""
     largest = f", {max(most):.1e} at the worst token" if most else ""
@@ -261,7 +266,10 @@ def _examples(directory: RunDirectory, facts: list[dict]) -> str:
 
 
 def _headings(row: dict) -> tuple[tuple[str, str], str]:
-    """Above the two texts, and the problem above both. A program is seen whole in its text, so its verdict stands."""
+    """((heading of y_o, heading of y_r), the text above both).
+
+    The headings of a program quote its verdict: what was extracted is the program, which the text shows whole.
+    """
     where = f"problem {row['problem_id']}, step {row['step']}]"
     if not row["answer"]:
         return (f"y_o, failed: {row['y_o.detail']}"[:60], "y_r, passed"), f"{row['problem']}\n[{where}"

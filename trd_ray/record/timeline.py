@@ -4,18 +4,21 @@
     rows of a step -------+-> lanes: driver, steps, each engine, verifier, each learner rank -> timeline.json
     commands of a rank ---+
 
-Open it at https://ui.perfetto.dev or chrome://tracing. A slice of category `work` is work, one of category `wait` is
-the time between: the driver waited for rows, an engine had no request, a rank no command. (An engine that takes new
-weights has no request; the sync is in the lanes of driver and ranks.) In a lane of work, requests that overlap are one
-slice, whose arguments count them. The times of engines, verifier and ranks are of their own machines' clocks.
+Open the file at https://ui.perfetto.dev or chrome://tracing. How to read it:
 
-The file stays below MAX_BYTES by two rules, whose numbers begin at 1 ms, double as often as it takes, and stand in the
-file's `otherData`:
+- A slice of category `work` is work. One of category `wait` is the time between: the driver waited for rows, an engine
+  had no request, a rank had no command.
+- An engine that takes new weights has no request: the lanes of driver and ranks show the sync.
+- In a lane of work, requests that overlap are one slice, whose arguments count them.
+- The times of engines, verifier and ranks come from the clocks of their own machines.
 
-- work of one kind in one lane that is less than `resolution_s` apart is one slice, whose arguments count all of it;
-- a span of the driver that is shorter than `shortest_s` is left out, which 300 steps never need.
+Two rules keep the file below MAX_BYTES. Their numbers begin at 1 ms, double as often as needed, and are in `otherData`
+of the file:
 
-The file is written whole, at intervals and at the end, after an error or Ctrl-C too. A run that is killed leaves the
+- Work of one kind in one lane with gaps shorter than `resolution_s` is one slice, whose arguments count all of it.
+- A span of the driver that is shorter than `shortest_s` is left out. A run of 300 steps never needs this rule.
+
+The file is written whole, at intervals and at the end, also after an error or Ctrl-C. A run that is killed leaves the
 last one, and a run that resumes goes on with it. A file that cannot be written costs the timeline, never the run.
 """
 
@@ -27,38 +30,42 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trd_ray.record.directory import write_atomically
+from trd_ray.files import write_atomically
 from trd_ray.rows import part
 
 MAX_BYTES = 4_900_000
-MAX_SLICES = 20_000  # of work that are held, with the waiting between them about what MAX_BYTES have place for
+MAX_SLICES = 20_000  # slices of work in memory; with the waiting between them they about fill MAX_BYTES
 MAX_SPANS = 8_000
 RESOLUTION_S = 1e-3
-SAVE_S = 30.0  # between two writes, and longer where a write takes more than a hundredth of that
+SAVE_S = 30.0  # from one write to the next; longer if a write takes more than a hundredth of it
 PROCESSES = ["driver", "engines", "verifier", "learner"]  # the groups of lanes, from the top
 
-Busy = list[list[float]]  # [begin, end, how many] of disjoint intervals, in order
+Busy = list[list[float]]  # disjoint intervals in order, each [begin, end, how many]
 
 
 class Timeline:
     def __init__(self, place: Path, wall: Callable[[], float] = time.time):
-        """Goes on with the file at `place`, if a run that ended left one there."""
-        self.place, self.wall = place, wall
+        """Goes on with the file at `place` if an earlier start of the run left one there."""
+        self.place = place
+        self.wall = wall
         self.began = wall()
         self.resolution_s = self.shortest_s = RESOLUTION_S
         self.spans: dict[str, list[tuple[str, float, float]]] = {"driver": [], "steps": []}
         self.marks: list[tuple[str, float]] = []
         self.lanes: dict[tuple[str, str], dict[str, Busy]] = {}  # (group, lane) -> kind -> when
-        self.slices = 0  # of work, in all lanes
-        self.saved, self.cost_s = time.monotonic(), 0.0
+        self.slices = 0  # slices of work in all lanes
+        self.saved = time.monotonic()
+        self.cost_s = 0.0  # what the last write took
         if place.is_file():
             try:
                 self._read(json.loads(place.read_text()))
-            except (ValueError, KeyError, TypeError, AttributeError):  # damaged by hand: it begins anew
-                self.spans, self.marks, self.lanes = {"driver": [], "steps": []}, [], {}
+            except (ValueError, KeyError, TypeError, AttributeError):  # damaged by hand: begin a new one
+                self.spans = {"driver": [], "steps": []}
+                self.marks = []
+                self.lanes = {}
 
     def mark(self, name: str) -> None:
-        """A moment, such as a start of the run."""
+        """Mark this moment, such as a start of the run."""
         self.marks.append((name, self.wall()))
 
     def span(self, name: str, begin: float, end: float, lane: str = "driver") -> None:
@@ -73,7 +80,7 @@ class Timeline:
         self.span(name, begin, end, "steps")
 
     def work(self, group: str, lane: str, kind: str, intervals: Iterable[tuple[float, float]]) -> None:
-        """Intervals in which this lane was at work, in any order; each of them counts as one."""
+        """Add intervals in which this lane was at work, in any order; each of them counts as one."""
         new: Busy = [[begin, max(end, begin + 1e-6), 1] for begin, end in intervals]
         if new:
             busy = self.lanes.setdefault((group, lane), {}).setdefault(kind, [])
@@ -86,7 +93,7 @@ class Timeline:
                 self._coarser()
 
     def rows(self, rows: Iterable[dict]) -> None:
-        """What engines and verifier did for the rows of a step."""
+        """Add what engines and verifier did for the rows of a step."""
         found: dict[tuple[str, str, str], list[tuple[float, float]]] = {}
         for row in rows:
             for key, interval in _work_of(row):
@@ -115,7 +122,7 @@ class Timeline:
             print(f"timeline.json could not be written ({problem})")
 
     def text(self) -> str:
-        """The file; made coarser until it is small enough."""
+        """What the file holds; the timeline is made coarser until that is small enough."""
         while len(text := self._text()) > MAX_BYTES:
             self._coarser()
         return text
@@ -145,7 +152,8 @@ class Timeline:
         for name, when in self.marks:
             yield {"ph": "i", "s": "g", "pid": 0, "tid": 0, "ts": self._us(when), "name": name}
         for tid, (group, lane) in enumerate(sorted(self.lanes, key=_natural)):
-            pid, reached = PROCESSES.index(group), None
+            pid = PROCESSES.index(group)
+            reached = None
             yield _thread(pid, tid, lane)
             for begin, end, counts in _segments(self.lanes[group, lane]):
                 if reached is not None and begin > reached:
@@ -196,7 +204,7 @@ def _work_of(row: dict) -> Iterator[tuple[tuple[str, str, str], tuple[float, flo
 
 
 def _merged(busy: Busy, gap_s: float) -> Busy:
-    """In order, those that overlap or are less than `gap_s` apart as one."""
+    """The intervals in order; those that overlap or have less than `gap_s` between them are one."""
     out: Busy = []
     for begin, end, count in sorted(busy):
         if out and begin - out[-1][1] < gap_s:
@@ -208,7 +216,7 @@ def _merged(busy: Busy, gap_s: float) -> Busy:
 
 
 def _segments(kinds: dict[str, Busy]) -> Iterator[tuple[float, float, dict[str, float]]]:
-    """(begin, end, kind -> how many begin in it) of disjoint segments, cut where the set of kinds under way changes."""
+    """Disjoint segments, cut where the set of kinds under way changes: (begin, end, kind -> how many begin in it)."""
     edges = [(begin, 1, kind, count) for kind, busy in kinds.items() for begin, _, count in busy]
     edges += [(end, 0, kind, 0) for kind, busy in kinds.items() for _, end, _ in busy]
     reached = 0.0
@@ -225,7 +233,7 @@ def _segments(kinds: dict[str, Busy]) -> Iterator[tuple[float, float, dict[str, 
 
 
 def _natural(key: tuple[str, str]) -> tuple:
-    """sampler-2 before sampler-10."""
+    """A key by which sampler-2 is sorted before sampler-10."""
     group, lane = key
     return PROCESSES.index(group), [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", lane)]
 

@@ -1,9 +1,10 @@
-"""What makes a run's numbers worth little, said before the numbers: a sentence each, with the key to set.
+"""What makes the numbers of a run worth little: a sentence for each kind of fault, with the key to set.
 
-    facts of rows (see analyse.ledger), recipe  ->  of_rows()   ->  {kind: sentence}
-    Score, how it was sampled                   ->  of_score()  ->  {kind: sentence}
+    facts of rows (see record.ledger), recipe  ->  of_rows()   ->  {kind: sentence}
+    Score, how it was sampled                  ->  of_score()  ->  {kind: sentence}
 
-A kind is said once in a run. The sentences are plain text and Markdown alike: what they quote of data is inline code.
+A kind is said once in a run, before the numbers. Each sentence is plain text and Markdown at once: what it quotes from
+the data is inline code.
 """
 
 import re
@@ -15,16 +16,16 @@ from trd_ray.config import Recipe
 from trd_ray.record.markdown import code
 from trd_ray.score.stats import Score
 
-FEW_PROBLEMS = 10  # fewer give an interval that hardly any training moves out of
-ENOUGH = 8  # verdicts that mean something when all of them fail
-SIGNIFICANCE = 0.05  # of a sign test that says refinement breaks more than it repairs
+FEW_PROBLEMS = 10  # fewer give such a wide interval that hardly any training shows
+ENOUGH = 8  # if at least so many verdicts all fail, that means something
+SIGNIFICANCE = 0.05  # level of the sign test for refinement that breaks more than it repairs
 NUMBER = re.compile(r"\d+(\.\d+)?")
 MAX_DETAIL_CHARS = 80
 POOLS = {"y_o": ("raw", "sampler"), "y_r": ("refined", "refiner")}
 
 
 def of_rows(facts: list[dict], recipe: Recipe) -> dict[str, str]:
-    """Warnings of these rows, those of one step or of a whole run."""
+    """The warnings that these rows give; they are the rows of one step or of a whole run."""
     found: dict[str, str] = {}
     for y in POOLS:
         found |= _of_trajectories(y, [f for f in facts if f[f"{y}_tokens"] is not None], recipe)
@@ -81,7 +82,7 @@ def _ask_for_answers(prompt: str, recipe: Recipe) -> str:
 
 
 def _common_detail(y: str, judged: list[dict]) -> str:
-    """What all verdicts say alike, but for numbers, if that is more than that the answer is another."""
+    """What all verdicts say if they say the same up to numbers, and more than that the answer is not equal."""
     details = {NUMBER.sub("N", f[f"{y}_detail"] or "") for f in judged}
     [detail] = details if len(details) == 1 else [""]
     if detail in ("", "not equal"):
@@ -92,12 +93,15 @@ def _common_detail(y: str, judged: list[dict]) -> str:
 def of_score(
     score: Score, recipe: Recipe, max_response_tokens: int | None, where: str = "evaluation.path"
 ) -> dict[str, str]:
-    """Warnings of an evaluation with answers of at most so many tokens, None where that is not known.
+    """The warnings that an evaluation gives.
 
-    `where` says where its problems come from.
+    `max_response_tokens` is the limit of its answers, None if that is not known. `where` says where its problems come
+    from.
     """
-    n, found = score.problems * score.samples, {}
-    cut, mute = score.truncated.value, 1 - score.answered.value
+    found: dict[str, str] = {}
+    n = score.problems * score.samples
+    cut = score.truncated.value
+    mute = 1 - score.answered.value
     if score.problems < FEW_PROBLEMS:
         found[f"few problems {where}"] = (
             f"{score.problems} held-out problem{'s' * (score.problems != 1)} can show next to nothing: give more in "
@@ -110,7 +114,7 @@ def of_score(
             f"{f'{max_response_tokens} tokens' if max_response_tokens else 'the length limit'}: raise "
             "evaluation.max_response_tokens."
         )
-    if mute > 0.5 and mute - cut > (1 - cut) / 2:  # also where every sample that was cut holds none
+    if mute > 0.5 and mute - cut > (1 - cut) / 2:  # even if no sample that was cut holds an answer
         found[f"no answer {where}"] = (
             f"{_share(round(mute * n), n)} held-out samples ({score.name}) hold no answer that was found: "
             f"{_ask_for_answers('prompts.solve', recipe)}."

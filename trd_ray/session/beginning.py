@@ -1,14 +1,14 @@
 """How every program begins and ends: train, refine, evaluate and compare, in one order.
 
     begin()    refuses a place that does not last
-    require()  the cluster holds what is asked of it, and its nodes start sandboxes where programs run
-    claimed()  the directory is this program's; what was set aside is named there; from here on what ends the program
-               is told as one sentence, with what is kept and the command that goes on
-    running()  stop signals, the display, Ray's messages apart, Ray itself
-    session()  the same, and the engines' Session
+    require()  refuses a cluster that lacks what is asked of it, or whose nodes start no sandbox where programs run
+    claimed()  takes the directory, and names there the problems that were set aside; from here on what ends the program
+               becomes one sentence, with what is kept and the command that goes on
+    running()  starts the stop signals, the display, the separation of Ray's messages, and Ray itself
+    session()  does the same, and gives the Session of the engines
 
-Nothing is written before `claimed`. Each block undoes at its end what it did, last things first: engines, Ray, the
-display, the claim. Ray is connected to once, by the first who needs it (see `trd_ray.session.cluster`).
+Nothing is written before `claimed`. Each block undoes at its end what it did, in reverse order: engines, Ray, the
+display, the claim. The first who needs Ray connects to it, once (see `trd_ray.session.cluster`).
 """
 
 from collections.abc import Callable, Iterator
@@ -32,7 +32,7 @@ from trd_ray.session.stop import StopSignals
 
 @contextmanager
 def begin(program: str, place: Path, recipe: Recipe) -> Iterator["Beginning"]:
-    """A start of `program`, one of endings.KEPT, that will write to `place`; `recipe` tells where Ray is."""
+    """Begin `program`, a key of endings.KEPT, which will write to `place`; `recipe` says where Ray is."""
     require_lasting(place)
     with ExitStack() as stack:
         yield Beginning(program, stack.enter_context(Connection(recipe)), KEPT[program], stack)
@@ -48,12 +48,12 @@ class Running:
 class Beginning:
     program: str
     connection: Connection
-    kept: Callable[[Path], str]  # says what is on disk and how to go on; a program that knows more may set it
+    kept: Callable[[Path], str]  # what is on disk and how to go on; a program that can say more sets its own
     _stack: ExitStack = field(repr=False)
     directory: Path = Path()  # once it is claimed
 
     def require(self, *inputs: Inputs) -> None:
-        """Raises UserError; a cluster is connected to, a local one is not started."""
+        """Raise UserError if the cluster lacks something for these inputs; a local one is not started for that."""
         resources = self.connection.resources()
         for one in inputs:
             placement.require(one.plan(resources))
@@ -80,12 +80,12 @@ class Beginning:
                 display.phase("starting Ray")
             stack.callback(self.connection.close)
             resources = self.connection.connect()
-            stop.install()  # again: Ray has put handlers of its own there
+            stop.install()  # again, since Ray has installed handlers of its own
             yield Running(stop, resources)
 
     @contextmanager
     def session(self, inputs: Inputs, directory: RunDirectory, display: Display) -> Iterator[Session]:
-        """A session whose pools are not started yet, and are stopped when the block is left."""
+        """A session whose pools are not started yet; they are stopped when the block is left."""
         with self.running(display) as running:
             session = Session(inputs, directory, display, running.stop, running.resources)
             try:
@@ -96,7 +96,7 @@ class Beginning:
 
 
 def name_set_aside(folder: Path, set_aside: list[SetAside]) -> str:
-    """Write set_aside.jsonl, and return the sentence that says so."""
+    """Write set_aside.jsonl, and return a sentence that says so."""
     file = folder / "set_aside.jsonl"
     write_set_aside(file, set_aside)
     return f"problems: {counted(set_aside)}, named in {file}"

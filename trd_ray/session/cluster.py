@@ -1,8 +1,8 @@
 """Ray for a run: a submitted job's cluster, the one at `cluster.address`, or a local one that ends with the run.
 
-A program has one Connection. A cluster is connected to when it is first asked for anything; a local one is started
-last, when all else is well. `close` disconnects and ends a local one's processes, at the latest when the `with` block
-ends.
+A program has one Connection. It connects to a cluster as soon as it is asked for something there. A local cluster is
+started last, when everything else is checked. `close` disconnects, and ends the processes of a local cluster. The end
+of the `with` block closes too.
 """
 
 import logging
@@ -21,9 +21,9 @@ from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 from trd_ray.preflight import placement
 
-STARTS = 3  # of a local cluster, on a machine that is too busy
-ANSWER_TIMEOUT_S = 15.0  # of a cluster's head to take a connection
-SANDBOX_TIMEOUT_S = 120.0  # of a node to start a worker and a sandbox in it
+STARTS = 3  # attempts at a local cluster, for a machine that is busy
+ANSWER_TIMEOUT_S = 15.0  # for the head of a cluster to take a connection
+SANDBOX_TIMEOUT_S = 120.0  # for a node to start a worker and a sandbox in it
 
 
 def is_local(recipe: Recipe) -> bool:
@@ -39,10 +39,11 @@ class Connection:
     """A program's only connection to Ray."""
 
     def __init__(self, recipe: Recipe):
-        self.recipe, self.local = recipe, is_local(recipe)
+        self.recipe = recipe
+        self.local = is_local(recipe)
         self.connected = False
         self._stack = ExitStack()
-        self._with_sandboxes: set[str] = set()  # backends that every node was asked for
+        self._with_sandboxes: set[str] = set()  # backends that every node can start
 
     def __enter__(self) -> "Connection":
         return self
@@ -51,11 +52,11 @@ class Connection:
         self.close()
 
     def resources(self) -> dict[str, float]:
-        """What a run can have: of a local cluster without starting it."""
+        """What a run can have; a local cluster is not started to find that out."""
         return placement.local_cluster(self.recipe) if self.local else self.connect()
 
     def connect(self) -> dict[str, float]:
-        """Connect, unless that is done, and return the cluster's resources. Raises UserError."""
+        """Connect unless that is done already, and return the resources of the cluster; raises UserError."""
         if not self.connected:
             self._stack.enter_context(cluster(self.recipe))
             self.connected = True
@@ -63,7 +64,7 @@ class Connection:
         return found
 
     def require_sandboxes(self, backend: str) -> None:
-        """Raise UserError where a node of a cluster starts no sandbox; each is asked once."""
+        """Raise UserError if a node of a cluster starts no sandbox; each node is asked once."""
         if not self.local and backend not in self._with_sandboxes:
             self.connect()
             require_sandboxes(backend)
@@ -76,16 +77,16 @@ class Connection:
 
 @contextmanager
 def cluster(recipe: Recipe) -> Iterator[None]:
-    """Connect, and disconnect when the block is left; a local cluster's processes end with it."""
+    """Connect, and disconnect when the block is left, which ends the processes of a local cluster."""
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     address = _address(recipe)
     local = address == "local"
     options = {}
     if local:
-        # Ray ends a worker that is idle for a second once there are more workers than CPUs, and actors count: every
-        # step's verifier tasks would start new processes.
+        # If there are more workers than CPUs, actors included, Ray ends a worker that is idle for a second. The
+        # verifier tasks of every step would then start new processes.
         os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
-        # A busy machine takes longer to start Ray than it is given.
+        # A busy machine needs more time to start Ray than the default gives.
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
         options = {
             "num_cpus": recipe.cluster.local_cpus,
@@ -93,8 +94,8 @@ def cluster(recipe: Recipe) -> Iterator[None]:
             "include_dashboard": recipe.cluster.dashboard,
             "dashboard_port": (port := _free_port()),
         }
-        # Ray Train asks a dashboard whether a run's controller lives, and ends the learner if it is not known there.
-        # Unless it is told which, it asks any that it finds on the machine.
+        # Ray Train asks a dashboard whether the controller of a run lives, and ends the learner if the dashboard knows
+        # none. Unless Ray Train is told which dashboard to ask, it asks any that it finds on the machine.
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://127.0.0.1:{port}"
     else:
         _require_answer(address)
@@ -103,7 +104,7 @@ def cluster(recipe: Recipe) -> Iterator[None]:
         if local and recipe.cluster.dashboard:
             where = f"http://{connected.dashboard_url}"
             print(f"Ray's dashboard is at {where} and wants what `ray get-auth-token` prints", flush=True)
-    except Exception as e:  # Ray raises plain exceptions here, too
+    except Exception as e:  # Ray raises plain exceptions here too
         why = " ".join(str(e).split())[:300]
         if local:
             logs = f"{os.environ.get('RAY_TMPDIR', tempfile.gettempdir())}/ray/session_*_{os.getpid()}/logs"
@@ -124,7 +125,7 @@ def _free_port() -> int:
 
 
 def _init(address: str, options: dict[str, Any]) -> Any:
-    # A closed terminal tells the run alone, which then ends Ray's processes: they inherit the block.
+    # A closed terminal must reach only the run, which then ends Ray's processes. They inherit the blocked signal.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         return _start(address, options)
@@ -133,7 +134,7 @@ def _init(address: str, options: dict[str, Any]) -> Any:
 
 
 def _start(address: str, options: dict[str, Any]) -> Any:
-    """ray.init, and again where a local cluster was not up within the 30 s that Ray gives it."""
+    """Call ray.init, and again if a local cluster was not up within the 30 s that Ray gives it."""
     for attempt in range(STARTS):
         try:
             return ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **options)
@@ -144,9 +145,9 @@ def _start(address: str, options: dict[str, Any]) -> Any:
 
 
 def _require_answer(address: str) -> None:
-    """Refuse an address where nothing listens, for which Ray would print its attempts; raises UserError."""
+    """Raise UserError for an address where nothing listens; Ray would print each of its attempts."""
     host, _, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
-    if not (host and port.isdigit()):  # "auto", for one
+    if not (host and port.isdigit()):  # such as "auto"
         return
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_TIMEOUT_S).close()
@@ -157,7 +158,7 @@ def _require_answer(address: str) -> None:
 
 
 def require_sandboxes(backend: str) -> None:
-    """Start a sandbox on every node that runs tasks; raises UserError, which names a node where none starts."""
+    """Start a sandbox on every node that runs tasks; raises UserError with the name of a node where none starts."""
     here = ray.remote(num_cpus=0, max_retries=0)(_no_sandbox)
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
     asked = {

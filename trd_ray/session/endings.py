@@ -3,7 +3,7 @@
     exception  ->  cause()  ->  "a learner rank ended on node 10.0.0.7: ..."
     with told(directory, "train"): ...   ->  RunFailed or Stopped with that sentence; the trace is in logs/failure-*.txt
 
-Ray wraps a failure in several others, of which the outermost, that a user would see, seldom says why.
+Ray wraps a failure in several others. The outermost one, which a user would see, rarely says why.
 """
 
 import re
@@ -25,7 +25,7 @@ from trd_ray.session.quiet import memory_kill
 from trd_ray.session.stop import Stopped
 from trd_ray.stream.feed import StreamEnded
 
-# What a user knows the actors of a run by.
+# What a user calls the actors of a run.
 ACTORS = {
     "Pool": "an engine pool",
     "Engine": "an engine",
@@ -35,19 +35,19 @@ ACTORS = {
     "MapWorker": "a stage of the stream",
 }
 MEMORY_SIGN = "running low on memory"
-DEATH_SIGN = "The actor died unexpectedly"  # also in the text of a task that asked the actor for something
+DEATH_SIGN = "The actor died unexpectedly"  # also in the error of a task that asked the actor for something
 _FIELD = re.compile(r"^\s*(class_name|ip): (\S+)", re.MULTILINE)
 _EXIT = re.compile(
     r"The actor is dead because (.*?)(?:Worker exit type:.*?Worker exit detail: (.*?))?(?:$|Some common)", re.DOTALL
 )
-# What Ray says of a process that was killed from outside, or crashed.
+# What Ray says about a process that was killed from outside, or that crashed.
 _VANISHED = "connection error code"
-LONGEST = 400  # characters of a cause that is not ours
+LONGEST = 400  # characters of a cause in words that are not ours
 
 
 @contextmanager
 def told(directory: Path, job: str, kept: Callable[[Path], str] | None = None) -> Iterator[None]:
-    """What ends the block becomes one sentence; `kept`, by default the job's, says what is on disk and how to go on."""
+    """Turn what ends the block into one sentence, in which `kept`, by default the job's, says what is on disk."""
     kept = kept or KEPT[job]
     log = directory / "logs" / "ray.log"
     since = log.stat().st_size if log.exists() else 0
@@ -94,7 +94,7 @@ KEPT = {
 
 
 def resuming(flag: str = "--resume") -> str:
-    """The command of this process with which the run goes on, to be typed again."""
+    """The command that goes on with the run: that of this process, with `flag`."""
     name, *arguments = sys.argv
     given = any(a == flag or a.startswith(f"{flag}=") for a in arguments)
     program = ["trd"] if Path(name).name in ("trd", "cli.py") else ["python", name]
@@ -102,7 +102,7 @@ def resuming(flag: str = "--resume") -> str:
 
 
 def cause(e: BaseException) -> str:
-    """The sentence of a failure without its end: our own words where we had some, with Ray's reason behind them."""
+    """Why it failed, in a sentence without a full stop: our own words if there are any, then Ray's reason."""
     if isinstance(e, UserError):
         return "; ".join(e.sentences)
     links = list(_chain(e))
@@ -193,7 +193,7 @@ def _short(text: str) -> str:
 
 
 def _trace(directory: Path, e: BaseException) -> str:
-    """Where the whole trace stands; the disk may be what failed."""
+    """Write the whole trace, and return where it is; the disk may be what failed."""
     place = directory / "logs" / f"failure-{time.strftime('%Y%m%d-%H%M%S')}.txt"
     try:
         place.parent.mkdir(exist_ok=True)

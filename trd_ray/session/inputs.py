@@ -30,7 +30,7 @@ REPORT_EVERY_S = 10.0
 @dataclass
 class Inputs:
     job: placement.Job
-    recipe: Recipe  # with a number for every length that the job uses; `trd evaluate` has its own for each benchmark
+    recipe: Recipe  # every length that the job uses is a number; `trd evaluate` has lengths for each benchmark
     student_path: str  # resolved; the initial weights
     teacher_path: str
     problems: pa.Table | None  # None: the data is a corpus, or there is none
@@ -39,16 +39,17 @@ class Inputs:
     findings: checks.Findings
     student: models.ModelFacts
     teacher: models.ModelFacts
-    set_aside: list[SetAside] = field(default_factory=list)  # problems of the sources that are left out
-    notes: list[str] = field(default_factory=list)  # on the sources, for the person who starts the run
+    set_aside: list[SetAside] = field(default_factory=list)  # the problems that are left out
+    notes: list[str] = field(default_factory=list)  # about the sources, for the person who starts the run
 
     @property
     def runs_code(self) -> bool:
         return any(table is not None and has_tests(table) for table in (self.problems, self.held_out))
 
     def rows_in_step(self, step: int) -> int:
-        """All steps are full, but for the only step of a run with fewer problems."""
-        planned, per_step = self.findings.length, self.recipe.rollouts_per_step
+        """How many rows the step has: all steps are full, except the only step of a run with fewer problems."""
+        planned = self.findings.length
+        per_step = self.recipe.rollouts_per_step
         return min(per_step, planned.rows - step * per_step) if planned else per_step
 
     def plan(self, cluster: dict[str, float], gpu_gib: float | None = None) -> placement.Placement:
@@ -69,10 +70,11 @@ def prepare(
     gpu_gib: float | None = None,
     connection: Connection | None = None,
 ) -> Inputs:
-    """Raises UserError for anything that cannot work, and warns of what works but is rarely meant.
+    """Read and check everything. Warns of what works but is rarely meant.
 
-    All that can be known to be wrong is told at once; `gpu_gib` is the memory of a GPU, as `placement.plan` takes it.
-    The nodes of the cluster behind `connection` choose TACO's references; without one, or with a local one, threads do.
+    `gpu_gib` is the memory of a GPU, as `placement.plan` takes it. TACO's references are chosen on the nodes of the
+    cluster behind `connection`; without one, or if it is local, in threads. Raises UserError for anything that cannot
+    work, with a sentence for each fault that can be found.
     """
     r = recipe
     _warn(r, job)
@@ -106,7 +108,7 @@ def prepare(
                 corpus=corpus,
                 trains=job == "train",
             )
-        if faults.sentences and is_local(r):  # a cluster is asked when all else is well
+        if faults.sentences and is_local(r):  # a cluster is asked only when everything else is well
             here = placement.local_cluster(r)
             faults.add(*placement.plan(r, student.facts, teacher.facts, here, job=job, gpu_gib=gpu_gib).reasons)
     faults.require_none()
@@ -140,7 +142,7 @@ def _warn(r: Recipe, job: placement.Job) -> None:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A model as far as it can be known without its weights."""
+    """What can be known of a model without its weights."""
 
     path: str  # resolved
     facts: models.ModelFacts
@@ -148,7 +150,7 @@ class _Loaded:
 
 
 def _models(r: Recipe, faults: Faults) -> tuple[_Loaded | None, _Loaded | None]:
-    """Student and teacher, one object where they are one model; None for one that cannot be used."""
+    """Student and teacher: one object if they are one model, and None for a model that cannot be used."""
     student = teacher = None
     with faults:
         student = _model(r.student, r.student.path)
@@ -194,6 +196,6 @@ def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
 
 
 def require_sandbox(recipe: Recipe, *tables: pa.Table | None) -> None:
-    """UserError where programs are to run here and cannot; the nodes of a cluster are asked later."""
+    """Raise UserError if programs are to run here and cannot; the nodes of a cluster are asked later."""
     if is_local(recipe) and any(table is not None and has_tests(table) for table in tables):
         Sandbox(recipe.verify.sandbox)

@@ -17,21 +17,21 @@ _words: Any = None  # in the run: the pipe to the process above
 
 
 def say(**words: Any) -> None:
-    """Tell the process above, if there is one: the run's `job` and `directory`, its `log`, that it `ended` normally."""
+    """Tell the process above, if there is one, about the run: its `job`, `directory` and `log`, or that it `ended`."""
     if _words is not None:
         with contextlib.suppress(OSError):
             _words.write(json.dumps(words) + "\n")
 
 
 def enter_run() -> None:
-    """Take the pipe, and end with the process above, however that ends."""
+    """Take the pipe, and see that this process ends with the process above, whatever ends that one."""
     global _words
     number = int(os.environ.pop(PIPE))
     os.set_inheritable(number, False)
     _words = os.fdopen(number, "w", buffering=1)
     above = os.getppid()
     prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != above:  # it died just before
+    if os.getppid() != above:  # it died before prctl
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,13 +1,13 @@
-"""Ray's messages, kept out of the live panel, and those that mean nothing to a run kept out of sight.
+"""Ray's messages are kept out of the live panel, and those that mean nothing to a run are hidden.
 
     standard error of this process, C++ too  ->  logs/ray.log  ->  lines worth reading  ->  above the live panel
     log records of Ray                       ->  filters       ->  the same             ->  or standard error
-    raylet.out of this node                  ->  one sentence when Ray ends processes for want of memory
+    raylet.out of this node                  ->  one sentence when Ray ends processes since memory ran out
 
-Only messages that are known to mean nothing are hidden, and of standard error even those are in logs/ray.log, which
-also outlives a crash. A file and not a pipe stands between, since Ray's threads and processes write to it whenever they
-like, and must neither wait for a reader nor outlive one. Leaving the block gives standard error back and shows what
-came last.
+Only messages that are known to mean nothing are hidden. Those of standard error are still in logs/ray.log, which also
+outlives a crash. Standard error goes to a file, not a pipe: Ray's threads and processes write to it at any time, and
+must neither wait for a reader nor fail without one. When the block is left, standard error is as it was before, and
+what came last is shown.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ from ray._private import worker as ray_worker
 from trd_ray.record.display import Display
 
 POLL_S = 0.25
-# Ray Data's pool of actors gets its functions through the object store and is restarted: the warning is of no use.
+# Ray Data gives its pool of actors their functions through the object store and restarts it: the warning says nothing.
 HARMLESS = re.compile(r"core_worker\.cc:\d+: Actor with class name: .* has constructor arguments in the object store")
 RAYLET = "(raylet) "
-# Logger -> what its record must hold to be dropped. Ray Data's statistics feed a dashboard, and are missed by no one;
-# the last one is said when Ray is left while it starts.
+# Logger -> the pattern of the records to drop. Nobody misses Ray Data's statistics, which feed a dashboard. The last
+# record comes when a run leaves Ray while it starts.
 DROPPED = {
     "ray._private.worker": re.compile(r"^Unhandled error .*(ray::_StatsActor\.|class_name: _StatsActor)", re.DOTALL),
-    # It ends the run, which says so.
+    # Such an exception ends the run, which says so.
     "ray.data._internal.execution.streaming_executor_state": re.compile(r"^An exception was raised from a task"),
     "ray.data._internal.stats": re.compile(r"_StatsActor"),
     "ray._private.services": re.compile(r"^'NoneType' object has no attribute 'internal_kv_get'$"),
@@ -50,7 +50,7 @@ END_OF_KILL = "Total non-selected idle workers:"
 
 
 def memory_kill(text: str) -> str | None:
-    """What Ray's memory monitor did, in one sentence, if the text (an error's, or of raylet.out) tells of it."""
+    """What Ray's memory monitor did, in one sentence; None if the text (an error or raylet.out) says nothing of it."""
     found = KILL.search(text)
     if found is None:
         return None
@@ -65,13 +65,14 @@ def memory_kill(text: str) -> str | None:
 
 @contextmanager
 def ray_apart(log: Path) -> Iterator[None]:
-    """Within the block, standard error goes to `log`, and what is worth reading of it to where it would be read."""
+    """Send standard error to `log` in the block, and its lines worth reading to where they would have been read."""
     filters = {name: _Without(pattern) for name, pattern in DROPPED.items()}
     for name, kept in filters.items():
         logging.getLogger(name).addFilter(kept)
-    # A thread that asks something of Ray after the run has ended would start a new Ray of its own.
+    # Without this, a thread that asks Ray for something after the end of the run would start a new Ray.
     auto_init_hook.enable_auto_connect = False
-    printed, ray_worker.print_to_stdstream = ray_worker.print_to_stdstream, _to_standard_error
+    printed = ray_worker.print_to_stdstream
+    ray_worker.print_to_stdstream = _to_standard_error
     try:
         with _Apart(log) if _is_open(2) else contextlib.nullcontext():
             yield
@@ -82,7 +83,7 @@ def ray_apart(log: Path) -> Iterator[None]:
 
 
 def _to_standard_error(data: dict[str, Any], ignore_prefix: bool = False) -> None:
-    """In place of Ray's own, which prints what its raylets report to standard output, through the display."""
+    """Replaces Ray's own, which prints what raylets report to standard output; from here it gets to the display."""
     text = "".join(f"{RAYLET}{line}\n" for report in data["lines"] for line in str(report).splitlines())
     with contextlib.suppress(OSError):
         os.write(2, text.encode(errors="replace"))
@@ -100,7 +101,8 @@ class _Without(logging.Filter):
 class _Apart:
     def __init__(self, log: Path):
         self._path = log
-        self._kills, self._kill = 0, list[str]()  # so far; and the lines of the one that raylet.out is telling of
+        self._kills = 0  # so far
+        self._kill: list[str] = []  # lines of the kill that raylet.out is reporting
         self._done = threading.Event()
 
     def __enter__(self) -> None:
@@ -110,7 +112,8 @@ class _Apart:
         log = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(log, 2)
         os.close(log)
-        self._log, self._raylet = _Tail(self._path), None
+        self._log = _Tail(self._path)
+        self._raylet = None
         self._thread = threading.Thread(target=self._follow, name="stderr", daemon=True)
         self._thread.start()
 
@@ -130,7 +133,7 @@ class _Apart:
 
     def _look(self, last: bool = False) -> None:
         for line in self._log.lines(last):
-            # What a death means to the run is said by the run.
+            # The run itself says what a death means.
             if not HARMLESS.search(line) and not line.startswith(RAYLET):
                 self._say(line)
         self._raylet = self._raylet or _raylet_out()
@@ -158,7 +161,7 @@ class _Apart:
 
 
 class _Tail:
-    """What is appended to a file from now on."""
+    """The lines that are appended to a file from now on."""
 
     def __init__(self, path: Path):
         self._file = path.open("rb")
@@ -166,7 +169,7 @@ class _Tail:
         self._rest = b""
 
     def lines(self, last: bool = False) -> list[str]:
-        """Whole lines; the last time, what follows the last line break too."""
+        """The whole lines that are new; the last time also what follows the last line break."""
         *lines, self._rest = (self._rest + self._file.read()).split(b"\n")
         if last:
             self._file.close()
@@ -175,7 +178,7 @@ class _Tail:
 
 
 def _raylet_out() -> _Tail | None:
-    """The log of this node's raylet, once Ray is connected; other nodes' kills reach us with the error they cause."""
+    """The log of this node's raylet, once Ray is connected; a kill on another node shows in its error."""
     node = ray_worker._global_node
     path = Path(node.get_logs_dir_path()) / "raylet.out" if node is not None else None
     return _Tail(path) if path and path.is_file() else None

@@ -2,8 +2,8 @@
 
     Inputs, RunDirectory, Display -> Session.start() -> pools, which answer requests until close()
 
-At shutdown `close` stops the pools and waits for them, unless the user is in a hurry. A pool that has failed is told by
-`look`, which raises RunFailed with what the pool said.
+At shutdown `close` stops the pools and waits for them, unless a second signal came. When a pool has failed, `look`
+raises RunFailed with what the pool said.
 """
 
 import time
@@ -28,10 +28,13 @@ from trd_ray.views import Views, load_views
 
 
 class Session:
-    """The engine pools of a run, what they are doing, and the wait that keeps an eye on them."""
+    """The engine pools of a run: what they are doing, and the waits in which they are watched."""
 
     def __init__(self, inputs: Inputs, directory: RunDirectory, display: Display, stop: StopSignals, resources: dict):
-        self.inputs, self.directory, self.display, self.stop = inputs, directory, display, stop
+        self.inputs = inputs
+        self.directory = directory
+        self.display = display
+        self.stop = stop
         self.resources = resources
         self.recipe = inputs.recipe
         self.gpus = resources.get("GPU", 0) > 0
@@ -43,7 +46,8 @@ class Session:
 
     def start(self, *, student_path: str, version: int) -> None:
         """Begin to start the pools; `student_path` holds the weights of policy version `version`."""
-        r, logs = self.recipe, self.directory.path / "logs"
+        r = self.recipe
+        logs = self.directory.path / "logs"
         backend = placement.sync_backend(r, self.gpus) if self.inputs.job == "train" else None
         moves = r.teacher.follow != "frozen"
         if "sampler" in self.actors:
@@ -61,12 +65,12 @@ class Session:
         self.starting = [pool.start.remote() for pool in self.pools.values()]
 
     def wait_until_started(self) -> None:
-        """Engines have a deadline of their own (start_timeout_s), after which the pool says what it lacked."""
+        """Wait for all engines; after their deadline (start_timeout_s) the pool raises with what was lacking."""
         while self.starting:
             self.look_at_start()
 
     def look_at_start(self) -> None:
-        """Show for a moment what has started; raises when an engine could not, or the run was asked to stop."""
+        """Show what has started, within a second; raises if an engine could not, or if the run was asked to stop."""
         if self.starting:
             done, self.starting = ray.wait(self.starting, num_returns=1, timeout=0.5)
             asked: list[Any] = [pool.status.remote() for pool in self.pools.values()]
@@ -77,7 +81,7 @@ class Session:
         self.stop.check()
 
     def lend(self, inputs: Inputs, directory: RunDirectory, display: Display) -> "Session":
-        """A session of another run on these running pools, which are the lender's to close.
+        """A session of another run on these running pools, which only the lender closes.
 
         What the other run asks of an engine when it starts (model, precision, lengths) must be the same. A run that
         trains also needs `forget_weights`.
@@ -87,7 +91,7 @@ class Session:
         return other
 
     def forget_weights(self) -> None:
-        """The engines that follow the learner hold another run's weights: they wait until this run's sends its own."""
+        """Make the engines that follow the learner wait for this run's weights: they hold those of another run."""
         ray.get([pool.forget_weights.remote() for pools in self.following().values() for pool in pools])
 
     @property
@@ -95,7 +99,7 @@ class Session:
         return self.pools.get("refiner") or self.pools["sampler"]
 
     def following(self) -> dict[str, list[ActorHandle]]:
-        """The pools that get weights after every step: whose, "student" or its moving average, "teacher" -> pools."""
+        """The pools that get weights after every step, by whose: "student", or "teacher" for its moving average."""
         refines = {"live": "student", "ema": "teacher"}.get(self.recipe.teacher.follow)
         whose = {"sampler": "student"} | ({"refiner": refines} if refines else {})
         out: dict[str, list[ActorHandle]] = {}
@@ -105,7 +109,7 @@ class Session:
         return out
 
     def look(self) -> dict[str, dict]:
-        """Show what the pools are doing; raises when one has failed or the run was asked to stop."""
+        """Show what the pools are doing; raises if one has failed or if the run was asked to stop."""
         statuses = self.statuses()
         for status in statuses.values():
             if status["failure"]:
@@ -114,7 +118,8 @@ class Session:
         return statuses
 
     def statuses(self) -> dict[str, dict]:
-        now, shown = time.time(), {}
+        now = time.time()
+        shown: dict[str, dict[str, float]] = {}
         statuses = dict(zip(self.pools, ray.get([p.status.remote() for p in self.pools.values()]), strict=True))
         for name, status in statuses.items():
             then, before = self.seen.get(name, (now, status))
@@ -134,9 +139,9 @@ class Session:
         while_waiting: Callable[[], object] | None = None,
         on_rows: Callable[[list[dict]], object] = lambda rows: None,
     ) -> stats.Score:
-        """Sample, verify and score the held-out problems with the weights of `version`, and keep the score.
+        """Sample, verify and score the held-out problems with the weights of `version`, and write the score.
 
-        `while_waiting` is called meanwhile, in place of `look`; `on_rows` gets the rows that are scored.
+        `while_waiting` is called meanwhile, instead of `look`; `on_rows` gets the rows that are scored.
         """
         e = self.recipe.evaluation
         self.display.phase(f"evaluating {name}: {problems.num_rows} problems x {e.samples} samples")
@@ -155,7 +160,7 @@ class Session:
         return score
 
     def warn(self, found: dict[str, str]) -> None:
-        """Each kind of warning once, on the screen and in train.log."""
+        """Give each kind of warning once, on the screen and in train.log."""
         if said := self.display.warn(found):
             with open(self.directory.path / "train.log", "a") as log:
                 log.writelines(f"{text}\n" for text in said)

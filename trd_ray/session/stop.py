@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and a closed terminal as a flag that the loop reads where it may stop: no step is left half done.
+"""Ctrl-C, SIGTERM and a closed terminal set a flag, which the loop reads where it may stop: no step is half done.
 
-The first signal asks: the step under way is finished or dropped, a checkpoint is written, everything is shut down. A
-second one raises KeyboardInterrupt at once, and what is left to shut down is ended without waiting for it. A signal
-that was ignored when the program started (nohup, a shell's &) stays ignored, but for SIGTERM.
+- The first signal asks: the step under way is finished or dropped, a checkpoint is written, everything is shut down.
+- A second signal raises KeyboardInterrupt at once, and what is left to shut down is ended without a wait.
+- A signal that was ignored when the program started (nohup, a shell's &) stays ignored, except SIGTERM.
 """
 
 import signal
@@ -11,7 +11,7 @@ from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # One request can arrive twice: the terminal and Ray's job server signal every process of a run, and the process above
-# passes on what it gets.
+# passes its signal on.
 SAME_REQUEST_S = 1.0
 
 
@@ -21,13 +21,14 @@ class Stopped(Exception):
     def __init__(self, number: int, kept: str = ""):
         name = signal.Signals(number).name
         super().__init__(f"{name}; {kept}" if kept else name)
-        self.number, self.exit_code = number, 128 + number
+        self.number = number
+        self.exit_code = 128 + number
 
 
 class StopSignals:
     """Install with `with StopSignals() as stop:`; `stop.check()` raises Stopped once a signal has come.
 
-    `hurried` tells that a second one came, after which nothing is waited for.
+    `hurried` is true once a second signal has come; nothing is waited for after that.
     """
 
     def __init__(self) -> None:
@@ -42,7 +43,7 @@ class StopSignals:
         return self
 
     def install(self) -> None:
-        """Also to be called after ray.init, which installs handlers of its own."""
+        """Install the handlers; to be called again after ray.init, which installs its own."""
         for number, before in self._before.items():
             if before != signal.SIG_IGN or number == signal.SIGTERM:
                 signal.signal(number, self._receive)

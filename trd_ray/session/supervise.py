@@ -4,11 +4,15 @@
                            ^  <-------- last words (pipe) --------'                     |
                            '----------- adopted when the run has ended -----------------'
 
-Ray's own code ends a driver on the spot when its raylet or control service dies, and a process of Ray can hang in its
-exit after the raylet that would have ended it has gone; what is killed leaves its temporary files. So the driver is a
-child of a process that imports nothing of Ray, and has a temporary folder that goes with it. The process adopts
-(PR_SET_CHILD_SUBREAPER) what the run leaves behind, waits for it, then ends it: its descendants, so nobody else's.
-Signals are passed on. A run whose supervisor is killed ends with it, as its driver alone would.
+Why a process above:
+
+- Ray's own code ends a driver on the spot when its raylet or control service dies.
+- A process of Ray can hang in its exit after the raylet that would have ended it has gone.
+- A process that is killed leaves its temporary files.
+
+So the driver is a child of a process that imports nothing of Ray, and its temporary folder is deleted after it. That
+process passes signals on. It adopts (PR_SET_CHILD_SUBREAPER) what the run leaves behind, waits for it and then ends it.
+These are its descendants, so nobody else's processes. A run whose supervisor is killed ends with it.
 """
 
 import contextlib
@@ -28,17 +32,19 @@ from typing import Any
 from trd_ray.session import last_words
 
 FAILED = 1
-LEAVE_S, TERM_S, KILL_S = 10.0, 5.0, 5.0  # to end by themselves, by SIGTERM, by SIGKILL
+LEAVE_S = 10.0  # for processes to end by themselves
+TERM_S = 5.0  # to end by SIGTERM
+KILL_S = 5.0  # to end by SIGKILL
 POLL_S = 0.1
 
 
 def supervised(main: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Run `main(arguments)` in a child that is this very command; in that child, do so here."""
+    """Run this very command again in a child; in that child, run `main(arguments)`."""
     if last_words.PIPE in os.environ:
         last_words.enter_run()
         try:
             return main(arguments)
-        finally:  # where Ray ends the process on the spot, this is never reached
+        finally:  # not reached if Ray ends the process on the spot
             last_words.say(ended=True)
     return _Supervisor().run()
 
@@ -60,7 +66,7 @@ class _Supervisor:
                 [sys.executable, *sys.orig_argv[1:]], env=environment, pass_fds=(write,), close_fds=True
             )
             os.close(write)
-            if self.passed_on is not None:  # it came before there was a child
+            if self.passed_on is not None:  # the signal came before there was a child
                 self.child.send_signal(self.passed_on)
             code = self.child.wait()
             words = _read(read)
@@ -78,16 +84,16 @@ class _Supervisor:
                 self.child.send_signal(number)
 
     def _without_a_word(self, code: int, words: dict[str, Any]) -> int:
-        if code < 0 and -code == self.passed_on:  # it had not begun
+        if code < 0 and -code == self.passed_on:  # the run had not begun
             _tell(f"stopped by {signal.Signals(-code).name}")
             return 128 - code
         directory = words.get("directory")
-        if directory is None and code >= 0:  # argparse's exits, which have said what they had to
+        if directory is None and code >= 0:  # argparse exited, and has said why
             return code
         how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"was ended by Ray (exit code {code})"
         parts = [f"the process that led the run {how}{_why(words.get('log'), words.get('log_from', 0))}"]
         if directory is not None:
-            from trd_ray.session.endings import KEPT  # it imports Ray, which this process otherwise does without
+            from trd_ray.session.endings import KEPT  # here, since it imports Ray, which this process rarely needs
 
             parts.append(KEPT[words["job"]](Path(directory)))
         if words.get("log"):
@@ -97,7 +103,7 @@ class _Supervisor:
 
 
 def _kept_places() -> dict[str, str]:
-    """What lies in the temporary folder and is worth more than one run: Ray's logs, torch's compiled kernels."""
+    """Places in the temporary folder that should outlive one run: Ray's logs, torch's compiled kernels."""
     temporary = tempfile.gettempdir()
     places = {"RAY_TMPDIR": temporary}
     with contextlib.suppress(KeyError, OSError):  # a container's user may have no name
@@ -105,7 +111,7 @@ def _kept_places() -> dict[str, str]:
     return {name: place for name, place in places.items() if name not in os.environ}
 
 
-# What Ray's core says when it ends a driver, and what that means.
+# What Ray's core says when it ends a driver -> what that means.
 _SIGNS = {
     "Raylet is terminated": "Ray's raylet on this machine has died (killed, or crashed)",
     "connect to GCS": "Ray's control service (GCS) has died or cannot be reached",
@@ -114,7 +120,7 @@ _SIGNS = {
 
 
 def _why(log: str | None, since: int) -> str:
-    """What Ray's core said in the log after the byte at which this start of the run began."""
+    """What Ray's core said in the log, from the byte `since` on, at which this start of the run began."""
     try:
         tail = Path(log or "").read_bytes()[since:][-20_000:].decode(errors="replace")
     except OSError:
@@ -123,7 +129,7 @@ def _why(log: str | None, since: int) -> str:
 
 
 def _read(pipe: int) -> dict[str, Any]:
-    """All that the run has said, merged; a child that it left may still hold the pipe, so nothing is waited for."""
+    """All that the run has said, merged; no wait for more, since a child that the run left may hold the pipe open."""
     os.set_blocking(pipe, False)
     with contextlib.suppress(BlockingIOError), os.fdopen(pipe, "rb", closefd=False) as words:
         found: dict[str, Any] = {}
@@ -135,7 +141,7 @@ def _read(pipe: int) -> dict[str, Any]:
 
 
 def end_descendants(leave_s: float = LEAVE_S) -> list[str]:
-    """Wait for all processes below this one to end, then end them; names of those that had to be."""
+    """Wait for all processes below this one to end, then end the others; returns the names of those others."""
     found: list[str] = []
     for number, patience_s in ((None, leave_s), (signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
         living = _living()
@@ -153,7 +159,7 @@ def end_descendants(leave_s: float = LEAVE_S) -> list[str]:
 
 
 def _living() -> list[tuple[int, str]]:
-    """(pid, name) of every process below this one that has not ended; those that have are reaped."""
+    """(pid, name) of every process below this one that has not ended; the ended ones are reaped."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
@@ -167,7 +173,8 @@ def _living() -> list[tuple[int, str]]:
                 if state not in "ZX":
                     shown = "".join(c if c.isprintable() else "?" for c in name)  # a process names itself as it likes
                     parents.setdefault(int(parent), []).append((int(entry.name), shown))
-    below, waiting = [], [os.getpid()]
+    below: list[tuple[int, str]] = []
+    waiting = [os.getpid()]
     while waiting:
         children = parents.get(waiting.pop(), [])
         below += children

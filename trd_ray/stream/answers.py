@@ -1,11 +1,11 @@
-"""Sample problems through a pool and verify what comes, both at once.
+"""Problems are sampled through a pool and the answers are verified, both at once.
 
     asks --window--> sampler pool --> Sampled --> verifier tasks --> Verified
     held-out problems x k         ->  evaluation_rows()          ->  rows with y_o (in training)
 
 Requests go out one by one, a bounded number at a time: the engines stay full, and each answer is handed out when it
-comes. Whoever leaves the loop early loses only what is under way. A sampling seed depends on the recipe's seed, the
-problem's id and the number of the sample alone, so that neither k nor what is sampled beside it changes a sample.
+comes. Whoever leaves the loop early loses only what is under way. A sampling seed depends on three things: the seed of
+the recipe, the id of the problem and the number of the sample. So neither k nor other problems change a sample.
 """
 
 import hashlib
@@ -27,12 +27,12 @@ from trd_ray.verify import Verdict, verifier
 from trd_ray.views import Views
 
 POLL_S = 0.5
-VERIFY_RETRIES = 2  # of a task whose process ended; what a program does cannot end it
+VERIFY_RETRIES = 2  # for a task whose process ended, which no verified program can cause
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """One problem as it is asked and judged."""
+    """One problem, how it is asked and how it is judged."""
 
     benchmark: str
     problem: dict[str, Any]  # a row of rows.PROBLEM
@@ -47,7 +47,7 @@ class Question:
 
 @dataclass(frozen=True, eq=False)
 class Ask:
-    """One sample of a question; one that has its text already is only verified."""
+    """One sample of a question; if it has its text already, it is only verified."""
 
     question: Question
     sample: int
@@ -65,11 +65,11 @@ class Sampled:
 class Verified:
     ask: Ask
     verdict: Verdict
-    start_s: float  # Unix time at which its verification began
+    start_s: float  # Unix time at which the verification began
 
 
 def seed_of_sample(seed: int, problem_id: str, sample: int) -> int:
-    """63 bits, which fit Arrow's int64 and vLLM's sampling seed."""
+    """The seed of a sample: 63 bits, which fit Arrow's int64 and vLLM's sampling seed."""
     digest = hashlib.blake2b(f"{seed}:{sample}:{problem_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 
@@ -85,14 +85,16 @@ def answers(
 ) -> Iterator[Sampled | Verified]:
     """What becomes of every ask, as it comes: Sampled (unless it had its text), and later Verified.
 
-    `pool` may be None if every ask has its text. `while_waiting` is called twice a second and may raise to end it.
-    Raises TimeoutError when nothing comes for sampler.request_timeout_s.
+    `pool` may be None if every ask has its text. `while_waiting` is called twice a second, and an error that it raises
+    ends the loop. Raises TimeoutError when nothing comes for sampler.request_timeout_s.
     """
     todo = iter(asks)
     window = math.ceil(1.25 * sampler.replicas * sampler.max_concurrent)
     sampling: dict[Any, Ask] = {}
     verifying = _Verifying(verify)
-    more, looked, heard = True, 0.0, time.monotonic()
+    more = True  # asks are left
+    looked = 0.0  # when `while_waiting` was called
+    heard = time.monotonic()  # when an answer or a verdict came
     while True:
         while more and len(sampling) < window and verifying.backlog < 2 * window:
             ask = next(todo, None)
@@ -131,7 +133,7 @@ def answers(
 
 
 def _ready(refs: list[Any]) -> list[Any]:
-    """All that are ready, once one is or the time for another look has come."""
+    """All refs that are ready, as soon as one is; [] when none is within POLL_S."""
     if not ray.wait(refs, num_returns=1, timeout=POLL_S, fetch_local=False)[0]:
         return []
     return ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]
@@ -140,7 +142,8 @@ def _ready(refs: list[Any]) -> list[Any]:
 class _Verifying:
     """Samples that wait for a verdict, and the verifier tasks under way.
 
-    A task takes samples of one problem. Its tests may be large: they go into the object store once, not into each task.
+    A task takes samples of one problem. Tests may be large, so a problem goes into the object store once, not into each
+    task.
     """
 
     def __init__(self, verify: VerifyConfig):
@@ -150,14 +153,14 @@ class _Verifying:
         self.expected: Counter[Question] = Counter()  # samples asked for and not verified
         self._task = ray.remote(_verdicts).options(num_cpus=verify.cpus, max_retries=VERIFY_RETRIES)
         self._waiting: dict[Question, list[tuple[Ask, str]]] = {}
-        self._problems: dict[Question, Any] = {}  # of code, in the object store
+        self._problems: dict[Question, Any] = {}  # those with tests, in the object store
 
     def add(self, ask: Ask, text: str) -> None:
         self._waiting.setdefault(ask.question, []).append((ask, text))
         self.backlog += 1
 
     def start(self) -> None:
-        """Give free tasks the problems with the most samples waiting, and each an equal share of all that wait."""
+        """Give each free task the problem with the most samples waiting, and an equal share of all that wait."""
         while self._waiting and (free := self.max_tasks - len(self.tasks)) > 0:
             question = max(self._waiting, key=lambda q: len(self._waiting[q]))
             waiting = self._waiting[question]
@@ -205,9 +208,10 @@ def evaluation_rows(
     while_waiting: Callable[[], object],
     on_progress: Callable[[int, int, int], object] = lambda done, total, passed: None,
 ) -> list[dict[str, Any]]:
-    """`evaluation.samples` verified rollouts of each problem, as rows with y_o.
+    """Rows with y_o: `evaluation.samples` verified rollouts of each problem.
 
-    `on_progress` is told after each verdict how many samples have one, of how many, and how many passed.
+    `on_progress` is called after each verdict with three numbers: samples that have one, all samples, and samples that
+    passed.
     """
     e = recipe.evaluation
     rows: dict[Ask, dict[str, Any]] = {}
@@ -228,6 +232,7 @@ def evaluation_rows(
             record(row, "y_o", event.generation)
         else:
             record_verdict(row, "y_o", event.verdict, event.start_s)
-            done, passed = done + 1, passed + event.verdict.passed
+            done += 1
+            passed += event.verdict.passed
             on_progress(done, len(rows), passed)
     return list(rows.values())

@@ -1,8 +1,8 @@
-"""What a row trains: the policy that turns verdicts into an example, or into a reason for having none.
+"""What a row trains: verdicts become an example, or a reason why the row gives none.
 
     row (y_o, y_r, verdicts) -> trajectory, train or dropped_because, student view, teacher view, response
 
-Pure, apart from the tokenizers inside `Views`.
+This module is pure, apart from the tokenizers inside `Views`.
 """
 
 from trd_ray.config import Recipe
@@ -14,8 +14,8 @@ from trd_ray.views import Views
 def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None) -> Example | None:
     """Fill the row's example columns; returns the example, or None where the recipe drops it.
 
-    `vocabulary` is how many ids the heads of student and teacher share: an engine can sample one of those that pad its
-    own model alone, and such a trajectory cannot be scored.
+    `vocabulary` is how many ids the heads of student and teacher share. An engine can sample an id that only pads its
+    own model, and the other model cannot score such a trajectory.
     """
     trajectory, reason = _choose(row, recipe)
     if not reason and vocabulary is not None and max(row[trajectory]["ids"]) >= vocabulary:
@@ -23,13 +23,14 @@ def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None
     row |= {"trajectory": trajectory, "train": not reason, "dropped_because": reason}
     if reason:
         return None
-    row["student_ids"], row["response_ids"] = row["student_prompt_ids"], row[trajectory]["ids"]
+    row["student_ids"] = row["student_prompt_ids"]
+    row["response_ids"] = row[trajectory]["ids"]
     row["teacher_ids"], row["teacher_cut_tokens"] = _teacher_view(row, recipe, views, trajectory)
     return Example(row["row"], row["student_ids"], row["teacher_ids"], row["response_ids"])
 
 
 def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
-    """(trajectory, reason to drop it or "")."""
+    """(trajectory, reason to drop the row, or "" to train on it)."""
     train = recipe.train
     y_o_passed, y_r_passed = bool(part(row, "y_o", "passed")), bool(part(row, "y_r", "passed"))
     in_subset = {
@@ -51,7 +52,7 @@ def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
 
 def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[list[int], int]:
     if trajectory != recipe.train.trajectory:
-        # A raw rollout in place of a failed refinement: the refine view would show the teacher the text it scores.
+        # A raw rollout replaces a failed refinement: the refine view would show the teacher the text that it scores.
         view = views.vanilla(row["problem"], row["reference"])
         return view.ids, view.cut_tokens
     if recipe.teacher.view == "refine" and row["refine_prompt_ids"]:

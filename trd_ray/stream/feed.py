@@ -1,9 +1,9 @@
-"""From the stream's blocks to steps: exactly the rows of the next step, in order, whatever order they arrive in.
+"""The feed turns blocks of the stream into steps: exactly the rows of the next step, in order, whenever they arrive.
 
     dataset --thread--> queue --> Feed.take(step) -> rows of that step
 
-The thread only moves blocks, and no more than AHEAD_STEPS steps' rows before they are wanted; rows of later steps wait
-here. It ends with the dataset, after `close` with the block that it waits for, or as a daemon with the process.
+The thread only moves blocks, and runs at most AHEAD_STEPS steps ahead; rows of later steps wait here. It ends with the
+dataset, after `close` with the block that it waits for, or as a daemon with the process.
 """
 
 import queue
@@ -27,7 +27,8 @@ class StreamEnded(RuntimeError):
 
 class Feed:
     def __init__(self, tables: Iterable[pa.Table], *, rows_per_step: int, stall_timeout_s: float):
-        self.rows_per_step, self.stall_timeout_s = rows_per_step, stall_timeout_s
+        self.rows_per_step = rows_per_step
+        self.stall_timeout_s = stall_timeout_s
         self.waiting: dict[int, list[dict]] = {}
         self.queue: queue.SimpleQueue = queue.SimpleQueue()
         self.room = threading.Semaphore(AHEAD_STEPS * rows_per_step)
@@ -48,12 +49,12 @@ class Feed:
             self.queue.put(e)
 
     def close(self) -> None:
-        """Take no more blocks: without its reader a stream that is not at its end stops, and so do its stages."""
+        """Take no more blocks: a stream without a reader stops, and so do its stages."""
         self.closed = True
         self.room.release(AHEAD_STEPS * self.rows_per_step)
 
     def arrived(self, step: int) -> int:
-        """Rows of the step that are here."""
+        """How many rows of the step are here."""
         return len(self.waiting.get(step, ()))
 
     def take(self, step: int, while_waiting: Callable[[], object], rows: int | None = None) -> list[dict]:
@@ -82,9 +83,10 @@ class Feed:
 
 
 def corpus_tables(folder: str | Path, *, rows_per_step: int, start_step: int) -> Iterator[pa.Table]:
-    """A corpus as the stream would have delivered it: rows in the order they were made, in steps of this run."""
+    """A corpus as the stream would deliver it: rows in the order in which they were made, in steps of this run."""
     corpus = open_corpus(folder)
     for step in range(start_step, corpus.count_rows() // rows_per_step):
-        row, first = pc.field("row"), step * rows_per_step
+        row = pc.field("row")
+        first = step * rows_per_step
         table = corpus.to_table(where=(row >= first) & (row < first + rows_per_step))
         yield table.set_column(table.column_names.index("step"), "step", pa.array([step] * len(table), pa.int32()))

@@ -3,9 +3,8 @@
     order -> Sample y_o -> verify y_o -> Refine -> verify and select y_r -> feed
              async calls   tasks         async calls   tasks
 
-A block is a few rows of one step and stays one block, so blocks of a step move through the stages independently and
-the pools always see every request that the gate lets through. Stages cost none of Ray's CPUs; verifier tasks cost
-`verify.cpus` each.
+A block is a few rows of one step and stays one block. So blocks move through the stages independently, and the pools
+always see every request that the gate lets through. A verifier task takes `verify.cpus` of Ray's CPUs, a stage none.
 """
 
 import logging
@@ -49,7 +48,7 @@ def graph(tables: list[pa.Table], spec: StageSpec) -> Dataset:
         "num_cpus": recipe.verify.cpus,
         "compute": TaskPoolStrategy(size=min(recipe.verify.max_tasks, max(1, len(tables)))),
     }
-    # Unlike from_arrow it starts no task, which would wait for a whole CPU, and it keeps the blocks as they are.
+    # Unlike from_arrow, from_blocks starts no task, which would wait for a whole CPU, and keeps the blocks as they are.
     dataset = ray.data.from_blocks(tables)
     dataset = dataset.map_batches(Sample, **client)
     dataset = dataset.map_batches(partial(verify_rollouts, recipe=recipe), **tasks)
@@ -69,7 +68,7 @@ def _clients(spec: StageSpec, tables: list[pa.Table]) -> ActorPoolStrategy:
 
 
 def _configure(context: DataContext) -> None:
-    # The run's own display says how things stand.
+    # The run has a display of its own.
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.execution_options.verbose_progress = False
@@ -77,6 +76,6 @@ def _configure(context: DataContext) -> None:
     context.execution_options.preserve_order = False
     context.target_min_block_size = 1
     context.log_internal_stack_trace_to_stdout = False
-    # A verdict or a pool that fails is final; a retry would sample the same rows again.
+    # If a verdict or a pool fails, that is final: a retry would sample the same rows again.
     context.max_errored_blocks = 0
     context.actor_task_retry_on_errors = False

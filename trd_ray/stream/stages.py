@@ -4,7 +4,7 @@
     Refine: y_o -> n candidates     select_refined:  candidates -> verdicts -> y_r
 
 Each takes and returns a table of `rows.IN_STREAM`; one table is one block of rows of one step. The classes hold no
-state but their tokenizers: a stage that Ray restarts goes on with the block it is given.
+state but their tokenizers, so a stage that Ray restarts can go on with any block.
 """
 
 import time
@@ -25,11 +25,11 @@ class StageSpec:
     """What a stage needs to start; plain data."""
 
     recipe: Recipe
-    student_path: str  # resolved; for their tokenizers
+    student_path: str  # resolved, as is teacher_path; the tokenizers are loaded from them
     teacher_path: str
     sampler: Any  # handles of the pools
     refiner: Any
-    first_version: int  # of the weights that the run starts with
+    first_version: int  # the version of the weights that the run starts with
     max_staleness: int | str
 
 
@@ -60,10 +60,12 @@ def _views(spec: StageSpec) -> Any:
 
 class Sample:
     def __init__(self, spec: StageSpec):
-        self.spec, self.views = spec, _views(spec)
+        self.spec = spec
+        self.views = _views(spec)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        recipe, rows = self.spec.recipe, block.to_pylist()
+        recipe = self.spec.recipe
+        rows = block.to_pylist()
         for row in rows:
             row["student_prompt_ids"] = self.views.student(row["problem"])
         answers = await self.spec.sampler.generate.remote(
@@ -77,16 +79,19 @@ class Sample:
 
 class Refine:
     def __init__(self, spec: StageSpec):
-        self.spec, self.views = spec, _views(spec)
+        self.spec = spec
+        self.views = _views(spec)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        refiner, rows = self.spec.recipe.refiner, block.to_pylist()
+        refiner = self.spec.recipe.refiner
+        rows = block.to_pylist()
         for row in rows:
             y_o = row["y_o"]
             view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
-            row["refine_prompt_ids"], row["refine_cut_tokens"] = view.ids, view.cut_tokens
+            row["refine_prompt_ids"] = view.ids
+            row["refine_cut_tokens"] = view.cut_tokens
         answers = await self.spec.refiner.generate.remote(
-            # Another seed than y_o's: the same one would couple the two samples.
+            # The seed differs from y_o's: the same seed would couple the two samples.
             [request(refiner, row["refine_prompt_ids"], row["seed"] ^ 1, refiner.n) for row in rows]
         )
         for row, generations in zip(rows, answers, strict=True):
@@ -95,7 +100,8 @@ class Refine:
 
 
 def verify_rollouts(block: pa.Table, recipe: Recipe) -> pa.Table:
-    rows, verify = block.to_pylist(), verifier(recipe.verify)
+    rows = block.to_pylist()
+    verify = verifier(recipe.verify)
     for row in rows:
         start = time.time()
         record_verdict(row, "y_o", verify(row["y_o"]["text"], row), start)
@@ -103,8 +109,9 @@ def verify_rollouts(block: pa.Table, recipe: Recipe) -> pa.Table:
 
 
 def select_refined(block: pa.Table, recipe: Recipe) -> pa.Table:
-    """Verify every candidate and keep one as y_r, by `refiner.select`; when none passes, the first."""
-    rows, verify = block.to_pylist(), verifier(recipe.verify)
+    """Verify every candidate and keep one as y_r, by `refiner.select`; if none passes, keep the first."""
+    rows = block.to_pylist()
+    verify = verifier(recipe.verify)
     for row in rows:
         start = time.time()
         candidates = row["candidates"]
@@ -112,14 +119,14 @@ def select_refined(block: pa.Table, recipe: Recipe) -> pa.Table:
         chosen = select(candidates, verdicts, recipe.refiner.select)
         row["y_r"] = candidates[chosen]
         record_verdict(row, "y_r", verdicts[chosen], start)
-        row["y_r"]["verify_seconds"] = time.time() - start  # of all candidates
+        row["y_r"]["verify_seconds"] = time.time() - start  # for all candidates
         row["refine_candidates"] = len(candidates)
         row["refine_candidates_passed"] = sum(v.passed for v in verdicts)
     return to_table(rows)
 
 
 def select(candidates: list[dict], verdicts: list[Verdict], rule: str) -> int:
-    """Index of the refinement to keep: the first | the first that passes | the shortest that passes."""
+    """Index of the refinement to keep: by `rule` the first, the first that passes or the shortest that passes."""
     passed = [i for i, verdict in enumerate(verdicts) if verdict.passed]
     if rule == "first" or not passed:
         return 0
@@ -136,6 +143,6 @@ def record_verdict(row: dict[str, Any], y: str, verdict: Verdict, start_s: float
 
 
 def _trajectory(generation: Generation) -> dict[str, Any]:
-    """A `rows.TRAJECTORY` without a verdict."""
+    """A generation as a `rows.TRAJECTORY` without a verdict."""
     names = ("ids", "logprobs", "text", "finish", "version", "engine", "start_s", "seconds")
     return {name: getattr(generation, name) for name in names}

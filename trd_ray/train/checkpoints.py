@@ -3,9 +3,12 @@
     begin(steps) -> the learner copies its state and goes on -> files are written and read back
                  -> finish() -> named, old ones deleted
 
-A state that is not known to be sound never takes the place of one that is: where a weight is not finite the run ends,
-and where a step could make no update, its checkpoint is put off to the next step that can. One is written at a time. A
-run that is killed meanwhile leaves a folder without a name, which `--resume` removes.
+The rules:
+
+- A state that may be unsound never replaces one that is sound. If a weight is not finite, the run ends. If a step could
+  make no update, its checkpoint is put off until a step makes one.
+- One checkpoint is written at a time.
+- A run that is killed meanwhile leaves a folder without a name, which `--resume` removes.
 """
 
 import math
@@ -21,8 +24,8 @@ from trd_ray.errors import RunFailed, UserError
 from trd_ray.record.directory import RunDirectory
 
 POLL_S = 1.0
-LOST_STEPS = 3  # in a row, without an update, end the run: what broke does not heal
-ANSWER_S = 60  # the ranks are idle when they are asked, unless one of them hangs
+LOST_STEPS = 3  # so many steps in a row without an update end the run: what broke does not heal
+ANSWER_S = 60  # for the ranks to answer; they are idle when they are asked, unless one hangs
 
 
 class Checkpoints:
@@ -34,24 +37,27 @@ class Checkpoints:
         saved: int,
         show: Callable[[str], object] = lambda phase: None,
     ):
-        """`saved` steps are in the newest checkpoint; the initial weights need none. `show` says what is being done."""
+        """The newest checkpoint holds `saved` steps, 0 for the initial weights. `show` is told what is being done."""
         self.show = show
-        self.recipe, self.directory, self.trainer, self.saved = recipe, directory, trainer, saved
+        self.recipe = recipe
+        self.directory = directory
+        self.trainer = trainer
+        self.saved = saved
         self.timeout_s = recipe.learner.step_timeout_s
         self.writing: tuple[int, Path] | None = None
-        self.put_off: str | None = None  # why the last checkpoint that was due has not been begun
-        self.lost = 0  # steps in a row until now without an update
+        self.put_off: str | None = None  # why the last checkpoint that was due is not begun yet
+        self.lost = 0  # how many steps in a row, up to now, made no update
 
     @property
     def begun(self) -> int:
-        """The steps of the newest one, which may still be being written."""
+        """The steps in the newest checkpoint, which may not be written yet."""
         return self.writing[0] if self.writing else self.saved
 
     def due(self, steps: int, total_steps: int) -> bool:
         return bool(self.put_off) or steps % self.recipe.checkpoint.every_steps == 0 or steps == total_steps
 
     def if_due(self, steps: int, total_steps: int, version: int, metrics: dict[str, Any]) -> None:
-        """After every step: end a run that cannot be updated, name what is complete, begin the next if it is due.
+        """Called after every step: ends a run that cannot be updated, names what is complete, begins the next if due.
 
         Raises what `require_updates`, `begin` and `finish` raise.
         """
@@ -61,16 +67,16 @@ class Checkpoints:
             self.save(steps, version, metrics)
 
     def save(self, steps: int, version: int, metrics: dict[str, Any]) -> None:
-        """`begin`, if the state after `steps` steps is not in a checkpoint yet."""
+        """`begin`, unless a checkpoint holds the state after `steps` steps already."""
         if steps != self.begun:
             self.show(f"writing checkpoint {steps}")
             self.begin(steps, version, metrics)
             self.show("training")
 
     def require_updates(self, steps: int, metrics: dict[str, Any]) -> None:
-        """Raise RunFailed when step after step all updates are skipped; `metrics` are those of the step `steps`.
+        """Raise RunFailed if LOST_STEPS steps in a row skipped all their updates, or if a weight is not finite.
 
-        At once if a weight is not finite, which no later step can change.
+        No later step can make such a weight finite. `metrics` are those of the step `steps`.
         """
         if not metrics.get("updates") and not metrics.get("skipped_updates"):  # all its rows were dropped
             return
@@ -86,10 +92,11 @@ class Checkpoints:
         raise RunFailed(f"no update could be made in {where}: not finite are {what}. {self._remedy()}")
 
     def begin(self, steps: int, version: int, metrics: dict[str, Any]) -> None:
-        """Save the learner's state, which is that after `steps` steps; `metrics` are those of the last of them.
+        """Save the learner's state after `steps` steps; `metrics` are those of the last step.
 
-        Returns when it is copied (with checkpoint.asynchronous=false: written). Puts it off if the step made no update,
-        since its loss or gradient is not finite. Raises what `finish` raises, and RunFailed if the state is not finite.
+        Returns when the state is copied, or with checkpoint.asynchronous=false when it is written. If the step made no
+        update, since its loss or gradient is not finite, the checkpoint is put off. Raises what `finish` raises, and
+        RunFailed if the state is not finite.
         """
         if steps == self.begun:
             return
@@ -108,15 +115,16 @@ class Checkpoints:
         if broken:
             shutil.rmtree(folder, ignore_errors=True)
             raise RunFailed(f"checkpoint {steps} is not written: {broken}. {self._remedy()}")
-        self.writing, self.put_off = (steps, folder), None
+        self.writing = (steps, folder)
+        self.put_off = None
         if not self.recipe.checkpoint.asynchronous:
             self._finish(wait=True)
 
     def finish(self, wait: bool) -> None:
-        """Let what is being written count if all of it is there, for which `wait` waits; then delete old ones.
+        """Name the checkpoint under way if all of it is written, then delete old ones; `wait` waits for that.
 
-        Raises UserError if it could not be written, TimeoutError if it takes too long. With `wait`, which is the end of
-        the run, RunFailed if the last checkpoint was put off.
+        Raises UserError if it could not be written, and TimeoutError if that takes too long. With `wait`, at the end of
+        the run, raises RunFailed if the last checkpoint was put off.
         """
         self._finish(wait)
         if wait and self.put_off:
@@ -140,13 +148,14 @@ class Checkpoints:
         self.writing = None
         if problem:
             raise _unwritten(steps, folder.parent, problem)
-        # Imported here: it brings in all of torch.
+        # Imported here since it imports all of torch.
         from trd_ray.distill.checkpoint import flaw
 
         if problem := flaw(folder):
             raise _unwritten(steps, folder.parent, f"{problem}; all nodes must see run_dir on the same storage")
         self.directory.commit_checkpoint(folder)
-        self.saved, c = steps, self.recipe.checkpoint
+        self.saved = steps
+        c = self.recipe.checkpoint
         self.directory.keep_checkpoints(c.keep_last, c.best, c.best_is)
 
     def _remedy(self) -> str:

@@ -1,9 +1,9 @@
-"""Two jobs, from a recipe to what it leaves behind: train and refine (the third is trd_ray.evaluate.command).
+"""Two jobs, from a recipe to the files that they leave: train and refine (the third is trd_ray.evaluate.command).
 
     recipe -> prepare, require, claim (trd_ray.session.beginning) -> plan: what is left -> engines -> steps -> report
 
-Exit codes: 0 done, 1 failed, 2 the user can mend it, 128 + n stopped by signal n (training leaves a checkpoint to
-resume from).
+Exit codes: 0 done, 1 failed, 2 the user can fix it, 128 + n stopped by signal n (training leaves a checkpoint to resume
+from).
 """
 
 from trd_ray.config import Recipe, dump
@@ -36,7 +36,7 @@ def dry_run(recipe: Recipe, job: placement.Job, gpu_gib: float | None = None) ->
 
 
 def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> int:
-    """Train, or refine to a corpus; 0, or raises what ended it early."""
+    """Train, or refine to a corpus; returns 0, or raises what ended it early."""
     if job == "refine":
         require_refinements(recipe)
     with begin(job, recipe.directory, recipe) as beginning:
@@ -63,7 +63,7 @@ def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> 
 
 
 def _rewind(directory: RunDirectory, done: int, job: placement.Job) -> None:
-    """Move aside what is done again."""
+    """Move aside the steps that are done again."""
     again = directory.rewind(done)
     if again and job == "train":
         print(f"going on from step {done}: {again} steps recorded after it are done again, and kept in rewound/")
@@ -74,14 +74,15 @@ def refine_run(session: Session, done: int) -> None:
 
     A step is recorded once its rows are written.
     """
-    inputs, directory = session.inputs, session.directory
+    inputs = session.inputs
+    directory = session.directory
     session.wait_until_started()
     feed = start_feed(session, start_step=done, version=0)
     session.display.phase("refining")
     try:
         with Metrics(directory.path, inputs.total_steps, done) as metrics:
             for step in range(done, inputs.total_steps):
-                session.look()  # with rows ready, nothing else would
+                session.look()  # when rows are ready, nothing else looks
                 rows = feed.take(step, session.look, inputs.rows_in_step(step))
                 directory.write_rows(step + 1, rows)
                 record = row_metrics(rows)

@@ -1,8 +1,8 @@
-"""When a run is evaluated, and under which name: `base`, `step-NNNNNN` every so many steps, `trained`.
+"""When a run is evaluated, and under which name: `base`, `step-NNNNNN` at intervals, `trained`.
 
     if_due(steps) -> engines serve the newest weights -> Avg@k and Pass@k of the held-out problems
 
-An evaluation that a signal or an error ends leaves nothing, and the run that resumes makes it first (`missed`).
+An evaluation that a signal or an error ends leaves nothing. The run that resumes makes it first (`missed`).
 """
 
 from collections.abc import Callable
@@ -15,13 +15,15 @@ from trd_ray.train.policy import Policy
 class Evaluations:
     def __init__(self, session: Session, policy: Policy, draw: Callable[[list[dict]], object]):
         """`draw` is given the rows of every evaluation, for the timeline."""
-        self.session, self.policy, self.draw = session, policy, draw
+        self.session = session
+        self.policy = policy
+        self.draw = draw
         self.recipe = session.recipe.evaluation
         self.problems = session.inputs.held_out  # None where nothing is evaluated
         self.total_steps = session.inputs.total_steps
 
     def due(self, steps: int) -> str | None:
-        """The name of the evaluation that is due after so many steps."""
+        """The name of the evaluation that is due after `steps` steps; None if none is."""
         e = self.recipe
         if self.problems is None:
             return None
@@ -30,7 +32,7 @@ class Evaluations:
         return f"step-{steps:06d}" if e.every_steps and steps % e.every_steps == 0 else None
 
     def if_due(self, steps: int) -> dict[str, float]:
-        """Avg@k and Pass@k of the newest weights, if that is due after `steps` steps."""
+        """Evaluate the newest weights if that is due after `steps` steps; returns Avg@k and Pass@k, or {}."""
         name = self.due(steps)
         if name is None:
             return {}
@@ -43,12 +45,12 @@ class Evaluations:
         return {name: score.scores[measure].value for name, measure in zip(EVALUATED, measures, strict=True)}
 
     def missed(self, steps: int) -> None:
-        """The evaluation after the last step that is recorded, if the run was stopped in it."""
+        """Make the evaluation after the last recorded step, if the run was stopped in it."""
         name = self.due(steps) if steps else None
         if name and all(score.name != name for score in self.session.directory.read_evaluations()):
             self.if_due(steps)
 
     def base(self) -> None:
-        """Before the first step; the engines hold the initial weights, or get them as soon as one looks."""
+        """Evaluate the initial weights, before the first step; engines without them get them at the first look."""
         if self.problems is not None and self.recipe.before:
             self.session.evaluate("base", 0, 0, self.problems, on_rows=self.draw)

@@ -1,4 +1,4 @@
-"""The learner's worker group, as a run's recipe and the cluster at hand make it."""
+"""The worker group of the learner, made from the recipe of a run and the cluster at hand."""
 
 from pathlib import Path
 
@@ -10,8 +10,10 @@ from trd_ray.session.session import Session
 
 
 def learner_group(session: Session, checkpoint: Path | None) -> Trainer:
-    """The group, which `start` starts; it begins with the initial weights where there is no checkpoint."""
-    r, inputs, learner = session.recipe, session.inputs, session.actors["learner"]
+    """The group, not started yet; without a checkpoint it begins with the initial weights."""
+    r = session.recipe
+    inputs = session.inputs
+    learner = session.actors["learner"]
     return Trainer(
         {
             "recipe": r,

@@ -6,18 +6,21 @@
 What the loop waits for, and what ends the wait:
 
 - **rows**: until the feed has all rows of the step. The stream makes them as soon as the engines serve a version that
-  is new enough, so `policy.publish` of the step before unblocks it; stream.stall_timeout_s ends it.
-- **the learner**: until every rank has answered a command; learner.step_timeout_s ends it.
-- **the engines**: until all that follow the learner serve its version; a pool restarts an engine that died, and
-  sync.timeout_s and start_timeout_s end it.
+  is new enough, so `policy.publish` of the previous step ends the wait. Its deadline is stream.stall_timeout_s.
+- **the learner**: until every rank has answered a command. The deadline is learner.step_timeout_s.
+- **the engines**: until all that follow the learner serve its version. A pool restarts an engine that died. The
+  deadlines are sync.timeout_s and start_timeout_s.
 
 While it waits for rows, the loop looks at the pools: it sends the weights to engines that restarted, ends when one has
 failed, and stops when it was asked to.
 
-A step is recorded (rows, metrics) after its update and its sync, and a checkpoint holds everything up to its step. An
-error or a signal ends the step under way: the state of the last recorded step is saved if the learner still has exactly
-that, and everything is stopped. A crash leaves the newest checkpoint; a resumed run goes on from there, with the first
-problem that the checkpoint has not trained. The metrics and rows of later steps are moved aside and made again.
+What is kept:
+
+- A step is recorded (rows, metrics) after its update and its sync. A checkpoint holds everything up to its step.
+- An error or a signal ends the step under way, and everything is stopped. The state of the last recorded step is saved
+  if the learner still has exactly that state.
+- A crash leaves the newest checkpoint. A resumed run goes on from there, with the first problem that the checkpoint has
+  not trained. The metrics and rows of later steps are moved aside and made again.
 """
 
 from pathlib import Path
@@ -47,8 +50,8 @@ STOP_LEARNER_S = 60
 def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
     """Train from the step `done` to the end, and evaluate, on a session whose pools run or start.
 
-    `checkpoint` holds the state after `done` steps, None for the initial weights. Raises what ended the run early, once
-    a checkpoint is written.
+    `checkpoint` holds the state after `done` steps; None stands for the initial weights. What ends the run early is
+    raised once a checkpoint is written.
     """
     training = Training(session, done, checkpoint)
     try:
@@ -67,7 +70,9 @@ class Training:
 
     def __init__(self, session: Session, done: int, checkpoint: Path | None):
         r = self.recipe = session.recipe
-        self.session, self.directory, self.total_steps = session, session.directory, session.inputs.total_steps
+        self.session = session
+        self.directory = session.directory
+        self.total_steps = session.inputs.total_steps
         self.corpus = session.inputs.problems is None
         self.clock = Clock(Timeline(session.directory.path / "timeline.json"), sampled=not self.corpus)
         self.clock.timeline.mark(f"resumed after step {done}" if done else "start")
@@ -84,10 +89,10 @@ class Training:
         self.feed: Feed | None = None
         self.done = done  # steps that are recorded
         self.trained = done  # steps in the learner's weights; ahead of `done` between update and record
-        self.recorded: dict[str, Any] = {}  # the last step's metrics
+        self.recorded: dict[str, Any] = {}  # metrics of the last step
 
     def start(self, resumed: bool) -> None:
-        """Engines, learner and stream, and the evaluation that comes before the first step."""
+        """Start engines, learner and stream, and make the evaluation that comes before the first step."""
         with self.clock.span("start"):
             self.trainer.start()
             self.session.display.starting({"learner": (0, 1)})
@@ -100,7 +105,7 @@ class Training:
             with self.clock.span("evaluate"):
                 self.evaluations.missed(self.done)
         if self.done < self.total_steps or not resumed:
-            # Before the evaluation, so that the stages start, and the first step's rows are sampled, meanwhile.
+            # The feed comes before the evaluation: meanwhile the stages start, and rows of the first step are sampled.
             self.feed = start_feed(self.session, start_step=self.done, version=self.policy.served)
             self.policy.watch()  # engines that served another run get this one's weights
             if not resumed:
@@ -111,7 +116,7 @@ class Training:
     def run(self) -> None:
         self.clock.start()
         for step in range(self.done, self.total_steps):
-            self.policy.watch()  # with rows ready, as a corpus always has them, nothing else would
+            self.policy.watch()  # when rows are ready, as from a corpus, nothing else looks
             self.step(step)
         self.checkpoints.finish(wait=True)
 
@@ -140,7 +145,8 @@ class Training:
 
     def take(self, step: int) -> list[dict]:
         assert self.feed is not None
-        feed, expected = self.feed, self.session.inputs.rows_in_step(step)
+        feed = self.feed
+        expected = self.session.inputs.rows_in_step(step)
 
         def while_waiting() -> None:
             self.policy.watch()
@@ -163,7 +169,7 @@ class Training:
         return [e for row in rows if (e := build(row, self.recipe, self.session.views, shared))]
 
     def state(self, rows: list[dict]) -> dict[str, float]:
-        """What there is to say of the run itself after the step's sync."""
+        """Metrics of the run itself, after the sync of the step."""
         waiting = {f"queue/{name}": status["waiting"] for name, status in self.session.statuses().items()}
         return {"version": self.policy.version, "epoch": rows[-1]["epoch"]} | waiting
 
@@ -173,11 +179,12 @@ class Training:
         self.session.display.step({"step": steps} | metrics)
         if not self.recorded:
             self.session.warn(warnings.of_rows(facts_of_rows(rows), self.recipe))
-        self.done, self.recorded = steps, metrics
+        self.done = steps
+        self.recorded = metrics
         self.clock.draw(rows, self.trainer.take_worked())
 
     def save(self) -> None:
-        """The state that the run ends with, where there is one: a learner that failed itself has nothing to save."""
+        """Save the state that the run ends with; a learner that failed has none."""
         try:
             if not self.trainer.lost:
                 if self.trained == self.done:

@@ -1,4 +1,4 @@
-"""What a run has to do: from which step on it goes, whether anything is left, and what is moved aside to be done again.
+"""What a run has to do: the step from which it goes on, the checkpoint to load, or why nothing is left.
 
 recipe, what its directory holds  ->  plan()  ->  RunPlan, or a UserError before anything starts
 """
@@ -13,13 +13,13 @@ from trd_ray.preflight.lengths import carried
 from trd_ray.record.directory import RunDirectory
 from trd_ray.session.inputs import Inputs
 
-# "auto" begins a run where there is none, goes on with one, and is content with one that is done.
+# "auto" begins a run if there is none, goes on with one that is there, and accepts one that is done.
 Resume = Literal["no", "required", "auto"]
 
 
 @dataclass(frozen=True)
 class RunPlan:
-    done: int  # steps
+    done: int  # how many steps are done
     checkpoint: Path | None  # the state after them; None for the initial weights, and for a corpus
     finished: str = ""  # why nothing is left to do
 
@@ -30,18 +30,18 @@ def require_refinements(recipe: Recipe) -> None:
 
 
 def to_resume(recipe: Recipe, resume: Resume) -> Recipe:
-    """A run that goes on keeps the lengths that it began with, where its recipe leaves them to the data and models."""
+    """The recipe with the lengths that the run began with, if it goes on and the recipe does not set them."""
     place = recipe.directory / "recipe.yaml"
     return carried(recipe, stored(place)) if resume != "no" and place.is_file() else recipe
 
 
 def is_begun(recipe: Recipe, resume: Resume) -> bool:
-    """Whether the directory is to hold a run that was begun."""
+    """Whether the directory should hold a run that was begun."""
     return resume == "required" or (resume == "auto" and (recipe.directory / "recipe.yaml").is_file())
 
 
 def plan(inputs: Inputs, directory: RunDirectory, begun: bool, resume: Resume) -> RunPlan:
-    """Raises UserError where nothing is left, unless that is well, and for a directory of another job."""
+    """What is left to do; raises UserError if nothing is (except with "auto"), or if the directory is another job's."""
     planned = (_training if inputs.job == "train" else _corpus)(inputs, directory, begun)
     if planned.finished:
         if resume != "auto":
@@ -52,7 +52,8 @@ def plan(inputs: Inputs, directory: RunDirectory, begun: bool, resume: Resume) -
 
 
 def _training(inputs: Inputs, directory: RunDirectory, begun: bool) -> RunPlan:
-    evaluation, steps = inputs.recipe.evaluation, inputs.total_steps
+    evaluation = inputs.recipe.evaluation
+    steps = inputs.total_steps
     done, folder = (directory.resume_point() if begun else None) or (0, None)
     scored = (directory.path / "evaluation" / "trained.json").exists()
     ended = done > steps or (done == steps and (scored or not (evaluation.path and evaluation.after)))
@@ -68,7 +69,7 @@ def _corpus(inputs: Inputs, directory: RunDirectory, begun: bool) -> RunPlan:
 
 
 def _require_run(directory: RunDirectory, done: int, every_steps: int, resume: Resume) -> None:
-    """A run that must have had checkpoints is begun anew only where it is asked for."""
+    """Refuse to train on a corpus's directory, or to begin again, unasked, a run that must have had checkpoints."""
     lines = directory.read_metrics()
     if lines and "lr" not in lines[0]:
         raise UserError(

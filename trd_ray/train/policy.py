@@ -1,12 +1,12 @@
-"""The policy's version: the one place that knows what the learner has made and what each pool serves.
+"""The version of the policy: this is the one place that knows what the learner has made and what each pool serves.
 
-    publish(version): learner --push--> every pool that follows it; a push that failed is tried again once the engines
-                                        that caused it have restarted, three times in all
+    publish(version): learner --push--> every pool that follows it; a push that failed is tried again, up to three times
+                                        in all, after the engines that caused it have restarted
 
 Version v is the weights after v steps. `publish` waits for the learner's ranks and for all engines that follow, each
-wait with a deadline; when it returns they all serve the version, and the pools' gates let its requests in. When it
-cannot, it raises RunFailed, which says why not. `look` is what every wait calls: it raises when a pool has failed or
-when the run was asked to stop.
+wait with a deadline. When it returns, they all serve the version, and the gates of the pools let its requests in. If
+that cannot be, it raises RunFailed, which says why. Every wait calls `look`, which raises if a pool has failed or the
+run was asked to stop.
 """
 
 import time
@@ -30,38 +30,43 @@ class Policy:
         restart_timeout_s: float,
         offline: bool = False,
     ):
-        """`version` is the learner's; the pools start with the initial weights, which are version 0.
+        """`version` is the learner's. The pools start with the initial weights, which are version 0.
 
-        `following` names the pools that get weights. `push` sends them, and returns what went wrong. `look` gives each
-        pool's status. `offline` pools sample with the initial weights to the end, but are evaluated with newer ones.
+        - `following` names the pools that get weights.
+        - `push` sends a version to them and returns what went wrong, or None.
+        - `look` gives the status of each pool.
+        - `offline` pools sample with the initial weights to the end, but are evaluated with newer ones.
         """
-        self.version, self.offline = version, offline
+        self.version = version
+        self.offline = offline
         self.serves = dict.fromkeys(following, 0)
-        self.push, self.look, self.restart_timeout_s = push, look, restart_timeout_s
+        self.push = push
+        self.look = look
+        self.restart_timeout_s = restart_timeout_s
 
     @property
     def served(self) -> int:
-        """The version that every pool which follows the learner serves."""
+        """The version that all pools which follow the learner serve, at least."""
         return min(self.serves.values(), default=0)
 
     def publish(self, version: int) -> None:
-        """The learner has made `version`; the pools that follow serve it when this returns, unless they are offline."""
+        """Note that the learner has made `version`, and give it to the pools that follow, unless they are offline."""
         self.version = version
         if not self.offline:
             self.send()
 
     def catch_up(self) -> None:
-        """Before an evaluation, which offline pools too answer with the newest weights."""
+        """Give offline pools the newest weights before an evaluation, which they too answer with those."""
         if self.served != self.version:
             self.send()
 
     def watch(self) -> None:
-        """While rows are awaited: engines that restarted, or served another run, get the current weights again."""
+        """Give the current weights to engines that restarted or served another run; called while rows are awaited."""
         if any(status["needs_weights"] for status in self.look().values()):
             self.send()
 
     def send(self) -> None:
-        """Every engine that follows serves the learner's version when this returns; a failed one is restarted first."""
+        """Give every engine that follows the learner's version; a failed engine restarts first."""
         problem: str | None = None
         for attempt in range(ATTEMPTS if self.serves else 0):
             problem = self.push(self.version)

@@ -1,10 +1,10 @@
-"""The proof of a right sync: engine and learner agree on the log-probabilities of the same tokens.
+"""The proof that a sync was right: engine and learner agree on the log-probabilities of the same tokens.
 
     a few rows of a step -> engine's log-probs (as it sampled, or scored again) --+
                          -> learner's log-probs ----------------------------------+-> sync/gap_mean, sync/gap_max
 
-Rows that older weights sampled are scored again by an engine, if the engines serve the learner's version by now. Where
-neither is so, as with rows from a corpus, there is nothing to compare, and no metric.
+If older weights sampled the rows and the engines serve the learner's version by now, an engine scores them again. If
+the engines do not, or the rows come from a corpus, there is nothing to compare, and no metric.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from trd_ray.rows import part
 from trd_ray.train.policy import Policy
 
 Sequences = list[tuple[list[int], list[int]]]  # (prompt ids, response ids)
-Logprobs = list[list[float]]  # of the response's tokens
+Logprobs = list[list[float]]  # log-probabilities of the tokens of each response
 
 
 def logprob_gap(
@@ -45,7 +45,7 @@ def logprob_gap(
 
 
 def scored_again(pool: Any, sequences: Sequences, version: int, timeout_s: float) -> Logprobs:
-    """The log-probabilities of `version` in a pool of engines."""
+    """The log-probabilities that weights of `version` in a pool of engines give."""
     asked = [Request(prompt_ids=[*prompt, *response], seed=0, prompt_logprobs=True) for prompt, response in sequences]
     answers = ray.get(pool.generate.remote(asked, version), timeout=timeout_s)
     return [a.prompt_logprobs[-len(response) :] for [a], (_, response) in zip(answers, sequences, strict=True)]

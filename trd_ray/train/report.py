@@ -1,18 +1,16 @@
 """What a run says at its end to the person who started it."""
 
-from rich.console import Console
 from rich.table import Table
 
 from trd_ray.record.directory import RunDirectory
+from trd_ray.record.display import console_for_results
 from trd_ray.record.summary import first_and_last
 from trd_ray.score import stats
 
 
 def show(directory: RunDirectory) -> None:
-    """What the run did, the scores and where everything lies."""
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=110)  # a log file has no width to wrap at
+    """Print what the run did, its scores and where everything is."""
+    console = console_for_results(width_of_a_log=110)
     summary = directory.path / "summary.md"
     if summary.exists():
         headline = summary.read_text().split("\n## ")[0].partition("\n")[2]

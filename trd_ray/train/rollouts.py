@@ -15,7 +15,8 @@ from trd_ray.stream.stages import StageSpec
 
 def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
     """The rows of the run from `start_step` on, from the graph over the pools or from a corpus."""
-    r, inputs = session.recipe, session.inputs
+    r = session.recipe
+    inputs = session.inputs
     if inputs.problems is None:
         tables: Any = corpus_tables(r.data.path, rows_per_step=r.rollouts_per_step, start_step=start_step)
     else:
@@ -25,7 +26,7 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
         )  # fmt: skip
         spec = StageSpec(
             r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiner, version,
-            # Where nothing trains, nothing grows stale.
+            # If nothing trains, no rollout becomes stale.
             max_staleness=r.stream.max_staleness if inputs.job == "train" else "never",
         )  # fmt: skip
         dataset = graph(blocks(rows, r), spec)
