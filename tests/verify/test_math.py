@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import os
 import random
@@ -65,6 +66,11 @@ SPELLINGS = [
 def children(pid: int) -> list[psutil.Process]:
     """The processes below one, as the operating system counts them."""
     return psutil.Process(pid).children(recursive=True)
+
+
+def kill_if_there(process: psutil.Process) -> None:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
 
 
 def test_false_accepts_and_false_rejects_are_exactly_the_known_ones(verify):
@@ -366,6 +372,25 @@ def test_after_the_process_that_compares_was_killed_each_answer_gets_its_own_ver
             process.kill()
         asked = [HALF, (r"\boxed{\sin\frac{\pi}{5}}", HALF[1]), HALF, HALF]
         assert [made(*one).passed for one in asked] == [True, False, True, True]
+    finally:
+        made.close()
+
+
+def test_no_answer_is_lost_with_a_process_that_is_killed_at_a_random_moment():
+    chance = random.Random(0)
+    made = MathVerifier(timeout_s=30)
+    try:
+        assert made(*HALF).passed
+        for kill in range(50):
+            [comparing] = psutil.Process(made._child._process.pid).children()
+            if kill % 2:
+                comparing.kill()  # it can still take the question that comes now
+                assert made(*HALF).passed
+            else:
+                later = threading.Timer(chance.uniform(0, 0.02), kill_if_there, [comparing])
+                later.start()
+                assert made(*HALF).passed
+                later.join()
     finally:
         made.close()
 

@@ -7,17 +7,20 @@ It is run as a script, so that it imports math-verify and nothing of trd_ray. It
 
 - The comparing process may die: by its own alarm, for want of memory, or by a stack overflow. A new one takes its
   place in milliseconds.
+- Every question gets exactly one reply. This process hands it on and keeps it until it is answered. If the comparing
+  process dies in between, the reply says so, and MathVerifier asks again.
 - The alarm is the deadline. The kernel delivers it as death, even while the interpreter is deep inside one
   multiplication.
 - The closed pipe ends both processes. A comparison under way when the parent dies is still bounded by its alarm.
 """
 
+import contextlib
 import importlib.util
 import json
-import mmap
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -54,24 +57,49 @@ def main() -> None:
     print(json.dumps(hello), file=replies, flush=True)
     if hello:
         return
-    busy = mmap.mmap(-1, 1)  # shared: whether a question is being answered
-    while (pid := os.fork()) != 0:
-        status = os.waitpid(pid, 0)[1]
-        if status == 0:  # the pipe is closed
-            return
-        if not busy[0]:  # nobody waits, and a reply now would be taken for the next question's
-            continue
-        busy[0] = 0
+    comparing = ComparingProcess(asks)
+    for question in sys.stdin:
+        print(comparing.reply(question), file=replies, flush=True)
+
+
+class ComparingProcess:
+    """A fork of this process, which is made anew when it has died."""
+
+    def __init__(self, asks: dict[str, Callable[..., bool]]):
+        self._asks = asks
+        self._fork()
+
+    def reply(self, question: str) -> str:
+        """The reply to one question, each a line of JSON: what the process says, or why it says nothing."""
+        if os.waitpid(self._pid, os.WNOHANG) != (0, 0):  # it died while idle, which is not this question's fault
+            self._fork()
+        line = ""
+        with contextlib.suppress(OSError):  # the pipe breaks when the process dies
+            self._pipe.sendall(question.encode())
+            line = self._replies.readline()
+        if line.endswith("\n"):
+            return line.rstrip()
+        status = os.waitpid(self._pid, 0)[1]
+        self._fork()
         late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-        why = "deadline passed" if late else "verifier process died"
-        print(json.dumps({"given_up": why}), file=replies, flush=True)
-    serve(asks, replies, busy)
+        return json.dumps({"given_up": "deadline passed" if late else "verifier process died"})
+
+    def _fork(self) -> None:
+        ours, theirs = socket.socketpair()
+        self._pid = os.fork()
+        if self._pid == 0:
+            ours.close()  # else the process would keep its own pipe open when this one is gone
+            try:
+                serve(self._asks, theirs)
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._pipe, self._replies = ours, ours.makefile()
 
 
-def serve(asks, replies, busy) -> None:
-    for line in sys.stdin:
+def serve(asks: dict[str, Callable[..., bool]], pipe: socket.socket) -> None:
+    for line in pipe.makefile():
         request = json.loads(line)
-        busy[0] = 1
         start = time.monotonic()
         signal.setitimer(signal.ITIMER_REAL, request["timeout_s"])
         try:
@@ -81,8 +109,7 @@ def serve(asks, replies, busy) -> None:
             reply = {"passed": False, "detail": f"cannot be compared ({type(e).__name__})"}
         signal.setitimer(signal.ITIMER_REAL, 0)
         reply["seconds"] = time.monotonic() - start
-        busy[0] = 0
-        print(json.dumps(reply), file=replies, flush=True)
+        pipe.sendall(f"{json.dumps(reply)}\n".encode())
 
 
 def comparisons() -> dict[str, Callable[..., bool]]:

@@ -8,7 +8,7 @@ Comparing what a model wrote can take for ever (`10^{10^{10}}`), use all memory 
 deadline needs SIGALRM in a main thread. So a child process compares, and it is kept warm:
 
 - It limits its own memory.
-- When the process that compares misses the deadline or dies, the child replaces it.
+- When the process that compares misses the deadline or dies, the child replaces it, and says so of the comparison.
 - A death need not be the answer's fault: another process may have filled the memory. So the comparison is made once
   more before the answer counts as wrong.
 - The child ends with the pipe: when this process closes it, and when this process dies.
