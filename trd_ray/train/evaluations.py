@@ -51,4 +51,4 @@ class Evaluations:
     def base(self) -> None:
         """Before the first step; the engines hold the initial weights, or get them as soon as one looks."""
         if self.problems is not None and self.recipe.before:
-            self.session.evaluate("base", 0, 0, self.problems, on_rows=self.draw)
+            self.session.evaluate("base", 0, 0, self.problems, self.policy.watch, on_rows=self.draw)
