@@ -342,6 +342,27 @@ def test_an_engine_that_leaves_in_an_update_never_serves_again_however_it_ends(s
     run(story())
 
 
+def test_an_engine_that_did_not_leave_in_time_is_stopped_by_the_next_resize_and_replaced(stands, monkeypatch):
+    async def story() -> None:
+        s = stands(2)
+        await s.pool.start()
+        let_go = s.started[1].hold("generate")
+        asked = [asyncio.create_task(s.pool.generate(ASK)) for _ in range(2)]
+        await s.until(lambda: s.fleet.lives[1].outstanding == 1)
+        with monkeypatch.context() as m:
+            m.setattr(fleet_module, "HEALTH_TIMEOUT_S", 0.05 - s.pool.spec.request_timeout_s)
+            with pytest.raises(TimeoutError, match="leaving engines to answer what they hold"):
+                await s.pool.resize(1)
+        assert s.states() == [State.SERVING, State.LEAVING]
+        let_go.set()
+        await asyncio.gather(*asked)
+        await s.pool.resize(2)
+        assert s.states() == [State.SERVING, State.SERVING] and len(s.started) == 3
+        assert s.started[1].killed.is_set()
+
+    run(story())
+
+
 def test_an_engine_that_is_sent_away_while_it_starts_is_killed_at_once(stands):
     async def story() -> None:
         s = stands(2)

@@ -2,6 +2,7 @@ import json
 import math
 
 import numpy as np
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -80,3 +81,13 @@ def test_a_measured_number_that_is_not_finite_is_told_from_one_that_was_not_meas
     assert "KL     nan " in told and told.endswith("  2 updates skipped")
     assert "KL       - " in line({"step": 1} | STEP | {"kl/mean": None}, 10)
     assert "skipped" not in line({"step": 1} | STEP | {"skipped_updates": 0.0}, 10)
+
+
+def test_a_full_disk_is_an_error_where_a_step_is_lost_and_a_sentence_at_the_end(tmp_path, capsys):
+    (tmp_path / "train.log").symlink_to("/dev/full")
+    metrics = Metrics(tmp_path, total_steps=10)
+    with pytest.raises(OSError, match="No space left on device"):
+        metrics.log(1, STEP)
+    metrics.close()
+    assert "the metrics could not be closed (No space left on device)" in capsys.readouterr().out
+    assert scalars(tmp_path, "kl/mean") == [(1, 0.1235)]

@@ -94,13 +94,38 @@ def test_a_resumed_run_goes_on_with_the_file(tmp_path):
     assert found["sampler-0"][-2:] == [(6, 410, "wait", "wait"), (410, 411, "sample", "work")]
 
 
+def test_work_that_took_no_time_at_all_comes_back(tmp_path):
+    for moment in np.random.default_rng(0).uniform(1.7e9, 1.7e9 + 9, 100):
+        first = timeline(tmp_path, began=1.7e9)
+        first.work("verifier", "verifier", "verify y_o", [(moment, moment)])
+        first.save()
+        second = timeline(tmp_path)
+        second.save()
+        assert [name for *_, name, _ in lanes(second.place)["verifier"]] == ["verify y_o"]
+        second.place.unlink()
+
+
 def test_a_damaged_file_is_begun_anew(tmp_path):
-    for damage in ("", "{", "[]", '{"otherData": {}}'):
+    head = '{"otherData": {"began_s": 0, "resolution_s": 0.001, "shortest_s": 0.001}, "traceEvents": [%s]}'
+    unknown = '{"ph": "X", "pid": 9, "tid": 0, "ts": 0, "dur": 1, "name": "x", "cat": "work", "args": {"x": 1}}'
+    lane = '{"ph": "M", "pid": 9, "tid": 0, "name": "thread_name", "args": {"name": "x"}}'
+    no_time = (head % "").replace('"began_s": 0', '"began_s": "noon"')
+    for damage in ("", "{", "[]", '{"otherData": {}}', head % f"{lane}, {unknown}", no_time):
         (tmp_path / "timeline.json").write_text(damage)
         t = timeline(tmp_path)
         t.span("train", 101.0, 103.0)
         t.save()
         assert len(lanes(t.place)["driver"]) == 1
+
+
+def test_a_file_that_cannot_be_read_is_begun_anew(tmp_path, monkeypatch):
+    (tmp_path / "timeline.json").write_text("{}")
+
+    def denied(path: Path) -> str:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "read_text", denied)
+    assert timeline(tmp_path).spans == {"driver": [], "steps": []}
 
 
 def test_a_file_that_cannot_be_written_is_said_and_is_no_error(tmp_path, capsys):

@@ -14,9 +14,11 @@ class Recorded:
         self.display = SimpleNamespace(phase=lambda text: None)
         self.directory = SimpleNamespace(read_evaluations=lambda: [SimpleNamespace(name=name) for name in scored])
         self.evaluated: list[tuple[str, int, int]] = []
+        self.watched_by: list[Any] = []
 
-    def evaluate(self, name: str, step: int, version: int, *_: Any, **__: Any) -> Any:
+    def evaluate(self, name: str, step: int, version: int, problems: Any, while_waiting: Any = None, **_: Any) -> Any:
         self.evaluated.append((name, step, version))
+        self.watched_by.append(while_waiting)
         values = {"avg@4": SimpleNamespace(value=0.25), "pass@4": SimpleNamespace(value=0.75)}
         return SimpleNamespace(samples=4, scores=values)
 
@@ -58,3 +60,11 @@ def test_the_base_is_evaluated_where_it_is_asked_for():
         session = Recorded(**keys)
         evaluations(session).base()
         assert session.evaluated == made
+
+
+def test_engines_that_restart_in_an_evaluation_get_their_weights_again_in_the_first_one_too():
+    session = Recorded()
+    e = evaluations(session)
+    e.base()
+    e.if_due(10)
+    assert session.watched_by == [e.policy.watch, e.policy.watch]

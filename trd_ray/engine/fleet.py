@@ -247,7 +247,9 @@ class Fleet:
     async def resize(self, replicas: int, may_stop: Callable[[], bool]) -> None:
         """Grow or shrink to so many engines; those that leave answer what they hold, and stop when `may_stop`."""
         async with self._resizing:
-            leaving = self.lives[replicas:]
+            # One that an earlier resize could not stop in time is LEAVING already, and counts for nothing.
+            staying = [life for life in self.lives if life.state is not State.LEAVING][:replicas]
+            leaving = [life for life in self.lives if life not in staying]
             for life in leaving:
                 self._leave(life)
             await self.wait_at_most(
@@ -255,8 +257,8 @@ class Fleet:
                 "leaving engines to answer what they hold, and a weight update to end: resize it again",
                 lambda: may_stop() and not any(life.outstanding for life in leaving),
             )
-            new = [self._new() for _ in range(replicas - len(self.lives))]
-            self.lives = self.lives[:replicas] + new
+            new = [self._new() for _ in range(replicas - len(staying))]
+            self.lives = staying + new
             try:
                 await asyncio.gather(*map(_stop, leaving), *map(self._bring_up, new))
             except PoolFailed:

@@ -70,9 +70,12 @@ class Metrics:
         return text
 
     def close(self) -> None:
-        self._json.close()
-        self._log.close()
-        self._board.close()
+        """What cannot be closed, as on a full disk, is said: `log` has raised where a step is not whole."""
+        for file in (self._json, self._log, self._board):
+            try:
+                file.close()
+            except OSError as e:
+                print(f"the metrics could not be closed ({e.strerror or e})")
 
     def __enter__(self) -> "Metrics":
         return self

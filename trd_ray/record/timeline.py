@@ -37,7 +37,8 @@ MAX_BYTES = 4_900_000
 MAX_SLICES = 20_000  # slices of work in memory; with the waiting between them they about fill MAX_BYTES
 MAX_SPANS = 8_000
 RESOLUTION_S = 1e-3
-SAVE_S = 30.0  # from one write to the next; longer if a write takes more than a hundredth of it
+INSTANT_S = 1e-6  # work takes at least so long: it begins before it ends, also where the file's microseconds are alike
+SAVE_S = 30.0  # between two writes, and longer where a write takes more than a hundredth of that
 PROCESSES = ["driver", "engines", "verifier", "learner"]  # the groups of lanes, from the top
 
 Busy = list[list[float]]  # disjoint intervals in order, each [begin, end, how many]
@@ -45,24 +46,23 @@ Busy = list[list[float]]  # disjoint intervals in order, each [begin, end, how m
 
 class Timeline:
     def __init__(self, place: Path, wall: Callable[[], float] = time.time):
-        """Goes on with the file at `place` if an earlier start of the run left one there."""
-        self.place = place
-        self.wall = wall
-        self.began = wall()
+        """Goes on with the file at `place`, if a run that ended left one there."""
+        self.place, self.wall = place, wall
+        self.saved, self.cost_s = time.monotonic(), 0.0
+        self._begin()
+        if place.is_file():
+            try:
+                self._read(json.loads(place.read_text()))
+            except (OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged by hand: a new one begins
+                self._begin()
+
+    def _begin(self) -> None:
+        self.began = self.wall()
         self.resolution_s = self.shortest_s = RESOLUTION_S
         self.spans: dict[str, list[tuple[str, float, float]]] = {"driver": [], "steps": []}
         self.marks: list[tuple[str, float]] = []
         self.lanes: dict[tuple[str, str], dict[str, Busy]] = {}  # (group, lane) -> kind -> when
         self.slices = 0  # slices of work in all lanes
-        self.saved = time.monotonic()
-        self.cost_s = 0.0  # what the last write took
-        if place.is_file():
-            try:
-                self._read(json.loads(place.read_text()))
-            except (ValueError, KeyError, TypeError, AttributeError):  # damaged by hand: begin a new one
-                self.spans = {"driver": [], "steps": []}
-                self.marks = []
-                self.lanes = {}
 
     def mark(self, name: str) -> None:
         """Mark this moment, such as a start of the run."""
@@ -81,7 +81,7 @@ class Timeline:
 
     def work(self, group: str, lane: str, kind: str, intervals: Iterable[tuple[float, float]]) -> None:
         """Add intervals in which this lane was at work, in any order; each of them counts as one."""
-        new: Busy = [[begin, max(end, begin + 1e-6), 1] for begin, end in intervals]
+        new: Busy = [[begin, max(end, begin + INSTANT_S), 1] for begin, end in intervals]
         if new:
             busy = self.lanes.setdefault((group, lane), {}).setdefault(kind, [])
             first = min(interval[0] for interval in new) - self.resolution_s
@@ -172,7 +172,9 @@ class Timeline:
 
     def _read(self, tree: dict[str, Any]) -> None:
         head = tree["otherData"]
-        self.began, self.resolution_s, self.shortest_s = head["began_s"], head["resolution_s"], head["shortest_s"]
+        self.began = float(head["began_s"])
+        self.resolution_s = max(RESOLUTION_S, float(head["resolution_s"]))
+        self.shortest_s = max(RESOLUTION_S, float(head["shortest_s"]))
         names: dict[tuple[int, int], str] = {}
         for event in tree["traceEvents"]:
             key = event["pid"], event["tid"]
@@ -188,7 +190,7 @@ class Timeline:
                 elif event["cat"] == "work":
                     for kind, count in event["args"].items():
                         kinds = self.lanes.setdefault((PROCESSES[event["pid"]], names[key]), {})
-                        kinds.setdefault(kind, []).append([begin, end, count])
+                        kinds.setdefault(kind, []).append([begin, max(end, begin + INSTANT_S), int(count)])
         self._merge()
 
 

@@ -53,4 +53,4 @@ class Evaluations:
     def base(self) -> None:
         """Evaluate the initial weights, before the first step; engines without them get them at the first look."""
         if self.problems is not None and self.recipe.before:
-            self.session.evaluate("base", 0, 0, self.problems, on_rows=self.draw)
+            self.session.evaluate("base", 0, 0, self.problems, self.policy.watch, on_rows=self.draw)

@@ -23,6 +23,7 @@ What is kept:
   not trained. The metrics and rows of later steps are moved aside and made again.
 """
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -177,10 +178,10 @@ class Training:
         self.directory.write_rows(steps, rows)
         self.metrics.log(steps, metrics)
         self.session.display.step({"step": steps} | metrics)
-        if not self.recorded:
+        first = not self.recorded
+        self.done, self.recorded = steps, metrics
+        if first:
             self.session.warn(warnings.of_rows(facts_of_rows(rows), self.recipe))
-        self.done = steps
-        self.recorded = metrics
         self.clock.draw(rows, self.trainer.take_worked())
 
     def save(self) -> None:
@@ -195,8 +196,10 @@ class Training:
                 print(f"checkpoint {self.done} could not be written: {cause(e)}")
 
     def close(self) -> None:
-        if self.feed is not None:
-            self.feed.close()
-        self.metrics.close()
-        self.clock.close(self.trainer.take_worked())
-        self.trainer.stop(0 if self.session.stop.hurried else STOP_LEARNER_S)
+        """Every part is closed, also when another cannot be."""
+        with ExitStack() as last_first:
+            last_first.callback(lambda: self.trainer.stop(0 if self.session.stop.hurried else STOP_LEARNER_S))
+            last_first.callback(lambda: self.clock.close(self.trainer.take_worked()))
+            last_first.callback(self.metrics.close)
+            if self.feed is not None:
+                last_first.callback(self.feed.close)
