@@ -19,7 +19,7 @@ from ray.exceptions import RayTaskError
 from runs import Finished, finish
 from serving import greedy_requests, prompts
 from trd_ray import config, miniature
-from trd_ray.compare import grid, report
+from trd_ray.compare import command, grid, report
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.compare.results import results
@@ -137,6 +137,18 @@ def test_modes_share_the_base_that_would_answer_alike_and_no_other(tmp_path):
     for other in ("evaluation.temperature=0.5", "verify.answer_in_prose=true"):
         plan = ComparisonPlan(comparison(tmp_path, *two, f"modes.more.set.{other}"))
         assert plan.base_mode == {"opsd": "opsd", "more": "more"}
+
+
+def test_a_dry_run_tells_what_there_is_to_know_of_the_problems(tmp_path, capsys):
+    lines = [
+        json.dumps({"id": i, "problem": p["problem"], "answer": p["answer"]})
+        for i, p in enumerate(miniature.problems("test")[:2])
+    ]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    own = [f"set.evaluation.path=aime24:{tmp_path / 'test.jsonl'}", "tuning=null", "seeds=[0]"]
+    command.dry_run("miniature", [*SMALL, f"directory={tmp_path / 'runs'}", *own, "set.cluster.memory_gib=64"])
+    assert capsys.readouterr().out.startswith("aime24: 2 problems, where AIME 2024 (I and II) has 30\n")
+    assert not (tmp_path / "runs").exists()
 
 
 # What finished cells say

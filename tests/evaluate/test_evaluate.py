@@ -115,6 +115,8 @@ def test_a_model_a_recipe_and_the_miniature_are_told_apart(tmp_path):
     assert (recipe.student.path, recipe.sampler.replicas) == ("Qwen/Qwen3-4B", 3)
     with pytest.raises(UserError, match=r"did you mean miniature_opd"):
         target("miniature_opds", [])
+    with pytest.raises(UserError, match=r"^there is no model miniature:studnet: it is miniature:student or "):
+        target("miniature:studnet", [])
 
 
 def test_a_benchmark_brings_its_own_limits_and_what_is_set_goes_before(tmp_path):

@@ -212,6 +212,16 @@ def test_a_dry_run_on_a_corpus_says_its_rows_and_steps_and_what_it_shares_with_w
     assert "1 steps of 8 rollouts on 8 problems" in said and "none of 200 held-out problems is trained on" in said
 
 
+def test_a_corpus_of_programs_is_refined_anew_only_from_its_problems_which_have_tests(capsys, tmp_path):
+    (tmp_path / "corpus" / "rows").mkdir(parents=True)
+    order = {"row": 0, "step": 0, "epoch": 0, "sample_index": 0, "seed": 0}
+    rows = [problems("code_train")[0] | {"problem_id": "p"} | order]
+    pq.write_table(to_table(rows), tmp_path / "corpus" / "rows" / "step-000000.parquet")
+    on_corpus = ["data.source=corpus", f"data.path={tmp_path / 'corpus'}"]
+    said = refused(capsys, tmp_path, *on_corpus, command="refine", recipe="miniature_code_opsd")
+    assert "does not keep their tests: set data.source=problems" in said
+
+
 def test_what_is_wrong_with_data_model_and_placement_is_told_at_once(capsys, tmp_path):
     bad = ["data.path=/no/such.jsonl", "evaluation.path=/no/other.jsonl", "student.path=/no/such/model"]
     assert main(["train", "miniature_opsd", f"run_dir={tmp_path / 'run'}", *bad]) == 2

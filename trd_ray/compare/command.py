@@ -49,6 +49,8 @@ def dry_run(name: str, overrides: list[str]) -> int:
     lacking = []
     with Connection(grid.any_recipe(comparison)) as connection:
         plan = ComparisonPlan(comparison, connection)
+        for note in dict.fromkeys(note for cell in plan.cells() for note in plan.inputs(cell).notes):
+            console.print(note, markup=False, soft_wrap=True)
         console.print(report.grid(plan))
         resources = connection.resources()
         for group in plan.groups:

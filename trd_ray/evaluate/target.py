@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trd_ray import config, made_here
+from trd_ray import config, made_here, models
 from trd_ray.config import Recipe, keys
 from trd_ray.config.effects import ANSWERS, MACHINES, SCORES, VERDICTS
 from trd_ray.errors import UserError
@@ -65,6 +65,8 @@ def _tree(argument: str) -> dict[str, Any]:
         return _of_run(run, model) if run else {"student": {"path": model}}
     if argument in made_here.RECIPES:  # the model knows only the prompts of this recipe
         return _kept(config.recipe_tree(made_here.RECIPES[argument]), argument)
+    if ":" in argument and made_here.like(argument, made_here.MODELS):  # nearly the name of one, so no recipe's
+        return {"student": {"path": models.resolve(argument)}}
     yaml = place.suffix in (".yaml", ".yml")
     if yaml or (not place.is_file() and _is_recipe(argument)):
         return config.recipe_tree(argument)

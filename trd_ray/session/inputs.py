@@ -192,7 +192,13 @@ def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
 
     if recipe.data.format == "taco" and connection is not None:
         connection.require_sandboxes(recipe.verify.sandbox)
-    return load_problems(recipe.data, recipe.verify, progress=report)
+    found = load_problems(recipe.data, recipe.verify, progress=report)
+    if recipe.data.source == "corpus" and not all(found.table["answer"].to_pylist()):
+        raise UserError(
+            f"the corpus {recipe.data.path} is of programming problems, and a corpus does not keep their tests: set "
+            "data.source=problems and data.path to the problems that it was made of"
+        )
+    return found
 
 
 def require_sandbox(recipe: Recipe, *tables: pa.Table | None) -> None:
