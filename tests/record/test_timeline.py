@@ -118,6 +118,14 @@ def test_a_damaged_file_is_begun_anew(tmp_path):
         assert len(lanes(t.place)["driver"]) == 1
 
 
+def test_a_file_that_is_too_large_to_be_a_timeline_is_begun_anew(tmp_path):
+    first = timeline(tmp_path)
+    first.marks = [("x" * 1000, 100.0)] * 6000
+    first.place.write_text(first._text())
+    second = timeline(tmp_path)
+    assert second.marks == [] and len(second.text()) < 1000
+
+
 def test_a_file_that_cannot_be_read_is_begun_anew(tmp_path, monkeypatch):
     (tmp_path / "timeline.json").write_text("{}")
 

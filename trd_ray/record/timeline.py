@@ -50,7 +50,7 @@ class Timeline:
         self.place, self.wall = place, wall
         self.saved, self.cost_s = time.monotonic(), 0.0
         self._begin()
-        if place.is_file():
+        if place.is_file() and place.stat().st_size <= MAX_BYTES:  # a larger one is not of this class
             try:
                 self._read(json.loads(place.read_text()))
             except (OSError, ValueError, LookupError, TypeError, AttributeError):  # damaged by hand: a new one begins
