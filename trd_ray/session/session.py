@@ -92,21 +92,17 @@ class Session:
 
     def forget_weights(self) -> None:
         """Make the engines that follow the learner wait for this run's weights: they hold those of another run."""
-        ray.get([pool.forget_weights.remote() for pools in self.following().values() for pool in pools])
+        ray.get([self.pools[name].forget_weights.remote() for name in self.following()])
 
     @property
     def refiner(self) -> ActorHandle:
         return self.pools.get("refiner") or self.pools["sampler"]
 
-    def following(self) -> dict[str, list[ActorHandle]]:
-        """The pools that get weights after every step, by whose: "student", or "teacher" for its moving average."""
+    def following(self) -> dict[str, str]:
+        """The pools that get weights after every step -> whose: the "student"'s, or the "teacher"'s moving average."""
         refines = {"live": "student", "ema": "teacher"}.get(self.recipe.teacher.follow)
         whose = {"sampler": "student"} | ({"refiner": refines} if refines else {})
-        out: dict[str, list[ActorHandle]] = {}
-        for name, pool in self.pools.items():
-            if name in whose:
-                out.setdefault(whose[name], []).append(pool)
-        return out
+        return {name: whose[name] for name in self.pools if name in whose}
 
     def look(self) -> dict[str, dict]:
         """Show what the pools are doing; raises if one has failed or if the run was asked to stop."""

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from ray.actor import ActorHandle
+
 from trd_ray.distill.batches import Cost
 from trd_ray.distill.trainer import Trainer
 from trd_ray.engine.launch import engine_dtype
@@ -14,6 +16,9 @@ def learner_group(session: Session, checkpoint: Path | None) -> Trainer:
     r = session.recipe
     inputs = session.inputs
     learner = session.actors["learner"]
+    pools: dict[str, list[ActorHandle]] = {}
+    for name, whose in session.following().items():
+        pools.setdefault(whose, []).append(session.pools[name])
     return Trainer(
         {
             "recipe": r,
@@ -22,7 +27,7 @@ def learner_group(session: Session, checkpoint: Path | None) -> Trainer:
             "tokenizer_path": inputs.student_path,
             "total_steps": inputs.total_steps,
             "resume_from": str(checkpoint) if checkpoint else None,
-            "pools": session.following(),
+            "pools": pools,
             "sync_backend": placement.sync_backend(r, session.gpus),
             "engine_dtype": engine_dtype(r.sampler, r),
         },

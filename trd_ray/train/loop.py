@@ -58,7 +58,7 @@ def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
     try:
         training.start(resumed=checkpoint is not None)
         training.run()
-    except Exception:
+    except Exception:  # also Stopped, which a first Ctrl-C raises; a second one raises KeyboardInterrupt
         training.save()
         raise
     finally:
@@ -80,7 +80,7 @@ class Training:
         self.trainer = learner_group(session, checkpoint)
         self.policy = Policy(
             done,
-            following=[n for n, pool in session.pools.items() if any(pool in p for p in session.following().values())],
+            following=session.following(),
             push=self.trainer.sync, look=session.look, restart_timeout_s=r.sampler.start_timeout_s,
             offline=r.stream.max_staleness == "never",
         )  # fmt: skip
@@ -117,7 +117,7 @@ class Training:
     def run(self) -> None:
         self.clock.start()
         for step in range(self.done, self.total_steps):
-            self.policy.watch()  # when rows are ready, as from a corpus, nothing else looks
+            self.policy.watch()  # where rows are always ready, as from a corpus, `take` never waits, so never looks
             self.step(step)
         self.checkpoints.finish(wait=True)
 
@@ -130,7 +130,7 @@ class Training:
         with span("examples"):
             examples = self.examples(rows)
         with span("train"):
-            self.trained = step + 1
+            self.trained = step + 1  # from here on the weights may have changed
             learned = self.trainer.step(examples)
         with span("sync"):
             self.policy.publish(step + 1)
