@@ -52,7 +52,7 @@ def head_of_its_own(folder: Path, path: str = os.environ["PATH"]) -> Iterator[He
         "PATH": f"{BIN}:{path}",
     }
     ports = [f"--port={port}", f"--dashboard-port={dashboard_port}", f"--dashboard-agent-listen-port={free_port()}"]
-    size = ["--num-cpus=2", "--object-store-memory=300000000"]
+    size = ["--num-cpus=2", "--memory=16000000000", "--object-store-memory=300000000"]  # whatever is free just now
     with open(folder / "head.log", "w") as log:
         process = subprocess.Popen(
             [REPO / "cluster" / "start_head.sh", "--block", f"--temp-dir={temp}", *ports, *size],
