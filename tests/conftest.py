@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items):
             raise pytest.UsageError(f"{item.nodeid} shares the tests' Ray: name its file among POOLS in conftest.py")
         if shared or file in RUNS:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, "ray_cluster" not in item.fixturenames))
     if not (shutil.which("g++") or shutil.which("clang++")):
         for item in items:
             if item.get_closest_marker("compiler"):
@@ -80,15 +80,26 @@ def pytest_xdist_make_scheduler(config, log):
     return Scheduling(config, log)
 
 
+# What ends the Ray and the pools that tests share. It is called after the last test that uses them: the tests that come
+# then expect no Ray and no process group in their process, and need the memory.
+ENDINGS = []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+    if "ray_cluster" in item.fixturenames and "ray_cluster" not in getattr(nextitem, "fixturenames", ()):
+        while ENDINGS:
+            ENDINGS.pop()()
+
+
 @pytest.fixture(scope="session")
 def ray_cluster():
-    """A local Ray without a dashboard, which ends with the session of tests."""
+    """A local Ray without the dashboard, until the last test that uses it."""
     import ray
 
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs longer, which is no failure
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine is no failure
     ray.init(address="local", num_cpus=4, include_dashboard=False, object_store_memory=100 * 2**20, log_to_driver=False)
-    yield
-    ray.shutdown()
+    ENDINGS.append(ray.shutdown)
 
 
 @pytest.fixture(scope="session")
@@ -126,10 +137,14 @@ def pools(ray_cluster, tiny_tied, tiny_untied, tmp_path_factory):
     }
     dist.init_process_group("gloo", init_method=f"file://{logs}/rendezvous", rank=0, world_size=1)
     ray.get([s.started for s in served.values()], timeout=300)
-    yield served
-    dist.destroy_process_group()
-    with contextlib.suppress(Exception):
-        ray.get([s.pool.shutdown.remote() for s in served.values()], timeout=60)
+
+    def end() -> None:
+        dist.destroy_process_group()
+        with contextlib.suppress(Exception):
+            ray.get([s.pool.shutdown.remote() for s in served.values()], timeout=60)
+
+    ENDINGS.append(end)
+    return served
 
 
 @pytest.fixture
