@@ -17,7 +17,7 @@ help:
 	@echo "make quickstart   set up (3 to 5 minutes, 4 GB), train the miniature model (2 to 3 minutes on 2 cores),"
 	@echo "                  evaluate it before and after, print the table"
 	@echo "make test         set up, run every test          (make test ARGS='-k views' for some)"
-	@echo "make test-long    the tests that take minutes each: what dies, a comparison, and twenty runs in a row"
+	@echo "make test-long    the tests that take minutes each: what dies, a comparison, submitted jobs, a real checkpoint, twenty runs in a row"
 	@echo "make setup        set up only: .venv, 3 to 5 minutes, 4 GB"
 	@echo "make lint         ruff and pyright"
 	@echo "make lock         resolve the dependencies again into $(LOCKS)/*.lock"

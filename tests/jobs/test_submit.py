@@ -24,6 +24,7 @@ def submit(environment: dict[str, str], *arguments: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.long
 def test_a_submitted_job_trains_and_its_log_can_be_followed(head, tmp_path):
     directory = tmp_path / "run"
     pid, environment = head.pid, head.environment

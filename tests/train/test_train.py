@@ -257,6 +257,7 @@ def taco_row(problem: dict) -> dict:
     }
 
 
+@pytest.mark.long
 def test_a_real_checkpoint_trains_adapters_which_engines_and_export_get_as_they_are(tmp_path):
     """SmolLM2-135M-Instruct: tied embeddings, byte-level BPE, another architecture than the miniature's."""
     short = ["sampler.max_response_tokens=16", "refiner.max_response_tokens=16", "rollouts_per_step=2"]
@@ -271,6 +272,7 @@ def test_a_real_checkpoint_trains_adapters_which_engines_and_export_get_as_they_
     ).exists()
 
 
+@pytest.mark.long
 def test_opd_with_two_engines_and_two_ranks_survives_the_death_of_an_engine(tmp_path):
     directory = tmp_path / "run"
     wide = ["sampler.replicas=2", "sampler.cpus=0.25", "learner.workers=2", "learner.cpus=0.25", "steps=10"]
