@@ -1,5 +1,5 @@
 # make quickstart   set up (3 to 5 minutes, 4 GB), then a whole run on this machine (2 to 3 minutes on 2 cores, no GPU)
-# make test         set up, then every test; make test-long: those that take minutes each
+# make test         set up, then the tests; make test-long: those that take minutes each
 #
 # Everything is installed into .venv from requirements/dev.lock. Linux on x86-64, Python 3.11 to 3.13.
 
@@ -16,8 +16,9 @@ PIP := $(PY) -m pip install -qq --disable-pip-version-check
 help:
 	@echo "make quickstart   set up (3 to 5 minutes, 4 GB), train the miniature model (2 to 3 minutes on 2 cores),"
 	@echo "                  evaluate it before and after, print the table"
-	@echo "make test         set up, run every test          (make test ARGS='-k views' for some)"
-	@echo "make test-long    the tests that take minutes each: what dies, a comparison, submitted jobs, a real checkpoint, twenty runs in a row"
+	@echo "make test         set up, run the tests          (make test ARGS='-k views' for some)"
+	@echo "make test-long    the tests that take minutes each: what dies, a comparison, submitted jobs, SmolLM2,"
+	@echo "                  two ranks with two engines, and twenty runs in a row"
 	@echo "make setup        set up only: .venv, 3 to 5 minutes, 4 GB"
 	@echo "make lint         ruff and pyright"
 	@echo "make lock         resolve the dependencies again into $(LOCKS)/*.lock"
