@@ -101,6 +101,22 @@ def test_a_run_that_ended_without_a_word_is_given_one_with_what_is_kept_and_how_
         assert words in err, err
 
 
+@pytest.mark.parametrize("names, died", [(["gcs_server"], True), (["gcs_server", "raylet"], False), ([], False)])
+def test_a_raylet_of_whose_death_ray_said_nothing_is_missed(tmp_path, names, died):
+    """Processes that take these names stand for Ray's, which are there when the driver ends."""
+    rename = "import ctypes, sys, time; ctypes.CDLL(None).prctl(15, sys.argv[1].encode())"
+    named = f"{rename}; print(1, flush=True); time.sleep(2)"
+    (tmp_path / "run").mkdir()
+    body = f"""
+for name in {names}:
+    started = subprocess.Popen([sys.executable, "-c", {named!r}, name], stdout=subprocess.PIPE)
+    started.stdout.readline()
+say(directory={str(tmp_path / "run")!r}, job="train", log="")
+os._exit(1)"""
+    code, _, err = outcome(start(tmp_path, body, "mine.yaml"))
+    assert code == 1 and ("raylet on this machine has died" in err) == died, err
+
+
 def test_a_killed_run_is_said_with_the_signal(tmp_path):
     code, _, err = outcome(start(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)"))
     assert code == 128 + signal.SIGKILL and "SIGKILL" in err

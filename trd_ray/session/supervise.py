@@ -69,13 +69,14 @@ class _Supervisor:
             if self.passed_on is not None:  # the signal came before there was a child
                 self.child.send_signal(self.passed_on)
             code = self.child.wait()
+            left_at_once = {name for _, name in _living()}
             words = _read(read)
             left = end_descendants()
         if left:
             _tell(f"ended {len(left)} process(es) that the run left behind: {', '.join(left)[:200]}")
         if words.get("ended"):
             return code if code >= 0 else 128 - code
-        return self._without_a_word(code, words)
+        return self._without_a_word(code, words, left_at_once)
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         self.passed_on = number
@@ -83,7 +84,7 @@ class _Supervisor:
             with contextlib.suppress(ProcessLookupError):
                 self.child.send_signal(number)
 
-    def _without_a_word(self, code: int, words: dict[str, Any]) -> int:
+    def _without_a_word(self, code: int, words: dict[str, Any], left_at_once: set[str]) -> int:
         if code < 0 and -code == self.passed_on:  # the run had not begun
             _tell(f"stopped by {signal.Signals(-code).name}")
             return 128 - code
@@ -91,7 +92,7 @@ class _Supervisor:
         if directory is None and code >= 0:  # argparse exited, and has said why
             return code
         how = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"was ended by Ray (exit code {code})"
-        parts = [f"the process that led the run {how}{_why(words.get('log'), words.get('log_from', 0))}"]
+        parts = [f"the process that led the run {how}{_why(words.get('log'), words.get('log_from', 0), left_at_once)}"]
         if directory is not None:
             from trd_ray.session.endings import KEPT  # here, since it imports Ray, which this process rarely needs
 
@@ -111,21 +112,26 @@ def _kept_places() -> dict[str, str]:
     return {name: place for name, place in places.items() if name not in os.environ}
 
 
+RAYLET_DIED = "Ray's raylet on this machine has died (killed, or crashed)"
 # What Ray's core says when it ends a driver -> what that means.
 _SIGNS = {
-    "Raylet is terminated": "Ray's raylet on this machine has died (killed, or crashed)",
+    "Raylet is terminated": RAYLET_DIED,
     "connect to GCS": "Ray's control service (GCS) has died or cannot be reached",
     "Cannot allocate memory": "memory ran out",
 }
 
 
-def _why(log: str | None, since: int) -> str:
-    """What Ray's core said in the log, from the byte `since` on, at which this start of the run began."""
+def _why(log: str | None, since: int, left: set[str]) -> str:
+    """What Ray's core said in the log, from the byte `since` on, at which this start of the run began.
+
+    Sometimes it says nothing. A control service that the run has `left` without a raylet tells that the raylet died.
+    """
     try:
         tail = Path(log or "").read_bytes()[since:][-20_000:].decode(errors="replace")
     except OSError:
-        return ""
-    return next((f": {meaning}" for sign, meaning in _SIGNS.items() if sign in tail), "")
+        tail = ""
+    otherwise = f": {RAYLET_DIED}" if "gcs_server" in left and "raylet" not in left else ""
+    return next((f": {meaning}" for sign, meaning in _SIGNS.items() if sign in tail), otherwise)
 
 
 def _read(pipe: int) -> dict[str, Any]:
