@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from trd_ray import cache, rows
 from trd_ray.errors import UserError
+from trd_ray.files import taking_place
 from trd_ray.problems import sources
 from trd_ray.problems.benchmarks import fields
 from trd_ray.problems.benchmarks.catalogue import Entry
@@ -80,9 +81,8 @@ def download(url: str, path: Path) -> None:
     with urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as answer:
         text = gzip.decompress(answer.read())
     path.parent.mkdir(parents=True, exist_ok=True)
-    half = path.with_name(f".{path.name}.{os.getpid()}")
-    half.write_bytes(text)
-    half.replace(path)
+    with taking_place(path, rivals=True) as temporary:
+        temporary.write_bytes(text)
 
 
 def problems(file: Path, name: Name, sandbox: str, limit: int | None) -> pa.Table:
