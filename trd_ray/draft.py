@@ -105,11 +105,12 @@ def _held_out(wish: Wish) -> Problems | None:
 
 def _look(wish: Wish, path: str, group: Literal["data", "evaluation"]) -> Problems:
     """Read a source as a run would, so that what is wrong with it is said now."""
-    from trd_ray.problems.load import load_problems
+    from trd_ray.problems.columns import problems
+    from trd_ray.problems.load import has_tests
     from trd_ray.problems.sources import read
 
     spec = config.DataConfig(path=path) if group == "data" else config.EvaluationConfig(path=path)
-    _, names = read(spec, group)
+    found, names = read(spec, group)
     columns = {}
     for ours, usual in USUAL.items():
         given = wish.columns.get(ours)
@@ -126,14 +127,16 @@ def _look(wish: Wish, path: str, group: Literal["data", "evaluation"]) -> Proble
                 f"{path} has the columns {', '.join(names)}, and none of them is called as the {ours} usually is: "
                 f"name it with --column {ours}=NAME"
             )
-    table = load_problems(spec.model_copy(update={"columns": columns})).table
+    if not found:
+        raise UserError(f"{path} holds no problems: check {group}.path")
+    table = problems(found, columns, names, group, path)
     references = table["reference"].to_pylist()
     return Problems(
         path=path,
         columns={ours: theirs for ours, theirs in columns.items() if ours != theirs},
         count=table.num_rows,
         unreferenced=sum(not text.strip() for text in references),
-        tested=table["tests"].null_count < table.num_rows,
+        tested=has_tests(table),
     )
 
 
