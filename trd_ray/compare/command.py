@@ -38,7 +38,7 @@ from trd_ray.session.cluster import Connection
 from trd_ray.session.endings import cause
 from trd_ray.session.inputs import Inputs
 from trd_ray.session.session import Session
-from trd_ray.session.stop import Stopped
+from trd_ray.session.stop import Stopped, StopSignals
 from trd_ray.train.loop import train_run
 
 
@@ -71,14 +71,15 @@ def run(name: str, overrides: list[str]) -> int:
         plan.path.mkdir(parents=True, exist_ok=True)
         beginning.claimed(RunDirectory(plan.path, claim(plan.path)), *inputs)
         write_atomically(plan.path / "comparison.yaml", yaml.safe_dump(comparison.model_dump(), sort_keys=False))
-        try:
-            if any(True for group in plan.groups for _ in pending(plan, group)):
-                with beginning.running() as running:
-                    work = Work(plan, running, failures)
-                    for group in plan.groups:
-                        work.run(group)
-        finally:
-            results = report.write(plan, failures)
+        with StopSignals():  # a signal that comes after the last cell does not keep the tables from being written
+            try:
+                if any(True for group in plan.groups for _ in pending(plan, group)):
+                    with beginning.running() as running:
+                        work = Work(plan, running, failures)
+                        for group in plan.groups:
+                            work.run(group)
+            finally:
+                results = report.write(plan, failures)
     console = console_for_results()
     console.print(report.rendered(results))
     console.print(f"everything is in {plan.path}", soft_wrap=True, markup=False)
