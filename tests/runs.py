@@ -131,6 +131,15 @@ def wait_for_step(
         time.sleep(0.2)
 
 
+def wait_for_checkpoint(process: subprocess.Popen, directory: Path, timeout_s: float = 200) -> None:
+    """Until a checkpoint is complete, which is some steps after the one that it holds."""
+    deadline = time.monotonic() + timeout_s
+    while not list(directory.glob("checkpoints/step-*/state.json")):
+        assert process.poll() is None, Path(f"{directory}.out").read_text()[-3000:]
+        assert time.monotonic() < deadline, f"no checkpoint was written within {timeout_s} s"
+        time.sleep(0.05)
+
+
 def held_out(place: Path, n: int = 20, first: int = 0) -> Path:
     """Problems of the miniature test set, as a file of one's own."""
     rows = miniature.problems("test")[first : first + n]

@@ -13,7 +13,18 @@ from pathlib import Path
 import psutil
 import pytest
 
-from runs import NO_EVALUATION, REPO, SMALL, descendants, finish, run, start, wait_for_engines, wait_for_step
+from runs import (
+    NO_EVALUATION,
+    REPO,
+    SMALL,
+    descendants,
+    finish,
+    run,
+    start,
+    wait_for_checkpoint,
+    wait_for_engines,
+    wait_for_step,
+)
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(3600)]
 
@@ -68,7 +79,7 @@ def test_whatever_dies_is_one_sentence_nothing_is_left_and_the_same_command_goes
     command = on_corpus(corpus, "steps=40", "--resume", "auto")
     directory = tmp_path / "run"
     process = start(directory, "train", *command)
-    wait_for_step(process, directory, 5)
+    wait_for_checkpoint(process, directory)
     if kind == "gcs":  # it is missed after a minute only, by when the run would be over
         process_of(process.pid, "learner").suspend()
     process_of(process.pid, kind).kill()

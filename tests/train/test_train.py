@@ -19,6 +19,7 @@ from runs import (
     finish,
     run,
     start,
+    wait_for_checkpoint,
     wait_for_engines,
     wait_for_step,
 )
@@ -142,7 +143,7 @@ def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_a
     on_corpus += ["checkpoint.every_steps=2"]
     places = [tmp_path / "run0", tmp_path / "run1"]
     whole, killed = (start(place, "train", "miniature_opd", *on_corpus) for place in places)
-    wait_for_step(killed, places[1], 3)
+    wait_for_checkpoint(killed, places[1])
     of_killed = psutil.Process(killed.pid).children(recursive=True)
     killed.kill()
     killed.wait()
@@ -155,6 +156,7 @@ def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_a
     assert resumed.code == 0, resumed.output[-3000:]
     curves = [[m["loss"] for m in r.metrics] for r in (uninterrupted, resumed)]
     assert len(curves[0]) == STEPS and curves[1] == pytest.approx(curves[0], rel=1e-5)
+    assert curves[1][:2] == curves[0][:2], "the resumed run has trained the steps before the checkpoint again"
     for r in (uninterrupted, resumed):
         assert [row["row"] for row in r.rows] == list(range(ROWS))
         assert [row["y_r"]["ids"] for row in r.rows] == [row["y_r"]["ids"] for row in corpus.rows]
@@ -192,7 +194,7 @@ def test_a_learner_that_is_killed_is_one_sentence_with_the_command_that_goes_on(
     command = ["miniature_opsd", "data.source=corpus", f"data.path={corpus.directory}", *NO_EVALUATION]
     command += ["rollouts_per_step=2", "steps=40", "checkpoint.every_steps=2"]
     process = start(tmp_path / "run", "train", *command)
-    wait_for_step(process, tmp_path / "run", 5)
+    wait_for_checkpoint(process, tmp_path / "run")
     [learner] = [p for p in descendants(process.pid) if "RayTrainWorker" in " ".join(p.cmdline())]
     learner.kill()
     ended = finish(process, tmp_path / "run")
