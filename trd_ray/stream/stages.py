@@ -7,6 +7,7 @@ Each takes and returns a table of `rows.IN_STREAM`; one table is one block of ro
 state but their tokenizers, so a stage that Ray restarts can go on with any block.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from trd_ray.config import EvaluationConfig, Recipe, SamplingConfig
 from trd_ray.engine.actor import Generation, Request
+from trd_ray.engine.client import Client
 from trd_ray.rows import IN_STREAM, WITH_CANDIDATES, to_table
 from trd_ray.verify import Verdict, verifier
 
@@ -62,16 +64,16 @@ class Sample:
     def __init__(self, spec: StageSpec):
         self.spec = spec
         self.views = _views(spec)
+        self.sampler = Client(spec.sampler)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         recipe = self.spec.recipe
         rows = block.to_pylist()
         for row in rows:
             row["student_prompt_ids"] = self.views.student(row["problem"])
-        answers = await self.spec.sampler.generate.remote(
-            [request(recipe.sampler, row["student_prompt_ids"], row["seed"]) for row in rows],
-            max(min_version(row["step"], self.spec.max_staleness, self.spec.first_version) for row in rows),
-        )
+        version = max(min_version(row["step"], self.spec.max_staleness, self.spec.first_version) for row in rows)
+        asked = [request(recipe.sampler, row["student_prompt_ids"], row["seed"]) for row in rows]
+        answers = await asyncio.gather(*(self.sampler.generate(one, version) for one in asked))
         for row, [generation] in zip(rows, answers, strict=True):
             record(row, "y_o", generation)
         yield to_table(rows, IN_STREAM)
@@ -81,6 +83,7 @@ class Refine:
     def __init__(self, spec: StageSpec):
         self.spec = spec
         self.views = _views(spec)
+        self.refiner = Client(spec.refiner)
 
     async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
         refiner = self.spec.recipe.refiner
@@ -90,10 +93,9 @@ class Refine:
             view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
             row["refine_prompt_ids"] = view.ids
             row["refine_cut_tokens"] = view.cut_tokens
-        answers = await self.spec.refiner.generate.remote(
-            # The seed differs from y_o's: the same seed would couple the two samples.
-            [request(refiner, row["refine_prompt_ids"], row["seed"] ^ 1, refiner.n) for row in rows]
-        )
+        # The seed differs from y_o's: the same seed would couple the two samples.
+        asked = [request(refiner, row["refine_prompt_ids"], row["seed"] ^ 1, refiner.n) for row in rows]
+        answers = await asyncio.gather(*(self.refiner.generate(one) for one in asked))
         for row, generations in zip(rows, answers, strict=True):
             row["candidates"] = [_trajectory(g) for g in generations]
         yield to_table(rows, WITH_CANDIDATES)
