@@ -1,6 +1,5 @@
 """For the tests of the engines: tiny models, pools that serve them, and transformers as the oracle of the answers."""
 
-import asyncio
 import contextlib
 import os
 import time
@@ -8,8 +7,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import psutil
 import ray
@@ -59,21 +56,6 @@ def pool_spec(name: str, model: str, logs: Path, *, replicas: int = 1, in_flight
         name, EngineSpec(**options | engine), replicas, {"num_cpus": 0.5}, start_timeout_s=300, request_timeout_s=300,
         in_flight=in_flight,
     )  # fmt: skip
-
-
-class Near:
-    """A pool in this process, called as one in a Ray actor is; `calls` are those that it got, with their arguments."""
-
-    def __init__(self, pool: Pool):
-        self.pool = pool
-        self.calls: list[tuple[str, tuple]] = []
-
-    def __getattr__(self, method: str) -> Any:
-        def remote(*arguments: Any) -> asyncio.Task:
-            self.calls.append((method, arguments))
-            return asyncio.ensure_future(getattr(self.pool, method)(*arguments))
-
-        return SimpleNamespace(remote=remote)
 
 
 class Served:

@@ -17,7 +17,8 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from serving import Near, pool_spec
+from serving import pool_spec
+from stands import Near
 from trd_ray.engine import client
 from trd_ray.engine.actor import EngineDied, Generation, Request, reason
 from trd_ray.engine.client import Client

@@ -2,111 +2,22 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
-import numpy as np
 import pytest
-import ray
 from ray.exceptions import ActorDiedError
 
-from serving import Near, pool_spec
-from trd_ray.engine import client
+from serving import pool_spec
+from stands import ANSWER, ASK, Stands, run, without_ray
 from trd_ray.engine import fleet as fleet_module
-from trd_ray.engine.actor import Generation, Request
-from trd_ray.engine.client import Client
-from trd_ray.engine.fleet import MOVES, UP, Fleet, Life, PoolFailed, State
-from trd_ray.engine.pool import Pool
+from trd_ray.engine.fleet import MOVES, UP, Life, PoolFailed, State
 from trd_ray.engine.update import EngineFailed
-
-ASK = Request([5], seed=0)
-ANSWER = [Generation(np.array([5]), "a", "stop", np.array([-0.1]), 0, "e", 0.0, 0.0)]
-
-
-class Method:
-    def __init__(self, engine: "Stand", name: str):
-        self.engine, self.name = engine, name
-
-    def remote(self, *arguments: Any) -> Awaitable:
-        return self.engine.call(self.name, arguments)
-
-
-class Stand:
-    """What answers in an engine's place: every method succeeds, fails as told, or waits until it is let go."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self.calls: list[str] = []
-        self.failing: dict[str, Exception] = {}
-        self.held: dict[str, asyncio.Event] = {}
-        self.killed = asyncio.Event()
-
-    def __getattr__(self, method: str) -> Method:
-        return Method(self, method)
-
-    def hold(self, method: str) -> asyncio.Event:
-        return self.held.setdefault(method, asyncio.Event())
-
-    async def call(self, method: str, arguments: tuple) -> Any:
-        self.calls.append(method)
-        let_go = self.held.get(method)
-        if let_go:
-            waits = [asyncio.create_task(let_go.wait()), asyncio.create_task(self.killed.wait())]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if self.killed.is_set():
-            raise ActorDiedError()
-        if method in self.failing:
-            raise self.failing[method]
-        return [ANSWER] if method == "generate" else None
-
-
-class Stands:
-    """A pool whose engines are stand-ins, and the stand-ins in the order in which they were started."""
-
-    def __init__(self, tmp_path: Any, replicas: int, in_flight: str = "drain"):
-        self.started: list[Stand] = []
-        self.prepare: Callable[[Stand], object] = lambda stand: None  # called before an engine starts
-        self.pool = Pool(pool_spec("p", "model", tmp_path, replicas=replicas, in_flight=in_flight))
-        self.pool._actor = self._actor  # type: ignore[assignment, method-assign]
-        self.client = Client(Near(self.pool))
-
-    def _actor(self, spec: Any) -> Any:
-        self.started.append(stand := Stand(spec.name))
-        self.prepare(stand)
-        return stand
-
-    @property
-    def fleet(self) -> Fleet:
-        return self.pool.fleet
-
-    def states(self) -> list[State]:
-        return [life.state for life in self.fleet.lives]
-
-    async def update(self, version: int) -> None:
-        await self.pool.pause(self.fleet.generation)
-        await self.pool.start_weight_update()
-        await self.pool.update_weights(None)
-        await self.pool.finish_weight_update(version)
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
-            while not condition():
-                await asyncio.sleep(0.001)
 
 
 @pytest.fixture
 def stands(monkeypatch, tmp_path):
-    monkeypatch.setattr(ray, "kill", lambda stand: stand.killed.set())
-    monkeypatch.setattr(client, "_process", lambda: ("actor", "process"))
+    without_ray(monkeypatch)
     return lambda replicas=2, in_flight="drain": Stands(tmp_path, replicas, in_flight)
-
-
-def run(story: Awaitable) -> None:
-    async def told() -> None:
-        await asyncio.wait_for(story, 20)
-
-    asyncio.run(told())
 
 
 # The table

@@ -140,8 +140,8 @@ class Client:
         wanted = self._wanted[wish]
         try:
             while waiting := _waiting(wanted):
-                self._tell()  # so that the pool chooses by the load of now
-                admission: Admission = await self.pool.admit.remote(self.who, *wish, waiting)
+                # Separate calls may overtake each other, so this one says what is over: the pool looks at loads next.
+                admission: Admission = await self.pool.admit.remote(self.who, *wish, waiting, self._take_over())
                 self._engines |= admission.engines
                 for lease in admission.leases:
                     while wanted and wanted[0].done():  # cancelled meanwhile
@@ -159,8 +159,7 @@ class Client:
 
     async def _lost(self, lease: Lease, why: str, passing: bool) -> None:
         """The engine is restarted, if the pool finds so, and the lease is over, when this returns."""
-        self._tell()
-        await self.pool.lost.remote(lease, why, passing)
+        await self.pool.lost.remote(lease, why, passing, self._take_over())
 
     # What the pool is told and not waited for
 
@@ -172,6 +171,10 @@ class Client:
         self._changed.add(wish)
         self._tell_soon()
 
+    def _take_over(self) -> list[tuple[int, int | None]]:
+        over, self._over = self._over, []
+        return over
+
     def _tell_soon(self) -> None:
         if self._telling is None:
             self._telling = asyncio.get_running_loop().call_later(TELL_WITHIN_S, self._tell)
@@ -180,7 +183,7 @@ class Client:
         if self._telling:
             self._telling.cancel()
             self._telling = None
-        over, self._over = self._over, []
+        over = self._take_over()
         changed, self._changed = self._changed, set()
         with contextlib.suppress(Exception):  # a pool that has died is met by the next call that is waited for
             if over:

@@ -43,6 +43,9 @@ from trd_ray.engine.update import EngineFailed, WeightUpdate, call_each, given_u
 ENGINE_CALLS = 10_000  # that may be under way in one engine, so that a pause never queues behind requests
 
 
+Over = tuple[int, int | None]  # the number of a lease, and the tokens of its answer if it had one
+
+
 class RunEnded(RuntimeError):
     """The pool serves another run by now than the one whose request still waited at its gate."""
 
@@ -81,15 +84,15 @@ class Pool:
 
     # Requests
 
-    async def admit(self, who: Who, min_version: int, run: int | None, count: int) -> Admission:
+    async def admit(self, who: Who, min_version: int, run: int | None, count: int, over: list[Over]) -> Admission:
         """Leases for `count` requests, each of the engine that is least loaded, once the gate lets them through.
 
         `count` may change meanwhile (`recount`). `run` is the run to which the requests belong, None for the one that
-        the pool serves now.
+        the pool serves now. `over` is settled first.
         """
         if self.leases.hear(who):
             await self.fleet.notify()
-        await self._expire()
+        await self.settle(over)
         of = self.run if run is None else run
         key = (who, min_version, run)
         self.at_gate[key] = count
@@ -120,8 +123,8 @@ class Pool:
         if (who, min_version, run) in self.at_gate:
             self.at_gate[who, min_version, run] = count
 
-    async def settle(self, over: list[tuple[int, int | None]]) -> None:
-        """Leases that are over, each with the tokens of its answer; None if there was no answer."""
+    async def settle(self, over: list[Over]) -> None:
+        """Leases are over."""
         waited_for = False
         for number, tokens in over:
             given = self.leases.end(number)
@@ -136,8 +139,12 @@ class Pool:
         if waited_for or self.leases.expire():
             await self.fleet.notify()
 
-    async def lost(self, lease: Lease, why: str, passing: bool) -> None:
-        """The engine has died, or the connection to it broke (`passing`), before it answered."""
+    async def lost(self, lease: Lease, why: str, passing: bool, over: list[Over]) -> None:
+        """The engine has died, or the connection to it broke (`passing`), before it answered.
+
+        `over` is settled first: an engine that has answered may die once more.
+        """
+        await self.settle(over)
         try:
             life = next((life for life in self.fleet.lives if life.spec.start_id == lease.engine), None)
             given = self.leases.find(lease.number)
