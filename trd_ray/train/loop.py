@@ -34,6 +34,7 @@ from trd_ray.record.ledger import facts_of_rows, row_metrics
 from trd_ray.record.metrics import Metrics
 from trd_ray.record.summary import summarise
 from trd_ray.record.timeline import Timeline
+from trd_ray.rows import to_table
 from trd_ray.session.endings import cause
 from trd_ray.session.session import Session
 from trd_ray.stream.examples import build
@@ -161,7 +162,8 @@ class Training:
             return {}
         timeout_s = self.recipe.sampler.request_timeout_s
         return logprob_gap(
-            rows, self.policy, count=self.recipe.sync.probe_rows, learner=self.trainer.logprobs,
+            to_table(rows), self.policy, count=self.recipe.sync.probe_rows,
+            learner=lambda sequences: self.trainer.logprobs([(p.tolist(), r.tolist()) for p, r in sequences]),
             engine=lambda sequences: scored_again(pool, sequences, self.policy.version, timeout_s),
         )  # fmt: skip
 
