@@ -6,7 +6,7 @@ corpus ----------------------------------------------+-> Feed, which hands out t
 
 from typing import Any
 
-from trd_ray.problems.order import order
+from trd_ray.problems.order import Order
 from trd_ray.session.session import Session
 from trd_ray.stream.feed import Feed, corpus_tables
 from trd_ray.stream.graph import blocks, graph
@@ -20,10 +20,12 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
     if inputs.problems is None:
         tables: Any = corpus_tables(r.data.path, rows_per_step=r.rollouts_per_step, start_step=start_step)
     else:
-        rows = order(
-            inputs.problems, seed=r.seed, rollouts_per_step=r.rollouts_per_step, samples_per_problem=r.sampler.n,
-            shuffle=r.data.shuffle, steps=r.steps, start_step=start_step,
-        )  # fmt: skip
+        order = Order(
+            inputs.problems.num_rows, r.seed, r.rollouts_per_step, r.sampler.n, shuffle=r.data.shuffle, steps=r.steps
+        )
+        problems = inputs.problems.to_pylist()
+        in_order = order.rows(start_step * r.rollouts_per_step, order.length.rows)
+        rows = (problems[row["problem_number"]] | row for row in in_order)
         spec = StageSpec(
             r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiner, version,
             # If nothing trains, no rollout becomes stale.
