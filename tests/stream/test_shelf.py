@@ -1,6 +1,6 @@
 """The shelf puts the tests of a problem into the object store for who asks, and keeps none itself."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from trd_ray.stream.shelf import start_shelf
 MIB = 2**20
 
 
-def problems(spool: Spool, tests: list[bytes | None]) -> pa.Table:
+def problems(spool: Spool, tests: Sequence[bytes | None]) -> pa.Table:
     ids = [f"p{number}" for number in range(len(tests))]
     for one in tests:
         spool.add(one)

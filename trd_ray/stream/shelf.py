@@ -11,6 +11,7 @@ handle, with `ray.kill`, or with the driver, which owns the file.
 """
 
 import os
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -44,5 +45,6 @@ def start_shelf(problems: pa.Table, spool: Spool | None) -> ActorHandle | None:
     if not spool or not places[:, 1].any():
         return None
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
-    return ray.remote(Shelf).options(**options).remote(spool.path, places)
+    options: dict[str, Any] = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    shelf: Any = ray.remote(Shelf)
+    return shelf.options(**options).remote(spool.path, places)
