@@ -10,6 +10,7 @@ from trd_ray.problems.order import Order
 from trd_ray.session.session import Session
 from trd_ray.stream.feed import Feed, corpus_blocks
 from trd_ray.stream.graph import actors, arriving, graph
+from trd_ray.stream.shelf import start_shelf
 from trd_ray.stream.stages import StageSpec
 
 
@@ -25,14 +26,16 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
     if inputs.problems is None:
         blocks = corpus_blocks(r.data.path, rows_per_step=r.rollouts_per_step, start_step=start_step)
         return Feed(blocks, rows_per_step=r.rollouts_per_step, stall_timeout_s=timeout_s, start_step=start_step)
+    problems = inputs.problems.drop_columns(["tests"])
+    shelf = start_shelf(inputs.problems, inputs.spool)
     spec = StageSpec(
         r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiner,
         order=Order(
             inputs.problems.num_rows, seed=r.seed, rollouts_per_step=r.rollouts_per_step,
             samples_per_problem=r.sampler.n, shuffle=r.data.shuffle, steps=r.steps,
         ),
-        problems=ray.put(inputs.problems),
-        shelf=None,
+        problems=ray.put(problems),
+        shelf=shelf,
         vocabulary=inputs.findings.shared_vocabulary,
         first_version=version,
         # If nothing trains, no rollout becomes stale.
@@ -41,5 +44,5 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
     )  # fmt: skip
     return Feed(
         arriving(graph(spec, start_step)), rows_per_step=r.rollouts_per_step, stall_timeout_s=timeout_s,
-        problems=inputs.problems, start_step=start_step,
+        problems=problems, start_step=start_step,
     )  # fmt: skip
