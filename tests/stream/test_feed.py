@@ -30,8 +30,8 @@ def feed(tables, stall_timeout_s: float = 60) -> Feed:
     return Feed(tables, rows_per_step=4, stall_timeout_s=stall_timeout_s)
 
 
-def numbers(rows: list[dict]) -> list[int]:
-    return [r["row"] for r in rows]
+def numbers(rows: pa.Table) -> list[int]:
+    return rows["row"].to_pylist()
 
 
 def nothing() -> None:
@@ -46,7 +46,7 @@ def test_steps_come_complete_and_sorted_whatever_order_blocks_arrive_in(order):
     source = feed(arriving)
     for step in range(3):
         taken = source.take(step, nothing)
-        assert taken == [to_table([row(n)]).to_pylist()[0] for n in range(4 * step, 4 * step + 4)]
+        assert taken == table(*range(4 * step, 4 * step + 4))
     assert not source.waiting
 
 
@@ -174,7 +174,7 @@ def test_a_corpus_is_numbered_into_the_steps_of_the_run_and_resumes_at_a_step(co
     for step in range(start_step, 5):
         taken = source.take(step, nothing)
         assert numbers(taken) == list(range(4 * step, 4 * step + 4))
-        assert [r["problem_id"] for r in taken] == [f"problem_id {n}" for n in numbers(taken)]
+        assert taken["problem_id"].to_pylist() == [f"problem_id {n}" for n in numbers(taken)]
     with pytest.raises(StreamEnded):  # two rows are left, which make no step
         source.take(5, nothing)
 

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_ray.problems.corpus import open_corpus
+from trd_ray.rows import to_table
 
 POLL_S = 0.25
 AHEAD_STEPS = 4  # a corpus would otherwise be read whole into memory
@@ -57,7 +58,7 @@ class Feed:
         """How many rows of the step are here."""
         return len(self.waiting.get(step, ()))
 
-    def take(self, step: int, while_waiting: Callable[[], object], rows: int | None = None) -> list[dict]:
+    def take(self, step: int, while_waiting: Callable[[], object], rows: int | None = None) -> pa.Table:
         """The rows of `step`, sorted; `while_waiting` is called several times a second and may raise to give up."""
         expected = rows or self.rows_per_step
         last_row = time.monotonic()
@@ -79,7 +80,7 @@ class Feed:
             self.room.release(item.num_rows)
             for row in item.to_pylist():
                 self.waiting.setdefault(row["step"], []).append(row)
-        return sorted(self.waiting.pop(step), key=lambda row: row["row"])
+        return to_table(sorted(self.waiting.pop(step), key=lambda row: row["row"]))
 
 
 def corpus_tables(folder: str | Path, *, rows_per_step: int, start_step: int) -> Iterator[pa.Table]:

@@ -10,6 +10,7 @@ the engines do not, or the rows come from a corpus, there is nothing to compare,
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import ray
 
 from trd_ray.engine.actor import Request
@@ -29,7 +30,8 @@ def logprob_gap(
     engine: Callable[[Sequences], Logprobs],
 ) -> dict[str, float]:
     """|engine - learner| log-probability of the first `count` rows' sampled tokens, at the learner's version."""
-    probed = [row for row in rows if part(row, "y_o", "ids")][:count]
+    ids = [part(row, "y_o", "ids") for row in rows]
+    probed = [row for row, of_row in zip(rows, ids, strict=True) if of_row is not None and len(of_row)][:count]
     if not probed:
         return {}
     sequences = [(row["student_prompt_ids"], row["y_o"]["ids"]) for row in probed]
@@ -40,8 +42,8 @@ def logprob_gap(
     else:
         return {}
     pairs = zip(learner(sequences), theirs, strict=True)
-    gaps = [abs(a - b) for ours, others in pairs for a, b in zip(ours, others, strict=True)]
-    return {"sync/gap_mean": sum(gaps) / len(gaps), "sync/gap_max": max(gaps)}
+    gaps = np.concatenate([np.abs(np.asarray(ours, float) - np.asarray(others, float)) for ours, others in pairs])
+    return {"sync/gap_mean": float(gaps.mean()), "sync/gap_max": float(gaps.max())}
 
 
 def scored_again(pool: Any, sequences: Sequences, version: int, timeout_s: float) -> Logprobs:
