@@ -1,4 +1,4 @@
-"""Engines that answer from a script: the pool, the stage, Ray Data and the verifier tasks around them are the real ones.
+"""Engines that answer from a script; the pool, the stage, Ray Data and the verifier tasks around them are real.
 
 A real engine cannot be told when to answer which request, nor be made to kill the stage at a certain one.
 """
@@ -108,5 +108,16 @@ def stage_spec(pool: Any, order: Order, problems: Any, **over: Any) -> StageSpec
     recipe = config.from_tree(tree | over)
     path = models.resolve(STUDENT, None)
     return StageSpec(
-        recipe, path, path, pool, pool, order, ray.put(problems), None, None, first_version=0, max_staleness="never"
+        recipe,
+        path,
+        path,
+        pool,
+        pool,
+        order,
+        ray.put(problems),
+        None,
+        None,
+        first_version=0,
+        max_staleness="never",
+        trains=True,
     )

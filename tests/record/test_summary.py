@@ -8,6 +8,7 @@ from trd_ray.record.directory import RunDirectory
 from trd_ray.record.markdown import inline, side_by_side
 from trd_ray.record.metrics import Metrics
 from trd_ray.record.summary import write_summary
+from trd_ray.rows import to_table
 from trd_ray.score.stats import compare, score
 
 HOSTILE = (
@@ -41,7 +42,7 @@ def directory(tmp_path):
 def test_a_whole_run_is_told_from_what_it_recorded(directory):
     with Metrics(directory.path, 8) as metrics:
         for step in range(8):
-            directory.write_rows(step + 1, rows(step))
+            directory.write_rows(step + 1, to_table(rows(step)))
             seconds = {"seconds/step": 10.0 + step, "seconds/sample": 4.0, "seconds/overhead": 0.75}
             gaps = {"sync/gap_mean": 1e-5, "sync/gap_max": 3e-4}
             metrics.log(step + 1, {"y_o/passed": step / 10, "kl/mean": 0.5} | gaps | seconds)
@@ -83,7 +84,7 @@ def test_a_run_that_was_stopped_before_its_first_step_has_a_summary(directory):
 
 def test_a_run_without_refinement_says_nothing_of_it(directory):
     plain = [{k: v for k, v in r.items() if k != "y_r"} for r in rows(0)]
-    directory.write_rows(1, plain)
+    directory.write_rows(1, to_table(plain))
     with Metrics(directory.path, 1) as metrics:
         metrics.log(1, {"loss": None, "seconds/step": 1.0})
     text = write_summary(directory)
@@ -92,7 +93,7 @@ def test_a_run_without_refinement_says_nothing_of_it(directory):
 
 
 def test_model_output_cannot_leave_its_block(directory):
-    directory.write_rows(1, rows(0, repaired_text=HOSTILE))
+    directory.write_rows(1, to_table(rows(0, repaired_text=HOSTILE)))
     text = write_summary(directory)
     assert text.startswith("# my\\_\\_run\\_\\_\n")
     outside = re.sub(r"^(`{3,})text\n.*?\n\1$", "", text, flags=re.DOTALL | re.MULTILINE)
@@ -130,7 +131,7 @@ def test_verdicts_on_programs_are_counted_by_kind_and_a_repaired_one_says_what_f
         row["y_r"]["extracted"] = "print(2)"
         if not row["y_o"]["passed"]:
             row["y_o"]["detail"] = f"wrong answer in case {i} of 12"
-    directory.write_rows(1, made)
+    directory.write_rows(1, to_table(made))
     with Metrics(directory.path, 1) as metrics:
         metrics.log(1, {"y_o/passed": 0.25})
     text = write_summary(directory)

@@ -30,8 +30,8 @@ from trd_ray.engine.actor import Generation
 from trd_ray.errors import UserError
 from trd_ray.evaluate.weights import difference
 from trd_ray.files import taking_place
-from trd_ray.record.directory import differences, encodable
-from trd_ray.rows import METADATA, TRAJECTORY
+from trd_ray.record.directory import differences
+from trd_ray.rows import METADATA, TRAJECTORY, encodable
 from trd_ray.score.stats import Answer
 from trd_ray.verify import Verdict
 

@@ -114,13 +114,13 @@ class Flow:
         record_verdict(row, "y_o", verdict, start_s)
         if r.refines:
             await self._refine(row, problem, its_tests)
-        build(row, r, self.views, spec.vocabulary)
+        if spec.trains:
+            build(row, r, self.views, spec.vocabulary)
         return row
 
     async def _refine(self, row: dict[str, Any], problem: dict[str, Any], tests: Any) -> None:
         refiner, y_o = self.recipe.refiner, row["y_o"]
-        ids = y_o["ids"].tolist()
-        view = self.views.refine(row["problem"], row["reference"], ids, y_o["passed"], y_o["feedback"])
+        view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
         row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
         # The seed differs from y_o's: the same seed would couple the two samples.
         candidates = await self.refiner.generate(request(refiner, view.ids, row["seed"] ^ 1, refiner.n))

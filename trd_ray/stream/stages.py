@@ -29,6 +29,7 @@ class StageSpec:
     vocabulary: int | None  # ids that the heads of student and teacher share
     first_version: int  # the version of the weights that the run starts with
     max_staleness: int | str
+    trains: bool  # else the rows are for a corpus, whose reader makes the examples
     actors: int = 1  # among which a step's rows are shared out
 
 

@@ -40,6 +40,7 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
         first_version=version,
         # If nothing trains, no rollout becomes stale.
         max_staleness=r.stream.max_staleness if inputs.job == "train" else "never",
+        trains=inputs.job == "train",
         actors=actors(r),
     )  # fmt: skip
     return Feed(
