@@ -83,7 +83,7 @@ def load_problems(
             return ProblemSet(problems_of_corpus(spec.path, corpus_rows))
         if spec.format == "taco":
             chosen = taco.load(spec, verify, progress=progress)
-            return ProblemSet(chosen.problems, tuple(chosen.set_aside), (f"{spec.path}: {chosen}",))
+            return ProblemSet(chosen.problems, tuple(chosen.set_aside), (f"{spec.path}: {chosen}",), spool=chosen.spool)
         if spec.difficulty:
             raise UserError("data.difficulty selects problems of TACO: set data.format=taco, or leave it out")
     source = read(spec, group)

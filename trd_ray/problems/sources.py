@@ -286,7 +286,7 @@ def _hub(path: str, split: str, group: str) -> Source:
         ) from e
 
     def rows() -> Iterator[Row]:
-        batches = found.with_format("arrow").iter(_ROWS_AT_ONCE)
+        batches: Any = found.with_format("arrow").iter(_ROWS_AT_ONCE)
         every = (row for batch in batches for row in batch.to_pylist())
         return ((f"{path} ({split}) row {i}", row) for i, row in enumerate(every, 1))
 
