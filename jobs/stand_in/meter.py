@@ -1,0 +1,133 @@
+"""`python -m stand_in.meter PID`: what the process PID and all below it take, by what they do for a run.
+
+    /proc, twice a second -> CPU seconds of each process and role, size of the object store, memory of PID
+    a line on stdin       -> one line of JSON with all of it, up to now
+
+It is a process of its own, so that measuring costs the driver nothing. It ends with its standard input.
+"""
+
+import contextlib
+import json
+import os
+import select
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
+
+TICK_S = 0.5
+# The beginning of a process's title -> its role. Ray's title of a worker is that of the actor or the task in it.
+ROLES = {
+    "ray::HostedPool": "pools",
+    "ray::EngineHost": "engine hosts",
+    "ray::MapWorker": "stages",
+    "ray::RayTrainWorker": "learner",
+    "ray::Mailbox": "learner",
+    "ray::TrainController": "learner",
+    "ray::_verdicts": "verifiers",
+    "ray::Map": "verifiers",
+    "ray::verif": "verifiers",
+    "ray::": "other workers",
+}
+RAY = "Ray's own"
+DRIVER = "driver"
+
+
+@dataclass
+class Process:
+    role: str
+    seconds: float = 0.0
+    seen: float = 0.0  # its CPU time when it was last looked at
+
+
+@dataclass
+class Usage:
+    """CPU seconds of roles and of single processes, up to now; the most bytes so far."""
+
+    roles: dict[str, float] = field(default_factory=dict)
+    processes: dict[str, tuple[str, float]] = field(default_factory=dict)  # pid -> role, seconds
+    store_bytes: int = 0
+    driver_bytes: int = 0
+
+
+class Watch:
+    def __init__(self, pid: int):
+        self.driver = psutil.Process(pid)
+        self.processes: dict[int, Process] = {}
+        self.usage = Usage()
+
+    def look(self) -> None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            below = self.driver.children(recursive=True)
+            self.usage.driver_bytes = max(self.usage.driver_bytes, self.driver.memory_info().rss)
+            for process in [self.driver, *below]:
+                if process.pid != os.getpid():
+                    with contextlib.suppress(psutil.Error, IndexError):
+                        self._add(process)
+
+    def _add(self, process: psutil.Process) -> None:
+        times = process.cpu_times()
+        now = times.user + times.system
+        title = " ".join(process.cmdline())
+        known = self.processes.setdefault(process.pid, Process(RAY))
+        if process.pid == self.driver.pid:
+            known.role = DRIVER
+        elif title.startswith("ray::") and not title.startswith("ray::IDLE"):
+            known.role = next(role for start, role in ROLES.items() if title.startswith(start))
+        elif "answer_process" in title:  # a verifier's child
+            known.role = "verifiers"
+        elif "raylet/raylet" in title:
+            self.usage.store_bytes = max(self.usage.store_bytes, _plasma_bytes(process.pid))
+        known.seconds += now - known.seen
+        self.usage.roles[known.role] = self.usage.roles.get(known.role, 0.0) + now - known.seen
+        known.seen = now
+        self.usage.processes[str(process.pid)] = (known.role, known.seconds)
+
+
+def _plasma_bytes(raylet: int) -> int:
+    """How much of the shared memory was ever written to: pages of the object store are not given back."""
+    files: dict[int, int] = {}
+    for entry in os.scandir(f"/proc/{raylet}/fd"):
+        with contextlib.suppress(OSError):
+            if "plasma" in os.readlink(entry.path):
+                found = os.stat(entry.path)
+                files[found.st_ino] = found.st_blocks * 512
+    return sum(files.values())
+
+
+def main(pid: int) -> None:
+    watch = Watch(pid)
+    while True:
+        asked = bool(select.select([sys.stdin], [], [], TICK_S)[0])
+        watch.look()
+        if asked:
+            if not sys.stdin.readline():
+                return
+            print(json.dumps(asdict(watch.usage)), flush=True)
+
+
+class Meter:
+    """The driver's side: start it, ask it, end it."""
+
+    def __init__(self, folder: str):
+        import subprocess
+
+        environment = os.environ | {"PYTHONPATH": folder}
+        self.process: Any = subprocess.Popen(
+            [sys.executable, "-m", "stand_in.meter", str(os.getpid())],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True,
+        )  # fmt: skip
+
+    def read(self) -> Usage:
+        self.process.stdin.write("now\n")
+        self.process.stdin.flush()
+        return Usage(**json.loads(self.process.stdout.readline()))
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait(10)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
