@@ -1,4 +1,4 @@
-"""`python -m stand_in.meter PID`: what the process PID and all below it take, by what they do for a run.
+"""`python -m stream_bench.meter PID`: what the process PID and all below it take, by what they do for a run.
 
     /proc, twice a second -> CPU seconds of each process and role, size of the object store, memory of PID
     a line on stdin       -> one line of JSON with all of it, up to now
@@ -28,10 +28,12 @@ ROLES = {
     "ray::_verdicts": "verifiers",
     "ray::Map": "verifiers",
     "ray::verif": "verifiers",
-    "ray::": "other workers",
+    "ray::_StatsActor": "Ray Data's own",
+    "ray::Autoscal": "Ray Data's own",
 }
 RAY = "Ray's own"
 DRIVER = "driver"
+HOSTS = "engine hosts"
 
 
 @dataclass
@@ -74,7 +76,8 @@ class Watch:
         if process.pid == self.driver.pid:
             known.role = DRIVER
         elif title.startswith("ray::") and not title.startswith("ray::IDLE"):
-            known.role = next(role for start, role in ROLES.items() if title.startswith(start))
+            other = title.removeprefix("ray::").partition(".")[0].partition("(")[0]
+            known.role = next((role for start, role in ROLES.items() if title.startswith(start)), other)
         elif "answer_process" in title:  # a verifier's child
             known.role = "verifiers"
         elif "raylet/raylet" in title:
@@ -115,7 +118,7 @@ class Meter:
 
         environment = os.environ | {"PYTHONPATH": folder}
         self.process: Any = subprocess.Popen(
-            [sys.executable, "-m", "stand_in.meter", str(os.getpid())],
+            [sys.executable, "-m", "stream_bench.meter", str(os.getpid())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True,
         )  # fmt: skip
 

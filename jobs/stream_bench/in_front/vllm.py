@@ -61,11 +61,19 @@ class _AnyToken(dict):
 
 
 @dataclass
+class FlatLogprobs:
+    """What `flat_logprobs` asks for: numbers in lists."""
+
+    token_ids: list[int]
+    logprobs: list[float]
+
+
+@dataclass
 class CompletionOutput:
     index: int
     text: str
     token_ids: list[int]
-    logprobs: list[Any] | None
+    logprobs: Any
     finish_reason: str | None
     cumulative_logprob: float = 0.0
 
@@ -74,7 +82,7 @@ class CompletionOutput:
 class RequestOutput:
     request_id: str
     outputs: list[CompletionOutput]
-    prompt_logprobs: list[Any] | None = None
+    prompt_logprobs: Any = None
     finished: bool = True
 
 
@@ -87,14 +95,27 @@ def _stock(tokens: int, vocabulary: int) -> tuple[list[int], str, list[Any]]:
     return ids, words, [_AnyToken({0: Logprob()}) for _ in range(2 * tokens)]
 
 
-def _completion(index: int, seed: int, tokens: int, pace: Pace) -> CompletionOutput:
+def _completion(index: int, seed: int, tokens: int, pace: Pace, flat: bool = False) -> CompletionOutput:
     ids, words, logprobs = _stock(pace.max_tokens, pace.vocabulary)
     first = seed % pace.max_tokens
     characters = round(CHARACTERS_A_TOKEN * tokens)
     # The seeds of a row's two requests differ in the lowest bit alone, and their verdicts should not be tied.
     text = words[first : first + characters] + (RIGHT if random.Random(seed ^ 0x5EED).random() < 0.5 else WRONG)
     finish = "length" if tokens == pace.max_tokens else "stop"
-    return CompletionOutput(index, text, ids[first : first + tokens], logprobs[:tokens], finish)
+    sampled = ids[first : first + tokens]
+    return CompletionOutput(index, text, sampled, _logprobs(sampled) if flat else logprobs[:tokens], finish)
+
+
+def _logprobs(ids: list[int]) -> FlatLogprobs:
+    return FlatLogprobs(list(ids), [LOGPROB] * len(ids))
+
+
+def _scored(request_id: str, prompt_ids: list[int], flat: bool) -> RequestOutput:
+    """A prompt's own log-probs, which its first token has none of, and one sampled token."""
+    one = _AnyToken({0: Logprob()})
+    rest = prompt_ids[1:]
+    sampled = CompletionOutput(0, "", [prompt_ids[0]], _logprobs(prompt_ids[:1]) if flat else [one], "length")
+    return RequestOutput(request_id, [sampled], _logprobs(rest) if flat else [None, *([one] * len(rest))])
 
 
 # The engine
@@ -134,11 +155,9 @@ class AsyncLLM:
         self, prompt: Any, params: Any, request_id: str, lora_request: Any = None
     ) -> AsyncIterator[RequestOutput]:
         await self.running.wait()
+        flat = getattr(params, "flat_logprobs", False)
         if params.prompt_logprobs is not None:
-            scored = [None] + [{0: Logprob()}] * (len(prompt["prompt_token_ids"]) - 1)
-            yield RequestOutput(
-                request_id, [CompletionOutput(0, "", [64], [_AnyToken({0: Logprob()})], "length")], scored
-            )
+            yield _scored(request_id, prompt["prompt_token_ids"], flat)
             return
         seeds = [params.seed + i for i in range(params.n)]
         lengths = [min(params.max_tokens, self.pace.tokens(seed)) for seed in seeds]
@@ -152,7 +171,9 @@ class AsyncLLM:
                 self.idle.set()
         began = time.thread_time()
         drawn = enumerate(zip(seeds, lengths, strict=True))
-        answer = RequestOutput(request_id, [_completion(i, seed, tokens, self.pace) for i, (seed, tokens) in drawn])
+        answer = RequestOutput(
+            request_id, [_completion(i, seed, tokens, self.pace, flat) for i, (seed, tokens) in drawn]
+        )
         spent["seconds"] += time.thread_time() - began
         yield answer
 
@@ -277,7 +298,7 @@ def _no_group(*_: Any) -> None: ...
 _SUBMODULES: dict[str, dict[str, type | Callable]] = {
     "sampling_params": {"SamplingParams": SamplingParams, "RequestOutputKind": RequestOutputKind},
     "outputs": {"RequestOutput": RequestOutput, "CompletionOutput": CompletionOutput},
-    "logprobs": {"Logprob": Logprob, "FlatLogprobs": type("FlatLogprobs", (), {})},
+    "logprobs": {"Logprob": Logprob, "FlatLogprobs": FlatLogprobs},
     "config": {},
     "config.weight_transfer": {"WeightTransferConfig": _Options},
     "engine": {},

@@ -1,0 +1,151 @@
+"""From the rows of a run and the CPU of its processes to the figures of the stream benchmark.
+
+rows/step-*.parquet -> StepFacts -> bound --.
+Seen: times, Usage before and after --------+-> Report -> text, JSON
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from stream_bench.meter import DRIVER, HOSTS, Usage
+from stream_bench.settings import Settings
+
+ALONE = "stand-in alone"
+
+
+@dataclass
+class Seen:
+    """What the driver notes while the run goes on."""
+
+    up_at: float = 0.0  # when the engines and the learner were up
+    recorded_at: list[float] = field(default_factory=list)  # for each step
+    first: Usage | None = None  # after the first step
+    last: Usage | None = None  # after the last step
+    stand_in: tuple[float, float] = (0.0, 0.0)  # CPU seconds that the stand-in itself has used, at the same times
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """Tokens of the longest rows of a step, and when its first request began."""
+
+    way_tokens: int  # sampling and refining of one row
+    raw_tokens: int
+    refined_tokens: int
+    started_at: float
+    ended_at: list[float]  # when each row's refinement was there
+
+
+def step_facts(file: Path) -> StepFacts:
+    import pyarrow.parquet as pq
+
+    parts = [f"y_o.{name}" for name in ("ids", "start_s")] + [f"y_r.{name}" for name in ("ids", "start_s", "seconds")]
+    table = pq.ParquetFile(file).read(columns=parts)
+
+    def column(y: str, name: str) -> Any:
+        part: Any = table[y].combine_chunks()
+        return part.field(name)
+
+    raw, refined = (column(y, "ids").value_lengths().to_pylist() for y in ("y_o", "y_r"))
+    ends = [a + b for a, b in zip(*(column("y_r", n).to_pylist() for n in ("start_s", "seconds")), strict=True)]
+    way = max(a + b for a, b in zip(raw, refined, strict=True))
+    return StepFacts(way, max(raw), max(refined), min(column("y_o", "start_s").to_pylist()), ends)
+
+
+def bound(s: Settings, facts: StepFacts) -> float:
+    """The least seconds that a step can take where such steps follow one another."""
+    way, train = facts.way_tokens * s.seconds_a_token, s.train_seconds
+    least = max(train, (way + train) / s.together)
+    if s.in_flight == "drain" and s.staleness not in ("0", "never"):
+        least = max(least, facts.raw_tokens * s.seconds_a_token)
+    return least
+
+
+@dataclass(frozen=True)
+class Report:
+    settings: dict[str, Any]
+    wall_s: float
+    bound_s: float
+    ratio: float
+    longest_s: dict[str, float]  # P, S, R, T: means over the measured steps
+    first_request_s: float  # from engines and learner up to the first request
+    cpu_ms_a_row: dict[str, float]
+    cpu_ms_a_row_in_all: float  # without the engines' hosts
+    busiest: list[dict[str, Any]]  # processes: role, share of a core, rows a second at which it fills one
+    store_mib: float
+    driver_mib: float
+    walls_s: list[float]
+
+
+def report(s: Settings, seen: Seen, folder: Path) -> Report:
+    facts = [step_facts(file) for file in sorted((folder / "run" / "rows").glob("step-*.parquet"))]
+    assert seen.first and seen.last and len(facts) == s.steps
+    walls = [b - a for a, b in zip(seen.recorded_at, seen.recorded_at[1:], strict=False)]
+    span, measured = sum(walls), facts[1:]
+    wall, least = span / len(walls), _mean([bound(s, f) for f in measured])
+    # Rows of later steps are already on their way when the first step ends, so each side counts what it finished.
+    recorded = s.rows * len(measured)
+    begin, end = seen.recorded_at[0], seen.recorded_at[-1]
+    refined = sum(begin <= t <= end for f in facts for t in f.ended_at) or recorded
+    cpu = {
+        role: 1e3 * (seconds - seen.first.roles.get(role, 0.0)) / _rows_of(role, recorded, refined)
+        for role, seconds in sorted(seen.last.roles.items())
+    }
+    cpu[ALONE] = 1e3 * (seen.stand_in[1] - seen.stand_in[0]) / refined
+    in_all = sum(ms for role, ms in cpu.items() if role not in (HOSTS, ALONE))
+    tokens = {
+        "P": _mean([f.way_tokens for f in measured]),
+        "S": _mean([f.raw_tokens for f in measured]),
+        "R": _mean([f.refined_tokens for f in measured]),
+    }
+    longest = {name: n * s.seconds_a_token for name, n in tokens.items()} | {"T": s.train_seconds}
+    return Report(
+        asdict(s), wall, least, wall / least, longest, facts[0].started_at - seen.up_at, cpu, in_all,
+        _busiest(seen.first, seen.last, span, recorded, refined), seen.last.store_bytes / 2**20,
+        seen.last.driver_bytes / 2**20, walls,
+    )  # fmt: skip
+
+
+def _mean(values: list) -> float:
+    return sum(values) / len(values)
+
+
+def _rows_of(role: str, recorded: int, refined: int) -> int:
+    return recorded if role in (DRIVER, "learner") else refined
+
+
+def _busiest(first: Usage, last: Usage, span: float, recorded: int, refined: int) -> list[dict[str, Any]]:
+    """The three busiest processes, engines' hosts aside: in a real run every engine has a process of its own."""
+    used = [
+        (seconds - first.processes.get(pid, ("", 0.0))[1], role)
+        for pid, (role, seconds) in last.processes.items()
+        if role != HOSTS
+    ]
+    top = sorted(used, reverse=True)[:3]
+    return [
+        {"role": role, "core_share": cpu / span, "rows_per_s_at_one_core": _rows_of(role, recorded, refined) / cpu}
+        for cpu, role in top
+        if cpu > 0
+    ]
+
+
+def text(r: Report) -> str:
+    s = Settings(**r.settings)
+    cpu = ", ".join(f"{role} {ms:.1f}" for role, ms in r.cpu_ms_a_row.items() if role not in (HOSTS, ALONE))
+    longest = ", ".join(f"{name} {seconds:.2f}" for name, seconds in r.longest_s.items())
+    busiest = "; ".join(
+        f"{b['role']} {b['core_share']:.0%} of a core, full at {b['rows_per_s_at_one_core']:.0f} rows/s"
+        for b in r.busiest
+    )
+    return f"""
+{s.rows} rows a step, {s.engines} engines, staleness {s.staleness}, {s.in_flight}; {len(r.walls_s)} steps after the \
+first; raw median {s.raw_median}, refined {s.refined_median}, at most {s.max_tokens} tokens
+wall of a step      {r.wall_s:.2f} s ({min(r.walls_s):.2f} to {max(r.walls_s):.2f})
+bound of a step     {r.bound_s:.2f} s ({longest} s)
+ratio               {r.ratio:.3f}
+CPU a row           {r.cpu_ms_a_row_in_all:.1f} ms: {cpu}
+engines' hosts      {r.cpu_ms_a_row.get(HOSTS, 0.0):.1f} ms a row, of which the stand-in makes up answers for \
+{r.cpu_ms_a_row[ALONE]:.1f}
+busiest             {busiest}
+object store        {r.store_mib:.0f} MiB high water; driver {r.driver_mib:.0f} MiB
+first request       {r.first_request_s:.1f} s after engines and learner were up"""
