@@ -37,6 +37,7 @@ from trd_ray.errors import RunFailed, UserError
 HERE = Path(__file__).resolve().parent
 VOCABULARY = 151_936
 PROBLEM_TOKENS, REFERENCE_TOKENS = 150, 400
+MOST_PROBLEMS = 4096  # a run that needs more meets them again
 
 
 # What the run is given
@@ -66,7 +67,7 @@ def write_problems(file: Path, count: int) -> None:
     with open(file, "w") as out:
         for i in range(count):
             digits = f"{i:06d}" + "0123456789" * (PROBLEM_TOKENS // 10)
-            reference = ("1+2=3; " * (REFERENCE_TOKENS // 4)) + r"\boxed{7}"
+            reference = ("1+2=3; " * (REFERENCE_TOKENS // 6)) + r"\boxed{7}"
             problem = {"problem_id": f"sum-{i}", "problem": "+".join(digits), "answer": "7", "reference": reference}
             out.write(json.dumps(problem) + "\n")
 
@@ -164,7 +165,7 @@ def measure(s: Settings, folder: Path) -> Seen:
     from trd_ray.train import command
 
     make_model(folder / "model")
-    write_problems(folder / "problems.jsonl", s.rows * min(s.steps, 4))
+    write_problems(folder / "problems.jsonl", min(MOST_PROBLEMS, s.rows * s.steps))
     seen = Seen()
     meter = Meter(str(HERE))
     try:
