@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from stream_bench.meter import Meter
+from stream_bench.meter import Meter, Usage
 from stream_bench.results import Seen, report, text
 from stream_bench.settings import Settings, settings
 
@@ -37,6 +37,7 @@ from trd_ray.errors import RunFailed, UserError
 HERE = Path(__file__).resolve().parent
 VOCABULARY = 151_936
 PROBLEM_TOKENS, REFERENCE_TOKENS = 150, 400
+POLL_S = 0.25  # as the feed does
 MOST_PROBLEMS = 4096  # a run that needs more meets them again
 
 
@@ -145,6 +146,7 @@ def standing_in(s: Settings, seen: Seen, meter: Meter) -> Iterator[None]:
                 seen.first, seen.stand_in = meter.read(), (spent, spent)
             else:
                 seen.last, seen.stand_in = meter.read(), (seen.stand_in[0], spent)
+                seen.idle, seen.idle_s = _idle(training, meter, s.idle_seconds)
 
     in_front = [str(HERE / "stream_bench" / "in_front"), str(HERE)]
     path = os.pathsep.join(filter(None, [*in_front, os.environ.get("PYTHONPATH")]))
@@ -154,6 +156,15 @@ def standing_in(s: Settings, seen: Seen, meter: Meter) -> Iterator[None]:
         stack.enter_context(patch("trd_ray.distill.trainer.work", partial(asleep.work, s.train_seconds)))
         stack.enter_context(patch.object(Training, "record", record_and_note))
         yield
+
+
+def _idle(training: Any, meter: Meter, seconds: float) -> tuple[Usage, float]:
+    """What was used by the end of some seconds in which no row is on its way, and the loop waits as it does for rows."""
+    begin = time.monotonic()
+    while time.monotonic() - begin < seconds:
+        time.sleep(POLL_S)
+        training.policy.watch()
+    return meter.read(), time.monotonic() - begin
 
 
 def measure(s: Settings, folder: Path) -> Seen:

@@ -29,10 +29,8 @@ ROLES = {
     "ray::Shelf": "shelf",
     "ray::Map": "verifiers",
     "ray::verif": "verifiers",
-    "ray::_StatsActor": "Ray Data's own",
-    "ray::Autoscal": "Ray Data's own",
 }
-RAY = "Ray's own"
+RAY = "Ray's own"  # raylet, control service, agents, and the small actors of Ray Data and Ray Train
 DRIVER = "driver"
 HOSTS = "engine hosts"
 
@@ -77,8 +75,7 @@ class Watch:
         if process.pid == self.driver.pid:
             known.role = DRIVER
         elif title.startswith("ray::") and not title.startswith("ray::IDLE"):
-            other = title.removeprefix("ray::").partition(".")[0].partition("(")[0]
-            known.role = next((role for start, role in ROLES.items() if title.startswith(start)), other)
+            known.role = next((role for start, role in ROLES.items() if title.startswith(start)), RAY)
         elif "answer_process" in title:  # a verifier's child
             known.role = "verifiers"
         elif "raylet/raylet" in title:

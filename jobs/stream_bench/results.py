@@ -22,6 +22,8 @@ class Seen:
     recorded_at: list[float] = field(default_factory=list)  # for each step
     first: Usage | None = None  # after the first step
     last: Usage | None = None  # after the last step
+    idle: Usage | None = None  # after `idle_s` more seconds in which nothing was done
+    idle_s: float = 0.0
     stand_in: tuple[float, float] = (0.0, 0.0)  # CPU seconds that the stand-in itself has used, at the same times
 
 
