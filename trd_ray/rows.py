@@ -96,16 +96,13 @@ EXAMPLE = [
     pa.field("teacher_cut_tokens", pa.int32()),
 ]
 
-# The refinements of one rollout, between the refine stage and the selection of y_r.
-CANDIDATES = pa.field("candidates", pa.list_(TRAJECTORY))
-
 METADATA = {_VERSION_KEY: str(SCHEMA_VERSION)}
-_FIELDS = [*PROBLEM, *ORDER, *ROLLOUT, *REFINED, *EXAMPLE]
+_MADE = [*ORDER, *ROLLOUT, *REFINED, *EXAMPLE]
 
-# A row in the stream, and as it is stored: tests can be megabytes a problem, and no reader of a stored row needs them.
-IN_STREAM = pa.schema(_FIELDS, metadata=METADATA)
-ROW = pa.schema([f for f in _FIELDS if f.name != "tests"], metadata=METADATA)
-WITH_CANDIDATES = IN_STREAM.append(CANDIDATES)
+# A row as it is stored: tests can be megabytes a problem, and no reader of a stored row needs them.
+ROW = pa.schema([*(f for f in PROBLEM if f.name != "tests"), *_MADE], metadata=METADATA)
+# A row in the stream names its problem by the place in the run's table of problems.
+IN_STREAM = pa.schema([pa.field("problem_number", pa.int64(), nullable=False), *_MADE], metadata=METADATA)
 
 
 # What the metrics of a step are counted from: no ids, log-probabilities or texts.

@@ -1,7 +1,5 @@
 """What a row trains, by its verdicts and by what the recipe asks for; and which refinement becomes y_r."""
 
-from dataclasses import asdict
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,9 +9,9 @@ from transformers import PreTrainedTokenizerFast
 from trd_ray import config
 from trd_ray.engine.actor import Generation
 from trd_ray.record.ledger import row_metrics
-from trd_ray.rows import EXAMPLE, ROW, WITH_CANDIDATES, light, to_table
+from trd_ray.rows import EXAMPLE, ROW, light, to_table
 from trd_ray.stream.examples import build, examples_of, rebuilt
-from trd_ray.stream.stages import min_version, select, select_refined
+from trd_ray.stream.stages import min_version, record_refined, select
 from trd_ray.verify import Verdict
 from trd_ray.views import Views
 
@@ -225,21 +223,21 @@ def generation(text: str, tokens: int) -> Generation:
     ],
 )
 def test_the_refinement_is_selected_by_rule(passed, lengths, first, first_passed, shortest_passed):
-    candidates = [asdict(generation("", n)) for n in lengths]
-    verdicts = [Verdict(p, float(p), "", "", 0.0) for p in passed]
-    chosen = [select(candidates, verdicts, rule) for rule in ("first", "first_passed", "shortest_passed")]
+    chosen = [select(lengths, passed, rule) for rule in ("first", "first_passed", "shortest_passed")]
     assert chosen == [first, first_passed, shortest_passed]
 
 
 def test_y_r_is_the_selected_candidate_with_its_own_verdict(made):
     row, _ = made()
-    texts = [("so \\boxed{2}", 3), ("so then \\boxed{1}", 5), ("\\boxed{1}", 4), ("no answer", 2)]
-    candidates = [asdict(generation(text, tokens)) for text, tokens in texts]
-    recipe = config.from_tree({"refiner": {"select": "shortest_passed", "n": 4}})
-    [out] = select_refined(to_table([row | {"candidates": candidates}], WITH_CANDIDATES), recipe).to_pylist()
+    texts = [("so \\boxed{2}", 3, False), ("so then \\boxed{1}", 5, True), ("\\boxed{1}", 4, True), ("none", 2, False)]
+    candidates = [generation(text, tokens) for text, tokens, _ in texts]
+    judged = [(7.0 + i, Verdict(passed, float(passed), text, "", 0.5)) for i, (text, _, passed) in enumerate(texts)]
+    record_refined(row, candidates, judged, "shortest_passed")
+    [out] = to_table([row]).to_pylist()
     y_r = out["y_r"]
     assert (y_r["text"], y_r["ids"], y_r["passed"]) == ("\\boxed{1}", [0, 1, 2, 3], True)
     assert (y_r["version"], y_r["engine"], y_r["logprobs"]) == (3, "refiner-0", [-0.5] * 4)
+    assert (y_r["extracted"], y_r["verify_start_s"], y_r["verify_seconds"]) == ("\\boxed{1}", 7.0, 2.0)
     assert (out["refine_candidates"], out["refine_candidates_passed"]) == (4, 2)
     assert out["y_o"]["ids"] == list(row["y_o"]["ids"])
 

@@ -180,7 +180,7 @@ class Samples:
                 "start_s": g.start_s,
                 "seconds": g.seconds,
                 "text": g.text,
-                "ids": g.ids,
+                "ids": g.ids.tolist(),
             }
         )
         self._kept[key] = Kept(place, prompt_sha256, len(g.ids), g.finish)

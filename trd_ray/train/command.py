@@ -77,10 +77,10 @@ def refine_run(session: Session, done: int) -> None:
     """
     inputs = session.inputs
     directory = session.directory
-    session.wait_until_started()
     feed = start_feed(session, start_step=done, version=0)
-    session.display.phase("refining")
     try:
+        session.wait_until_started()
+        session.display.phase("refining")
         with Metrics(directory.path, inputs.total_steps, done) as metrics:
             for step in range(done, inputs.total_steps):
                 session.look()  # when rows are ready, nothing else looks

@@ -35,7 +35,7 @@ from trd_ray.record.ledger import facts_of_rows, row_metrics
 from trd_ray.record.metrics import Metrics
 from trd_ray.record.summary import summarise
 from trd_ray.record.timeline import Timeline
-from trd_ray.rows import dicts, light
+from trd_ray.rows import light
 from trd_ray.session.endings import cause
 from trd_ray.session.session import Session
 from trd_ray.stream.examples import examples_of, rebuilt
@@ -99,6 +99,10 @@ class Training:
         """Start engines, learner and stream, and make the evaluation that comes before the first step."""
         with self.clock.span("start"):
             self.trainer.start()
+            if self.done < self.total_steps or not resumed:
+                # The stage starts beside engines and learner, and its first requests wait at the gates.
+                version = 0 if self.policy.offline else self.done
+                self.feed = start_feed(self.session, start_step=self.done, version=version)
             self.session.display.starting({"learner": (0, 1)})
             self.trainer.wait_until_started(self.session.look_at_start)
             self.session.display.starting({"learner": (1, 1)})
@@ -108,9 +112,7 @@ class Training:
         if resumed:
             with self.clock.span("evaluate"):
                 self.evaluations.missed(self.done)
-        if self.done < self.total_steps or not resumed:
-            # The feed comes before the evaluation: meanwhile the stages start, and rows of the first step are sampled.
-            self.feed = start_feed(self.session, start_step=self.done, version=self.policy.served)
+        if self.feed:
             self.policy.watch()  # engines that served another run get this one's weights
             if not resumed:
                 with self.clock.span("evaluate"):
@@ -166,13 +168,14 @@ class Training:
             return {}
         timeout_s = self.recipe.sampler.request_timeout_s
         return logprob_gap(
-            dicts(table, PROBED), self.policy, count=self.recipe.sync.probe_rows, learner=self.trainer.logprobs,
+            table, self.policy, count=self.recipe.sync.probe_rows, learner=self.trainer.logprobs,
             engine=lambda sequences: scored_again(pool, sequences, self.policy.version, timeout_s),
         )  # fmt: skip
 
     def with_examples(self, table: pa.Table) -> pa.Table:
-        """The table with its example columns. A corpus holds those of another recipe, so they are made again."""
-        # MERGE: the stage fills them, so add here `if not self.corpus: return table`
+        """The table with its example columns, which the stage has made. A corpus holds those of another recipe."""
+        if not self.corpus:
+            return table
         return rebuilt(table, self.recipe, self.session.views, self.session.inputs.findings.shared_vocabulary)
 
     def state(self, rows: list[dict]) -> dict[str, float]:
