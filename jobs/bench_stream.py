@@ -84,7 +84,7 @@ def recipe(s: Settings, folder: Path) -> Any:
             "vocabulary": VOCABULARY,
         }
         # vLLM's own place for what only a platform knows.
-        extra = {"additional_config": {"pace": pace, "hosts": max(1, s.hosts // 2)}}
+        extra = {"additional_config": {"pace": pace, "hosts": max(1, s.hosts // 2), "start_seconds": s.start_seconds}}
         return {
             "replicas": replicas, "cpus": 0, "gpus": 0, "max_response_tokens": s.max_tokens, "cpu_kv_cache_gib": 8,
             "extra": extra,
@@ -130,20 +130,17 @@ def standing_in(s: Settings, seen: Seen, meter: Meter) -> Iterator[None]:
     from stream_bench import asleep
     from stream_bench.hosted import HostedPool
 
-    from trd_ray.session.session import Session
     from trd_ray.train.loop import Training
 
-    wait, record = Session.wait_until_started, Training.record
-
-    def wait_and_note(session: Session) -> None:
-        wait(session)
-        seen.up_at = time.time()
+    record = Training.record
 
     def record_and_note(training: Training, steps: int, *arguments: Any) -> None:
         record(training, steps, *arguments)
         seen.recorded_at.append(time.time())
         if steps in (1, s.steps):
-            spent = sum(ray.get([pool.spent_s.remote() for pool in training.session.pools.values()]))
+            pools = training.session.pools.values()
+            spent = sum(ray.get([pool.spent_s.remote() for pool in pools]))
+            seen.up_at = max(ray.get([pool.when_up.remote() for pool in pools]))
             if steps == 1:
                 seen.first, seen.stand_in = meter.read(), (spent, spent)
             else:
@@ -155,7 +152,6 @@ def standing_in(s: Settings, seen: Seen, meter: Meter) -> Iterator[None]:
         stack.enter_context(patch.dict(os.environ, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}))
         stack.enter_context(patch("trd_ray.engine.launch.Pool", HostedPool))
         stack.enter_context(patch("trd_ray.distill.trainer.work", partial(asleep.work, s.train_seconds)))
-        stack.enter_context(patch.object(Session, "wait_until_started", wait_and_note))
         stack.enter_context(patch.object(Training, "record", record_and_note))
         yield
 

@@ -8,6 +8,7 @@ state but its engines, which end with it, and it ends with the pool.
 
 import asyncio
 import inspect
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,9 @@ HOST_CALLS = 100_000  # requests under way in one host
 
 
 class EngineHost:
-    def __init__(self) -> None:
+    def __init__(self, start_seconds: float) -> None:
+        """`start_seconds` is how long each engine takes to start."""
+        self.start_seconds = start_seconds
         actor.take_descendants_along = lambda: None  # a shell for each engine; these start no processes
         self.engines: dict[str, asyncio.Future[Engine]] = {}
         self.killed: set[str] = set()
@@ -34,6 +37,8 @@ class EngineHost:
         engine = await self._place(key)  # Ray may begin a call before one that was made earlier
         if key in self.killed:
             raise EngineDied(f"the engine {key} was killed")
+        if method == "start":
+            await asyncio.sleep(self.start_seconds)
         outcome = getattr(engine, method)(*arguments, **named)
         return await outcome if inspect.isawaitable(outcome) else outcome
 
@@ -74,8 +79,10 @@ class HostedPool(Pool):
     def __init__(self, spec: PoolSpec):
         super().__init__(spec)
         host: Any = ray.remote(EngineHost).options(num_cpus=0, max_concurrency=HOST_CALLS)
-        self.hosts = [host.remote() for _ in range(min(spec.replicas, spec.engine.extra["additional_config"]["hosts"]))]
+        config = spec.engine.extra["additional_config"]
+        self.hosts = [host.remote(config["start_seconds"]) for _ in range(min(spec.replicas, config["hosts"]))]
         self.made = 0
+        self.up_at = 0.0
         ray.kill = _kills_hosted(ray.kill)
 
     def _actor(self, spec: EngineSpec) -> Any:
@@ -83,6 +90,14 @@ class HostedPool(Pool):
         self.made += 1
         handle.host.make.remote(handle.key, spec)
         return handle
+
+    async def start(self) -> None:
+        await super().start()
+        self.up_at = time.time()
+
+    async def when_up(self) -> float:
+        """Unix time at which all its engines were."""
+        return self.up_at
 
     async def spent_s(self) -> float:
         return sum(await asyncio.gather(*(host.spent_s.remote() for host in self.hosts)))

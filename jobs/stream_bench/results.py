@@ -18,7 +18,7 @@ ALONE = "stand-in alone"
 class Seen:
     """What the driver notes while the run goes on."""
 
-    up_at: float = 0.0  # when the engines and the learner were up
+    up_at: float = 0.0  # when the engines were up
     recorded_at: list[float] = field(default_factory=list)  # for each step
     first: Usage | None = None  # after the first step
     last: Usage | None = None  # after the last step
@@ -68,7 +68,7 @@ class Report:
     bound_s: float
     ratio: float
     longest_s: dict[str, float]  # P, S, R, T: means over the measured steps
-    first_request_s: float  # from engines and learner up to the first request
+    first_request_s: float  # from the engines being up to the first request
     cpu_ms_a_row: dict[str, float]
     cpu_ms_a_row_in_all: float  # without the engines' hosts
     busiest: list[dict[str, Any]]  # processes: role, share of a core, rows a second at which it fills one
@@ -148,4 +148,4 @@ engines' hosts      {r.cpu_ms_a_row.get(HOSTS, 0.0):.1f} ms a row, of which the 
 {r.cpu_ms_a_row[ALONE]:.1f}
 busiest             {busiest}
 object store        {r.store_mib:.0f} MiB high water; driver {r.driver_mib:.0f} MiB
-first request       {r.first_request_s:.1f} s after engines and learner were up"""
+first request       {r.first_request_s:.1f} s after the engines were up"""

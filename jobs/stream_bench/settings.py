@@ -25,6 +25,7 @@ class Settings:
     token_seconds: float
     learner_seconds: float
     scale: float
+    start_seconds: float
     rows_per_block: int | None
     store_gib: float
     seed: int
@@ -71,6 +72,7 @@ def settings(arguments: list[str], description: str) -> tuple[Settings, bool, Pa
     add("--token-seconds", type=float, default=0.02, help="of decoding a token; default 0.02")
     add("--learner-seconds", type=float, default=60.0, help="of a step; default 60")
     add("--scale", type=float, default=0.05, help="of all these seconds; default 0.05")
+    add("--start-seconds", type=float, default=15.0, help="of an engine, not scaled; default 15")
     add("--rows-per-block", type=positive, help="default: the recipe's own default")
     add("--store-gib", type=float, default=2.0, help="size of the object store; default 2")
     add("--seed", type=int, default=0)
