@@ -4,10 +4,8 @@
         -> its rows and the CPU of its processes -> wall of a step to its bound, CPU a row, what reaches a core first
 
 A stand-in replaces two things, which both sleep: vLLM's AsyncLLM and the learner's arithmetic. A row's lengths are a
-function of its seed, so what a step must take is known exactly: P, the longest way of a row through sampling and
-refining; S, the longest sampling; T, training. Nothing queues in an engine.
-
-    staleness 0: P + T      staleness k, keep: max(T, (P + T) / (k + 1))      drain: max(T, S, (P + T) / (k + 1))
+function of its seed and nothing queues in an engine, so the least that a step can take is known exactly: see
+trd_ray/record/bounds.py.
 
 The wall is a mean over the steps after the first, from one recorded step to the next. Engines share a few processes,
 half of them sample and half refine. Options: `--help`. A mistake in them is one sentence and exit code 2. Ctrl-C ends

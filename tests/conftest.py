@@ -31,6 +31,7 @@ POOLS = {
     "tests/engine/test_sync.py",
     "tests/evaluate/test_evaluate.py",
     "tests/problems/test_taco.py",
+    "tests/stream/test_flow.py",
 }
 RUNS = {
     "tests/evaluate/test_whole.py",

@@ -4,6 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from trd_ray.engine.actor import EngineSpec, Generation, Request
+from trd_ray.engine.client import Client
 from trd_ray.engine.pool import Pool, PoolSpec
 from trd_ray.engine.sync import WeightSync
 
@@ -62,6 +64,7 @@ class Served:
     def __init__(self, spec: PoolSpec):
         self.spec = spec
         self.pool, self.started = self.starting(spec)
+        self.client = Client(self.pool)
         self.model = AutoModelForCausalLM.from_pretrained(spec.engine.model, dtype=torch.float32)
         self.version = spec.engine.version
         self.during_send: Callable[[], None] = lambda: None  # called in the middle of every weight transfer
@@ -99,12 +102,17 @@ class Served:
     def ask(self, requests: list[Request], min_version: int = 0) -> list[Generation]:
         return self.answers(self.begin(requests, min_version))
 
-    def begin(self, requests: list[Request], min_version: int = 0) -> ray.ObjectRef:
-        return self.pool.generate.remote(requests, min_version)
+    def begin(self, requests: list[Request], min_version: int = 0) -> list[Future]:
+        return [self.client.submit(request, min_version) for request in requests]
 
     @staticmethod
-    def answers(ref: ray.ObjectRef) -> list[Generation]:
-        return [generation for [generation] in ray.get(ref, timeout=240)]
+    def answers(asked: list[Future]) -> list[Generation]:
+        """Their answers, one to each; tokens and log-probabilities as lists, which tests compare."""
+        answered = [generation for future in asked for [generation] in [future.result(timeout=240)]]
+        return [
+            replace(g, **{name: getattr(g, name).tolist() for name in ("ids", "logprobs", "prompt_logprobs")})
+            for g in answered
+        ]
 
     def status(self) -> dict:
         return ray.get(self.pool.status.remote(), timeout=60)

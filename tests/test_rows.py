@@ -1,12 +1,13 @@
 """Rows of every version read as rows of this one, whatever columns a file has or lacks."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from trd_ray.errors import UserError
-from trd_ray.rows import METADATA, ROW, TRAJECTORY, WITH_CANDIDATES, RowFiles, part, to_table, upgrade
+from trd_ray.rows import METADATA, ROW, TRAJECTORY, WITH_CANDIDATES, RowFiles, dicts, light, part, to_table, upgrade
 
 Y_O = {
     "ids": [5, 6, 7], "logprobs": [-0.5, -0.25, -1.0], "text": "so 5", "finish": "stop", "version": 3,
@@ -134,3 +135,74 @@ def test_no_files_are_no_rows():
 
 def test_a_part_of_no_trajectory_is_none():
     assert [part(r, "y_r", "finish") for r in ({}, {"y_r": None}, {"y_r": {}}, {"y_r": Y_R})] == [None] * 3 + ["stop"]
+
+
+# Rows in the driver
+
+
+PARCELS = pytest.mark.parametrize(
+    "cut",
+    [
+        lambda table: table,
+        lambda table: table[1:],
+        lambda table: table[:0],
+        lambda table: pa.concat_tables([table[2:], table[:1], table[1:2]]),
+    ],
+    ids=["whole", "slice", "empty", "parcels"],
+)
+
+
+@PARCELS
+def test_light_rows_hold_the_numbers_of_the_rows_and_the_counts_of_their_tokens(cut):
+    table = cut(to_table(NEW))
+    for row, whole in zip(light(table), table.to_pylist(), strict=True):
+        for y in ("y_o", "y_r"):
+            given = row.pop(y)
+            assert (given is None) == (whole[y] is None)
+            if given is not None:
+                assert given.pop("tokens") == len(whole[y]["ids"])
+                assert given == {name: whole[y][name] for name in given}
+                assert not {"ids", "logprobs", "text"} & given.keys()
+        assert row == {name: whole[name] for name in row}
+        assert not {"problem", "reference", "student_ids", "teacher_ids", "response_ids"} & row.keys()
+
+
+@PARCELS
+def test_lists_come_out_of_a_table_as_slices_of_its_buffers(cut):
+    table = cut(to_table(NEW))
+    found = dicts(
+        table, ["row", "student_prompt_ids", "teacher_ids", "y_o.ids", "y_o.logprobs", "y_o.passed", "y_r.ids"]
+    )
+    buffers = [chunk.values.to_numpy() for chunk in table["student_prompt_ids"].chunks]
+    for row, whole in zip(found, table.to_pylist(), strict=True):
+        assert row["y_o"]["ids"].dtype == np.int32 and row["y_o"]["ids"].tolist() == whole["y_o"]["ids"]
+        logprobs = row["y_o"]["logprobs"]
+        assert (None if logprobs is None else logprobs.tolist()) == whole["y_o"]["logprobs"]
+        assert (row["row"], row["teacher_ids"], row["y_o"]["passed"]) == (whole["row"], None, whole["y_o"]["passed"])
+        assert (row["y_r"] is None) == (whole["y_r"] is None)
+        assert any(np.shares_memory(row["student_prompt_ids"], buffer) for buffer in buffers)
+
+
+def test_arrays_and_lists_make_the_same_table():
+    def arrays(trajectory: dict | None) -> dict | None:
+        if trajectory is None:
+            return None
+        logprobs = trajectory["logprobs"]
+        as_array = None if logprobs is None else np.array(logprobs, np.float32)
+        return trajectory | {"ids": np.array(trajectory["ids"], np.int32), "logprobs": as_array}
+
+    made = [r | {"y_o": arrays(r["y_o"]), "y_r": arrays(r["y_r"])} for r in NEW]
+    assert to_table(made) == to_table(NEW)
+
+
+def test_a_lone_surrogate_becomes_a_question_mark_wherever_it_stands():
+    ids = np.array([1], np.int32)
+    table = to_table(
+        [row(0, problem="\ud800?", y_o=Y_O | {"ids": ids, "text": "a\udfff\x00", "detail": "\ud801"}), NEW[1]]
+    )
+    [first, second] = table.to_pylist()
+    assert (first["problem"], first["y_o"]["text"], first["y_o"]["detail"]) == ("??", "a?\x00", "?")
+    assert first["y_o"]["ids"] == [1] and second == to_table([NEW[1]]).to_pylist()[0]
+    odd = row(0) | {"candidates": [Y_O, Y_O | {"text": "b\ud800"}]}
+    [with_candidates] = to_table([odd], WITH_CANDIDATES)["candidates"].to_pylist()
+    assert [c["text"] for c in with_candidates] == ["so 5", "b?"]

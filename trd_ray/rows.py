@@ -16,6 +16,9 @@ The same schema is written to `rows/step-NNNNNN.parquet` in the run directory an
 
 A column that a file lacks reads as null, and a column that this schema lacks is left out. So a later column, or a later
 field of a trajectory, needs no new version.
+
+In the driver a step's rows stay one table. `light` gives its numbers, and `dicts` its token ids as NumPy slices of the
+table's buffers: no id becomes a Python object.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +26,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -92,21 +96,90 @@ EXAMPLE = [
     pa.field("teacher_cut_tokens", pa.int32()),
 ]
 
-# The refinements of one rollout, between the refine stage and the selection of y_r.
-CANDIDATES = pa.field("candidates", pa.list_(TRAJECTORY))
-
 METADATA = {_VERSION_KEY: str(SCHEMA_VERSION)}
-_FIELDS = [*PROBLEM, *ORDER, *ROLLOUT, *REFINED, *EXAMPLE]
+_MADE = [*ORDER, *ROLLOUT, *REFINED, *EXAMPLE]
 
-# A row in the stream, and as it is stored: tests can be megabytes a problem, and no reader of a stored row needs them.
-IN_STREAM = pa.schema(_FIELDS, metadata=METADATA)
-ROW = pa.schema([f for f in _FIELDS if f.name != "tests"], metadata=METADATA)
-WITH_CANDIDATES = IN_STREAM.append(CANDIDATES)
+# A row as it is stored: tests can be megabytes a problem, and no reader of a stored row needs them.
+ROW = pa.schema([*(f for f in PROBLEM if f.name != "tests"), *_MADE], metadata=METADATA)
+# A row in the stream names its problem by the place in the run's table of problems.
+IN_STREAM = pa.schema([pa.field("problem_number", pa.int64(), nullable=False), *_MADE], metadata=METADATA)
+
+
+# What the metrics of a step are counted from: no ids, log-probabilities or texts.
+_PLAIN = ("row", "step", "epoch", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens")
+_OF_TRAJECTORY = ("finish", "version", "engine", "start_s", "seconds", "passed", "extracted", "detail")
+_OF_VERIFYING = ("verify_start_s", "verify_seconds")
 
 
 def to_table(rows: list[dict], schema: pa.Schema = ROW) -> pa.Table:
-    """A table of the full schema from rows, dicts with any of its columns. Missing columns are null."""
-    return pa.Table.from_pylist([{name: row.get(name) for name in schema.names} for row in rows], schema=schema)
+    """A table of the full schema from rows, dicts with any of its columns. Missing columns are null.
+
+    Lone surrogates, which a model's text may hold and Arrow cannot, become question marks.
+    """
+    cut = [{name: row.get(name) for name in schema.names} for row in rows]
+    try:
+        return pa.Table.from_pylist(cut, schema=schema)
+    except UnicodeEncodeError:
+        return pa.Table.from_pylist(list(map(encodable, cut)), schema=schema)
+
+
+def encodable(value: Any) -> Any:
+    """Text whose lone surrogates, which Arrow cannot hold, are question marks; also what a dict or a list holds."""
+    if isinstance(value, dict):
+        return {name: encodable(one) for name, one in value.items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return list(map(encodable, value))
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def light(table: pa.Table) -> list[dict]:
+    """The rows without ids, log-probabilities and texts: what metrics, clock, timeline and warnings read.
+
+    A trajectory has `tokens`, the number of its ids.
+    """
+    rows = dicts(table, [*_PLAIN, *(f"{y}.{name}" for y in ("y_o", "y_r") for name in _OF_TRAJECTORY + _OF_VERIFYING)])
+    for y in ("y_o", "y_r"):
+        # pyarrow.compute makes its functions when it is imported, out of a type checker's sight.
+        lengths = pc.list_value_length(_column(table, f"{y}.ids"))  # pyright: ignore
+        for row, tokens in zip(rows, lengths.to_pylist(), strict=True):
+            if row[y] is not None:
+                row[y]["tokens"] = tokens
+    return rows
+
+
+def dicts(table: pa.Table, columns: Sequence[str]) -> list[dict]:
+    """The rows with these columns, named as for `upgrade`; a list is a NumPy slice of the table's buffers."""
+    plain = [name for name in columns if "." not in name]
+    rows: list[dict] = [{} for _ in range(table.num_rows)]
+    for name in plain:
+        for row, value in zip(rows, _values(_column(table, name)), strict=True):
+            row[name] = value
+    for y in dict.fromkeys(name.split(".")[0] for name in columns if "." in name):
+        fields = [name.split(".")[1] for name in columns if name.startswith(f"{y}.")]
+        there = table[y].is_valid().to_pylist()
+        values = zip(*(_values(_column(table, f"{y}.{field}")) for field in fields), strict=True)
+        for row, exists, of_row in zip(rows, there, values, strict=True):
+            row[y] = dict(zip(fields, of_row, strict=True)) if exists else None
+    return rows
+
+
+def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    y, _, of_trajectory = name.partition(".")
+    return pc.struct_field(table[y], of_trajectory) if of_trajectory else table[y]  # pyright: ignore
+
+
+def _values(column: pa.ChunkedArray) -> list:
+    if not pa.types.is_list(column.type):
+        return column.to_pylist()
+    return [ids for chunk in column.chunks for ids in _slices(chunk)]
+
+
+def _slices(lists: Any) -> list[np.ndarray | None]:
+    """The lists of a list array as views of its values, without a copy. None for null."""
+    values = lists.values.to_numpy(zero_copy_only=True)
+    ends = lists.offsets.to_pylist()
+    there = lists.is_valid().to_pylist()
+    return [values[a:b] if one else None for a, b, one in zip(ends[:-1], ends[1:], there, strict=True)]
 
 
 def part(row: dict, y: str, name: str) -> Any:

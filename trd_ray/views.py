@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 
@@ -208,7 +210,7 @@ class Views:
         self,
         problem: str,
         reference: str,
-        attempt_ids: Sequence[int],
+        attempt_ids: Sequence[int] | np.ndarray,
         passed: bool | None = None,
         details: str | None = None,
     ) -> View:
@@ -225,7 +227,7 @@ class Views:
         self,
         problem: str,
         reference: str,
-        attempt_ids: Sequence[int],
+        attempt_ids: Sequence[int] | np.ndarray,
         passed: bool | None = None,
         details: str | None = None,
     ) -> View:
@@ -251,7 +253,7 @@ class Views:
         )
 
     def _fit(
-        self, layout: "_Layout", problem: str, reference: str, attempt_ids: Sequence[int], details: str = ""
+        self, layout: "_Layout", problem: str, reference: str, attempt_ids: Sequence[int] | np.ndarray, details: str = ""
     ) -> View:
         inserted = {"problem": self._teacher_tokens.of_text(problem)}
         if "reference" in layout.slots:
@@ -333,9 +335,9 @@ class _Tokens:
         # The unknown token is special by name only: it stands for text.
         return [i for i in ids if i not in self._special or i == self._tokenizer.unk_token_id]
 
-    def of_attempt(self, ids: Sequence[int]) -> list[int]:
+    def of_attempt(self, ids: Sequence[int] | np.ndarray) -> list[int]:
         # Ids past the tokenizer's end are rows that pad the embedding. They stand for no text.
-        return [i for i in ids if i < self._size and i not in self._special]
+        return [i for i in np.asarray(ids, np.int32).tolist() if i < self._size and i not in self._special]
 
 
 def _parse(key: str, text: str) -> str:

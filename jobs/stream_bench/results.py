@@ -10,6 +10,7 @@ from typing import Any
 
 from stream_bench.meter import DRIVER, HOSTS, Usage
 from stream_bench.settings import Settings
+from trd_ray.record.bounds import StepSeconds, bound
 
 ALONE = "stand-in alone"
 
@@ -29,13 +30,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class StepFacts:
-    """Tokens of the longest rows of a step, and when its first request began."""
+    """The slowest row of a step, when the step's first request began and when each row was refined."""
 
-    way_tokens: int  # sampling and refining of one row
     raw_tokens: int
     refined_tokens: int
     started_at: float
-    ended_at: list[float]  # when each row's refinement was there
+    refined_at: list[float]
 
 
 def step_facts(file: Path) -> StepFacts:
@@ -50,17 +50,16 @@ def step_facts(file: Path) -> StepFacts:
 
     raw, refined = (column(y, "ids").value_lengths().to_pylist() for y in ("y_o", "y_r"))
     ends = [a + b for a, b in zip(*(column("y_r", n).to_pylist() for n in ("start_s", "seconds")), strict=True)]
-    way = max(a + b for a, b in zip(raw, refined, strict=True))
-    return StepFacts(way, max(raw), max(refined), min(column("y_o", "start_s").to_pylist()), ends)
+    slowest = max(zip(raw, refined, strict=True), key=sum)
+    return StepFacts(*slowest, min(column("y_o", "start_s").to_pylist()), ends)
 
 
-def bound(s: Settings, facts: StepFacts) -> float:
+def bound_s(s: Settings, facts: StepFacts) -> float:
     """The least seconds that a step can take where such steps follow one another."""
-    way, train = facts.way_tokens * s.seconds_a_token, s.train_seconds
-    least = max(train, (way + train) / s.together)
-    if s.in_flight == "drain" and s.staleness not in ("0", "never"):
-        least = max(least, facts.raw_tokens * s.seconds_a_token)
-    return least
+    sampled, refined = (n * s.seconds_a_token for n in (facts.raw_tokens, facts.refined_tokens))
+    # Where nothing becomes stale, nothing waits for an update either.
+    in_flight = "keep" if s.staleness == "never" else s.in_flight
+    return bound(StepSeconds(sampled, refined, s.train_seconds), s.together - 1, in_flight)
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class Report:
     wall_s: float
     bound_s: float
     ratio: float
-    longest_s: dict[str, float]  # P, S, R, T: means over the measured steps
+    slowest_s: dict[str, float]  # S, R, T: means over the measured steps
     first_request_s: float  # from the engines being up to the first request
     cpu_ms_a_row: dict[str, float]
     cpu_ms_a_row_in_all: float  # without the engines' hosts
@@ -84,11 +83,11 @@ def report(s: Settings, seen: Seen, folder: Path) -> Report:
     assert seen.first and seen.last and len(facts) == s.steps
     walls = [b - a for a, b in zip(seen.recorded_at, seen.recorded_at[1:], strict=False)]
     span, measured = sum(walls), facts[1:]
-    wall, least = span / len(walls), _mean([bound(s, f) for f in measured])
+    wall, least = span / len(walls), _mean([bound_s(s, f) for f in measured])
     # Rows of later steps are already on their way when the first step ends, so each side counts what it finished.
     recorded = s.rows * len(measured)
     begin, end = seen.recorded_at[0], seen.recorded_at[-1]
-    refined = sum(begin <= t <= end for f in facts for t in f.ended_at) or recorded
+    refined = sum(begin <= t <= end for f in facts for t in f.refined_at) or recorded
     cpu = {
         role: 1e3 * (seconds - seen.first.roles.get(role, 0.0)) / _rows_of(role, recorded, refined)
         for role, seconds in sorted(seen.last.roles.items())
@@ -96,13 +95,12 @@ def report(s: Settings, seen: Seen, folder: Path) -> Report:
     cpu[ALONE] = 1e3 * (seen.stand_in[1] - seen.stand_in[0]) / refined
     in_all = sum(ms for role, ms in cpu.items() if role not in (HOSTS, ALONE))
     tokens = {
-        "P": _mean([f.way_tokens for f in measured]),
         "S": _mean([f.raw_tokens for f in measured]),
         "R": _mean([f.refined_tokens for f in measured]),
     }
-    longest = {name: n * s.seconds_a_token for name, n in tokens.items()} | {"T": s.train_seconds}
+    slowest = {name: n * s.seconds_a_token for name, n in tokens.items()} | {"T": s.train_seconds}
     return Report(
-        asdict(s), wall, least, wall / least, longest, facts[0].started_at - seen.up_at, cpu, in_all,
+        asdict(s), wall, least, wall / least, slowest, facts[0].started_at - seen.up_at, cpu, in_all,
         _busiest(seen.first, seen.last, span, recorded, refined), seen.last.store_bytes / 2**20,
         seen.last.driver_bytes / 2**20, walls,
     )  # fmt: skip
@@ -134,7 +132,7 @@ def _busiest(first: Usage, last: Usage, span: float, recorded: int, refined: int
 def text(r: Report) -> str:
     s = Settings(**r.settings)
     cpu = ", ".join(f"{role} {ms:.1f}" for role, ms in r.cpu_ms_a_row.items() if role not in (HOSTS, ALONE))
-    longest = ", ".join(f"{name} {seconds:.2f}" for name, seconds in r.longest_s.items())
+    slowest = ", ".join(f"{name} {seconds:.2f}" for name, seconds in r.slowest_s.items())
     busiest = "; ".join(
         f"{b['role']} {b['core_share']:.0%} of a core, full at {b['rows_per_s_at_one_core']:.0f} rows/s"
         for b in r.busiest
@@ -143,7 +141,7 @@ def text(r: Report) -> str:
 {s.rows} rows a step, {s.engines} engines, staleness {s.staleness}, {s.in_flight}; {len(r.walls_s)} steps after the \
 first; raw median {s.raw_median}, refined {s.refined_median}, at most {s.max_tokens} tokens
 wall of a step      {r.wall_s:.2f} s ({min(r.walls_s):.2f} to {max(r.walls_s):.2f})
-bound of a step     {r.bound_s:.2f} s ({longest} s)
+bound of a step     {r.bound_s:.2f} s ({slowest})
 ratio               {r.ratio:.3f}
 CPU a row           {r.cpu_ms_a_row_in_all:.1f} ms: {cpu}
 engines' hosts      {r.cpu_ms_a_row.get(HOSTS, 0.0):.1f} ms a row, of which the stand-in makes up answers for \

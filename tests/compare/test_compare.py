@@ -183,7 +183,7 @@ def finished(plan: ComparisonPlan, cell: Cell, passed_PS: np.ndarray, steps: int
             metrics.write(json.dumps(line) + "\n")
             text = dict.fromkeys(("problem_id", "problem", "answer", "reference"), "x")
             one = text | {"row": step, "step": step, "epoch": 0, "sample_index": 0, "seed": 0}
-            directory.write_rows(step + 1, [one | {"y_o": {"ids": [1] * step}, "y_r": {"ids": [1, 2, 3]}}])
+            directory.write_rows(step + 1, to_table([one | {"y_o": {"ids": [1] * step}, "y_r": {"ids": [1, 2, 3]}}]))
     directory.release()
 
 

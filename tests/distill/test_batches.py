@@ -1,9 +1,11 @@
 """Micro-batches lose no example, cost every rank the same, keep within the budget, and predict the right tokens."""
 
 import math
+import pickle
 import random
-from itertools import accumulate, chain, product
+from itertools import accumulate, chain, pairwise, product
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -86,10 +88,14 @@ def test_a_larger_budget_makes_fewer_micro_batches(packed):
 
 @PACKED
 def test_the_plan_depends_on_the_rows_alone(packed):
-    assert plan(examples(40), 2, 3, 150, packed) == plan(examples(40), 2, 3, 150, packed)
+    def numbers(rows: list[Example], updates: int) -> list[list[list[list[int]]]]:
+        planned = plan(rows, updates, 3, 150, packed)
+        return [[[[e.row for e in micro] for micro in rank] for rank in update] for update in planned]
+
+    assert numbers(examples(40), 2) == numbers(examples(40), 2)
     shuffled = random.Random(1).sample(examples(40), 40)
     # Within an update their order is of no matter.
-    assert plan(shuffled, 1, 3, 150, packed) == plan(examples(40), 1, 3, 150, packed)
+    assert numbers(shuffled, 1) == numbers(examples(40), 1)
 
 
 # Balance, at the sizes of the paper
@@ -199,7 +205,7 @@ def test_cost_is_what_torch_counts(tied, adapters):
     example = Example(0, [3] * 100, [3] * 250, [3] * 50)
     with FlopCounterMode(display=False) as counted:
         for prompt, backward in ((example.student_ids, True), (example.teacher_ids, False)):
-            ids_BT = torch.tensor([prompt + example.response_ids])
+            ids_BT = torch.tensor([[*prompt, *example.response_ids]])
             with torch.set_grad_enabled(backward):
                 logits = model(ids_BT, logits_to_keep=len(example.response_ids)).logits
             if backward:
@@ -232,7 +238,7 @@ def test_predicted_positions_are_those_of_each_row_on_its_own(packed):
         with torch.no_grad():
             ours_NV = model(**side.model_inputs(), use_cache=False).logits.flatten(0, 1)[side.predicts_N]
             alone = [
-                model(torch.tensor([prompt + e.response_ids])).logits[0, len(prompt) - 1 : -1]
+                model(torch.tensor([[*prompt, *e.response_ids]])).logits[0, len(prompt) - 1 : -1]
                 for prompt, e in zip(prompts, given, strict=True)
             ]
         torch.testing.assert_close(ours_NV, torch.cat(alone), rtol=1e-4, atol=1e-5)
@@ -241,13 +247,56 @@ def test_predicted_positions_are_those_of_each_row_on_its_own(packed):
 def test_packed_sides_hold_every_token_once_and_no_other():
     given = examples(6)
     side = collate(given, PAD, packed=True).teacher
-    sequences = [e.teacher_ids + e.response_ids for e in given]
+    sequences = [[*e.teacher_ids, *e.response_ids] for e in given]
     assert side.input_ids_BT.tolist() == [list(chain(*sequences))]
     inputs = side.model_inputs()
     assert inputs["position_ids"].tolist() == [list(chain(*(range(len(s)) for s in sequences)))]
     assert inputs["cu_seq_lens_q"].tolist() == list(accumulate(map(len, sequences), initial=0))
     assert inputs["cu_seq_lens_q"].dtype == torch.int32  # as FlashAttention wants it
     assert inputs["max_length_q"] == max(map(len, sequences))
+
+
+@PACKED
+@pytest.mark.parametrize("count", [1, 6])
+def test_arrays_and_lists_make_the_same_tensors_and_those_that_lists_alone_would(packed, count):
+    given = examples(count)
+    lists = [Example(e.row, *([int(i) for i in ids] for ids in _ids(e))) for e in given]
+    views = []
+    for e in given:  # read-only slices, as from a table or out of the object store
+        whole = np.concatenate([[9, 9], *_ids(e)]).astype(np.int32)
+        whole.flags.writeable = False
+        ends = list(accumulate(map(len, _ids(e)), initial=2))
+        views.append(Example(e.row, *(whole[a:b] for a, b in pairwise(ends))))
+        assert all(np.shares_memory(ids, whole) for ids in _ids(views[-1]))
+    one, other = collate(lists, PAD, packed), collate(views, PAD, packed)
+    assert one.targets_N.equal(other.targets_N) and one.targets_N.dtype == torch.long
+    assert one.targets_N.tolist() == [i for e in given for i in e.response_ids.tolist()]
+    for side, of_other, prompts in (
+        (one.student, other.student, [e.student_ids for e in given]),
+        (one.teacher, other.teacher, [e.teacher_ids for e in given]),
+    ):
+        naive = [[*prompt.tolist(), *e.response_ids.tolist()] for prompt, e in zip(prompts, given, strict=True)]
+        width = max(map(len, naive))
+        padded = [sequence + [PAD] * (width - len(sequence)) for sequence in naive]
+        assert side.input_ids_BT.tolist() == ([list(chain(*naive))] if packed else padded)
+        starts = list(accumulate(map(len, naive), initial=0)) if packed else [width * b for b in range(count)]
+        assert side.predicts_N.tolist() == [
+            start + len(prompt) - 1 + i
+            for start, prompt, e in zip(starts, prompts, given, strict=False)
+            for i in range(len(e.response_ids))
+        ]
+        for a, b in zip(vars(side).values(), vars(of_other).values(), strict=True):
+            assert torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, torch.Tensor) else a == b
+
+
+def _ids(e: Example) -> list[np.ndarray]:
+    return [e.student_ids, e.teacher_ids, e.response_ids]
+
+
+def test_a_pickled_shard_is_as_large_as_its_own_ids():
+    whole = np.arange(1_000_000, dtype=np.int32)
+    shard = [Example(i, whole[:100], whole[100:1100], whole[5000:5900]) for i in range(4)]
+    assert 4 * 4 * 2000 < len(pickle.dumps(shard, protocol=5)) < 4 * 4 * 2000 + 4 * 500
 
 
 @PACKED

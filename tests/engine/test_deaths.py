@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
 from ray.exceptions import (
@@ -17,7 +18,10 @@ from ray.exceptions import (
 )
 
 from serving import pool_spec
+from stands import Near
+from trd_ray.engine import client
 from trd_ray.engine.actor import EngineDied, Generation, Request, reason
+from trd_ray.engine.client import Client
 from trd_ray.engine.pool import Pool, PoolFailed
 
 MEMORY = (
@@ -29,7 +33,7 @@ DEATHS = [
     LocalRayletDiedError(), EngineDied("vLLM ended"),
 ]  # fmt: skip
 PASSING = [ActorUnavailableError("connection reset", None), ObjectLostError(*LOST), OwnerDiedError(*LOST)]
-ANSWER = [[Generation([5], "a", "stop", [-0.1], 0, "e", 0.0, 0.0)]]
+ANSWER = [Generation(np.array([5]), "a", "stop", np.array([-0.1]), 0, "e", 0.0, 0.0)]
 
 
 class Method:
@@ -51,7 +55,7 @@ class Handle:
     async def _generate(self) -> Any:
         if self.failures:
             raise self.failures.pop(0)
-        return ANSWER
+        return [ANSWER]
 
     async def _health(self) -> None:
         if not self.answers_health:
@@ -65,6 +69,7 @@ class Handle:
 def asked(monkeypatch, tmp_path):
     """(answer, pool) after one request to a pool whose one engine fails as told."""
     monkeypatch.setattr(ray, "kill", lambda handle: None)
+    monkeypatch.setattr(client, "_process", lambda: ("actor", "process"))
 
     def ask(failures: list, answers_health: bool, requests: int = 1) -> tuple[Any, Pool]:
         pool = Pool(pool_spec("p", "model", tmp_path))
@@ -72,7 +77,8 @@ def asked(monkeypatch, tmp_path):
 
         async def run() -> Any:
             await pool.start()
-            calls = [pool.generate([Request([5], seed=0)]) for _ in range(requests)]
+            asking = Client(Near(pool))
+            calls = [asking.generate(Request([5], seed=0)) for _ in range(requests)]
             return (await asyncio.wait_for(asyncio.gather(*calls), 20))[0]
 
         return asyncio.run(run()), pool
@@ -127,13 +133,14 @@ def test_a_failure_quotes_the_log_of_the_start_that_failed_and_never_an_earlier_
     def failure(pool: Pool) -> str:
         async def run() -> None:
             await pool.start()
-            await pool.generate([Request([5], seed=0)])
+            await Client(Near(pool)).generate(Request([5], seed=0))
 
         with pytest.raises(PoolFailed) as failed:
             asyncio.run(asyncio.wait_for(run(), 20))
         return str(failed.value)
 
     monkeypatch.setattr(ray, "kill", lambda handle: None)
+    monkeypatch.setattr(client, "_process", lambda: ("actor", "process"))
     monkeypatch.setattr(Pool, "_actor", started)
     told = failure(Pool(pool_spec("p", "model", tmp_path)))
     assert "words of start 2" in told and "words of start 1" not in told and "earlier run" not in told

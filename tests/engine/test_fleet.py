@@ -2,104 +2,22 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
-import ray
 from ray.exceptions import ActorDiedError
 
 from serving import pool_spec
+from stands import ANSWER, ASK, Stands, run, without_ray
 from trd_ray.engine import fleet as fleet_module
-from trd_ray.engine.actor import Generation, Request
-from trd_ray.engine.fleet import MOVES, UP, Fleet, Life, PoolFailed, State
-from trd_ray.engine.pool import Pool
+from trd_ray.engine.fleet import MOVES, UP, Life, PoolFailed, State
 from trd_ray.engine.update import EngineFailed
-
-ASK = [Request([5], seed=0)]
-ANSWER = [[Generation([5], "a", "stop", [-0.1], 0, "e", 0.0, 0.0)]]
-
-
-class Method:
-    def __init__(self, engine: "Stand", name: str):
-        self.engine, self.name = engine, name
-
-    def remote(self, *arguments: Any) -> Awaitable:
-        return self.engine.call(self.name, arguments)
-
-
-class Stand:
-    """What answers in an engine's place: every method succeeds, fails as told, or waits until it is let go."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self.calls: list[str] = []
-        self.failing: dict[str, Exception] = {}
-        self.held: dict[str, asyncio.Event] = {}
-        self.killed = asyncio.Event()
-
-    def __getattr__(self, method: str) -> Method:
-        return Method(self, method)
-
-    def hold(self, method: str) -> asyncio.Event:
-        return self.held.setdefault(method, asyncio.Event())
-
-    async def call(self, method: str, arguments: tuple) -> Any:
-        self.calls.append(method)
-        let_go = self.held.get(method)
-        if let_go:
-            waits = [asyncio.create_task(let_go.wait()), asyncio.create_task(self.killed.wait())]
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if self.killed.is_set():
-            raise ActorDiedError()
-        if method in self.failing:
-            raise self.failing[method]
-        return ANSWER if method == "generate" else None
-
-
-class Stands:
-    """A pool whose engines are stand-ins, and the stand-ins in the order in which they were started."""
-
-    def __init__(self, tmp_path: Any, replicas: int, in_flight: str = "drain"):
-        self.started: list[Stand] = []
-        self.prepare: Callable[[Stand], object] = lambda stand: None  # called before an engine starts
-        self.pool = Pool(pool_spec("p", "model", tmp_path, replicas=replicas, in_flight=in_flight))
-        self.pool._actor = self._actor  # type: ignore[assignment, method-assign]
-
-    def _actor(self, spec: Any) -> Any:
-        self.started.append(stand := Stand(spec.name))
-        self.prepare(stand)
-        return stand
-
-    @property
-    def fleet(self) -> Fleet:
-        return self.pool.fleet
-
-    def states(self) -> list[State]:
-        return [life.state for life in self.fleet.lives]
-
-    async def update(self, version: int) -> None:
-        await self.pool.pause(self.fleet.generation)
-        await self.pool.start_weight_update()
-        await self.pool.update_weights(None)
-        await self.pool.finish_weight_update(version)
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        await asyncio.wait_for(self.fleet.wait(condition), 5)
 
 
 @pytest.fixture
 def stands(monkeypatch, tmp_path):
-    monkeypatch.setattr(ray, "kill", lambda stand: stand.killed.set())
+    without_ray(monkeypatch)
     return lambda replicas=2, in_flight="drain": Stands(tmp_path, replicas, in_flight)
-
-
-def run(story: Awaitable) -> None:
-    async def told() -> None:
-        await asyncio.wait_for(story, 20)
-
-    asyncio.run(told())
 
 
 # The table
@@ -161,7 +79,7 @@ def test_a_death_starts_the_engine_again_which_is_stale_once_versions_moved_on(s
         await s.update(1)
         s.prepare = lambda stand: stand.hold("start")
         s.started[0].failing["generate"] = ActorDiedError()
-        assert await s.pool.generate(ASK, 1) == ANSWER
+        assert await s.client.generate(ASK, 1) == ANSWER
         assert s.states() == [State.STARTING, State.SERVING]
         status = await s.pool.status()
         assert (status["restarting"], status["up"], status["needs_weights"]) == (True, 1, False)
@@ -178,7 +96,7 @@ def test_a_second_death_without_an_answer_in_between_fails_the_pool(stands):
         s.prepare = lambda stand: stand.failing.update(generate=ActorDiedError())
         await s.pool.start()
         with pytest.raises(PoolFailed, match="engine p-0 died twice in a row"):
-            await s.pool.generate(ASK)
+            await s.client.generate(ASK)
         assert len(s.started) == 2
 
     run(story())
@@ -190,7 +108,7 @@ def test_engines_in_an_update_are_given_nothing_until_it_ends(stands):
         await s.pool.start()
         await s.pool.pause(s.fleet.generation)
         assert s.states() == [State.UPDATING, State.UPDATING]
-        asked = asyncio.create_task(s.pool.generate(ASK))
+        asked = asyncio.create_task(s.client.generate(ASK))
         await asyncio.sleep(0.05)
         assert not asked.done() and (await s.pool.status())["waiting"] == 1
         await s.pool.start_weight_update()
@@ -224,7 +142,7 @@ def test_an_update_given_up_after_weights_were_touched_lets_no_engine_serve_them
         await s.pool.pause(s.fleet.generation)
         await s.pool.start_weight_update()
         s.started[0].failing["update_weights"] = ActorDiedError()
-        asked = asyncio.create_task(s.pool.generate(ASK))
+        asked = asyncio.create_task(s.client.generate(ASK))
         with pytest.raises(EngineFailed, match="p-0, update_weights"):
             await s.pool.update_weights(None)
         await s.pool.abort_weight_update()
@@ -273,7 +191,7 @@ def test_another_runs_weights_are_forgotten_by_every_engine(stands):
         await s.pool.forget_weights()
         assert s.states() == [State.STALE, State.STALE] and s.pool._open() == []
         await s.update(0)
-        assert await s.pool.generate(ASK, 0) == ANSWER
+        assert await s.client.generate(ASK, 0) == ANSWER
 
     run(story())
 
@@ -286,11 +204,11 @@ def test_a_leaving_engine_answers_what_it_holds_and_is_then_stopped(stands):
         s = stands(2)
         await s.pool.start()
         let_go = s.started[1].hold("generate")
-        asked = [asyncio.create_task(s.pool.generate(ASK)) for _ in range(2)]
+        asked = [asyncio.create_task(s.client.generate(ASK)) for _ in range(2)]
         await s.until(lambda: s.fleet.lives[1].outstanding == 1)
         shrinking = asyncio.create_task(s.pool.resize(1))
         await s.until(lambda: s.fleet.lives[-1].state is State.LEAVING)
-        assert await s.pool.generate(ASK) == ANSWER and s.started[1].calls.count("generate") == 1
+        assert await s.client.generate(ASK) == ANSWER and s.started[1].calls.count("generate") == 1
         assert not shrinking.done()
         let_go.set()
         await shrinking
@@ -306,7 +224,7 @@ def test_a_leaving_engine_that_dies_is_not_started_again_and_its_requests_are_as
         await s.pool.start()
         s.started[0].hold("generate")
         s.started[1].hold("generate")
-        asked = [asyncio.create_task(s.pool.generate(ASK)) for _ in range(6)]
+        asked = [asyncio.create_task(s.client.generate(ASK)) for _ in range(6)]
         await s.until(lambda: s.fleet.lives[1].outstanding == 3)
         shrinking = asyncio.create_task(s.pool.resize(1))
         await s.until(lambda: s.fleet.lives[-1].state is State.LEAVING)
@@ -324,7 +242,7 @@ def test_an_engine_that_leaves_in_an_update_never_serves_again_however_it_ends(s
         s = stands(2, in_flight="keep")
         await s.pool.start()
         s.started[1].hold("generate")
-        asked = [asyncio.create_task(s.pool.generate(ASK)) for _ in range(2)]
+        asked = [asyncio.create_task(s.client.generate(ASK)) for _ in range(2)]
         await s.until(lambda: s.fleet.lives[1].outstanding == 1)
         await s.pool.pause(s.fleet.generation)
         shrinking = asyncio.create_task(s.pool.resize(1))
@@ -347,7 +265,7 @@ def test_an_engine_that_did_not_leave_in_time_is_stopped_by_the_next_resize_and_
         s = stands(2)
         await s.pool.start()
         let_go = s.started[1].hold("generate")
-        asked = [asyncio.create_task(s.pool.generate(ASK)) for _ in range(2)]
+        asked = [asyncio.create_task(s.client.generate(ASK)) for _ in range(2)]
         await s.until(lambda: s.fleet.lives[1].outstanding == 1)
         with monkeypatch.context() as m:
             m.setattr(fleet_module, "HEALTH_TIMEOUT_S", 0.05 - s.pool.spec.request_timeout_s)
@@ -369,7 +287,7 @@ def test_an_engine_that_is_sent_away_while_it_starts_is_killed_at_once(stands):
         await s.pool.start()
         s.prepare = lambda stand: (stand.hold("start"), stand.hold("shutdown"))  # it does not hear
         s.started[1].failing["generate"] = ActorDiedError()
-        assert await asyncio.gather(*(s.pool.generate(ASK) for _ in range(2))) == [ANSWER, ANSWER]
+        assert await asyncio.gather(*(s.client.generate(ASK) for _ in range(2))) == [ANSWER, ANSWER]
         assert s.states() == [State.SERVING, State.STARTING]
         await s.pool.resize(1)
         assert s.started[2].killed.is_set() and s.states() == [State.SERVING] and not s.fleet.failure
@@ -385,7 +303,7 @@ def test_new_engines_that_cannot_start_are_sent_away_and_the_others_serve_on(sta
         with pytest.raises(PoolFailed, match="engine p-1 failed to start: RuntimeError: no memory"):
             await s.pool.resize(3)
         assert s.states() == [State.SERVING] and all(stand.killed.is_set() for stand in s.started[1:])
-        assert await s.pool.generate(ASK) == ANSWER and not s.fleet.failure
+        assert await s.client.generate(ASK) == ANSWER and not s.fleet.failure
 
     run(story())
 
@@ -407,7 +325,7 @@ def test_shutdown_ends_every_wait_and_stops_every_engine(stands):
     async def story() -> None:
         s = stands(2)
         await s.pool.start()
-        asked = asyncio.create_task(s.pool.generate(ASK, 7))
+        asked = asyncio.create_task(s.client.generate(ASK, 7))
         await asyncio.sleep(0.01)
         await s.pool.shutdown()
         with pytest.raises(PoolFailed, match="the pool was shut down"):

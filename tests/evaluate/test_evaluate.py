@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
@@ -199,7 +200,7 @@ def test_the_thinking_mode_is_stated_and_told(tmp_path):
 
 
 def generation(text: str) -> Generation:
-    return Generation([1, 2, 3], text, "stop", [0.0] * 3, 0, "sampler-0", 0.0, 0.1)
+    return Generation(np.array([1, 2, 3], np.int32), text, "stop", np.zeros(3), 0, "sampler-0", 0.0, 0.1)
 
 
 SETTINGS = {"seed": 0, "evaluation": {"temperature": 0.6}, "model": {"path": "m", "files": {}}}

@@ -23,6 +23,7 @@ from trd_ray.evaluate.command import _require_as_written
 from trd_ray.evaluate.weights import fingerprint
 from trd_ray.export import card
 from trd_ray.record.directory import RunDirectory
+from trd_ray.rows import to_table
 from trd_ray.score.stats import compare, score
 
 VOCAB = 40
@@ -75,7 +76,7 @@ def run(folder: Path, name: str, learner: dict, checkpoint: dict | None = None) 
         assert checkpointer.done(60) == (True, None)
         directory.commit_checkpoint(place)
         repaired = {"y_r": {"passed": True, "ids": [1]}}
-        directory.write_rows(steps, [row(f"p{steps}", steps - 1, passed=False) | repaired])
+        directory.write_rows(steps, to_table([row(f"p{steps}", steps - 1, passed=False) | repaired]))
     answers = [row(p, 0, passed=p == "a") for p in "abcd"]
     scored = score(answers, name="base", step=0, version=0, resamples=100, seed=0)
     solved = [row(p, 0, passed=True) for p in "abcd"]

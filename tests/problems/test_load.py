@@ -2,10 +2,13 @@
 
 import csv
 import gzip
+import itertools
 import json
+import pickle
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -15,7 +18,7 @@ from trd_ray.errors import UserError
 from trd_ray.problems import taco
 from trd_ray.problems.columns import SCHEMA
 from trd_ray.problems.load import load_benchmark, load_problems
-from trd_ray.problems.order import Length, length, order
+from trd_ray.problems.order import Length, Order, length, seed_of_row
 from trd_ray.rows import to_table
 from trd_ray.verify.code.tests import Tests
 
@@ -389,8 +392,11 @@ def table(tmp_path) -> pa.Table:
     return load(jsonl(tmp_path / "a.jsonl", ROWS))
 
 
-def rows(table: pa.Table, **spec) -> list[dict]:
-    return list(order(table, **({"seed": 0, "rollouts_per_step": 4} | spec)))
+def rows(table: pa.Table, start_step: int = 0, **spec) -> list[dict]:
+    order = Order(table.num_rows, **({"seed": 0, "rollouts_per_step": 4} | spec))
+    found = order.rows(start_step * order.rollouts_per_step, order.length.rows)
+    problems = table.to_pylist()
+    return [problems[row["problem_number"]] | row for row in found]
 
 
 def test_the_order_is_the_same_every_time_and_another_with_another_seed(table):
@@ -408,6 +414,26 @@ def test_a_resumed_order_is_the_tail_of_the_whole(table):
     whole = rows(table, steps=9, samples_per_problem=2)
     for start in range(10):
         assert rows(table, steps=9, samples_per_problem=2, start_step=start) == whole[start * 4 :]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("problems", "samples", "steps"), [(1, 1, 3), (5, 1, None), (5, 3, 9), (64, 2, None)])
+def test_any_range_of_the_order_is_what_counting_from_the_first_row_gives(problems, samples, steps, shuffle):
+    order = Order(problems, 7, 4, samples, shuffle, steps)
+    naive = []
+    for epoch in range(100):
+        raw = np.random.PCG64([7, epoch]).random_raw(problems).tolist()
+        ranked = sorted(range(problems), key=lambda number: raw[number]) if shuffle else range(problems)  # noqa: B023
+        for number, sample in itertools.product(ranked, range(samples)):
+            row = len(naive)
+            where = {"row": row, "step": row // 4, "epoch": epoch, "sample_index": sample}
+            naive.append({"problem_number": number, **where, "seed": seed_of_row(7, row)})
+    naive = naive[: order.length.rows]
+    assert list(order.rows(0, len(naive))) == naive
+    for first in range(len(naive) + 2):
+        for end in (first, first + 1, first + 5, len(naive) + 3):
+            assert list(order.rows(first, end)) == naive[first:end]
+    assert list(pickle.loads(pickle.dumps(order)).rows(2, 3)) == naive[2:3]
 
 
 def test_every_epoch_meets_every_problem_samples_per_problem_times(table):

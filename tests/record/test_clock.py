@@ -38,8 +38,8 @@ def spend(clock: Clock, hands: Hands, **parts: float) -> None:
 
 
 def row(start: float, step: int = 0, **columns) -> dict:
-    y_o = {"start_s": start, "seconds": 2.0, "ids": [1] * 10, "engine": "sampler-0"}
-    y_r = {"start_s": start + 2, "seconds": 1.0, "ids": [1] * 4, "engine": "refiner-0"}
+    y_o = {"start_s": start, "seconds": 2.0, "tokens": 10, "engine": "sampler-0"}
+    y_r = {"start_s": start + 2, "seconds": 1.0, "tokens": 4, "engine": "refiner-0"}
     return {"step": step, "y_o": y_o, "y_r": y_r} | columns
 
 

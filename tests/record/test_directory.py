@@ -127,7 +127,7 @@ def test_a_run_may_be_resumed_on_other_machines_but_not_with_other_numbers(direc
 
 def test_rows_come_back_in_the_order_of_steps(directory):
     for step in (3, 1, 2):
-        directory.write_rows(step, rows(step - 1))
+        directory.write_rows(step, schema.to_table(rows(step - 1)))
     table = directory.read_rows().to_table()
     assert table.schema.equals(schema.ROW)
     assert table["step"].to_pylist() == [1, 2, 3]
@@ -141,7 +141,7 @@ def test_steps_of_an_older_version_and_of_this_one_read_as_one_run(directory):
     flat = {f"y_o_{name}": value for name, value in row.pop("y_o").items()}
     old = pa.Table.from_pylist([row | flat | {"row": 0}]).replace_schema_metadata({"trd_ray.rows": "3"})
     pq.write_table(old, directory.path / "rows" / "step-000001.parquet")
-    directory.write_rows(2, rows(1, "later"))
+    directory.write_rows(2, schema.to_table(rows(1, "later")))
     table = directory.read_rows().to_table()
     assert table.schema.equals(schema.ROW)
     assert [row["text"] for row in table["y_o"].to_pylist()] == ["hello", "later"]
@@ -156,7 +156,7 @@ def test_a_run_without_rows_reads_as_none(directory):
 
 
 def test_rows_that_are_not_text_are_kept(directory):
-    directory.write_rows(1, rows(0, "a\ud800\x00b"))
+    directory.write_rows(1, schema.to_table(rows(0, "a\ud800\x00b")))
     assert directory.read_rows().to_table(["y_o.text"])["y_o.text"].to_pylist() == ["a?\x00b"]
 
 
@@ -204,7 +204,7 @@ def test_rewinding_forgets_exactly_the_steps_after_the_checkpoint(directory):
     lines = [json.dumps({"step": step, "loss": step}) + "\n" for step in range(1, 5)]
     (directory.path / "metrics.jsonl").write_text("".join(lines) + '{"step": 5, "lo')  # a crash in the middle of a line
     for step in range(1, 6):
-        directory.write_rows(step, rows(step))
+        directory.write_rows(step, schema.to_table(rows(step)))
     for steps in (2, 4):
         save(directory, steps)
     for name, step in (("base", 0), ("step-000002", 2), ("step-000004", 4)):
@@ -233,7 +233,7 @@ def recorded(directory: RunDirectory, steps: int) -> None:
     lines = [json.dumps({"step": step, "loss": step}) + "\n" for step in range(1, steps + 1)]
     (directory.path / "metrics.jsonl").write_text("".join(lines))
     for step in range(1, steps + 1):
-        directory.write_rows(step, rows(step, f"step {step}"))
+        directory.write_rows(step, schema.to_table(rows(step, f"step {step}")))
 
 
 def test_what_is_rewound_is_moved_aside_whole_each_time(directory):
@@ -315,7 +315,7 @@ def test_a_run_directory_in_ray_s_copy_of_the_code_is_refused(tmp_path):
 
 WRITERS = {
     "text": lambda place: write_atomically(place, "new" * 10_000),
-    "rows": lambda place: write_parquet(place, rows(0)),
+    "rows": lambda place: write_parquet(place, schema.to_table(rows(0))),
 }
 
 
@@ -362,6 +362,6 @@ def record_fsync_and_rename(monkeypatch) -> list[str]:
 
 def test_a_run_of_the_version_that_counted_from_0_is_not_gone_on_with(directory):
     directory.release()
-    directory.write_rows(0, rows(0))
+    directory.write_rows(0, schema.to_table(rows(0)))
     with pytest.raises(UserError, match="counted steps from 0.*set run_dir"):
         RunDirectory.create(directory.path, RECIPE, resume=True)

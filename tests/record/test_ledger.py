@@ -19,6 +19,10 @@ def generation(
     return {y: {"ids": list(range(tokens)), "finish": finish, "version": version} | verdict}
 
 
+def lit(rows: list[dict]) -> list[dict]:
+    return schema.light(schema.to_table(rows))
+
+
 FULL = [
     row(0, **generation("y_o", 10, True), **generation("y_r", 4, True), refine_cut_tokens=0),
     row(1, **generation("y_o", 20, False, version=1), **generation("y_r", 6, True), refine_cut_tokens=7),
@@ -36,7 +40,7 @@ FULL = [
 
 
 def test_every_number_of_a_step_counted_by_hand():
-    m = row_metrics(FULL, version=3)
+    m = row_metrics(lit(FULL), version=3)
     assert m == {
         "rollouts": 5,
         "trained_rows": 3,
@@ -65,14 +69,14 @@ def test_every_number_of_a_step_counted_by_hand():
 
 
 def test_without_refinements_nothing_is_said_about_them():
-    m = row_metrics([row(0, **generation("y_o", 10, True)), row(1, **generation("y_o", 20, False), y_r=None)])
+    m = row_metrics(lit([row(0, **generation("y_o", 10, True)), row(1, **generation("y_o", 20, False), y_r=None)]))
     assert m["y_o/passed"] == 0.5
     assert not [name for name in m if name.startswith(("y_r", "ledger", "staleness", "dropped"))]
 
 
 def test_rows_in_files_give_the_numbers_of_rows_in_memory(tmp_path):
     pq.write_table(schema.to_table(FULL), tmp_path / "step-000000.parquet")
-    assert ledger(facts_of_run(schema.RowFiles(tmp_path.iterdir())), version=3) == row_metrics(FULL, version=3)
+    assert ledger(facts_of_run(schema.RowFiles(tmp_path.iterdir())), version=3) == row_metrics(lit(FULL), version=3)
 
 
 def test_no_rows_are_no_error():
@@ -108,4 +112,4 @@ def test_the_union_is_what_a_fine_grid_counts():
 
 
 def test_every_metric_of_a_step_is_one_that_a_checkpoint_may_be_the_best_by():
-    assert {name for name in row_metrics(FULL, version=3) if not name.startswith(DROPPED)} == set(METRICS)
+    assert {name for name in row_metrics(lit(FULL), version=3) if not name.startswith(DROPPED)} == set(METRICS)

@@ -11,6 +11,7 @@ from trd_ray.record import warnings
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
 from trd_ray.record.summary import write_summary
+from trd_ray.rows import to_table
 from trd_ray.score.stats import Answer, compare, score, to_json
 
 RECIPE = load("smollm2_smoke")
@@ -127,7 +128,7 @@ def test_warnings_stand_above_the_headline_of_a_summary(tmp_path):
             row[y] = {"ids": [1] * 96, "text": "hm", "finish": "length", "passed": False}
             row[y] |= {"extracted": "", "detail": "no answer"}
         rows.append(row)
-    directory.write_rows(1, rows)
+    directory.write_rows(1, to_table(rows))
     base, trained = (scored(4, passed=0, cut=1, answered=0, name=name) for name in ("base", "trained"))
     directory.write_evaluation(base, rows)
     directory.write_evaluation(compare(trained, base, resamples=100, seed=0), rows)

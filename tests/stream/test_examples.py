@@ -1,7 +1,7 @@
 """What a row trains, by its verdicts and by what the recipe asks for; and which refinement becomes y_r."""
 
-from dataclasses import asdict
-
+import numpy as np
+import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -9,9 +9,9 @@ from transformers import PreTrainedTokenizerFast
 from trd_ray import config
 from trd_ray.engine.actor import Generation
 from trd_ray.record.ledger import row_metrics
-from trd_ray.rows import ROW, WITH_CANDIDATES, to_table
-from trd_ray.stream.examples import build
-from trd_ray.stream.stages import min_version, select, select_refined
+from trd_ray.rows import EXAMPLE, ROW, light, to_table
+from trd_ray.stream.examples import build, examples_of, rebuilt
+from trd_ray.stream.stages import min_version, record_refined, select
 from trd_ray.verify import Verdict
 from trd_ray.views import Views
 
@@ -39,9 +39,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-@pytest.fixture
-def made(tokenizer):
-    """(row, example) that `build` makes of the verdicts under a recipe."""
+@pytest.fixture(params=[list, lambda ids: np.array(ids, np.int32)], ids=["lists", "arrays"])
+def made(tokenizer, request):
+    """(row, example) that `build` makes of the verdicts under a recipe, with ids as lists and as a stage has them."""
 
     def make(
         y_o_passed=False, y_r_passed=True, over: dict | None = None, vocabulary: int | None = None,
@@ -61,6 +61,11 @@ def made(tokenizer):
             row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
             row["y_r"] = {"ids": ids["refined"], "passed": y_r_passed} | (y_r or {})
         row |= over or {}
+        for holder, name in ((row, "student_prompt_ids"), (row, "refine_prompt_ids"), (row["y_o"], "ids")):
+            if holder[name] is not None:
+                holder[name] = request.param(holder[name])
+        if row["y_r"]:
+            row["y_r"]["ids"] = request.param(row["y_r"]["ids"])
         return row, build(row, recipe, views, vocabulary)
 
     return make
@@ -83,9 +88,9 @@ def test_what_trains_when_the_refinement_fails(made, when, expected):
         assert (row["trajectory"], row["dropped_because"], row["train"]) == (trajectory, reason, not reason)
         assert (example is None) == bool(reason)
         if example:
-            assert example.response_ids == row["response_ids"] == row[trajectory]["ids"]
-            assert example.student_ids == row["student_ids"] == row["student_prompt_ids"]
-            assert (example.teacher_ids, example.row) == (row["teacher_ids"], 7)
+            assert list(example.response_ids) == list(row["response_ids"]) == list(row[trajectory]["ids"])
+            assert list(example.student_ids) == list(row["student_ids"]) == list(row["student_prompt_ids"])
+            assert (list(example.teacher_ids), example.row) == (list(row["teacher_ids"]), 7)
 
 
 @pytest.mark.parametrize("trajectory", ["y_r", "y_o"])
@@ -127,7 +132,7 @@ def test_the_student_sees_the_problem_alone_and_the_teacher_its_view(made, token
 
 def test_the_teacher_scores_under_the_very_prompt_that_it_refined_from(made, tokenizer):
     row, example = made(refiner={"feedback": "verdict"})
-    assert example.teacher_ids == row["refine_prompt_ids"]
+    assert list(example.teacher_ids) == list(row["refine_prompt_ids"])
     assert tokenizer.decode(example.teacher_ids).endswith("tried raw A checker found the attempt's final answer wrong.")
 
 
@@ -160,9 +165,44 @@ def test_empty_responses_are_dropped_and_counted(made):
     empty_y_o = made(y_o={"ids": []}, train={"trajectory": "y_o"})
     assert [example for _, example in (empty_y_r, failed_and_empty, empty_y_o)] == [None] * 3
     rows = [row for row, _ in (empty_y_r, failed_and_empty, empty_y_o, made())]
-    counted = row_metrics(to_table(rows).to_pylist())
+    counted = row_metrics(light(to_table(rows)))
     assert (counted["dropped/empty"], counted["trained_rows"], counted["rollouts"]) == (3, 1, 4)
     assert all(row["response_ids"] is None and row["teacher_ids"] is None for row in rows[:3])
+
+
+# From a step's table
+
+
+def test_a_table_gives_the_examples_that_were_built_as_slices_of_its_buffers(made):
+    built = [made(*verdicts, over={"row": i}) for i, verdicts in enumerate(VERDICTS)]
+    dropped, _ = made(over={"row": 4}, y_r={"ids": []})
+    whole = to_table([row for row, _ in built] + [dropped])
+    parcels = pa.concat_tables([whole[:1], whole[1:3], whole[3:]])  # as they come from the stream
+    for table in (whole, parcels):
+        found = examples_of(table)
+        assert [e.row for e in found] == [0, 1, 2, 3]
+        buffers = [
+            chunk.values.to_numpy() for name in ("student_ids", "teacher_ids", "response_ids")
+            for chunk in table[name].chunks
+        ]  # fmt: skip
+        for example, (_, expected) in zip(found, built, strict=True):
+            for name in ("student_ids", "teacher_ids", "response_ids"):
+                ids = getattr(example, name)
+                assert ids.dtype == np.int32 and ids.tolist() == getattr(expected, name).tolist()
+                assert any(np.shares_memory(ids, buffer) for buffer in buffers)
+
+
+def test_example_columns_are_made_again_by_the_recipe_at_hand(made, tokenizer):
+    rows = [made(*verdicts, over={"row": i})[0] for i, verdicts in enumerate(VERDICTS)]
+    other = config.from_tree({"prompts": PROMPTS, "train": {"trajectory": "y_o", "subset": "passed"}})
+    table = rebuilt(to_table(rows), other, Views(other, tokenizer, tokenizer))
+    assert table.schema.equals(ROW, check_metadata=True)
+    assert table["trajectory"].to_pylist() == ["y_o"] * 4
+    assert table["dropped_because"].to_pylist() == ["", "", *["not in subset passed"] * 2]
+    raw, nothing = list(rows[0]["y_o"]["ids"]), None
+    assert table["response_ids"].to_pylist() == [raw, raw, nothing, nothing]
+    kept = [name for name in ROW.names if name not in [field.name for field in EXAMPLE]]
+    assert table.select(kept) == to_table(rows).select(kept)
 
 
 # Which refinement becomes y_r, and which weights may sample y_o
@@ -183,23 +223,23 @@ def generation(text: str, tokens: int) -> Generation:
     ],
 )
 def test_the_refinement_is_selected_by_rule(passed, lengths, first, first_passed, shortest_passed):
-    candidates = [asdict(generation("", n)) for n in lengths]
-    verdicts = [Verdict(p, float(p), "", "", 0.0) for p in passed]
-    chosen = [select(candidates, verdicts, rule) for rule in ("first", "first_passed", "shortest_passed")]
+    chosen = [select(lengths, passed, rule) for rule in ("first", "first_passed", "shortest_passed")]
     assert chosen == [first, first_passed, shortest_passed]
 
 
 def test_y_r_is_the_selected_candidate_with_its_own_verdict(made):
     row, _ = made()
-    texts = [("so \\boxed{2}", 3), ("so then \\boxed{1}", 5), ("\\boxed{1}", 4), ("no answer", 2)]
-    candidates = [asdict(generation(text, tokens)) for text, tokens in texts]
-    recipe = config.from_tree({"refiner": {"select": "shortest_passed", "n": 4}})
-    [out] = select_refined(to_table([row | {"candidates": candidates}], WITH_CANDIDATES), recipe).to_pylist()
+    texts = [("so \\boxed{2}", 3, False), ("so then \\boxed{1}", 5, True), ("\\boxed{1}", 4, True), ("none", 2, False)]
+    candidates = [generation(text, tokens) for text, tokens, _ in texts]
+    judged = [(7.0 + i, Verdict(passed, float(passed), text, "", 0.5)) for i, (text, _, passed) in enumerate(texts)]
+    record_refined(row, candidates, judged, "shortest_passed")
+    [out] = to_table([row]).to_pylist()
     y_r = out["y_r"]
     assert (y_r["text"], y_r["ids"], y_r["passed"]) == ("\\boxed{1}", [0, 1, 2, 3], True)
     assert (y_r["version"], y_r["engine"], y_r["logprobs"]) == (3, "refiner-0", [-0.5] * 4)
+    assert (y_r["extracted"], y_r["verify_start_s"], y_r["verify_seconds"]) == ("\\boxed{1}", 7.0, 2.0)
     assert (out["refine_candidates"], out["refine_candidates_passed"]) == (4, 2)
-    assert out["y_o"]["ids"] == row["y_o"]["ids"]
+    assert out["y_o"]["ids"] == list(row["y_o"]["ids"])
 
 
 @pytest.mark.parametrize(
@@ -217,6 +257,6 @@ def test_a_trajectory_with_a_token_that_only_one_model_has_is_dropped_with_the_r
     beyond, tree = {"ids": [3, 20]}, {"train": {"trajectory": trajectory}}
     row, example = made(vocabulary=20, **{trajectory: beyond}, **tree)
     assert example is None and row["dropped_because"] == "token outside the shared vocabulary"
-    assert row_metrics([row])["dropped/token outside the shared vocabulary"] == 1
-    assert made(vocabulary=21, **{trajectory: beyond}, **tree)[1].response_ids == [3, 20]
+    assert row_metrics(light(to_table([row])))["dropped/token outside the shared vocabulary"] == 1
+    assert made(vocabulary=21, **{trajectory: beyond}, **tree)[1].response_ids.tolist() == [3, 20]
     assert made(vocabulary=20, **{other: beyond}, **tree)[1] is not None

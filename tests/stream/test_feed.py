@@ -10,11 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trd_ray import config
 from trd_ray.errors import UserError
-from trd_ray.rows import to_table
-from trd_ray.stream.feed import AHEAD_STEPS, Feed, StreamEnded, corpus_tables, open_corpus
-from trd_ray.stream.graph import blocks
+from trd_ray.rows import IN_STREAM, ROW, to_table
+from trd_ray.stream.blocks import Block, calls, pack, unpack
+from trd_ray.stream.feed import AHEAD_STEPS, Feed, StreamEnded, corpus_blocks, open_corpus
 
 
 def row(number: int, rows_per_step: int = 4) -> dict:
@@ -26,12 +25,18 @@ def table(*numbers: int, rows_per_step: int = 4) -> pa.Table:
     return to_table([row(n, rows_per_step) for n in numbers])
 
 
-def feed(tables, stall_timeout_s: float = 60) -> Feed:
-    return Feed(tables, rows_per_step=4, stall_timeout_s=stall_timeout_s)
+def block(*numbers: int, last: bool = False) -> Block:
+    """Rows of the call that makes the whole step of the first of them."""
+    first = numbers[0] - numbers[0] % 4
+    return Block(table(*numbers), first, first + 4, last)
 
 
-def numbers(rows: list[dict]) -> list[int]:
-    return [r["row"] for r in rows]
+def feed(blocks, stall_timeout_s: float = 60) -> Feed:
+    return Feed(blocks, rows_per_step=4, stall_timeout_s=stall_timeout_s)
+
+
+def numbers(rows: pa.Table) -> list[int]:
+    return rows["row"].to_pylist()
 
 
 def nothing() -> None:
@@ -42,22 +47,22 @@ def nothing() -> None:
     "order", [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], *(random.Random(i).sample(range(6), 6) for i in range(3))]
 )
 def test_steps_come_complete_and_sorted_whatever_order_blocks_arrive_in(order):
-    arriving = [table(2 * block + 1, 2 * block) for block in order]  # two blocks a step
+    arriving = [block(2 * half + 1, 2 * half) for half in order]
     source = feed(arriving)
     for step in range(3):
         taken = source.take(step, nothing)
-        assert taken == [to_table([row(n)]).to_pylist()[0] for n in range(4 * step, 4 * step + 4)]
+        assert taken.equals(table(*range(4 * step, 4 * step + 4)), check_metadata=True)
     assert not source.waiting
 
 
 def test_rows_of_later_steps_wait_until_their_step_is_taken():
     gate = threading.Event()
 
-    def stream() -> Iterator[pa.Table]:
-        yield table(4, 5)
-        yield table(0, 1, 2, 3)
+    def stream() -> Iterator[Block]:
+        yield block(4, 5)
+        yield block(0, 1, 2, 3)
         gate.wait(10)
-        yield table(6, 7)
+        yield block(6, 7)
 
     source = feed(stream())
     assert numbers(source.take(0, nothing)) == [0, 1, 2, 3]
@@ -67,12 +72,12 @@ def test_rows_of_later_steps_wait_until_their_step_is_taken():
 
 
 def test_the_only_step_of_a_short_run_is_complete_with_fewer_rows():
-    assert numbers(feed([table(0, 2), table(1)]).take(0, nothing, rows=3)) == [0, 1, 2]
+    assert numbers(feed([block(0, 2), block(1)]).take(0, nothing, rows=3)) == [0, 1, 2]
 
 
 def test_an_exception_in_the_stream_reaches_the_one_who_takes():
-    def stream() -> Iterator[pa.Table]:
-        yield table(0, 1, 2, 3)
+    def stream() -> Iterator[Block]:
+        yield block(0, 1, 2, 3)
         raise ZeroDivisionError("a stage failed")
 
     source = feed(stream())
@@ -84,16 +89,16 @@ def test_an_exception_in_the_stream_reaches_the_one_who_takes():
 
 def test_a_stream_that_ends_within_a_step_says_so():
     with pytest.raises(StreamEnded, match="ended before the step was complete"):
-        feed([table(0, 1, 2)]).take(0, nothing)
+        feed([block(0, 1, 2)]).take(0, nothing)
 
 
 @pytest.fixture
-def stalled() -> Iterator[Iterator[pa.Table]]:
+def stalled() -> Iterator[Iterator[Block]]:
     """A stream that gives three rows of step 2 and then nothing."""
     over = threading.Event()
 
-    def stream() -> Iterator[pa.Table]:
-        yield table(8, 9, 11)
+    def stream() -> Iterator[Block]:
+        yield block(8, 9, 11)
         over.wait(30)
 
     yield stream()
@@ -121,10 +126,10 @@ def test_one_who_waits_is_asked_several_times_a_second_and_may_give_up(stalled):
 def test_no_more_than_a_few_steps_are_read_before_they_are_wanted():
     read = []
 
-    def stream() -> Iterator[pa.Table]:
+    def stream() -> Iterator[Block]:
         for step in range(50):
             read.append(step)
-            yield table(*range(4 * step, 4 * step + 4))
+            yield block(*range(4 * step, 4 * step + 4))
 
     source = feed(stream())
     for step in range(50):
@@ -134,23 +139,54 @@ def test_no_more_than_a_few_steps_are_read_before_they_are_wanted():
         assert max(read) <= step + AHEAD_STEPS + 1
 
 
+def test_a_row_that_comes_twice_is_taken_once_also_when_its_step_is_over():
+    source = feed([block(0, 1), block(1, 0, 2, 3, last=True), block(0, 1, 2, 3, last=True), block(4, 5, 6, 7)])
+    assert numbers(source.take(0, nothing)) == [0, 1, 2, 3]
+    assert numbers(source.take(1, nothing)) == [4, 5, 6, 7]
+    assert not source.waiting
+
+
+def test_a_row_that_a_finished_call_did_not_bring_is_missed_at_once():
+    source = feed([block(0, 1), block(3, last=True), block(4, 5, 6, 7)])
+    with pytest.raises(StreamEnded, match="1 rows of step 1 were lost .* first row 2"):
+        source.take(0, nothing)
+
+
+def test_rows_get_the_texts_of_their_problems_when_their_step_is_taken():
+    names = ("problem_id", "problem", "answer", "reference")
+    problems = pa.table({name: [f"{name} {n}" for n in range(5)] for name in names})
+    made = [row(n) | {"problem_number": 4 - n} for n in (2, 0, 1, 3)]
+    source = Feed(
+        [Block(to_table(made, IN_STREAM), 0, 4, True)], rows_per_step=4, stall_timeout_s=60, problems=problems
+    )
+    taken = source.take(0, nothing)
+    assert taken.schema.equals(ROW, check_metadata=True) and numbers(taken) == [0, 1, 2, 3]
+    assert taken.select(names).to_pylist() == problems.take([4, 3, 2, 1]).select(names).to_pylist()
+
+
 # Blocks
 
 
 @pytest.mark.parametrize(
-    ("rows_per_step", "rows_per_block", "sizes"),
-    [(8, None, [2] * 12), (8, 3, [3, 3, 2] * 3), (2, None, [1] * 6), (5, 9, [5] * 3)],
+    ("first", "rows_per_call", "expected"),
+    [
+        (0, 8, [(0, 0, 8), (1, 8, 16), (2, 16, 20)]),
+        (8, 3, [(1, 8, 11), (1, 11, 14), (1, 14, 16), (2, 16, 19), (2, 19, 20)]),
+        (20, 8, []),
+    ],
 )
-def test_blocks_keep_the_order_and_none_spans_two_steps(rows_per_step, rows_per_block, sizes):
-    recipe = config.from_tree({"rollouts_per_step": rows_per_step, "stream": {"rows_per_block": rows_per_block}})
-    cut = blocks((row(n, rows_per_step) for n in range(3 * rows_per_step)), recipe)
-    assert [t.num_rows for t in cut] == sizes
-    assert [n for t in cut for n in t["row"].to_pylist()] == list(range(3 * rows_per_step))
-    assert all(len(set(t["step"].to_pylist())) == 1 for t in cut)
+def test_calls_make_every_row_once_and_none_spans_two_steps(first, rows_per_call, expected):
+    made = [call.to_pylist()[0] for call in calls(first, 20, rows_per_step=8, rows_per_call=rows_per_call)]
+    assert [tuple(call.values()) for call in made] == expected
 
 
-def test_blocks_of_no_rows_are_none():
-    assert blocks(iter([]), config.from_tree({})) == []
+@pytest.mark.parametrize("numbers", [(3, 1, 2), ()])
+def test_a_block_is_one_row_on_its_way_and_comes_out_as_it_was(numbers):
+    rows = [row(n) | {"problem_number": n, "student_prompt_ids": [1] * n} for n in numbers]
+    sent = Block(to_table(rows, IN_STREAM), 0, 4, last=True)
+    packed = pack(sent)
+    assert packed.num_rows == 1
+    assert unpack(packed) == sent and unpack(packed).rows.schema.equals(IN_STREAM, check_metadata=True)
 
 
 # Corpora
@@ -168,26 +204,26 @@ def corpus(tmp_path) -> Path:
 
 @pytest.mark.parametrize("start_step", [0, 2, 5])
 def test_a_corpus_is_numbered_into_the_steps_of_the_run_and_resumes_at_a_step(corpus, start_step):
-    fed = list(corpus_tables(corpus, rows_per_step=4, start_step=start_step))
-    assert [t["step"].to_pylist() for t in fed] == [[step] * 4 for step in range(start_step, 5)]
-    source = feed(corpus_tables(corpus, rows_per_step=4, start_step=start_step))
+    fed = list(corpus_blocks(corpus, rows_per_step=4, start_step=start_step))
+    assert [b.rows["step"].to_pylist() for b in fed] == [[step] * 4 for step in range(start_step, 5)]
+    source = feed(corpus_blocks(corpus, rows_per_step=4, start_step=start_step))
     for step in range(start_step, 5):
         taken = source.take(step, nothing)
         assert numbers(taken) == list(range(4 * step, 4 * step + 4))
-        assert [r["problem_id"] for r in taken] == [f"problem_id {n}" for n in numbers(taken)]
+        assert taken["problem_id"].to_pylist() == [f"problem_id {n}" for n in numbers(taken)]
     with pytest.raises(StreamEnded):  # two rows are left, which make no step
         source.take(5, nothing)
 
 
 @pytest.mark.parametrize("version", [2, 3])
 def test_a_corpus_of_an_older_version_feeds_the_same_rows(corpus, version):
-    new = list(corpus_tables(corpus, rows_per_step=4, start_step=0))
+    new = [b.rows for b in corpus_blocks(corpus, rows_per_step=4, start_step=0)]
     for part in sorted(corpus.glob("rows/*"))[:2]:  # and what came later is of this version
         made = [r | {"y_o_ids": [1, 2], "y_o_passed": True} for r in pq.read_table(part).to_pylist()]
         for r in made:
             del r["y_o"], r["y_r"]
         pq.write_table(pa.Table.from_pylist(made).replace_schema_metadata({"trd_ray.rows": str(version)}), part)
-    old = list(corpus_tables(corpus, rows_per_step=4, start_step=0))
+    old = [b.rows for b in corpus_blocks(corpus, rows_per_step=4, start_step=0)]
     assert [t.drop_columns("y_o") for t in old] == [t.drop_columns("y_o") for t in new]
     y_o = [y_o for t in old for y_o in t["y_o"].to_pylist()]
     assert all(y["ids"] == [1, 2] and y["passed"] and y["text"] is None for y in y_o[:12]) and y_o[12:] == [None] * 8

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 
+from trd_ray.rows import to_table
 from trd_ray.train.loop import Training
 
 
@@ -46,5 +47,5 @@ def test_a_step_whose_metrics_are_logged_is_recorded_whatever_comes_after_them(m
     made = training(told)
     made.session.warn = full
     with pytest.raises(OSError, match="no space left"):
-        made.record(1, [], {"loss": 0.5})
+        made.record(1, to_table([]), [], {"loss": 0.5})
     assert told == ["rows", "log", "show"] and (made.done, made.recorded) == (1, {"loss": 0.5})

@@ -1,6 +1,9 @@
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from trd_ray.errors import RunFailed
+from trd_ray.rows import ROLLOUT, to_table
 from trd_ray.train import policy as module
 from trd_ray.train.policy import Policy
 from trd_ray.train.probe import logprob_gap
@@ -102,9 +105,11 @@ def test_without_pools_there_is_no_one_to_tell():
     assert (p.version, p.served, engines.pushed) == (5, 0, [])
 
 
-def row(version: int, ids: list[int]) -> dict:
-    y_o = {"ids": ids, "version": version, "logprobs": [-1.0] * len(ids)}
-    return {"student_prompt_ids": [1], "y_o": y_o}
+def rows(*sampled: tuple[int, list[int]]) -> pa.Table:
+    """Rows of these versions and ids."""
+    y_o = [{"ids": ids, "version": version, "logprobs": [-1.0] * len(ids)} for version, ids in sampled]
+    table = to_table([{"student_prompt_ids": [1], "y_o": one} for one in y_o], pa.schema([*ROLLOUT]))
+    return pa.concat_tables([table[:1], table[1:]])  # as a step's parcels are
 
 
 def never(sequences):
@@ -116,24 +121,33 @@ def test_the_gap_of_rows_that_the_learner_s_own_version_sampled_asks_no_engine()
     asked = []
 
     def learner(sequences):
-        asked.extend(sequences)
+        asked.extend((prompt.tolist(), response.tolist()) for prompt, response in sequences)
         return [[-1.5] * len(response) for _, response in sequences]
 
-    rows = [row(2, []), row(2, [5, 6]), row(2, [7]), row(2, [8])]
-    gap = logprob_gap(rows, p, count=2, learner=learner, engine=never)
+    step = rows((2, []), (2, [5, 6]), (2, [7]), (2, [8]))
+    gap = logprob_gap(step, p, count=2, learner=learner, engine=never)
     assert gap == {"sync/gap_mean": 0.5, "sync/gap_max": 0.5}
     assert asked == [([1], [5, 6]), ([1], [7])]
+
+
+def test_the_gap_is_the_mean_over_tokens_not_over_rows():
+    p = policy(Engines(), version=2)
+    gap = logprob_gap(
+        rows((2, [5, 6, 7]), (2, [8])), p, count=4, learner=lambda s: [np.full(3, -1.0), [-3.0]], engine=never
+    )
+    assert gap == {"sync/gap_mean": 0.5, "sync/gap_max": 2.0}
 
 
 def test_rows_of_older_weights_are_scored_again_if_the_engines_have_the_learner_s_version():
     p = policy(Engines())
     p.publish(3)
-    gap = logprob_gap([row(2, [5, 6])], p, count=4, learner=lambda s: [[-1.0, -2.0]], engine=lambda s: [[-1.0, -2.25]])
+    older = rows((2, [5, 6]))
+    gap = logprob_gap(older, p, count=4, learner=lambda s: [[-1.0, -2.0]], engine=lambda s: [[-1.0, -2.25]])
     assert gap == {"sync/gap_mean": 0.125, "sync/gap_max": 0.25}
 
 
 def test_where_nothing_can_be_compared_there_is_no_gap():
     behind = policy(Engines(), version=3)  # the engines still serve 0
-    assert logprob_gap([row(2, [5])], behind, count=4, learner=never, engine=never) == {}
-    assert logprob_gap([row(3, [])], behind, count=4, learner=never, engine=never) == {}
-    assert logprob_gap([row(3, [5])], behind, count=0, learner=never, engine=never) == {}
+    assert logprob_gap(rows((2, [5])), behind, count=4, learner=never, engine=never) == {}
+    assert logprob_gap(rows((3, [])), behind, count=4, learner=never, engine=never) == {}
+    assert logprob_gap(rows((3, [5])), behind, count=0, learner=never, engine=never) == {}

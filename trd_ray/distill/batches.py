@@ -10,24 +10,30 @@ Pure.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, count
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 
 from trd_ray.models import ModelFacts
 
 
-@dataclass
 class Example:
-    """One trajectory to train on: token ids as the engine sampled them, after each side's view of the prompt."""
+    """One trajectory to train on: token ids as the engine sampled them, after each side's view of the prompt.
 
-    row: int
-    student_ids: list[int]
-    teacher_ids: list[int]
-    response_ids: list[int]
+    The ids are int32 arrays. Those that are given as such are not copied, so they may be slices of a step's table;
+    pickled, a slice is no larger than itself.
+    """
+
+    def __init__(self, row: int, student_ids: ArrayLike, teacher_ids: ArrayLike, response_ids: ArrayLike):
+        self.row = row
+        self.student_ids = np.asarray(student_ids, np.int32)
+        self.teacher_ids = np.asarray(teacher_ids, np.int32)
+        self.response_ids = np.asarray(response_ids, np.int32)
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -266,6 +272,9 @@ def _cut(share: list[Example], budget_tokens: int) -> list[list[Example]]:
     return batches
 
 
+Pair = tuple[np.ndarray, np.ndarray]  # ids of a prompt, ids of the response
+
+
 def collate(examples: list[Example], pad_id: int, packed: bool = False) -> MicroBatch:
     """The tensors of one micro-batch. Without examples it is one pad token that predicts nothing."""
     side = _packed if packed else _padded
@@ -273,23 +282,28 @@ def collate(examples: list[Example], pad_id: int, packed: bool = False) -> Micro
         rows=[e.row for e in examples],
         student=side([(e.student_ids, e.response_ids) for e in examples], pad_id),
         teacher=side([(e.teacher_ids, e.response_ids) for e in examples], pad_id),
-        targets_N=torch.tensor([t for e in examples for t in e.response_ids], dtype=torch.long),
+        targets_N=_long([e.response_ids for e in examples]),
     )
 
 
-def _padded(pairs: list[tuple[list[int], list[int]]], pad_id: int) -> Side:
+def _long(arrays: Sequence[np.ndarray]) -> torch.Tensor:
+    """The arrays end to end, as the integers that torch takes for indices."""
+    return torch.from_numpy(np.concatenate([np.empty(0, np.int64), *arrays], dtype=np.int64))
+
+
+def _padded(pairs: list[Pair], pad_id: int) -> Side:
     width = max((len(p) + len(r) for p, r in pairs), default=1)
     ids = torch.full((max(1, len(pairs)), width), pad_id, dtype=torch.long)
-    for b, (prompt, response) in enumerate(pairs):
-        ids[b, : len(prompt) + len(response)] = torch.tensor(prompt + response)
+    for b, pair in enumerate(pairs):
+        ids[b, : sum(map(len, pair))] = _long(pair)
     return Side(ids, _predicts(pairs, [b * width for b in range(len(pairs))]))
 
 
-def _packed(pairs: list[tuple[list[int], list[int]]], pad_id: int) -> Side:
+def _packed(pairs: list[Pair], pad_id: int) -> Side:
     lengths = [len(p) + len(r) for p, r in pairs] or [1]
     starts = list(accumulate(lengths, initial=0))
     return Side(
-        torch.tensor([[t for prompt, response in pairs for t in prompt + response] or [pad_id]]),
+        _long([ids for pair in pairs for ids in pair] or [np.array([pad_id])]).unsqueeze(0),
         _predicts(pairs, starts),
         position_ids_BT=torch.cat([torch.arange(n) for n in lengths]).unsqueeze(0),
         starts_S1=torch.tensor(starts, dtype=torch.int32),
@@ -297,8 +311,7 @@ def _packed(pairs: list[tuple[list[int], list[int]]], pad_id: int) -> Side:
     )
 
 
-def _predicts(pairs: list[tuple[list[int], list[int]]], starts: list[int]) -> torch.Tensor:
+def _predicts(pairs: list[Pair], starts: list[int]) -> torch.Tensor:
     """Where the response tokens are predicted: each at the position before its own."""
     firsts = [start + len(prompt) - 1 for start, (prompt, _) in zip(starts, pairs, strict=False)]
-    ranges = [range(first, first + len(r)) for first, (_, r) in zip(firsts, pairs, strict=True)]
-    return torch.tensor([i for positions in ranges for i in positions], dtype=torch.long)
+    return _long([np.arange(first, first + len(r)) for first, (_, r) in zip(firsts, pairs, strict=True)])

@@ -18,11 +18,12 @@ Every rank must call every method.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from numpy.typing import ArrayLike
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -247,7 +248,7 @@ class Learner:
         }
 
     @torch.no_grad()
-    def logprobs(self, sequences: list[tuple[list[int], list[int]]]) -> list[list[float]]:
+    def logprobs(self, sequences: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[list[float]]:
         """Log-probability of each response token after its prompt, under the current student.
 
         Every rank must be given the same sequences.

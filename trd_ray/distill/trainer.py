@@ -16,12 +16,13 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
+from numpy.typing import ArrayLike
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 
@@ -264,7 +265,7 @@ class Trainer:
         patience = SYNC_WAITS * self.recipe.sync.timeout_s * len(self.spec.pools)
         return self.call("sync", patience, key="sync.timeout_s", version=version)
 
-    def logprobs(self, sequences: list[tuple[list[int], list[int]]]) -> list[list[float]]:
+    def logprobs(self, sequences: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[list[float]]:
         """The student's log-probabilities of each response, given as (prompt ids, response ids)."""
         return self.call("logprobs", self.recipe.learner.step_timeout_s, sequences=sequences)
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ray.exceptions import RayTaskError
 
 DEATH_POLL_S = 0.5
@@ -42,7 +43,7 @@ class StartFailed(RuntimeError):
 class Request:
     """One prompt to continue. `prompt_logprobs` scores the prompt itself and samples a single token."""
 
-    prompt_ids: list[int]
+    prompt_ids: list[int] | np.ndarray  # int32
     seed: int
     temperature: float = 1.0
     top_p: float = 1.0
@@ -56,15 +57,15 @@ class Request:
 class Generation:
     """What an engine made of a request; `logprobs` are of the sampled tokens under the model itself (temperature 1)."""
 
-    ids: list[int]
+    ids: np.ndarray  # int32; the arrays may lie in Ray's object store, which nobody may write to
     text: str
     finish: str
-    logprobs: list[float]
+    logprobs: np.ndarray  # float32
     version: int
     engine: str
     start_s: float
     seconds: float
-    prompt_logprobs: list[float] = field(default_factory=list)
+    prompt_logprobs: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))  # from the second token on
 
 
 @dataclass
@@ -200,19 +201,19 @@ class Engine:
             prompt_logprobs=0 if r.prompt_logprobs else None,
             # Token ids are the truth; text is read by verifiers, which must see what the user would see.
             skip_special_tokens=True,
+            flat_logprobs=True,  # one list of numbers, and not a dict with an object for every token
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         start, version = time.time(), self.version
-        prompt: Any = {"prompt_token_ids": r.prompt_ids}
+        prompt: Any = {"prompt_token_ids": np.asarray(r.prompt_ids).tolist()}  # vLLM takes lists
         outputs = self.llm.generate(prompt, params, uuid.uuid4().hex, lora_request=self.adapter)
         [final] = [output async for output in outputs]
         seconds = time.time() - start
-        scored = [
-            next(iter(position.values())).logprob for position in (final.prompt_logprobs or []) if position is not None
-        ]
+        prompt_logprobs: Any = final.prompt_logprobs  # FlatLogprobs, or None; the first token has none
+        scored = np.asarray(prompt_logprobs.logprobs if prompt_logprobs else [], np.float32)
         return [
             Generation(
-                ids=list(out.token_ids),
+                ids=np.asarray(out.token_ids, np.int32),
                 text=out.text,
                 finish=out.finish_reason or "abort",
                 logprobs=_of_tokens(out.token_ids, out.logprobs),
@@ -299,8 +300,11 @@ class Engine:
         self.adapters.cleanup()
 
 
-def _of_tokens(ids: Any, logprobs: Any) -> list[float]:
-    return [position[token].logprob for position, token in zip(logprobs, ids, strict=True)]
+def _of_tokens(ids: Any, logprobs: Any) -> np.ndarray:
+    """The sampled tokens' log-probabilities out of vLLM's FlatLogprobs, which may hold other tokens' too."""
+    if len(logprobs.logprobs) != len(ids) or logprobs.token_ids != list(ids):
+        raise RuntimeError(f"vLLM gave {len(logprobs.logprobs)} log-probabilities for {len(ids)} tokens")
+    return np.asarray(logprobs.logprobs, np.float32)
 
 
 async def result(ref: Awaitable) -> Any:

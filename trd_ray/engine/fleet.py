@@ -44,6 +44,7 @@ to stop, and its actor is killed. When the pool's own process is killed, its eng
 
 import asyncio
 import contextlib
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -55,7 +56,7 @@ import ray
 from ray.actor import ActorHandle
 
 from trd_ray.engine.actor import EngineSpec, PoolSpec, reason, result
-from trd_ray.engine.deaths import HEALTH_TIMEOUT_S, PASSING, answers, log_tail
+from trd_ray.engine.deaths import HEALTH_TIMEOUT_S, answers, log_tail
 
 STOP_TIMEOUT_S = 30
 DEATH_LIMIT = 2  # deaths in a row at which the pool fails
@@ -91,9 +92,10 @@ class Life:
     spec: EngineSpec
     handle: ActorHandle
     state: State = State.STARTING
-    outstanding: int = 0  # requests given to it and not answered
+    outstanding: int = 0  # leases of this start of it that are not over
     deaths: int = 0  # in a row
     passing: int = 0  # failures in a row after which it still answered
+    well_s: float = 0.0  # when it last answered after such a failure, on the monotonic clock
     check: asyncio.Task | None = None  # whether it answers, while that is being asked
     restart: asyncio.Task | None = None  # its last one, under way while the state is STARTING
 
@@ -186,9 +188,15 @@ class Fleet:
         life.move(State.SERVING if self.version == self.spec.engine.version else State.STALE)
         await self.notify()
 
-    async def on_death(self, life: Life, handle: ActorHandle, error: BaseException) -> None:
-        """Restart the engine once; concurrent callers of a dead engine meet here, and the first one acts."""
-        if isinstance(error, PASSING) and life.handle is handle and await self._passes(life):
+    async def on_death(
+        self, life: Life, handle: ActorHandle, why: str, *, passing: bool = False, asked_s: float | None = None
+    ) -> None:
+        """Restart the engine once; concurrent callers of a dead engine meet here, and the first one acts.
+
+        After a `passing` failure it is asked first whether it lives. `asked_s` is the monotonic time at which it was
+        given what failed.
+        """
+        if passing and life.handle is handle and await self._passes(life, asked_s):
             return
         if life.handle is not handle or self.failure or life.state is State.LEAVING:
             return
@@ -196,17 +204,22 @@ class Fleet:
         if life.deaths < DEATH_LIMIT:
             return await self.restart(life)
         await self.fail(
-            f"engine {life.spec.name} died twice in a row ({reason(error)}); the end of its log:\n{log_tail(life.spec)}"
+            f"engine {life.spec.name} died twice in a row ({why}); the end of its log:\n{log_tail(life.spec)}"
         )
 
-    async def _passes(self, life: Life) -> bool:
+    async def _passes(self, life: Life, asked_s: float | None) -> bool:
         """Whether the engine still answers; all the requests that fail together ask, and count, once."""
+        if asked_s is not None and asked_s < life.well_s:
+            return True  # one of those that failed together, heard of after the check
         if life.check is None:
             life.passing += 1
             life.check = asyncio.create_task(answers(life.handle))
         check = life.check
         try:
-            return await asyncio.shield(check) and life.passing <= PASSING_LIMIT
+            well = await asyncio.shield(check) and life.passing <= PASSING_LIMIT
+            if well:
+                life.well_s = time.monotonic()
+            return well
         finally:
             if life.check is check:
                 life.check = None

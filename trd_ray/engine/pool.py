@@ -26,36 +26,28 @@ What a caller may wait for, and who ends the wait:
 At shutdown every wait ends with PoolFailed, then every engine process is stopped, then the actors (fleet.py).
 """
 
-import asyncio
 import contextlib
-from collections.abc import Awaitable
-from dataclasses import dataclass
+import heapq
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
-from trd_ray.engine.actor import Engine, EngineSpec, Generation, PoolSpec, Request, result
-from trd_ray.engine.deaths import DEATHS, HEALTH_TIMEOUT_S
+from trd_ray.engine.actor import Engine, EngineSpec, PoolSpec
+from trd_ray.engine.deaths import HEALTH_TIMEOUT_S
 from trd_ray.engine.fleet import UP, Fleet, Life, State
 from trd_ray.engine.fleet import PoolFailed as PoolFailed
+from trd_ray.engine.leases import Admission, Lease, Leases, Who
 from trd_ray.engine.update import EngineFailed, WeightUpdate, call_each, given_up
 
 ENGINE_CALLS = 10_000  # that may be under way in one engine, so that a pause never queues behind requests
 
 
+Over = tuple[int, int | None]  # the number of a lease, and the tokens of its answer if it had one
+
+
 class RunEnded(RuntimeError):
     """The pool serves another run by now than the one whose request still waited at its gate."""
-
-
-@dataclass(eq=False)
-class Sent:
-    """Requests that an engine has been given."""
-
-    life: Life
-    handle: ActorHandle
-    requests: list[Request]
-    answer: Awaitable
 
 
 class Pool:
@@ -64,8 +56,9 @@ class Pool:
         self.fleet = Fleet(spec, lambda engine: self._actor(engine))
         self.update: WeightUpdate | None = None  # under way
         self.run = 0  # counts the runs that the pool has served before this one
+        self.leases = Leases(spec.request_timeout_s)
+        self.at_gate: dict[tuple[Who, int, int | None], int] = {}  # requests that wait, by the call that asks for them
         self.answered = {"requests": 0, "tokens": 0}
-        self.waiting = 0
 
     def _actor(self, spec: EngineSpec) -> ActorHandle:
         actor: Any = ray.remote(Engine).options(max_concurrency=ENGINE_CALLS, **self.spec.actor_options)
@@ -91,62 +84,89 @@ class Pool:
 
     # Requests
 
-    async def generate(self, requests: list[Request], min_version: int = 0) -> list[list[Generation]]:
-        """Generations for each request, sampled by weights of at least `min_version`, however long that takes."""
-        self.waiting += len(requests)
-        run = self.run
+    async def admit(self, who: Who, min_version: int, run: int | None, count: int, over: list[Over]) -> Admission:
+        """Leases for `count` requests, each of the engine that is least loaded, once the gate lets them through.
+
+        `count` may change meanwhile (`recount`). `run` is the run to which the requests belong, None for the one that
+        the pool serves now. `over` is settled first.
+        """
+        if self.leases.hear(who):
+            await self.fleet.notify()
+        await self.settle(over)
+        of = self.run if run is None else run
+        key = (who, min_version, run)
+        self.at_gate[key] = count
         try:
-            await self.fleet.wait(lambda: self.run != run or (self.fleet.version >= min_version and bool(self._open())))
+            await self.fleet.wait(
+                lambda: (
+                    self.run != of
+                    or not self.leases.knows(who)
+                    or (self.fleet.version >= min_version and bool(self._open()))
+                )
+            )
+            # No await from the open gate to the last lease: the gate may close and loads change in one.
+            count = self.at_gate[key]
         finally:
-            self.waiting -= len(requests)
-        if self.run != run:
+            self.at_gate.pop(key, None)
+        if self.run != of:
             raise RunEnded(f"the run that asked pool {self.spec.name} has ended")
-        # No await from the open gate to the last request given away: the gate may close and loads change in one.
-        load = {life: life.outstanding for life in self._open()}
-        shares: dict[Life, list[int]] = {}
-        for i in range(len(requests)):
-            least = min(load, key=load.__getitem__)
-            load[least] += 1
-            shares.setdefault(least, []).append(i)
-        sent = [self._send(life, [requests[i] for i in share]) for life, share in shares.items()]
-        answers = await asyncio.gather(*map(self._answer, sent))
-        results: list[list[Generation]] = [[] for _ in requests]
-        for share, answer in zip(shares.values(), answers, strict=True):
-            for i, generations in zip(share, answer, strict=True):
-                results[i] = generations
-        return results
+        if not self.leases.knows(who):
+            raise RuntimeError(f"a client of pool {self.spec.name} was closed while it waited at the gate")
+        lives = least_loaded(self._open(), count)
+        leases = [self.leases.give(life, who) for life in lives]
+        new = self.leases.untold(leases, who)
+        engines = {life.spec.start_id: life.handle for life in lives if life.spec.start_id in new}
+        return Admission(leases, engines, of, self.spec.name, self.spec.request_timeout_s)
+
+    async def recount(self, who: Who, min_version: int, run: int | None, count: int) -> None:
+        """So many requests of the client wait at the gate by now, if its call still does."""
+        if (who, min_version, run) in self.at_gate:
+            self.at_gate[who, min_version, run] = count
+
+    async def settle(self, over: list[Over]) -> None:
+        """Leases are over."""
+        waited_for = False
+        for number, tokens in over:
+            given = self.leases.end(number)
+            if given is None:
+                continue
+            waited_for |= given.life.state in (State.UPDATING, State.LEAVING)
+            if tokens is not None:
+                given.life.answered()
+                self.answered["requests"] += 1
+                self.answered["tokens"] += tokens
+        # Who waits at the gate does not wait for an answer, and is not woken for each.
+        if waited_for or self.leases.expire():
+            await self.fleet.notify()
+
+    async def lost(self, lease: Lease, why: str, passing: bool, over: list[Over]) -> None:
+        """The engine has died, or the connection to it broke (`passing`), before it answered.
+
+        `over` is settled first: an engine that has answered may die once more.
+        """
+        await self.settle(over)
+        try:
+            life = next((life for life in self.fleet.lives if life.spec.start_id == lease.engine), None)
+            given = self.leases.find(lease.number)
+            if life:
+                when_s = given.when_s if given else None
+                await self.fleet.on_death(life, life.handle, why, passing=passing, asked_s=when_s)
+        finally:
+            self.leases.end(lease.number)
+            await self.fleet.notify()
+
+    async def leave(self, who: Who) -> None:
+        """The client has ended; what it held and waited for is over."""
+        self.leases.leave(who)
+        await self.fleet.notify()
 
     def _open(self) -> list[Life]:
         """The engines that may be given requests."""
         return [] if self.update else self.fleet.those(State.SERVING)
 
-    def _send(self, life: Life, requests: list[Request]) -> Sent:
-        life.outstanding += len(requests)
-        return Sent(life, life.handle, requests, result(life.handle.generate.remote(requests)))
-
-    async def _answer(self, sent: Sent) -> list[list[Generation]]:
-        """The engine's answer; each time the engine dies, the one of the engine that is then least loaded."""
-        while True:
-            try:
-                answer = await asyncio.wait_for(sent.answer, self.spec.request_timeout_s)
-            except DEATHS as e:
-                await self.fleet.on_death(sent.life, sent.handle, e)
-            except TimeoutError:
-                late = TimeoutError(
-                    f"no answer within {self.spec.request_timeout_s:.0f} s ({self.spec.name}.request_timeout_s)"
-                )
-                await self.fleet.on_death(sent.life, sent.handle, late)
-            else:
-                sent.life.answered()
-                self.answered["requests"] += len(sent.requests)
-                self.answered["tokens"] += sum(len(g.ids) for generations in answer for g in generations)
-                return answer
-            finally:
-                if sent.life.handle is sent.handle:
-                    sent.life.outstanding -= len(sent.requests)
-                await self.fleet.notify()
-            await self.fleet.wait(lambda: bool(self._open()))
-            sent = self._send(min(self._open(), key=lambda life: life.outstanding), sent.requests)
+    async def _expire(self) -> None:
+        if self.leases.expire():
+            await self.fleet.notify()
 
     # Weights: the pool as one receiver of vLLM's weight transfer
 
@@ -232,13 +252,14 @@ class Pool:
     # What others may see
 
     async def status(self) -> dict[str, Any]:
+        await self._expire()
         fleet = self.fleet
         return {
             "version": fleet.version,
             "engines": len(fleet.lives),
             "up": len(fleet.those(*UP)),
             "running": sum(life.outstanding for life in fleet.lives),
-            "waiting": self.waiting,
+            "waiting": sum(self.at_gate.values()),
             "restarts": fleet.restarts,
             "restarting": not fleet.failure and any(life.restart for life in fleet.those(State.STARTING)),
             "updating": self.update is not None,
@@ -247,3 +268,15 @@ class Pool:
             "needs_weights": self.update is None and bool(fleet.those(State.STALE)),
             **self.answered,
         }
+
+
+def least_loaded(lives: list[Life], count: int) -> list[Life]:
+    """An engine for each of so many requests: the one that has the fewest, those before it in the list included."""
+    loads = [(life.outstanding, i) for i, life in enumerate(lives)]
+    heapq.heapify(loads)
+    chosen = []
+    for _ in range(count):
+        load, i = loads[0]
+        heapq.heapreplace(loads, (load + 1, i))
+        chosen.append(lives[i])
+    return chosen

@@ -26,7 +26,7 @@ from typing import Any
 from ray.actor import ActorHandle
 
 from trd_ray.engine.actor import reason, result
-from trd_ray.engine.deaths import DEATHS, HEALTH_TIMEOUT_S
+from trd_ray.engine.deaths import DEATHS, HEALTH_TIMEOUT_S, PASSING
 from trd_ray.engine.fleet import UP, Fleet, Life, State
 
 Engines = Sequence[tuple[Life, ActorHandle]]  # lives with the handle that each had when it was chosen
@@ -124,9 +124,9 @@ async def call_each(
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     for (life, handle), outcome in zip(engines, outcomes, strict=True):
         if timeout_s is not None and isinstance(outcome, TimeoutError):
-            await fleet.on_death(life, handle, TimeoutError(f"no sign of life for {timeout_s:.0f} s"))
+            await fleet.on_death(life, handle, f"TimeoutError: no sign of life for {timeout_s:.0f} s")
         elif isinstance(outcome, DEATHS):
-            await fleet.on_death(life, handle, outcome)
+            await fleet.on_death(life, handle, reason(outcome), passing=isinstance(outcome, PASSING))
     for (life, _), outcome in zip(engines, outcomes, strict=True):
         if isinstance(outcome, BaseException):
             raise EngineFailed(f"engine {life.spec.name}, {method}: {reason(outcome)}") from None

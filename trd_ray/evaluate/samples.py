@@ -30,8 +30,8 @@ from trd_ray.engine.actor import Generation
 from trd_ray.errors import UserError
 from trd_ray.evaluate.weights import difference
 from trd_ray.files import taking_place
-from trd_ray.record.directory import differences, encodable
-from trd_ray.rows import METADATA, TRAJECTORY
+from trd_ray.record.directory import differences
+from trd_ray.rows import METADATA, TRAJECTORY, encodable
 from trd_ray.score.stats import Answer
 from trd_ray.verify import Verdict
 
@@ -180,7 +180,7 @@ class Samples:
                 "start_s": g.start_s,
                 "seconds": g.seconds,
                 "text": g.text,
-                "ids": g.ids,
+                "ids": g.ids.tolist(),
             }
         )
         self._kept[key] = Kept(place, prompt_sha256, len(g.ids), g.finish)

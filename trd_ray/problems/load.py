@@ -20,6 +20,7 @@ from trd_ray.problems.columns import fitting, problems
 from trd_ray.problems.corpus import problems_of_corpus
 from trd_ray.problems.set_aside import SetAside, begins
 from trd_ray.problems.sources import read
+from trd_ray.problems.spool import Spool
 from trd_ray.problems.taco.references import Progress
 
 
@@ -29,6 +30,7 @@ class ProblemSet:
     set_aside: tuple[SetAside, ...] = ()
     notes: tuple[str, ...] = ()  # a sentence each
     benchmark: benchmarks.Benchmark | None = None  # a benchmark's title and source, and how the paper samples it
+    spool: Spool | None = None  # where the tests lie, for the shelf; None where they are in memory, or there are none
 
     @property
     def has_tests(self) -> bool:

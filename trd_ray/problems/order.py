@@ -1,17 +1,18 @@
 """The order in which a run meets its problems, and how many steps they make.
 
-    table, seed, sizes  ->  order()  ->  rows of rows.PROBLEM + rows.ORDER
+    how many problems, seed, sizes  ->  Order  ->  rows(first, end): the columns of rows.ORDER, and the problem's number
 
-The order is a pure function of its arguments, so a resumed run asks for its tail and gets what it would have met.
+An order is a pure function of its fields, so a resumed run asks for its tail and gets what it would have met. It holds
+no problem: a row names its problem by the number that the problem has in the run's table.
 """
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -37,45 +38,54 @@ def length(problems: int, *, rollouts_per_step: int, samples_per_problem: int = 
     return Length(full, full * rollouts_per_step, available % rollouts_per_step)
 
 
-def order(
-    table: pa.Table,
-    *,
-    seed: int,
-    rollouts_per_step: int,
-    samples_per_problem: int = 1,
-    shuffle: bool = True,
-    steps: int | None = None,
-    start_step: int = 0,
-) -> Iterator[dict[str, Any]]:
-    """The rows of a run from `start_step` on, each a dict with the columns of rows.PROBLEM and rows.ORDER.
+@dataclass(frozen=True)
+class Order:
+    """The rows of a run.
 
     - Row r belongs to step r // rollouts_per_step. It is sample r % samples_per_problem of its problem in its epoch.
     - Every epoch meets every problem once, in an order of its own, which depends on (seed, epoch) alone.
     - A step may span two epochs.
     - A row's sampling seed is a hash of (seed, r).
-    - `length` says where the order ends.
     """
-    problems = table.to_pylist()
-    rows_in_all = length(
-        len(problems), rollouts_per_step=rollouts_per_step, samples_per_problem=samples_per_problem, steps=steps
-    ).rows
-    ranking: tuple[int, np.ndarray] = (-1, np.empty(0))
-    for row in range(start_step * rollouts_per_step, rows_in_all):
-        visit, sample_index = divmod(row, samples_per_problem)
-        epoch, place = divmod(visit, len(problems))
-        if ranking[0] != epoch:
-            ranking = (epoch, _ranking(seed, epoch, len(problems), shuffle))
-        yield {
-            **problems[ranking[1][place]],
-            "row": row,
-            "step": row // rollouts_per_step,
-            "epoch": epoch,
-            "sample_index": sample_index,
-            "seed": seed_of_row(seed, row),
-        }
+
+    problems: int
+    seed: int
+    rollouts_per_step: int
+    samples_per_problem: int = 1
+    shuffle: bool = True
+    steps: int | None = None  # None: one pass over the problems
+
+    @property
+    def length(self) -> Length:
+        """Where the order ends."""
+        return length(
+            self.problems,
+            rollouts_per_step=self.rollouts_per_step,
+            samples_per_problem=self.samples_per_problem,
+            steps=self.steps,
+        )
+
+    def rows(self, first: int, end: int) -> Iterator[dict[str, Any]]:
+        """Rows `first` to `end` (without it), as far as the order has them: problem_number and columns of rows.ORDER.
+
+        Any range takes the time of its own rows, and that of ranking the problems of its epochs.
+        """
+        for row in range(first, min(end, self.length.rows)):
+            visit, sample_index = divmod(row, self.samples_per_problem)
+            epoch, place = divmod(visit, self.problems)
+            yield {
+                "problem_number": int(_ranking(self.seed, epoch, self.problems, self.shuffle)[place]),
+                "row": row,
+                "step": row // self.rollouts_per_step,
+                "epoch": epoch,
+                "sample_index": sample_index,
+                "seed": seed_of_row(self.seed, row),
+            }
 
 
+@lru_cache(maxsize=4)
 def _ranking(seed: int, epoch: int, problems: int, shuffle: bool) -> np.ndarray:
+    """The numbers of all problems, in the order of the epoch."""
     if not shuffle:
         return np.arange(problems)
     # NumPy promises that a bit generator's raw stream never changes, but not what Generator.permutation makes of it.

@@ -77,7 +77,7 @@ class Clock:
         self.first = True
 
     def seconds(self, rows: list[dict]) -> dict[str, float]:
-        """End the step of these rows; returns its seconds by stage, and the tokens a second of busy engines.
+        """End the step of these light rows; returns its seconds by stage, and the tokens a second of busy engines.
 
         Overhead is the time in which nothing sampled, verified, refined or trained: scheduling, feeding, sync.
         """
@@ -101,7 +101,7 @@ class Clock:
         }
         for pool, y, stage in (("sampler", "y_o", "sample"), ("refiner", "y_r", "refine")):
             if stages[stage]:
-                out[f"tokens_per_s/{pool}"] = sum(len(part(row, y, "ids") or ()) for row in rows) / stages[stage]
+                out[f"tokens_per_s/{pool}"] = sum(part(row, y, "tokens") or 0 for row in rows) / stages[stage]
         self.step = Span(f"step {rows[0]['step'] + 1}", *window)
         self.began = sync.end
         self.spans = []

@@ -1,6 +1,6 @@
 """The ledger: what refinement did to the rollouts, and when each stage was at work.
 
-    rows of a step (dicts), or rows/*.parquet of a run  ->  facts (a few numbers a row)  ->  flat metrics
+    rows of a step (rows.light), or rows/*.parquet of a run  ->  facts (a few numbers a row)  ->  flat metrics
 
 A key appears only when it means something: without refinements there is no y_r/..., without dropped rows no dropped/...
 """
@@ -34,15 +34,15 @@ METRICS = (
 DROPPED = "dropped/"
 
 _PLAIN = ["row", "step", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens"]
-_PARTS = [("y_o", "version"), *((y, n) for y in ("y_o", "y_r") for n in ("passed", "finish", "extracted", "detail"))]
+_VERDICT = ("passed", "finish", "extracted", "detail", "seconds")
+_PARTS = [("y_o", "version"), *((y, n) for y in ("y_o", "y_r") for n in _VERDICT)]
 
 
 def facts_of_rows(rows: Iterable[dict]) -> list[dict]:
-    """What the ledger needs from each row: the verdicts, and the number of tokens instead of the tokens."""
+    """What the ledger needs from each light row (see `rows.light`): the verdicts, and the number of tokens."""
     return [
         {name: row.get(name) for name in _PLAIN}
-        | {f"{y}_{name}": part(row, y, name) for y, name in _PARTS}
-        | {f"{y}_tokens": _length(part(row, y, "ids")) for y in ("y_o", "y_r")}
+        | {f"{y}_{name}": part(row, y, name) for y, name in [*_PARTS, ("y_o", "tokens"), ("y_r", "tokens")]}
         for row in rows
     ]
 
@@ -61,7 +61,7 @@ def facts_of_run(stored: RowFiles) -> list[dict]:
 
 
 def row_metrics(rows: Iterable[dict], version: int | None = None) -> dict[str, float]:
-    """Metrics of one step's rows. `version` is the policy version that trains on them; staleness counts from it."""
+    """Metrics of one step's light rows. Staleness counts from `version`, the policy version that trains on them."""
     return ledger(facts_of_rows(rows), version)
 
 
@@ -139,7 +139,3 @@ def _trajectory_metrics(y: str, facts: list[dict]) -> dict[str, float]:
         f"{y}/no_answer": float(np.mean([not f[f"{y}_extracted"] for f in facts])),
         f"{y}/empty": float(np.mean([f[f"{y}_detail"] == EMPTY for f in facts])),
     }
-
-
-def _length(ids: list[int] | np.ndarray | None) -> int | None:
-    return None if ids is None else len(ids)

@@ -18,6 +18,7 @@ from trd_ray.preflight import checks, placement
 from trd_ray.problems.corpus import open_corpus
 from trd_ray.problems.load import ProblemSet, has_tests, load_problems
 from trd_ray.problems.set_aside import SetAside
+from trd_ray.problems.spool import Spool
 from trd_ray.record.ledger import DROPPED
 from trd_ray.record.metrics import metric_names, require_metric
 from trd_ray.sandbox import Sandbox
@@ -41,6 +42,7 @@ class Inputs:
     teacher: models.ModelFacts
     set_aside: list[SetAside] = field(default_factory=list)  # the problems that are left out
     notes: list[str] = field(default_factory=list)  # about the sources, for the person who starts the run
+    spool: Spool | None = None  # where the tests of `problems` lie, for the shelf; None where there are none
 
     @property
     def runs_code(self) -> bool:
@@ -122,7 +124,7 @@ def prepare(
     notes = [note for found in sources for note in found.notes]
     return Inputs(
         job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
-        teacher.facts, [*set_aside, *findings.too_long], notes,
+        teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None,
     )  # fmt: skip
 
 

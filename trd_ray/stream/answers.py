@@ -1,19 +1,23 @@
 """Problems are sampled through a pool and the answers are verified, both at once.
 
-    asks --window--> sampler pool --> Sampled --> verifier tasks --> Verified
+    asks --window--> client of the sampler pool --> Sampled --> verifier tasks --> Verified
     held-out problems x k         ->  evaluation_rows()          ->  rows with y_o (in training)
 
 Requests go out one by one, a bounded number at a time: the engines stay full, and each answer is handed out when it
-comes. Whoever leaves the loop early loses only what is under way. A sampling seed depends on three things: the seed of
-the recipe, the id of the problem and the number of the sample. So neither k nor other problems change a sample.
+comes. Whoever leaves the loop early loses only what is under way, which the engines then give up. A sampling seed
+depends on three things: the seed of the recipe, the id of the problem and the number of the sample. So neither k nor
+other problems change a sample.
 """
 
+import contextlib
 import hashlib
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +26,7 @@ from ray.actor import ActorHandle
 
 from trd_ray.config import EvaluationConfig, Recipe, SamplerConfig, VerifyConfig
 from trd_ray.engine.actor import Generation
+from trd_ray.engine.client import Client
 from trd_ray.stream.stages import record, record_verdict, request
 from trd_ray.verify import Verdict, verifier
 from trd_ray.views import Views
@@ -88,10 +93,27 @@ def answers(
     `pool` may be None if every ask has its text. `while_waiting` is called twice a second, and an error that it raises
     ends the loop. Raises TimeoutError when nothing comes for sampler.request_timeout_s.
     """
+    client = None if pool is None else Client(pool)
+    try:
+        yield from _answers(asks, client, sampler, verify, min_version, while_waiting)
+    finally:
+        if client:
+            client.close()
+
+
+def _answers(
+    asks: Iterable[Ask],
+    client: Client | None,
+    sampler: SamplerConfig,
+    verify: VerifyConfig,
+    min_version: int,
+    while_waiting: Callable[[], object],
+) -> Iterator[Sampled | Verified]:
     todo = iter(asks)
     window = math.ceil(1.25 * sampler.replicas * sampler.max_concurrent)
-    sampling: dict[Any, Ask] = {}
-    verifying = _Verifying(verify)
+    sampling: dict[Future, Ask] = {}
+    ready: SimpleQueue[Future] = SimpleQueue()  # samples and verifier tasks that are done
+    verifying = _Verifying(verify, ready)
     more = True  # asks are left
     looked = 0.0  # when `while_waiting` was called
     heard = time.monotonic()  # when an answer or a verdict came
@@ -105,20 +127,21 @@ def answers(
             if ask.text is not None:
                 verifying.add(ask, ask.text)
             else:
-                assert pool is not None
+                assert client is not None
                 asked = request(ask.question.sampling, ask.question.prompt_ids, ask.seed)
-                sampling[pool.generate.remote([asked], min_version)] = ask
+                future = client.submit(asked, min_version)
+                sampling[future] = ask
+                future.add_done_callback(ready.put)
         verifying.start()
         if not sampling and not verifying.tasks:
             return
-        for ref in _ready([*sampling, *verifying.tasks]):
+        for future in _all_of(ready):
             heard = time.monotonic()
-            if ref in verifying.tasks:
-                yield from verifying.finish(ref)
+            if future in verifying.tasks:
+                yield from verifying.finish(future)
                 continue
-            ask = sampling.pop(ref)
-            found: list[list[Generation]] = ray.get(ref)
-            [[generation]] = found
+            ask = sampling.pop(future)
+            [generation] = future.result()
             verifying.add(ask, generation.text)
             yield Sampled(ask, generation)
         now = time.monotonic()
@@ -132,11 +155,14 @@ def answers(
             )
 
 
-def _ready(refs: list[Any]) -> list[Any]:
-    """All refs that are ready, as soon as one is; [] when none is within POLL_S."""
-    if not ray.wait(refs, num_returns=1, timeout=POLL_S, fetch_local=False)[0]:
-        return []
-    return ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[0]
+def _all_of(ready: SimpleQueue[Future]) -> list[Future]:
+    """All that is ready, as soon as one is; [] when none is within POLL_S."""
+    found = []
+    with contextlib.suppress(Empty):
+        found.append(ready.get(timeout=POLL_S))
+        while True:
+            found.append(ready.get_nowait())
+    return found
 
 
 class _Verifying:
@@ -146,9 +172,10 @@ class _Verifying:
     task.
     """
 
-    def __init__(self, verify: VerifyConfig):
+    def __init__(self, verify: VerifyConfig, ready: SimpleQueue[Future]):
         self.max_tasks = verify.max_tasks
-        self.tasks: dict[Any, list[Ask]] = {}
+        self.ready = ready  # gets each task when it is done
+        self.tasks: dict[Future, list[Ask]] = {}
         self.backlog = 0  # samples in `_waiting`
         self.expected: Counter[Question] = Counter()  # samples asked for and not verified
         self._task = ray.remote(_verdicts).options(num_cpus=verify.cpus, max_retries=VERIFY_RETRIES)
@@ -172,7 +199,9 @@ class _Verifying:
                 del self._waiting[question]
             self.backlog -= len(group)
             texts = [text for _, text in group]
-            self.tasks[self._task.remote(self._problem(question), texts, question.verify)] = [ask for ask, _ in group]
+            task = self._task.remote(self._problem(question), texts, question.verify).future()
+            self.tasks[task] = [ask for ask, _ in group]
+            task.add_done_callback(self.ready.put)
 
     def _problem(self, question: Question) -> Any:
         if question.problem.get("tests") is None:
@@ -181,9 +210,9 @@ class _Verifying:
             self._problems[question] = ray.put(question.problem)
         return self._problems[question]
 
-    def finish(self, ref: Any) -> Iterator[Verified]:
-        asks = self.tasks.pop(ref)
-        found: list[tuple[float, Verdict]] = ray.get(ref)
+    def finish(self, task: Future) -> Iterator[Verified]:
+        asks = self.tasks.pop(task)
+        found: list[tuple[float, Verdict]] = task.result()
         question = asks[0].question
         self.expected[question] -= len(asks)
         if not self.expected[question]:

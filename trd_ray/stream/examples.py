@@ -1,24 +1,54 @@
 """What a row trains: verdicts become an example, or a reason why the row gives none.
 
-    row (y_o, y_r, verdicts) -> trajectory, train or dropped_because, student view, teacher view, response
+    row (y_o, y_r, verdicts) -> build(): trajectory, train or dropped_because, student view, teacher view, response
+    a step's table           -> examples_of(): what the learner trains on, as slices of the table's buffers
 
 This module is pure, apart from the tokenizers inside `Views`.
 """
 
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
 from trd_ray.config import Recipe
 from trd_ray.distill.batches import Example
-from trd_ray.rows import part
+from trd_ray.rows import EXAMPLE, dicts, part
 from trd_ray.views import Views
+
+# What `build` reads of a row.
+READ = (
+    *("row", "problem", "reference", "student_prompt_ids", "refine_prompt_ids", "refine_cut_tokens"),
+    *("y_o.ids", "y_o.passed", "y_o.feedback", "y_r.ids", "y_r.passed"),
+)
+
+
+def rebuilt(table: pa.Table, recipe: Recipe, views: Views, vocabulary: int | None = None) -> pa.Table:
+    """The table with the example columns that `build` makes of its rows, whatever stood in them."""
+    rows = dicts(table, READ)
+    for row in rows:
+        build(row, recipe, views, vocabulary)
+    for field in EXAMPLE:
+        made = pa.array([row.get(field.name) for row in rows], field.type)
+        table = table.set_column(table.schema.get_field_index(field.name), field, made)
+    return table
+
+
+def examples_of(table: pa.Table) -> list[Example]:
+    """The examples of the rows that train, in their order; their ids are slices of the table's buffers."""
+    rows = dicts(table, ["row", "train", "student_ids", "teacher_ids", "response_ids"])
+    trained = [row for row in rows if row["train"]]
+    return [Example(row["row"], row["student_ids"], row["teacher_ids"], row["response_ids"]) for row in trained]
 
 
 def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None) -> Example | None:
-    """Fill the row's example columns; returns the example, or None where the recipe drops it.
+    """Fill the row's example columns; returns the example, or None where the recipe drops it. Ids may be arrays.
 
     `vocabulary` is how many ids the heads of student and teacher share. An engine can sample an id that only pads its
     own model, and the other model cannot score such a trajectory.
     """
     trajectory, reason = _choose(row, recipe)
-    if not reason and vocabulary is not None and max(row[trajectory]["ids"]) >= vocabulary:
+    if not reason and vocabulary is not None and np.max(row[trajectory]["ids"]) >= vocabulary:
         reason = "token outside the shared vocabulary"
     row |= {"trajectory": trajectory, "train": not reason, "dropped_because": reason}
     if reason:
@@ -47,15 +77,20 @@ def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
             trajectory = "y_o"
         else:
             return trajectory, "refinement failed"
-    return trajectory, "" if part(row, trajectory, "ids") else "empty"
+    return trajectory, "" if _some(part(row, trajectory, "ids")) else "empty"
 
 
-def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[list[int], int]:
+def _some(ids: Any) -> bool:
+    """Whether there are ids: an array, unlike a list, has no truth of its own."""
+    return ids is not None and len(ids) > 0
+
+
+def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[Any, int]:
     if trajectory != recipe.train.trajectory:
         # A raw rollout replaces a failed refinement: the refine view would show the teacher the text that it scores.
         view = views.vanilla(row["problem"], row["reference"])
         return view.ids, view.cut_tokens
-    if recipe.teacher.view == "refine" and row["refine_prompt_ids"]:
+    if recipe.teacher.view == "refine" and _some(row["refine_prompt_ids"]):
         return row["refine_prompt_ids"], row["refine_cut_tokens"]
     attempt = (part(row, "y_o", name) for name in ("ids", "passed", "feedback"))
     view = views.teacher(row["problem"], row["reference"], *attempt)

@@ -1,9 +1,11 @@
 """The feed turns blocks of the stream into steps: exactly the rows of the next step, in order, whenever they arrive.
 
-    dataset --thread--> queue --> Feed.take(step) -> rows of that step
+    blocks --thread--> queue --> Feed.take(step) -> a table of that step's rows
+
+It takes each row once, whoever sent it twice, and says which row of a finished call never came.
 
 The thread only moves blocks, and runs at most AHEAD_STEPS steps ahead; rows of later steps wait here. It ends with the
-dataset, after `close` with the block that it waits for, or as a daemon with the process.
+stream, after `close` with the block that it waits for, or as a daemon with the process.
 """
 
 import queue
@@ -12,10 +14,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_ray.problems.corpus import open_corpus
+from trd_ray.rows import ROW
+from trd_ray.stream.blocks import Block
 
 POLL_S = 0.25
 AHEAD_STEPS = 4  # a corpus would otherwise be read whole into memory
@@ -26,30 +31,41 @@ class StreamEnded(RuntimeError):
 
 
 class Feed:
-    def __init__(self, tables: Iterable[pa.Table], *, rows_per_step: int, stall_timeout_s: float):
+    def __init__(
+        self,
+        blocks: Iterable[Block],
+        *,
+        rows_per_step: int,
+        stall_timeout_s: float,
+        problems: pa.Table | None = None,
+        start_step: int = 0,
+    ):
+        """`problems` is the table that the rows' `problem_number` counts in; rows of a corpus bring their problems."""
         self.rows_per_step = rows_per_step
         self.stall_timeout_s = stall_timeout_s
-        self.waiting: dict[int, list[dict]] = {}
+        self.problems = problems
+        self.next_step = start_step
+        self.waiting: dict[int, dict[int, pa.Table]] = {}  # step -> row -> the block's table with it
         self.queue: queue.SimpleQueue = queue.SimpleQueue()
         self.room = threading.Semaphore(AHEAD_STEPS * rows_per_step)
         self.closed = False
-        self.thread = threading.Thread(target=self._move, args=(tables,), name="feed", daemon=True)
+        self.thread = threading.Thread(target=self._move, args=(blocks,), name="feed", daemon=True)
         self.thread.start()
 
-    def _move(self, tables: Iterable[pa.Table]) -> None:
+    def _move(self, blocks: Iterable[Block]) -> None:
         try:
-            for table in tables:
-                for _ in range(table.num_rows):
+            for block in blocks:
+                for _ in range(block.rows.num_rows):
                     self.room.acquire()
                 if self.closed:
                     return
-                self.queue.put(table)
+                self.queue.put(block)
             self.queue.put(StreamEnded("the stream ended before the step was complete"))
         except BaseException as e:  # noqa: BLE001 - handed to the loop
             self.queue.put(e)
 
     def close(self) -> None:
-        """Take no more blocks: a stream without a reader stops, and so do its stages."""
+        """Take no more blocks: a stream without a reader stops, and so does its stage."""
         self.closed = True
         self.room.release(AHEAD_STEPS * self.rows_per_step)
 
@@ -57,11 +73,14 @@ class Feed:
         """How many rows of the step are here."""
         return len(self.waiting.get(step, ()))
 
-    def take(self, step: int, while_waiting: Callable[[], object], rows: int | None = None) -> list[dict]:
-        """The rows of `step`, sorted; `while_waiting` is called several times a second and may raise to give up."""
+    def take(self, step: int, while_waiting: Callable[[], object], rows: int | None = None) -> pa.Table:
+        """The rows of `step`, a table of rows.ROW sorted by row; steps are taken one after another.
+
+        `while_waiting` is called several times a second and may raise to give up.
+        """
         expected = rows or self.rows_per_step
         last_row = time.monotonic()
-        while len(self.waiting.get(step, ())) < expected:
+        while self.arrived(step) < expected:
             try:
                 item = self.queue.get(timeout=POLL_S)
             except queue.Empty:
@@ -69,24 +88,47 @@ class Feed:
                 if time.monotonic() - last_row > self.stall_timeout_s:
                     raise TimeoutError(
                         f"no row came out of the stream for {self.stall_timeout_s:.0f} s (stream.stall_timeout_s) "
-                        f"while step {step + 1} waited for {expected - len(self.waiting.get(step, ()))} of {expected} "
-                        "rows"
+                        f"while step {step + 1} waited for {expected - self.arrived(step)} of {expected} rows"
                     ) from None
                 continue
             if isinstance(item, BaseException):
                 raise StreamEnded(str(item)) from item
             last_row = time.monotonic()
-            self.room.release(item.num_rows)
-            for row in item.to_pylist():
-                self.waiting.setdefault(row["step"], []).append(row)
-        return sorted(self.waiting.pop(step), key=lambda row: row["row"])
+            self.room.release(item.rows.num_rows)
+            self._arrive(item)
+        self.next_step = step + 1
+        return self._together(self.waiting.pop(step))
+
+    def _arrive(self, block: Block) -> None:
+        """Keep the block's rows, but for those that have come before."""
+        numbers = block.rows["row"].to_pylist()
+        steps = block.rows["step"].to_pylist()
+        for i, (step, row) in enumerate(zip(steps, numbers, strict=True)):
+            if step >= self.next_step:
+                self.waiting.setdefault(step, {}).setdefault(row, block.rows.slice(i, 1))
+        if block.last and (step := block.first // self.rows_per_step) >= self.next_step:
+            here = self.waiting.get(step, {})
+            if lost := [row for row in range(block.first, block.end) if row not in here]:
+                raise StreamEnded(
+                    f"{len(lost)} rows of step {step + 1} were lost on their way from the stage, first row {lost[0]}"
+                )
+
+    def _together(self, here: dict[int, pa.Table]) -> pa.Table:
+        table = pa.concat_tables(here[row] for row in sorted(here)).combine_chunks()
+        if self.problems is None:
+            return table
+        problems = self.problems.take(table["problem_number"])
+        columns = {name: (problems if name in problems.column_names else table)[name] for name in ROW.names}
+        return pa.Table.from_arrays(list(columns.values()), schema=ROW)
 
 
-def corpus_tables(folder: str | Path, *, rows_per_step: int, start_step: int) -> Iterator[pa.Table]:
+def corpus_blocks(folder: str | Path, *, rows_per_step: int, start_step: int) -> Iterator[Block]:
     """A corpus as the stream would deliver it: rows in the order in which they were made, in steps of this run."""
     corpus = open_corpus(folder)
     for step in range(start_step, corpus.count_rows() // rows_per_step):
         row = pc.field("row")
         first = step * rows_per_step
         table = corpus.to_table(where=(row >= first) & (row < first + rows_per_step))
-        yield table.set_column(table.column_names.index("step"), "step", pa.array([step] * len(table), pa.int32()))
+        steps = pa.array(np.full(len(table), step, np.int32))
+        table = table.set_column(table.column_names.index("step"), ROW.field("step"), steps)
+        yield Block(table, first, first + rows_per_step, last=True)

@@ -1,70 +1,63 @@
 """One Ray Data graph for the whole run.
 
-    order -> Sample y_o -> verify y_o -> Refine -> verify and select y_r -> feed
-             async calls   tasks         async calls   tasks
+    calls (step, first row, end) -> Flow: sample, verify, refine, verify each row by itself -> blocks of finished rows
+                                    actors, verifier tasks awaited inside
 
-A block is a few rows of one step and stays one block. So blocks move through the stages independently, and the pools
-always see every request that the gate lets through. A verifier task takes `verify.cpus` of Ray's CPUs, a stage none.
+A call is a few numbers, so a run of any length enters the graph at once. Its rows are looked up in the order when it
+begins. So many calls are under way that the pools always see every request that the gate lets through. Neither calls
+nor actors take any of Ray's CPUs; a verifier task takes `verify.cpus`.
 """
 
 import logging
 import math
 from collections.abc import Iterator
-from functools import partial
-from typing import Any
 
-import pyarrow as pa
 import ray
-from ray.data import ActorPoolStrategy, DataContext, Dataset, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from trd_ray.config import Recipe
-from trd_ray.rows import IN_STREAM, to_table
-from trd_ray.stream.stages import Refine, Sample, StageSpec, select_refined, verify_rollouts
+from trd_ray.stream.blocks import Block, calls, unpack
+from trd_ray.stream.flow import Flow
+from trd_ray.stream.stages import StageSpec
+
+ROWS_OF_ACTOR = 512  # of a step, at most until there are MAX_ACTORS
+MAX_ACTORS = 8
 
 
-def blocks(rows: Iterator[dict], recipe: Recipe) -> list[pa.Table]:
-    """The run's rows as tables of `stream.rows_per_block` rows, none of which spans two steps."""
-    size = recipe.stream.rows_per_block or max(1, math.ceil(recipe.rollouts_per_step / 4))
-    tables: list[pa.Table] = []
-    pending: list[dict] = []
-    for row in rows:
-        if pending and (len(pending) == size or pending[-1]["step"] != row["step"]):
-            tables.append(to_table(pending, IN_STREAM))
-            pending = []
-        pending.append(row)
-    return tables + ([to_table(pending, IN_STREAM)] if pending else [])
+def actors(recipe: Recipe) -> int:
+    """How many actors share out the rows of a step: one process takes some milliseconds of its own for a row."""
+    return min(MAX_ACTORS, math.ceil(recipe.rollouts_per_step / ROWS_OF_ACTOR))
 
 
-def graph(tables: list[pa.Table], spec: StageSpec) -> Dataset:
-    recipe = spec.recipe
+def graph(spec: StageSpec, start_step: int) -> Dataset:
+    """The rows of the run from `start_step` on, as packed blocks. Raises nothing before it is read."""
     _configure(DataContext.get_current())
-    whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    client: dict[str, Any] = whole | {
-        "num_cpus": 0,
-        "compute": _clients(spec, tables),
-        "fn_constructor_args": (spec,),
-    }
-    tasks: dict[str, Any] = whole | {
-        "num_cpus": recipe.verify.cpus,
-        "compute": TaskPoolStrategy(size=min(recipe.verify.max_tasks, max(1, len(tables)))),
-    }
+    per_step = spec.order.rollouts_per_step
+    made = calls(start_step * per_step, spec.order.length.rows, per_step, math.ceil(per_step / spec.actors))
+    steps = 4 if spec.max_staleness == "never" else int(spec.max_staleness) + 2
     # Unlike from_arrow, from_blocks starts no task, which would wait for a whole CPU, and keeps the blocks as they are.
-    dataset = ray.data.from_blocks(tables)
-    dataset = dataset.map_batches(Sample, **client)
-    dataset = dataset.map_batches(partial(verify_rollouts, recipe=recipe), **tasks)
-    if recipe.refines:
-        dataset = dataset.map_batches(Refine, **client)
-        dataset = dataset.map_batches(partial(select_refined, recipe=recipe), **tasks)
-    return dataset
+    return ray.data.from_blocks(made).map_batches(
+        Flow,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=0,
+        fn_constructor_args=(spec,),
+        # With room for every row that the gate may let through, and for the next step's at the gate.
+        compute=ActorPoolStrategy(
+            size=spec.actors,
+            max_tasks_in_flight_per_actor=steps,
+            max_concurrent_calls_per_actor=steps,
+            enable_true_multi_threading=True,
+        ),
+    )
 
 
-def _clients(spec: StageSpec, tables: list[pa.Table]) -> ActorPoolStrategy:
-    """One actor with room for every block that the gate may let through, and for the next step's at the gate."""
-    staleness = spec.max_staleness
-    steps = 4 if staleness == "never" else int(staleness) + 2
-    rows = max(1, tables[0].num_rows if tables else 1)
-    calls = steps * math.ceil(spec.recipe.rollouts_per_step / rows)
-    return ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=calls, max_concurrent_calls_per_actor=calls)
+def arriving(dataset: Dataset) -> Iterator[Block]:
+    """The blocks as they come. A block lies in the object store until nothing of its rows is held any more."""
+    for bundle in dataset.iter_internal_ref_bundles():
+        for ref in bundle.block_refs:
+            yield unpack(ray.get(ref))
 
 
 def _configure(context: DataContext) -> None:
@@ -72,8 +65,9 @@ def _configure(context: DataContext) -> None:
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context.execution_options.verbose_progress = False
-    # A block is a unit of admission, not of memory: merging or splitting would tie rows together or across steps.
+    # Blocks leave as they are packed, and when they are: each is a table of one row.
     context.execution_options.preserve_order = False
+    context.target_max_block_size = 1
     context.target_min_block_size = 1
     context.log_internal_stack_trace_to_stdout = False
     # If a verdict or a pool fails, that is final: a retry would sample the same rows again.

@@ -1,23 +1,17 @@
-"""The stages of the graph: thin async clients of the engine pools, and verifier tasks.
+"""What happens to a row on its way: what is asked of an engine, and how an answer and a verdict are written into it.
 
-    Sample: problem -> y_o          verify_rollouts: y_o -> verdict
-    Refine: y_o -> n candidates     select_refined:  candidates -> verdicts -> y_r
+    row -> request -> Generation -> record -> Verdict -> record_verdict      for y_o, and for y_r by record_refined
 
-Each takes and returns a table of `rows.IN_STREAM`; one table is one block of rows of one step. The classes hold no
-state but their tokenizers, so a stage that Ray restarts can go on with any block.
+flow.py brings it together. Everything here is pure.
 """
 
-import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
-
 from trd_ray.config import EvaluationConfig, Recipe, SamplingConfig
 from trd_ray.engine.actor import Generation, Request
-from trd_ray.rows import IN_STREAM, WITH_CANDIDATES, to_table
-from trd_ray.verify import Verdict, verifier
+from trd_ray.problems.order import Order
+from trd_ray.verify import Verdict
 
 
 @dataclass
@@ -29,8 +23,14 @@ class StageSpec:
     teacher_path: str
     sampler: Any  # handles of the pools
     refiner: Any
+    order: Order  # of the run
+    problems: Any  # a reference to the table that `problem_number` counts in
+    shelf: Any  # the actor that has the tests; None: there are none
+    vocabulary: int | None  # ids that the heads of student and teacher share
     first_version: int  # the version of the weights that the run starts with
     max_staleness: int | str
+    trains: bool  # else the rows are for a corpus, whose reader makes the examples
+    actors: int = 1  # among which a step's rows are shared out
 
 
 def min_version(step: int, max_staleness: int | str, first_version: int) -> int:
@@ -52,85 +52,12 @@ def request(sampling: SamplingConfig | EvaluationConfig, prompt_ids: list[int], 
     )
 
 
-def _views(spec: StageSpec) -> Any:
-    from trd_ray.views import load_views
-
-    return load_views(spec.recipe, spec.student_path, spec.teacher_path)
-
-
-class Sample:
-    def __init__(self, spec: StageSpec):
-        self.spec = spec
-        self.views = _views(spec)
-
-    async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        recipe = self.spec.recipe
-        rows = block.to_pylist()
-        for row in rows:
-            row["student_prompt_ids"] = self.views.student(row["problem"])
-        answers = await self.spec.sampler.generate.remote(
-            [request(recipe.sampler, row["student_prompt_ids"], row["seed"]) for row in rows],
-            max(min_version(row["step"], self.spec.max_staleness, self.spec.first_version) for row in rows),
-        )
-        for row, [generation] in zip(rows, answers, strict=True):
-            record(row, "y_o", generation)
-        yield to_table(rows, IN_STREAM)
-
-
-class Refine:
-    def __init__(self, spec: StageSpec):
-        self.spec = spec
-        self.views = _views(spec)
-
-    async def __call__(self, block: pa.Table) -> AsyncIterator[pa.Table]:
-        refiner = self.spec.recipe.refiner
-        rows = block.to_pylist()
-        for row in rows:
-            y_o = row["y_o"]
-            view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
-            row["refine_prompt_ids"] = view.ids
-            row["refine_cut_tokens"] = view.cut_tokens
-        answers = await self.spec.refiner.generate.remote(
-            # The seed differs from y_o's: the same seed would couple the two samples.
-            [request(refiner, row["refine_prompt_ids"], row["seed"] ^ 1, refiner.n) for row in rows]
-        )
-        for row, generations in zip(rows, answers, strict=True):
-            row["candidates"] = [_trajectory(g) for g in generations]
-        yield to_table(rows, WITH_CANDIDATES)
-
-
-def verify_rollouts(block: pa.Table, recipe: Recipe) -> pa.Table:
-    rows = block.to_pylist()
-    verify = verifier(recipe.verify)
-    for row in rows:
-        start = time.time()
-        record_verdict(row, "y_o", verify(row["y_o"]["text"], row), start)
-    return to_table(rows, IN_STREAM)
-
-
-def select_refined(block: pa.Table, recipe: Recipe) -> pa.Table:
-    """Verify every candidate and keep one as y_r, by `refiner.select`; if none passes, keep the first."""
-    rows = block.to_pylist()
-    verify = verifier(recipe.verify)
-    for row in rows:
-        start = time.time()
-        candidates = row["candidates"]
-        verdicts = [verify(c["text"], row) for c in candidates]
-        chosen = select(candidates, verdicts, recipe.refiner.select)
-        row["y_r"] = candidates[chosen]
-        record_verdict(row, "y_r", verdicts[chosen], start)
-        row["y_r"]["verify_seconds"] = time.time() - start  # for all candidates
-        row["refine_candidates"] = len(candidates)
-        row["refine_candidates_passed"] = sum(v.passed for v in verdicts)
-    return to_table(rows)
-
-
-def select(candidates: list[dict], verdicts: list[Verdict], rule: str) -> int:
+def select(tokens: list[int], passed: list[bool], rule: str) -> int:
     """Index of the refinement to keep: by `rule` the first, the first that passes or the shortest that passes."""
-    passed = [i for i, verdict in enumerate(verdicts) if verdict.passed]
-    if rule == "first" or not passed:
+    those = [i for i, has in enumerate(passed) if has]
+    if rule == "first" or not those:
         return 0
-    return passed[0] if rule == "first_passed" else min(passed, key=lambda i: len(candidates[i]["ids"]))
+    return those[0] if rule == "first_passed" else min(those, key=lambda i: tokens[i])
 
 
 def record(row: dict[str, Any], y: str, generation: Generation) -> None:
@@ -140,6 +67,19 @@ def record(row: dict[str, Any], y: str, generation: Generation) -> None:
 def record_verdict(row: dict[str, Any], y: str, verdict: Verdict, start_s: float) -> None:
     judged = {name: getattr(verdict, name) for name in ("passed", "score", "extracted", "detail", "feedback")}
     row[y] |= judged | {"verify_start_s": start_s, "verify_seconds": verdict.seconds}
+
+
+def record_refined(
+    row: dict[str, Any], candidates: list[Generation], judged: list[tuple[float, Verdict]], rule: str
+) -> None:
+    """Keep one of the verified refinements as y_r, by `rule`; if none passes, the first."""
+    verdicts = [verdict for _, verdict in judged]
+    chosen = select([len(c.ids) for c in candidates], [v.passed for v in verdicts], rule)
+    record(row, "y_r", candidates[chosen])
+    record_verdict(row, "y_r", verdicts[chosen], judged[0][0])
+    row["y_r"]["verify_seconds"] = sum(verdict.seconds for verdict in verdicts)  # for all candidates
+    row["refine_candidates"] = len(candidates)
+    row["refine_candidates_passed"] = sum(v.passed for v in verdicts)
 
 
 def _trajectory(generation: Generation) -> dict[str, Any]:

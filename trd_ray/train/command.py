@@ -14,6 +14,7 @@ from trd_ray.record.display import Display
 from trd_ray.record.ledger import facts_of_rows, row_metrics
 from trd_ray.record.metrics import Metrics
 from trd_ray.record.summary import summarise
+from trd_ray.rows import light
 from trd_ray.session.beginning import begin
 from trd_ray.session.cluster import Connection
 from trd_ray.session.inputs import prepare
@@ -76,15 +77,16 @@ def refine_run(session: Session, done: int) -> None:
     """
     inputs = session.inputs
     directory = session.directory
-    session.wait_until_started()
     feed = start_feed(session, start_step=done, version=0)
-    session.display.phase("refining")
     try:
+        session.wait_until_started()
+        session.display.phase("refining")
         with Metrics(directory.path, inputs.total_steps, done) as metrics:
             for step in range(done, inputs.total_steps):
                 session.look()  # when rows are ready, nothing else looks
-                rows = feed.take(step, session.look, inputs.rows_in_step(step))
-                directory.write_rows(step + 1, rows)
+                table = feed.take(step, session.look, inputs.rows_in_step(step))
+                directory.write_rows(step + 1, table)
+                rows = light(table)
                 record = row_metrics(rows)
                 metrics.log(step + 1, record)
                 session.display.step({"step": step + 1} | record)

@@ -27,16 +27,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from trd_ray.distill.batches import Example
+import pyarrow as pa
+
 from trd_ray.record import warnings
 from trd_ray.record.clock import Clock
 from trd_ray.record.ledger import facts_of_rows, row_metrics
 from trd_ray.record.metrics import Metrics
 from trd_ray.record.summary import summarise
 from trd_ray.record.timeline import Timeline
+from trd_ray.rows import light
 from trd_ray.session.endings import cause
 from trd_ray.session.session import Session
-from trd_ray.stream.examples import build
+from trd_ray.stream.examples import examples_of, rebuilt
 from trd_ray.stream.feed import Feed
 from trd_ray.train.checkpoints import Checkpoints
 from trd_ray.train.evaluations import Evaluations
@@ -46,6 +48,7 @@ from trd_ray.train.probe import logprob_gap, scored_again
 from trd_ray.train.rollouts import start_feed
 
 STOP_LEARNER_S = 60
+PROBED = ("student_prompt_ids", "y_o.ids", "y_o.logprobs", "y_o.version")
 
 
 def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
@@ -96,6 +99,10 @@ class Training:
         """Start engines, learner and stream, and make the evaluation that comes before the first step."""
         with self.clock.span("start"):
             self.trainer.start()
+            if self.done < self.total_steps or not resumed:
+                # The stage starts beside engines and learner, and its first requests wait at the gates.
+                version = 0 if self.policy.offline else self.done
+                self.feed = start_feed(self.session, start_step=self.done, version=version)
             self.session.display.starting({"learner": (0, 1)})
             self.trainer.wait_until_started(self.session.look_at_start)
             self.session.display.starting({"learner": (1, 1)})
@@ -105,9 +112,7 @@ class Training:
         if resumed:
             with self.clock.span("evaluate"):
                 self.evaluations.missed(self.done)
-        if self.done < self.total_steps or not resumed:
-            # The feed comes before the evaluation: meanwhile the stages start, and rows of the first step are sampled.
-            self.feed = start_feed(self.session, start_step=self.done, version=self.policy.served)
+        if self.feed:
             self.policy.watch()  # engines that served another run get this one's weights
             if not resumed:
                 with self.clock.span("evaluate"):
@@ -124,11 +129,13 @@ class Training:
     def step(self, step: int) -> None:
         span = self.clock.span
         with span("wait"):
-            rows = self.take(step)
+            table = self.take(step)
         with span("probe"):
-            gap = self.probe(rows)
+            gap = self.probe(table)
         with span("examples"):
-            examples = self.examples(rows)
+            table = self.with_examples(table)
+            rows = light(table)
+            examples = examples_of(table)
         with span("train"):
             self.trained = step + 1  # from here on the weights may have changed
             learned = self.trainer.step(examples)
@@ -140,11 +147,11 @@ class Training:
                 metrics |= self.evaluations.if_due(step + 1)
         finally:  # a step that has trained is recorded, also when its evaluation was stopped
             with span("record"):
-                self.record(step + 1, rows, metrics)
+                self.record(step + 1, table, rows, metrics)
         with span("checkpoint"):
             self.checkpoints.if_due(step + 1, self.total_steps, self.policy.version, metrics)
 
-    def take(self, step: int) -> list[dict]:
+    def take(self, step: int) -> pa.Table:
         assert self.feed is not None
         feed = self.feed
         expected = self.session.inputs.rows_in_step(step)
@@ -155,27 +162,29 @@ class Training:
 
         return feed.take(step, while_waiting, expected)
 
-    def probe(self, rows: list[dict]) -> dict[str, float]:
+    def probe(self, table: pa.Table) -> dict[str, float]:
         pool = self.session.pools.get("sampler")
         if self.corpus or pool is None:
             return {}
         timeout_s = self.recipe.sampler.request_timeout_s
         return logprob_gap(
-            rows, self.policy, count=self.recipe.sync.probe_rows, learner=self.trainer.logprobs,
+            table, self.policy, count=self.recipe.sync.probe_rows, learner=self.trainer.logprobs,
             engine=lambda sequences: scored_again(pool, sequences, self.policy.version, timeout_s),
         )  # fmt: skip
 
-    def examples(self, rows: list[dict]) -> list[Example]:
-        shared = self.session.inputs.findings.shared_vocabulary
-        return [e for row in rows if (e := build(row, self.recipe, self.session.views, shared))]
+    def with_examples(self, table: pa.Table) -> pa.Table:
+        """The table with its example columns, which the stage has made. A corpus holds those of another recipe."""
+        if not self.corpus:
+            return table
+        return rebuilt(table, self.recipe, self.session.views, self.session.inputs.findings.shared_vocabulary)
 
     def state(self, rows: list[dict]) -> dict[str, float]:
         """Metrics of the run itself, after the sync of the step."""
         waiting = {f"queue/{name}": status["waiting"] for name, status in self.session.statuses().items()}
         return {"version": self.policy.version, "epoch": rows[-1]["epoch"]} | waiting
 
-    def record(self, steps: int, rows: list[dict], metrics: dict[str, Any]) -> None:
-        self.directory.write_rows(steps, rows)
+    def record(self, steps: int, table: pa.Table, rows: list[dict], metrics: dict[str, Any]) -> None:
+        self.directory.write_rows(steps, table)
         self.metrics.log(steps, metrics)
         self.session.display.step({"step": steps} | metrics)
         first = not self.recorded

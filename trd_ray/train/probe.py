@@ -7,45 +7,76 @@ If older weights sampled the rows and the engines serve the learner's version by
 the engines do not, or the rows come from a corpus, there is nothing to compare, and no metric.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import ray
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from trd_ray.engine.actor import Request
-from trd_ray.rows import part
+from trd_ray.engine.client import Client
 from trd_ray.train.policy import Policy
 
-Sequences = list[tuple[list[int], list[int]]]  # (prompt ids, response ids)
-Logprobs = list[list[float]]  # log-probabilities of the tokens of each response
+Sequences = list[tuple[np.ndarray, np.ndarray]]  # (prompt ids, response ids), int32
+Logprobs = Sequence[Sequence[float] | np.ndarray]  # log-probabilities of the tokens of each response
 
 
 def logprob_gap(
-    rows: list[dict],
+    rows: pa.Table,
     policy: Policy,
     *,
     count: int,
     learner: Callable[[Sequences], Logprobs],
     engine: Callable[[Sequences], Logprobs],
 ) -> dict[str, float]:
-    """|engine - learner| log-probability of the first `count` rows' sampled tokens, at the learner's version."""
-    probed = [row for row in rows if part(row, "y_o", "ids")][:count]
-    if not probed:
+    """|engine - learner| log-probability of the first `count` rows' sampled tokens, at the learner's version.
+
+    `rows` are of rows.ROW.
+    """
+    probed = _with_tokens(rows, count)
+    if not probed.num_rows:
         return {}
-    sequences = [(row["student_prompt_ids"], row["y_o"]["ids"]) for row in probed]
-    if all(row["y_o"]["version"] == policy.version for row in probed):
-        theirs = [row["y_o"]["logprobs"] for row in probed]
+    ids, logprobs, versions = (_part(probed, name) for name in ("ids", "logprobs", "version"))
+    sequences = list(zip(_arrays(probed["student_prompt_ids"]), _arrays(ids), strict=True))
+    if all(version == policy.version for version in versions.to_pylist()):
+        theirs: Logprobs = _arrays(logprobs)
     elif policy.served == policy.version:
         theirs = engine(sequences)
     else:
         return {}
-    pairs = zip(learner(sequences), theirs, strict=True)
-    gaps = [abs(a - b) for ours, others in pairs for a, b in zip(ours, others, strict=True)]
-    return {"sync/gap_mean": sum(gaps) / len(gaps), "sync/gap_max": max(gaps)}
+    gaps = np.concatenate(
+        [
+            np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64))
+            for a, b in zip(learner(sequences), theirs, strict=True)
+        ]
+    )
+    return {"sync/gap_mean": float(gaps.mean()), "sync/gap_max": float(gaps.max())}
+
+
+def _with_tokens(rows: pa.Table, count: int) -> pa.Table:
+    """The first `count` rows whose y_o is there and not empty."""
+    lengths = pc.list_value_length(_part(rows, "ids"))  # pyright: ignore[reportAttributeAccessIssue]
+    return rows.take(np.flatnonzero(lengths.fill_null(0).to_numpy())[:count])
+
+
+def _part(rows: pa.Table, name: str) -> pa.ChunkedArray:
+    return pc.struct_field(rows["y_o"], name)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _arrays(lists: pa.ChunkedArray) -> list[np.ndarray]:
+    return [one.values.to_numpy() for one in lists]
 
 
 def scored_again(pool: Any, sequences: Sequences, version: int, timeout_s: float) -> Logprobs:
     """The log-probabilities that weights of `version` in a pool of engines give."""
-    asked = [Request(prompt_ids=[*prompt, *response], seed=0, prompt_logprobs=True) for prompt, response in sequences]
-    answers = ray.get(pool.generate.remote(asked, version), timeout=timeout_s)
+    client = Client(pool)
+    try:
+        asked = [
+            client.submit(Request(np.concatenate([prompt, response]), seed=0, prompt_logprobs=True), version)
+            for prompt, response in sequences
+        ]
+        answers = [future.result(timeout_s) for future in asked]
+    finally:
+        client.close()
     return [a.prompt_logprobs[-len(response) :] for [a], (_, response) in zip(answers, sequences, strict=True)]

@@ -1,34 +1,49 @@
 """Where a run's rows come from: the stream over its pools, or a corpus that `trd refine` made.
 
-problems in the run's order -> graph over the pools --+
-corpus ----------------------------------------------+-> Feed, which hands out the rows of a step
+order and problems -> graph over the pools --+
+corpus --------------------------------------+-> Feed, which hands out the rows of a step
 """
 
-from typing import Any
+import ray
 
-from trd_ray.problems.order import order
+from trd_ray.problems.order import Order
 from trd_ray.session.session import Session
-from trd_ray.stream.feed import Feed, corpus_tables
-from trd_ray.stream.graph import blocks, graph
+from trd_ray.stream.feed import Feed, corpus_blocks
+from trd_ray.stream.graph import actors, arriving, graph
+from trd_ray.stream.shelf import start_shelf
 from trd_ray.stream.stages import StageSpec
 
 
 def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
-    """The rows of the run from `start_step` on, from the graph over the pools or from a corpus."""
+    """The rows of the run from `start_step` on, from the graph over the pools or from a corpus.
+
+    The stage starts at once, and its first requests wait at the gates for engines that are still starting. `version`
+    is the first that the run serves.
+    """
     r = session.recipe
     inputs = session.inputs
+    timeout_s = r.stream.stall_timeout_s
     if inputs.problems is None:
-        tables: Any = corpus_tables(r.data.path, rows_per_step=r.rollouts_per_step, start_step=start_step)
-    else:
-        rows = order(
-            inputs.problems, seed=r.seed, rollouts_per_step=r.rollouts_per_step, samples_per_problem=r.sampler.n,
-            shuffle=r.data.shuffle, steps=r.steps, start_step=start_step,
-        )  # fmt: skip
-        spec = StageSpec(
-            r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiner, version,
-            # If nothing trains, no rollout becomes stale.
-            max_staleness=r.stream.max_staleness if inputs.job == "train" else "never",
-        )  # fmt: skip
-        dataset = graph(blocks(rows, r), spec)
-        tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    return Feed(tables, rows_per_step=r.rollouts_per_step, stall_timeout_s=r.stream.stall_timeout_s)
+        blocks = corpus_blocks(r.data.path, rows_per_step=r.rollouts_per_step, start_step=start_step)
+        return Feed(blocks, rows_per_step=r.rollouts_per_step, stall_timeout_s=timeout_s, start_step=start_step)
+    problems = inputs.problems.drop_columns(["tests"])
+    shelf = start_shelf(inputs.problems, inputs.spool)
+    spec = StageSpec(
+        r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiner,
+        order=Order(
+            inputs.problems.num_rows, seed=r.seed, rollouts_per_step=r.rollouts_per_step,
+            samples_per_problem=r.sampler.n, shuffle=r.data.shuffle, steps=r.steps,
+        ),
+        problems=ray.put(problems),
+        shelf=shelf,
+        vocabulary=inputs.findings.shared_vocabulary,
+        first_version=version,
+        # If nothing trains, no rollout becomes stale.
+        max_staleness=r.stream.max_staleness if inputs.job == "train" else "never",
+        trains=inputs.job == "train",
+        actors=actors(r),
+    )  # fmt: skip
+    return Feed(
+        arriving(graph(spec, start_step)), rows_per_step=r.rollouts_per_step, stall_timeout_s=timeout_s,
+        problems=problems, start_step=start_step,
+    )  # fmt: skip

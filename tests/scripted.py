@@ -1,0 +1,123 @@
+"""Engines that answer from a script; the pool, the stage, Ray Data and the verifier tasks around them are real.
+
+A real engine cannot be told when to answer which request, nor be made to kill the stage at a certain one.
+"""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import ray
+
+from trd_ray import config, models
+from trd_ray.engine.actor import EngineSpec, Generation, PoolSpec, Request
+from trd_ray.engine.pool import Pool
+from trd_ray.problems.order import Order
+from trd_ray.stream.stages import StageSpec
+
+STUDENT = "miniature:student"
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's workers do not find the tests' modules
+
+
+class ScriptedEngine:
+    """Answers at once, but for what `Script` says."""
+
+    def __init__(self, spec: EngineSpec, script: "Script"):
+        self.spec, self.script = spec, script
+        self.asked: dict[int, asyncio.Event] = {}  # by seed, of which each request has its own
+
+    async def start(self) -> float:
+        return 0.0
+
+    async def check_health(self) -> None:
+        pass
+
+    def shutdown(self) -> None:
+        pass
+
+    async def generate(self, requests: list[Request]) -> list[list[Generation]]:
+        return await asyncio.gather(*map(self._generate, requests))
+
+    async def _generate(self, request: Request) -> list[Generation]:
+        self._event(request.seed).set()
+        number = sum(event.is_set() for event in self.asked.values())
+        if number in self.script.kill_stage_at:
+            self.script.kill_stage_at.remove(number)
+            kill_stage()
+        if (other := self.script.waits_for.get(request.seed)) is not None:
+            await self._event(other).wait()
+        ids = np.arange(2, 6, dtype=np.int32)
+        text = "\\boxed{1}"
+        return [Generation(ids, text, "stop", np.zeros(4, np.float32), 0, self.spec.name, 0.0, 0.0)] * request.n
+
+    def _event(self, seed: int) -> asyncio.Event:
+        return self.asked.setdefault(seed, asyncio.Event())
+
+
+class Script:
+    """What an engine does besides answering at once."""
+
+    def __init__(self, waits_for: dict[int, int] | None = None, kill_stage_at: set[int] | None = None):
+        self.waits_for = waits_for or {}  # the request of a seed is answered after that of another has been asked for
+        self.kill_stage_at = kill_stage_at or set()  # counted in requests that the engine has not met before
+
+
+def kill_stage() -> None:
+    """SIGKILL for the actors of the stage."""
+    for process in psutil.process_iter(["cmdline"]):
+        if "MapBatches(Flow)" in " ".join(process.info["cmdline"] or []) and process.ppid():
+            os.kill(process.pid, signal.SIGKILL)
+
+
+class ScriptedPool(Pool):
+    """A real pool of scripted engines."""
+
+    def __init__(self, spec: PoolSpec, script: Script):
+        super().__init__(spec)
+        self.script = script
+
+    def _actor(self, spec: EngineSpec) -> Any:
+        engine: Any = ray.remote(ScriptedEngine).options(num_cpus=0, max_concurrency=1000)
+        return engine.remote(spec, self.script)
+
+
+def scripted_pool(name: str, script: Script, logs: Path) -> Any:
+    engine = EngineSpec(
+        name=name, model="", revision=None, trust_remote_code=False, dtype="float32", max_model_len=None,
+        tensor_parallel=1, on_gpu=False, memory_utilization=0.5, cpu_kv_cache_gib=1, max_concurrent=8, seed=0,
+        version=0, transfer_backend=None, log_path=str(logs), extra={},
+    )  # fmt: skip
+    spec = PoolSpec(name, engine, 1, {}, start_timeout_s=60, request_timeout_s=60, in_flight="keep")
+    made: Any = ray.remote(ScriptedPool).options(num_cpus=0, max_concurrency=1000)
+    pool = made.remote(spec, script)
+    ray.get(pool.start.remote(), timeout=60)
+    return pool
+
+
+def stage_spec(pool: Any, order: Order, problems: Any, **over: Any) -> StageSpec:
+    tree = {
+        "student": {"path": STUDENT}, "rollouts_per_step": order.rollouts_per_step, "verify": {"cpus": 0.25},
+        "sampler": {"max_response_tokens": 32}, "refiner": {"max_response_tokens": 32, "max_prompt_tokens": 600},
+    }  # fmt: skip
+    recipe = config.from_tree(tree | over)
+    path = models.resolve(STUDENT, None)
+    return StageSpec(
+        recipe,
+        path,
+        path,
+        pool,
+        pool,
+        order,
+        ray.put(problems),
+        None,
+        None,
+        first_version=0,
+        max_staleness="never",
+        trains=True,
+    )

@@ -1,0 +1,214 @@
+"""A client of a pool: it asks the pool which engine may answer, and then asks that engine itself.
+
+    generate(request) --admit--> pool: the gate, the least loaded engine        a lease, some bytes
+                      --request, generations--> the engine's actor              never through the pool
+                      --settle--> pool: this engine has one request less        batched, not waited for
+                      --lost--> pool: restarts the engine that died             waited for; then admit again
+
+Requests that are wanted while the pool is being asked for the same version share the next call. So each client has one
+call a version at the gate, however many rows wait there (`recount` tells the pool how many).
+
+What may happen between the lease and the answer:
+
+- the engine dies, or gives no answer within request_timeout_s: the pool hears so, and another engine is asked;
+- the engine leaves: it stays until the lease is over;
+- an update begins: with `drain` the pool waits for the lease before it pauses the engine. With `keep` a request that
+  comes after the pause waits in vLLM's queue (in both of its modes), and new weights answer it. Its generation then
+  names the version that the engine had when the request came, which is the older one;
+- another run takes the pool: the request is answered by the weights that began it, or fails with RunEnded;
+- the coroutine is cancelled: so is the request in the engine, and the lease is over;
+- this process dies: see leases.py.
+
+A client belongs to one event loop: the one in which `generate` is awaited, or a thread of its own for `submit`.
+At shutdown of the pool every wait ends with PoolFailed. `close` ends the thread and what is under way in it.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Awaitable
+from concurrent.futures import Future
+from itertools import count
+from typing import Any
+
+import ray
+
+from trd_ray.engine.actor import Generation, Request, reason
+from trd_ray.engine.deaths import DEATHS, PASSING
+from trd_ray.engine.leases import Admission, Lease, Who
+
+TELL_WITHIN_S = 0.005  # the pool hears so soon what is over, in one call with what else ends meanwhile
+CLOSE_TIMEOUT_S = 30.0
+
+Wish = tuple[int, int | None]  # the oldest version that may answer, and the run of the pool, if it is known
+_numbers = count()
+
+
+class Client:
+    def __init__(self, pool: Any):
+        self.pool = pool
+        self.who = Who(*_process(), next(_numbers))
+        self._wanted: dict[Wish, deque[asyncio.Future[tuple[Lease, Admission]]]] = {}  # who wait for a lease
+        self._asking: dict[Wish, asyncio.Task] = {}
+        self._engines: dict[str, Any] = {}  # start_id -> handle
+        self._over: list[tuple[int, int | None]] = []  # leases, with the tokens of those that were answered
+        self._changed: set[Wish] = set()  # more or fewer wait than the pool knows
+        self._telling: asyncio.TimerHandle | None = None
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None  # of the thread
+
+    async def generate(self, request: Request, min_version: int = 0) -> list[Generation]:
+        """The `n` generations of a request, sampled by weights of at least `min_version`, however long that takes.
+
+        Raises PoolFailed, RunEnded, or what the engine raised about the request.
+        """
+        run = None
+        while True:
+            lease, admission = await self._admitted((min_version, run))
+            run = admission.run
+            answer = self._engines[lease.engine].generate.remote([request])
+            try:
+                async with asyncio.timeout(admission.request_timeout_s):
+                    [generations] = await answer
+            except DEATHS as e:
+                await self._lost(lease, reason(e), isinstance(e, PASSING))
+            except TimeoutError:
+                late = f"no answer within {admission.request_timeout_s:.0f} s ({admission.pool}.request_timeout_s)"
+                await self._lost(lease, f"TimeoutError: {late}", False)
+            except asyncio.CancelledError:
+                self._settle(lease)
+                _cancel(answer)
+                raise
+            except BaseException:
+                self._settle(lease)
+                raise
+            else:
+                self._settle(lease, sum(len(g.ids) for g in generations))
+                return generations
+
+    def submit(self, request: Request, min_version: int = 0) -> Future[list[Generation]]:
+        """`generate` for a thread without an event loop."""
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                self._thread = threading.Thread(target=self._loop.run_forever, name="pool client", daemon=True)
+                self._thread.start()
+        return asyncio.run_coroutine_threadsafe(self.generate(request, min_version), self._loop)
+
+    def close(self) -> None:
+        """End the client: what is under way by `submit` is cancelled, and the pool counts nothing for it any longer."""
+        if self._loop is not None and self._thread is not None:
+            with contextlib.suppress(Exception):
+                asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(CLOSE_TIMEOUT_S)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(CLOSE_TIMEOUT_S)
+            self._loop.close()
+            self._loop = self._thread = None
+        with contextlib.suppress(Exception):
+            self.pool.leave.remote(self.who)
+
+    async def _end(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        self._tell()
+
+    # Leases
+
+    async def _admitted(self, wish: Wish) -> tuple[Lease, Admission]:
+        place: asyncio.Future[tuple[Lease, Admission]] = asyncio.get_running_loop().create_future()
+        self._wanted.setdefault(wish, deque()).append(place)
+        if wish not in self._asking:
+            # The task runs once all that are ready to run now have said what they want.
+            self._asking[wish] = asyncio.create_task(self._ask(wish))
+        else:
+            self._recount(wish)
+        try:
+            return await place
+        except asyncio.CancelledError:
+            if place.cancelled():
+                self._recount(wish)
+            elif not place.exception():
+                self._settle(place.result()[0])  # it was given in this very moment
+            raise
+
+    async def _ask(self, wish: Wish) -> None:
+        """Ask the pool for leases until nobody waits for one."""
+        wanted = self._wanted[wish]
+        try:
+            while waiting := _waiting(wanted):
+                # Separate calls may overtake each other, so this one says what is over: the pool looks at loads next.
+                admission: Admission = await self.pool.admit.remote(self.who, *wish, waiting, self._take_over())
+                self._engines |= admission.engines
+                for lease in admission.leases:
+                    while wanted and wanted[0].done():  # cancelled meanwhile
+                        wanted.popleft()
+                    if wanted:
+                        wanted.popleft().set_result((lease, admission))
+                    else:
+                        self._settle(lease)
+        except Exception as e:
+            for place in wanted:
+                if not place.done():
+                    place.set_exception(e)
+        finally:
+            del self._asking[wish], self._wanted[wish]
+
+    async def _lost(self, lease: Lease, why: str, passing: bool) -> None:
+        """The engine is restarted, if the pool finds so, and the lease is over, when this returns."""
+        await self.pool.lost.remote(lease, why, passing, self._take_over())
+
+    # What the pool is told and not waited for
+
+    def _settle(self, lease: Lease, tokens: int | None = None) -> None:
+        self._over.append((lease.number, tokens))
+        self._tell_soon()
+
+    def _recount(self, wish: Wish) -> None:
+        self._changed.add(wish)
+        self._tell_soon()
+
+    def _take_over(self) -> list[tuple[int, int | None]]:
+        over, self._over = self._over, []
+        return over
+
+    def _tell_soon(self) -> None:
+        if self._telling is None:
+            self._telling = asyncio.get_running_loop().call_later(TELL_WITHIN_S, self._tell)
+
+    def _tell(self) -> None:
+        if self._telling:
+            self._telling.cancel()
+            self._telling = None
+        over = self._take_over()
+        changed, self._changed = self._changed, set()
+        with contextlib.suppress(Exception):  # a pool that has died is met by the next call that is waited for
+            if over:
+                self.pool.settle.remote(over)
+            for wish in changed:
+                if wish in self._asking:
+                    self.pool.recount.remote(self.who, *wish, _waiting(self._wanted[wish]))
+
+
+def _process() -> tuple[str, str]:
+    """The ids of this actor and of its process; of the process alone outside of an actor."""
+    context = ray.get_runtime_context()
+    process = context.get_worker_id()
+    return context.get_actor_id() or process, process
+
+
+def _waiting(wanted: deque[asyncio.Future]) -> int:
+    """How many still wait; those that were cancelled are taken out."""
+    if any(place.done() for place in wanted):
+        alive = [place for place in wanted if not place.done()]
+        wanted.clear()
+        wanted.extend(alive)
+    return len(wanted)
+
+
+def _cancel(answer: Awaitable) -> None:
+    with contextlib.suppress(Exception):
+        ray.cancel(answer)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,137 @@
+"""The stage of the graph: every row of a call is sampled, verified, refined and verified by itself.
+
+    (step, first, end) -> for each row at once:  gate -> y_o -> verifier task -> y_r -> verifier task -> example
+                       -> rows leave in blocks, in the order in which they finish
+
+No row waits for another: refinement of one begins while the next is still sampled. All rows live in one event loop of
+the actor; a call only waits in its thread for what has finished.
+
+When the actor dies, Ray starts it again and makes its calls again, and passes on only those blocks of a call that it
+has not passed on yet. But rows finish in another order then. So every call makes as many blocks as any other, and the
+last block of a call that may have been made before holds all its rows. The feed takes each row once.
+"""
+
+import asyncio
+import math
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from trd_ray.engine.client import Client
+from trd_ray.rows import IN_STREAM, to_table
+from trd_ray.stream.blocks import Block, pack
+from trd_ray.stream.examples import build
+from trd_ray.stream.stages import StageSpec, min_version, record, record_refined, record_verdict, request
+from trd_ray.stream.verifying import Verifying
+
+POLL_S = 1.0
+AT_ONCE = 64  # rows that begin before the first of them are sent on
+SHORT_TOKENS = 2048  # answers up to this length need no blocks of single rows
+ROWS_OF_SHORT = 16
+BLOCKS_OF_LONG = 32
+
+
+def rows_per_block(spec: StageSpec, rows: int) -> int:
+    """How many rows of a call with `rows` leave together: the fewer, the less a death of the stage costs."""
+    r = spec.recipe
+    if r.stream.rows_per_block:
+        return r.stream.rows_per_block
+    return ROWS_OF_SHORT if r.sampler.response_tokens <= SHORT_TOKENS else math.ceil(rows / BLOCKS_OF_LONG)
+
+
+class Flow:
+    """The class that Ray Data makes an actor of; calls run in threads of it."""
+
+    def __init__(self, spec: StageSpec):
+        from trd_ray.views import load_views
+
+        self.spec = spec
+        self.recipe = spec.recipe
+        self.views = load_views(spec.recipe, spec.student_path, spec.teacher_path)
+        self.problems: pa.Table = ray.get(spec.problems)
+        self.sampler = Client(spec.sampler)
+        self.refiner = self.sampler if spec.refiner == spec.sampler else Client(spec.refiner)
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, name="rows", daemon=True).start()
+        self.verifying = Verifying(spec.recipe.verify, max(1, spec.recipe.verify.max_tasks // spec.actors))
+        self.made_again = ray.get_runtime_context().was_current_actor_reconstructed
+
+    def __call__(self, call: pa.Table) -> Iterator[pa.Table]:
+        [one] = call.to_pylist()
+        first, end = one["first"], one["end"]
+        finished: queue.SimpleQueue = queue.SimpleQueue()
+        made = asyncio.run_coroutine_threadsafe(self._rows(first, end, finished), self.loop)
+        try:
+            for rows, last in self._blocks(end - first, finished):
+                yield pack(Block(to_table(rows, IN_STREAM), first, end, last))
+        finally:  # also when nobody wants more of it
+            made.cancel()
+
+    def _blocks(self, count: int, finished: queue.SimpleQueue) -> Iterator[tuple[list[dict], bool]]:
+        size = rows_per_block(self.spec, count)
+        rows: list[dict] = []
+        sent = 0
+        while len(rows) < count:
+            item = finished.get()
+            if isinstance(item, BaseException):
+                raise item
+            rows.append(item)
+            if len(rows) - sent == size and len(rows) < count:
+                yield rows[sent:], False
+                sent = len(rows)
+        yield (rows if self.made_again else rows[sent:]), True
+
+    async def _rows(self, first: int, end: int, finished: queue.SimpleQueue) -> None:
+        """Every row of the call, put into `finished` when it is; an error instead, after which no row comes."""
+        tests: dict[int, asyncio.Future] = {}  # of the call's problems, which keeps them in the object store
+
+        async def one(order: dict[str, Any]) -> None:
+            finished.put(await self._row(order, tests))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for i, order in enumerate(self.spec.order.rows(first, end)):
+                    group.create_task(one(order))
+                    if i % AT_ONCE == AT_ONCE - 1:
+                        await asyncio.sleep(0)
+        except BaseExceptionGroup as e:
+            finished.put(e.exceptions[0])
+
+    async def _row(self, order: dict[str, Any], tests: dict[int, asyncio.Future]) -> dict[str, Any]:
+        r, spec = self.recipe, self.spec
+        number = order["problem_number"]
+        [problem] = self.problems.slice(number, 1).to_pylist()
+        row = problem | order | {"student_prompt_ids": self.views.student(problem["problem"])}
+        oldest = min_version(row["step"], spec.max_staleness, spec.first_version)
+        [y_o] = await self.sampler.generate(request(r.sampler, row["student_prompt_ids"], row["seed"]), oldest)
+        record(row, "y_o", y_o)
+        its_tests = await self._tests(number, tests)
+        [(start_s, verdict)] = await self.verifying(problem, [y_o.text], its_tests)
+        record_verdict(row, "y_o", verdict, start_s)
+        if r.refines:
+            await self._refine(row, problem, its_tests)
+        if spec.trains:
+            build(row, r, self.views, spec.vocabulary)
+        return row
+
+    async def _refine(self, row: dict[str, Any], problem: dict[str, Any], tests: Any) -> None:
+        refiner, y_o = self.recipe.refiner, row["y_o"]
+        view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
+        row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
+        # The seed differs from y_o's: the same seed would couple the two samples.
+        candidates = await self.refiner.generate(request(refiner, view.ids, row["seed"] ^ 1, refiner.n))
+        judged = await self.verifying(problem, [candidate.text for candidate in candidates], tests)
+        record_refined(row, candidates, judged, refiner.select)
+
+    async def _tests(self, number: int, tests: dict[int, asyncio.Future]) -> Any:
+        """A reference to the tests of a problem, or None; asked for once a call."""
+        if self.spec.shelf is None:
+            return None
+        if number not in tests:
+            tests[number] = asyncio.ensure_future(self.spec.shelf.tests.remote(number))
+        found = await tests[number]
+        return found[0] if found else None
