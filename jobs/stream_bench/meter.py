@@ -1,6 +1,6 @@
 """`python -m stream_bench.meter PID`: what the process PID and all below it take, by what they do for a run.
 
-    /proc, twice a second -> CPU seconds of each process and role, size of the object store, memory of PID
+    /proc, twice a second -> CPU seconds of each process, size of the object store, memory of PID
     a line on stdin       -> one line of JSON with all of it, up to now
 
 It is a process of its own, so that measuring costs the driver nothing. It ends with its standard input.
@@ -17,36 +17,26 @@ from typing import Any
 import psutil
 
 TICK_S = 0.5
+DRIVER, LEARNER, HOSTS = "driver", "learner", "engine hosts"
 # The beginning of a process's title -> its role. Ray's title of a worker is that of the actor or the task in it.
 ROLES = {
     "ray::HostedPool": "pools",
-    "ray::EngineHost": "engine hosts",
+    "ray::EngineHost": HOSTS,
     "ray::MapWorker": "stages",
-    "ray::RayTrainWorker": "learner",
-    "ray::Mailbox": "learner",
-    "ray::TrainController": "learner",
+    "ray::RayTrainWorker": LEARNER,
+    "ray::Mailbox": "mailbox",
     "ray::verdicts": "verifiers",
     "ray::Shelf": "shelf",
     "ray::Map": "verifiers",
     "ray::verif": "verifiers",
 }
 RAY = "Ray's own"  # raylet, control service, agents, and the small actors of Ray Data and Ray Train
-DRIVER = "driver"
-HOSTS = "engine hosts"
-
-
-@dataclass
-class Process:
-    role: str
-    seconds: float = 0.0
-    seen: float = 0.0  # its CPU time when it was last looked at
 
 
 @dataclass
 class Usage:
-    """CPU seconds of roles and of single processes, up to now; the most bytes so far."""
+    """CPU seconds of each process up to now, and the most bytes so far."""
 
-    roles: dict[str, float] = field(default_factory=dict)
     processes: dict[str, tuple[str, float]] = field(default_factory=dict)  # pid -> role, seconds
     store_bytes: int = 0
     driver_bytes: int = 0
@@ -55,7 +45,7 @@ class Usage:
 class Watch:
     def __init__(self, pid: int):
         self.driver = psutil.Process(pid)
-        self.processes: dict[int, Process] = {}
+        self.roles: dict[int, str] = {}
         self.usage = Usage()
 
     def look(self) -> None:
@@ -69,21 +59,17 @@ class Watch:
 
     def _add(self, process: psutil.Process) -> None:
         times = process.cpu_times()
-        now = times.user + times.system
         title = " ".join(process.cmdline())
-        known = self.processes.setdefault(process.pid, Process(RAY))
+        self.roles.setdefault(process.pid, RAY)
         if process.pid == self.driver.pid:
-            known.role = DRIVER
+            self.roles[process.pid] = DRIVER
         elif title.startswith("ray::") and not title.startswith("ray::IDLE"):
-            known.role = next((role for start, role in ROLES.items() if title.startswith(start)), RAY)
+            self.roles[process.pid] = next((role for start, role in ROLES.items() if title.startswith(start)), RAY)
         elif "answer_process" in title:  # a verifier's child
-            known.role = "verifiers"
+            self.roles[process.pid] = "verifiers"
         elif "raylet/raylet" in title:
             self.usage.store_bytes = max(self.usage.store_bytes, _plasma_bytes(process.pid))
-        known.seconds += now - known.seen
-        self.usage.roles[known.role] = self.usage.roles.get(known.role, 0.0) + now - known.seen
-        known.seen = now
-        self.usage.processes[str(process.pid)] = (known.role, known.seconds)
+        self.usage.processes[str(process.pid)] = (self.roles[process.pid], times.user + times.system)
 
 
 def _plasma_bytes(raylet: int) -> int:
