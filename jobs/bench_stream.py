@@ -157,7 +157,7 @@ def standing_in(s: Settings, seen: Seen, meter: Meter) -> Iterator[None]:
 
 
 def _idle(training: Any, meter: Meter, seconds: float) -> tuple[Usage, float]:
-    """What was used by the end of some seconds in which no row is on its way and the loop waits for rows, as it does."""
+    """What was used by the end of some seconds in which no row is on its way and the loop waits for rows."""
     begin = time.monotonic()
     while time.monotonic() - begin < seconds:
         time.sleep(POLL_S)
