@@ -137,9 +137,9 @@ def standing_in(s: Settings, seen: Seen, meter: Meter) -> Iterator[None]:
         record(training, steps, *arguments)
         seen.recorded_at.append(time.time())
         if steps in (1, s.steps):
-            pools = training.session.pools.values()
-            spent = sum(ray.get([pool.spent_s.remote() for pool in pools]))
-            seen.up_at = max(ray.get([pool.when_up.remote() for pool in pools]))
+            pools = training.session.pools
+            spent = sum(ray.get([pool.spent_s.remote() for pool in pools.values()]))
+            seen.up_at = ray.get(pools["sampler"].when_up.remote())
             if steps == 1:
                 seen.first, seen.stand_in = meter.read(), (spent, spent)
             else:

@@ -20,7 +20,7 @@ ALONE = "stand-in alone"
 class Seen:
     """What the driver notes while the run goes on."""
 
-    up_at: float = 0.0  # when the engines were up
+    up_at: float = 0.0  # when all engines that sample were up
     recorded_at: list[float] = field(default_factory=list)  # for each step
     first: Usage | None = None  # after the first step
     last: Usage | None = None  # after the last step
@@ -84,7 +84,7 @@ class Report:
     bound_s: float
     ratio: float
     slowest_s: dict[str, float]  # S, R, T: means over the measured steps
-    first_request_s: float  # from the engines being up to the first request
+    first_request_s: float  # from the sampler being up to the first request
     cpu_ms_a_row: dict[str, float]  # by role
     cpu_ms_a_row_in_all: float  # without the engines' hosts
     idle_share: dict[str, float]  # of a core, by role, while no row is on its way
@@ -174,4 +174,4 @@ engines' hosts      {r.cpu_ms_a_row.get(HOSTS, 0.0):.1f} ms a row, of which the 
 without rows        {idle:.0%} of a core, driver {r.idle_share[DRIVER]:.1%}
 busiest             {busiest}
 object store        {r.store_mib:.0f} MiB high water; driver {r.driver_mib:.0f} MiB
-first request       {r.first_request_s:.1f} s after the engines were up"""
+first request       {r.first_request_s:.1f} s after all engines that sample were up"""
