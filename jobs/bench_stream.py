@@ -206,6 +206,8 @@ def main(arguments: list[str]) -> int:
         except Stopped as e:
             print(f"stopped by {e}", file=sys.stderr)
             return e.exit_code
+        except KeyboardInterrupt:  # before the run has begun
+            return 130
     print(text(found))
     if wants_json:
         print(json.dumps(asdict(found)))
