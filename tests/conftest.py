@@ -35,6 +35,7 @@ POOLS = {
 }
 RUNS = {
     "tests/evaluate/test_whole.py",
+    "tests/jobs/test_bench_stream.py",
     "tests/jobs/test_submit.py",
     "tests/session/test_on_a_head.py",
     "tests/train/test_chaos.py",

@@ -76,6 +76,60 @@ def test_a_whole_run_is_told_from_what_it_recorded(directory):
     assert "`checkpoints/`" in text
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            {},
+            "A step took 17.00 s on average and 16.00 s at the median, 1.14 times its bound, S + R + T = 14.00 s. The "
+            "slowest rollout was sampled in S = 9.00 s and refined in R = 3.00 s, and the learner trained for "
+            "T = 2.00 s, each the median over the steps. What binds is the work on a row.",
+        ),
+        (
+            {"stream": {"max_staleness": 1}},
+            "1.78 times its bound, max(T, S, (S + R + T) / 2) = 9.00 s. * S binds: new weights wait for the slowest "
+            "rollout. `sync.in_flight=keep` has the bound 7.00 s.",
+        ),
+        (
+            {"stream": {"max_staleness": 1}, "sync": {"in_flight": "keep"}},
+            "2.29 times its bound, max(T, (S + R + T) / 2) = 7.00 s. * What binds is the work on a row.",
+        ),
+        ({"stream": {"max_staleness": "never"}}, None),
+        ({"data": {"source": "corpus", "path": "/a/corpus"}}, None),
+    ],
+    ids=["on policy", "drain", "keep", "never", "corpus"],
+)
+def test_the_time_of_a_step_stands_beside_its_bound_and_what_sets_that(tmp_path, keys, said):
+    directory = RunDirectory.create(tmp_path / "timed", from_tree({"name": "timed"} | keys))
+    with Metrics(directory.path, 3) as metrics:
+        for step, seconds in enumerate([15.0, 16.0, 20.0]):
+            made = rows(step)
+            for i, row in enumerate(made):
+                row["y_o"]["seconds"] = 9.0 - i
+                row["y_r"]["seconds"] = 3.0
+            directory.write_rows(step + 1, to_table(made))
+            metrics.log(step + 1, {"seconds/step": seconds, "seconds/train": 2.0})
+    text = write_summary(directory)
+    directory.release()
+    if said is None:
+        assert "its bound" not in text
+    else:
+        assert re.search(re.escape(said).replace(r"\*\ ", r"[^\n]*"), text)
+
+
+def test_a_rollout_that_is_not_what_binds_is_not_blamed(tmp_path):
+    recipe = from_tree({"name": "timed", "stream": {"max_staleness": 1}})
+    directory = RunDirectory.create(tmp_path / "timed", recipe)
+    made = [row | {y: row[y] | {"seconds": 4.0} for y in ("y_o", "y_r")} for row in rows(0)]
+    directory.write_rows(1, to_table(made))
+    for train, why in ((2.0, "the work on a row"), (9.0, "the learner")):
+        line = {"step": 1, "seconds/step": 9.0, "seconds/train": train}
+        (directory.path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+        said = f"What binds is {why}, not draining: `sync.in_flight=keep` has the same bound."
+        assert said in write_summary(directory)
+    directory.release()
+
+
 def test_a_run_that_was_stopped_before_its_first_step_has_a_summary(directory):
     text = write_summary(directory)
     assert "0 steps, 0 rollouts" in text

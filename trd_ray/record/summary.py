@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from trd_ray.config import Recipe, load
 from trd_ray.files import write_atomically
-from trd_ray.record import warnings
+from trd_ray.record import bounds, warnings
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.ledger import facts_of_run, ledger
 from trd_ray.record.markdown import code, inline, side_by_side, table
@@ -62,7 +62,7 @@ def write_summary(directory: RunDirectory) -> str:
         "Ledger": _ledger(ledger(facts)),
         "Lengths": _lengths(facts),
         "Course of the run": _course(metrics),
-        "Time": _time(metrics),
+        "Time": _time(metrics) + _bound(recipe, metrics, facts),
         "Verdicts": _verdicts(facts),
         "Engine and learner": _gap(metrics),
         "Repaired examples": _examples(directory, facts),
@@ -212,6 +212,35 @@ def _time(metrics: list[dict]) -> str:
         "feeding and weight transfer."
     )
     return f"{table(lines)}\n\n{note}"
+
+
+def _bound(recipe: Recipe, metrics: list[dict], facts: list[dict]) -> str:
+    """What a step took beside what it takes at least, and what sets that bound; "" where nothing was sampled for it."""
+    staleness = recipe.stream.max_staleness
+    in_flight = recipe.sync.in_flight
+    steps = _values(metrics, "seconds/step")
+    s = None if recipe.data.source == "corpus" else bounds.of_run(facts, metrics)
+    if s is None or staleness == "never" or not steps:
+        return ""
+    least = bounds.bound(s, staleness, in_flight)
+    work = "S + R + T" if staleness == 0 else f"(S + R + T) / {staleness + 1}"
+    formula = work if staleness == 0 else f"max(T, {'S, ' if in_flight == 'drain' else ''}{work})"
+    said = (
+        f"\n\nA step took {fmean(steps):.2f} s on average and {median(steps):.2f} s at the median, "
+        f"{median(steps) / least:.2f} times its bound, {formula} = {least:.2f} s. The slowest rollout was sampled in "
+        f"S = {s.sample:.2f} s and refined in R = {s.refine:.2f} s, and the learner trained for T = {s.train:.2f} s, "
+        "each the median over the steps."
+    )
+    binding = bounds.binding(s, staleness, in_flight)
+    if binding == "drain":
+        keep = bounds.bound(s, staleness, "keep")
+        return (
+            f"{said} S binds: new weights wait for the slowest rollout. `sync.in_flight=keep` has the bound "
+            f"{keep:.2f} s."
+        )
+    why = {"row": "the work on a row", "train": "the learner"}[binding]
+    drained = ", not draining: `sync.in_flight=keep` has the same bound" if staleness and in_flight == "drain" else ""
+    return f"{said} What binds is {why}{drained}."
 
 
 def _verdicts(facts: list[dict]) -> str:
