@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trd_ray.errors import UserError
-from trd_ray.rows import METADATA, ROW, TRAJECTORY, WITH_CANDIDATES, RowFiles, dicts, light, part, to_table, upgrade
+from trd_ray.rows import METADATA, ROW, TRAJECTORY, RowFiles, dicts, light, part, to_table, upgrade
 
 Y_O = {
     "ids": [5, 6, 7], "logprobs": [-0.5, -0.25, -1.0], "text": "so 5", "finish": "stop", "version": 3,
@@ -41,7 +41,6 @@ def flat(rows: list[dict], version: int) -> pa.Table:
 
 def test_a_trajectory_is_one_type_wherever_there_is_one():
     assert ROW.field("y_o").type == ROW.field("y_r").type == TRAJECTORY
-    assert WITH_CANDIDATES.field("candidates").type == pa.list_(TRAJECTORY)
 
 
 @pytest.mark.parametrize("version", [2, 3])
@@ -203,6 +202,3 @@ def test_a_lone_surrogate_becomes_a_question_mark_wherever_it_stands():
     [first, second] = table.to_pylist()
     assert (first["problem"], first["y_o"]["text"], first["y_o"]["detail"]) == ("??", "a?\x00", "?")
     assert first["y_o"]["ids"] == [1] and second == to_table([NEW[1]]).to_pylist()[0]
-    odd = row(0) | {"candidates": [Y_O, Y_O | {"text": "b\ud800"}]}
-    [with_candidates] = to_table([odd], WITH_CANDIDATES)["candidates"].to_pylist()
-    assert [c["text"] for c in with_candidates] == ["so 5", "b?"]

@@ -124,11 +124,9 @@ def to_table(rows: list[dict], schema: pa.Schema = ROW) -> pa.Table:
 
 
 def encodable(value: Any) -> Any:
-    """Text whose lone surrogates, which Arrow cannot hold, are question marks; also what a dict or a list holds."""
+    """Text whose lone surrogates, which Arrow cannot hold, are question marks; also in a dict."""
     if isinstance(value, dict):
         return {name: encodable(one) for name, one in value.items()}
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return list(map(encodable, value))
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 

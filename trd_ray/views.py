@@ -140,6 +140,9 @@ class ViewTooLong(ValueError):
     """The problem and the instructions alone exceed refiner.max_prompt_tokens. Neither may be cut."""
 
 
+Ids = Sequence[int] | np.ndarray
+
+
 @dataclass(frozen=True)
 class View:
     ids: list[int]
@@ -210,7 +213,7 @@ class Views:
         self,
         problem: str,
         reference: str,
-        attempt_ids: Sequence[int] | np.ndarray,
+        attempt_ids: Ids,
         passed: bool | None = None,
         details: str | None = None,
     ) -> View:
@@ -227,7 +230,7 @@ class Views:
         self,
         problem: str,
         reference: str,
-        attempt_ids: Sequence[int] | np.ndarray,
+        attempt_ids: Ids,
         passed: bool | None = None,
         details: str | None = None,
     ) -> View:
@@ -252,9 +255,7 @@ class Views:
             reference=shown,
         )
 
-    def _fit(
-        self, layout: "_Layout", problem: str, reference: str, attempt_ids: Sequence[int] | np.ndarray, details: str = ""
-    ) -> View:
+    def _fit(self, layout: "_Layout", problem: str, reference: str, attempt_ids: Ids, details: str = "") -> View:
         inserted = {"problem": self._teacher_tokens.of_text(problem)}
         if "reference" in layout.slots:
             inserted["reference"] = self._teacher_tokens.of_text(reference)
@@ -335,7 +336,7 @@ class _Tokens:
         # The unknown token is special by name only: it stands for text.
         return [i for i in ids if i not in self._special or i == self._tokenizer.unk_token_id]
 
-    def of_attempt(self, ids: Sequence[int] | np.ndarray) -> list[int]:
+    def of_attempt(self, ids: Ids) -> list[int]:
         # Ids past the tokenizer's end are rows that pad the embedding. They stand for no text.
         return [i for i in np.asarray(ids, np.int32).tolist() if i < self._size and i not in self._special]
 
