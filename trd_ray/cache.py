@@ -1,6 +1,7 @@
 """A cache on disk for what is expensive to make from a data set, under a hash of all that it was made from.
 
-    files and settings -> digest() -> kept() -> the table, made on the first call and read on every later one
+    files and settings -> digest() -> kept()      -> the table, made on the first call and read on every later one
+                                      kept_file() -> its file, for a table larger than memory
 
 A file appears whole (trd_ray.files), so a crash or a second process never leaves half of one.
 """
@@ -35,11 +36,15 @@ def digest(files: Iterable[Path], *settings: object) -> str:
 
 def kept(name: str, schema: pa.Schema, make: Callable[[], pa.Table]) -> pa.Table:
     """The table of this name. `make` makes it where there is none yet."""
+    return pq.read_table(kept_file(name, schema, lambda: [make()])).cast(schema)
+
+
+def kept_file(name: str, schema: pa.Schema, make: Callable[[], Iterable[pa.Table]]) -> Path:
+    """The Parquet file of the table of this name, which need not fit into memory. `make` makes its parts in order."""
     file = folder() / f"{name}.parquet"
-    if file.is_file():
-        return pq.read_table(file).cast(schema)
-    table = make()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with taking_place(file, rivals=True) as temporary:
-        pq.write_table(table, temporary)
-    return table
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with taking_place(file, rivals=True) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+            for part in make():
+                writer.write_table(part)
+    return file

@@ -110,7 +110,8 @@ def _look(wish: Wish, path: str, group: Literal["data", "evaluation"]) -> Proble
     from trd_ray.problems.sources import read
 
     spec = config.DataConfig(path=path) if group == "data" else config.EvaluationConfig(path=path)
-    found, names = read(spec, group)
+    source = read(spec, group)
+    names = source.names
     columns = {}
     for ours, usual in USUAL.items():
         given = wish.columns.get(ours)
@@ -127,9 +128,9 @@ def _look(wish: Wish, path: str, group: Literal["data", "evaluation"]) -> Proble
                 f"{path} has the columns {', '.join(names)}, and none of them is called as the {ours} usually is: "
                 f"name it with --column {ours}=NAME"
             )
-    if not found:
+    if not names:
         raise UserError(f"{path} holds no problems: check {group}.path")
-    table = problems(found, columns, names, group, path)
+    table, _ = problems(source, columns, group, path)
     references = table["reference"].to_pylist()
     return Problems(
         path=path,

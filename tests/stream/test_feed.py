@@ -12,7 +12,7 @@ import pytest
 
 from trd_ray.errors import UserError
 from trd_ray.rows import IN_STREAM, ROW, to_table
-from trd_ray.stream.blocks import Block, calls, pack, unpack
+from trd_ray.stream.blocks import RowBlock, calls, pack, unpack
 from trd_ray.stream.feed import AHEAD_STEPS, Feed, StreamEnded, corpus_blocks, open_corpus
 
 
@@ -25,10 +25,10 @@ def table(*numbers: int, rows_per_step: int = 4) -> pa.Table:
     return to_table([row(n, rows_per_step) for n in numbers])
 
 
-def block(*numbers: int, last: bool = False) -> Block:
+def block(*numbers: int, last: bool = False) -> RowBlock:
     """Rows of the call that makes the whole step of the first of them."""
     first = numbers[0] - numbers[0] % 4
-    return Block(table(*numbers), first, first + 4, last)
+    return RowBlock(table(*numbers), first, first + 4, last)
 
 
 def feed(blocks, stall_timeout_s: float = 60) -> Feed:
@@ -58,7 +58,7 @@ def test_steps_come_complete_and_sorted_whatever_order_blocks_arrive_in(order):
 def test_rows_of_later_steps_wait_until_their_step_is_taken():
     gate = threading.Event()
 
-    def stream() -> Iterator[Block]:
+    def stream() -> Iterator[RowBlock]:
         yield block(4, 5)
         yield block(0, 1, 2, 3)
         gate.wait(10)
@@ -76,7 +76,7 @@ def test_the_only_step_of_a_short_run_is_complete_with_fewer_rows():
 
 
 def test_an_exception_in_the_stream_reaches_the_one_who_takes():
-    def stream() -> Iterator[Block]:
+    def stream() -> Iterator[RowBlock]:
         yield block(0, 1, 2, 3)
         raise ZeroDivisionError("a stage failed")
 
@@ -93,11 +93,11 @@ def test_a_stream_that_ends_within_a_step_says_so():
 
 
 @pytest.fixture
-def stalled() -> Iterator[Iterator[Block]]:
+def stalled() -> Iterator[Iterator[RowBlock]]:
     """A stream that gives three rows of step 2 and then nothing."""
     over = threading.Event()
 
-    def stream() -> Iterator[Block]:
+    def stream() -> Iterator[RowBlock]:
         yield block(8, 9, 11)
         over.wait(30)
 
@@ -126,7 +126,7 @@ def test_one_who_waits_is_asked_several_times_a_second_and_may_give_up(stalled):
 def test_no_more_than_a_few_steps_are_read_before_they_are_wanted():
     read = []
 
-    def stream() -> Iterator[Block]:
+    def stream() -> Iterator[RowBlock]:
         for step in range(50):
             read.append(step)
             yield block(*range(4 * step, 4 * step + 4))
@@ -157,7 +157,7 @@ def test_rows_get_the_texts_of_their_problems_when_their_step_is_taken():
     problems = pa.table({name: [f"{name} {n}" for n in range(5)] for name in names})
     made = [row(n) | {"problem_number": 4 - n} for n in (2, 0, 1, 3)]
     source = Feed(
-        [Block(to_table(made, IN_STREAM), 0, 4, True)], rows_per_step=4, stall_timeout_s=60, problems=problems
+        [RowBlock(to_table(made, IN_STREAM), 0, 4, True)], rows_per_step=4, stall_timeout_s=60, problems=problems
     )
     taken = source.take(0, nothing)
     assert taken.schema.equals(ROW, check_metadata=True) and numbers(taken) == [0, 1, 2, 3]
@@ -183,7 +183,7 @@ def test_calls_make_every_row_once_and_none_spans_two_steps(first, rows_per_call
 @pytest.mark.parametrize("numbers", [(3, 1, 2), ()])
 def test_a_block_is_one_row_on_its_way_and_comes_out_as_it_was(numbers):
     rows = [row(n) | {"problem_number": n, "student_prompt_ids": [1] * n} for n in numbers]
-    sent = Block(to_table(rows, IN_STREAM), 0, 4, last=True)
+    sent = RowBlock(to_table(rows, IN_STREAM), 0, 4, last=True)
     packed = pack(sent)
     assert packed.num_rows == 1
     assert unpack(packed) == sent and unpack(packed).rows.schema.equals(IN_STREAM, check_metadata=True)

@@ -1,6 +1,8 @@
 """Rows as a source has them become a table of rows.PROBLEM, by a map of our column names to the source's.
 
-    rows with the place of each, a map  ->  problems()  ->  table of rows.PROBLEM, with unique problem_ids
+    a source, a map  ->  problems()  ->  table of rows.PROBLEM, with unique problem_ids, and the spool of its tests
+
+Texts are kept in memory. Tests are checked, packed and written to disk row by row, so they never pile up in memory.
 
 Everything wrong with a row is refused here as a UserError that names the place and the remedy.
 """
@@ -9,7 +11,9 @@ import difflib
 import hashlib
 import json
 import math
+from collections.abc import Iterable
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +21,8 @@ import pyarrow as pa
 from trd_ray import rows
 from trd_ray.errors import UserError
 from trd_ray.problems import taco
-from trd_ray.problems.sources import Row
+from trd_ray.problems.sources import Row, Source
+from trd_ray.problems.spool import Spool
 from trd_ray.verify.code.tests import Tests
 
 SCHEMA = pa.schema(rows.PROBLEM)
@@ -29,12 +34,14 @@ _USUAL = {
 }
 
 
-def problems(found: list[Row], mapped: dict[str, str], names: list[str], group: str, source: str) -> pa.Table:
-    """A table of rows.PROBLEM from rows as they were read and a map of our column names to theirs.
+def problems(
+    source: Source, mapped: dict[str, str], group: str, path: str, limit: int | None = None
+) -> tuple[pa.Table, Spool]:
+    """A table of rows.PROBLEM from the first `limit` rows of a source and a map of our column names to its own.
 
-    `names` are the columns that the source has, `group` the keys of the recipe that a message names. Raises UserError.
+    `group` are the keys of the recipe that a message names, `path` is the source's name. Raises UserError.
     """
-    return _table(found, _columns(mapped, names, group, source), group)
+    return _table(islice(source.rows(), limit), _columns(mapped, source.names, group, path), group)
 
 
 def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:
@@ -82,8 +89,9 @@ def _likely(name: str, found: list[str]) -> str:
     return f"{name}={[*usual, *difflib.get_close_matches(name, found, n=1), 'NAME'][0]}"
 
 
-def _table(found: list[Row], names: dict[str, str], group: str) -> pa.Table:
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+def _table(found: Iterable[Row], names: dict[str, str], group: str) -> tuple[pa.Table, Spool]:
+    columns: dict[str, Any] = {name: [] for name in SCHEMA.names if name != "tests"}
+    spool = Spool()
     seen: dict[str, str] = {}  # problem_id -> where
     copies: dict[str, int] = {}
     for where, row in found:
@@ -109,8 +117,9 @@ def _table(found: list[Row], names: dict[str, str], group: str) -> pa.Table:
             )
         seen[key] = where
         for name, column in columns.items():
-            column.append(tests if name == "tests" else text.get(name, ""))
-    return pa.table(columns, schema=SCHEMA)
+            column.append(text.get(name, ""))
+        spool.add(tests)
+    return pa.table(columns | {"tests": spool.finish(columns["problem_id"])}, schema=SCHEMA), spool
 
 
 def _tests(value: Any, where: str, column: str) -> bytes | None:

@@ -20,7 +20,7 @@ from trd_ray.problems.columns import fitting, problems
 from trd_ray.problems.corpus import problems_of_corpus
 from trd_ray.problems.set_aside import SetAside, begins
 from trd_ray.problems.sources import read
-from trd_ray.problems.spool import Spool
+from trd_ray.problems.spool import Spool, where
 from trd_ray.problems.taco.references import Progress
 
 
@@ -83,17 +83,18 @@ def load_problems(
             return ProblemSet(problems_of_corpus(spec.path, corpus_rows))
         if spec.format == "taco":
             chosen = taco.load(spec, verify, progress=progress)
-            return ProblemSet(chosen.problems, tuple(chosen.set_aside), (f"{spec.path}: {chosen}",))
+            return ProblemSet(chosen.problems, tuple(chosen.set_aside), (f"{spec.path}: {chosen}",), spool=chosen.spool)
         if spec.difficulty:
             raise UserError("data.difficulty selects problems of TACO: set data.format=taco, or leave it out")
-    found, names = read(spec, group)
-    if not found:
+    source = read(spec, group)
+    if not source.names:
         raise UserError(f"{spec.path} holds no problems: check {group}.path")
-    columns = fitting(also_columns or {}, names) | spec.columns
-    table = problems(found[: spec.limit], columns, names, group, str(spec.path))
+    columns = fitting(also_columns or {}, source.names) | spec.columns
+    table, spool = problems(source, columns, group, str(spec.path), spec.limit)
     if isinstance(spec, config.DataConfig) and spec.without_reference == "drop":
-        return _with_reference(table, spec.path)
-    return ProblemSet(table)
+        table, set_aside = _with_reference(table, spec.path)
+        return ProblemSet(table, set_aside, spool=spool)
+    return ProblemSet(table, spool=spool)
 
 
 def load_benchmark(
@@ -116,14 +117,14 @@ def _names_benchmark(spec: config.EvaluationConfig) -> bool:
     return benchmarks.is_name(path) or (spec.format == "auto" and benchmarks.is_word(path))
 
 
-def _with_reference(table: pa.Table, path: str) -> ProblemSet:
+def _with_reference(table: pa.Table, path: str) -> tuple[pa.Table, tuple[SetAside, ...]]:
     has_reference = [bool(text.strip()) for text in table["reference"].to_pylist()]
-    kept = table.filter(pa.array(has_reference))
+    kept = where(table, has_reference)
     if not kept.num_rows:
         raise UserError(
             f"no problem of {path} has a reference, so data.without_reference=drop leaves none: set "
             "data.columns.reference=NAME to the column with them"
         )
-    left_out = table.filter(pa.array([not has for has in has_reference])).select(["problem_id", "problem"]).to_pylist()
+    left_out = where(table.select(["problem_id", "problem"]), [not has for has in has_reference]).to_pylist()
     reason = "no reference, and data.without_reference is drop"
-    return ProblemSet(kept, tuple(SetAside(row["problem_id"], begins(row["problem"]), reason) for row in left_out))
+    return kept, tuple(SetAside(row["problem_id"], begins(row["problem"]), reason) for row in left_out)

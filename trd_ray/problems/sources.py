@@ -1,8 +1,10 @@
 """Where problems come from: files, folders, the Hugging Face hub, and what ships with the package.
 
-    data.path, data.format, data.split  ->  read()        ->  rows as they are, each with its place, and column names
-    a file                              ->  rows_of()     ->  the same rows one by one, for files larger than memory
+    data.path, data.format, data.split  ->  read()        ->  Source: column names, and rows one by one
+    a file                              ->  rows_of()     ->  its rows as they are, each with its place
     a repository of the hub             ->  hub_folder()  ->  a local folder with its files
+
+Rows are read as they are asked for, so a source may be larger than memory, unless it is one JSON list.
 
 A source that is missing, empty, cut off or not what its name says is refused as a UserError. `columns` and `benchmarks`
 say what the columns mean.
@@ -13,7 +15,8 @@ import glob
 import gzip
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,8 +38,14 @@ _ROWS_AT_ONCE = 64
 Row = tuple[str, dict[str, Any]]
 
 
-def read(spec: config.DataConfig | config.EvaluationConfig, group: str) -> tuple[list[Row], list[str]]:
-    """All rows of a source, and the names of its columns."""
+@dataclass(frozen=True)
+class Source:
+    names: list[str]  # the columns that any row has; [] where there is no row
+    rows: Callable[[], Iterator[Row]]
+
+
+def read(spec: config.DataConfig | config.EvaluationConfig, group: str) -> Source:
+    """A source, whose column names are read already."""
     path = str(spec.path)
     if (made := made_here.like(path, made_here.PROBLEMS)) and not Path(path).exists():
         if path not in made:
@@ -51,7 +60,13 @@ def read(spec: config.DataConfig | config.EvaluationConfig, group: str) -> tuple
                 f"there is no data file {path}: set {group}.path to a JSONL, Parquet or CSV file that exists"
             )
         return _hub(path, spec.split, group)
-    return _with_names([row for file in files for row in rows_of(file, spec.format)])
+    names: dict[str, None] = {}
+    for file in files:
+        for _, row in rows_of(file, spec.format):
+            names |= dict.fromkeys(row)
+            if not _is_json(file, spec.format):
+                break  # all its rows have the same columns
+    return Source(list(names), lambda: (row for file in files for row in rows_of(file, spec.format)))
 
 
 def is_hub_name(path: str) -> bool:
@@ -79,20 +94,22 @@ def data_files(path: str) -> list[Path]:
     return files
 
 
+def _is_json(file: Path, form: str) -> bool:
+    return form == "jsonl" or (form != "parquet" and file.suffix not in (".parquet", ".arrow", *_TABLES))
+
+
 def rows_of(file: Path, form: str = "auto") -> Iterator[Row]:
     """The rows of one file, read as they are asked for: JSON lines (also .gz), one JSON list, Parquet, Arrow or CSV."""
-    if form == "parquet" or (form != "jsonl" and file.suffix == ".parquet"):
-        return _batches(file, "Parquet")
-    if form != "jsonl" and file.suffix == ".arrow":
-        return _batches(file, "Arrow")
-    if form != "jsonl" and file.suffix in _TABLES:
-        return _cells(file, _TABLES[file.suffix])
-    if file.suffix in _SPREADSHEETS:
+    if file.suffix in _SPREADSHEETS and form != "parquet":
         raise UserError(
             f"{file} is a spreadsheet, which is not read: save its sheet as CSV (UTF-8), with the column names in the "
             "first row"
         )
-    return _json_rows(file)
+    if _is_json(file, form):
+        return _json_rows(file)
+    if file.suffix in _TABLES and form != "parquet":
+        return _cells(file, _TABLES[file.suffix])
+    return _batches(file, "Arrow" if file.suffix == ".arrow" and form != "parquet" else "Parquet")
 
 
 def _cells(file: Path, separator: str) -> Iterator[Row]:
@@ -134,8 +151,9 @@ def _json_rows(file: Path) -> Iterator[Row]:
     opened = gzip.open if file.suffix == ".gz" else open
     try:
         # Lines end at \n alone: JSON strings may hold other line separators, such as U+2028.
-        with cast(Any, opened)(file, "rt", encoding="utf-8-sig", newline="\n") as lines:
-            for number, line in enumerate(lines, 1):
+        with cast(Any, opened)(file, "rb") as lines:
+            for number, encoded in enumerate(lines, 1):
+                line = encoded.decode("utf-8-sig" if number == 1 else "utf-8")
                 if not line.strip():
                     continue
                 if empty and file.suffix == ".json" and line.lstrip()[0] == "[":
@@ -215,19 +233,9 @@ def _arrow(file: Path) -> Iterator[pa.RecordBatch]:
                 yield batch.slice(start, _ROWS_AT_ONCE)
 
 
-def _with_names(found: list[Row]) -> tuple[list[Row], list[str]]:
-    names: dict[str, None] = {}
-    for _, row in found:
-        names |= dict.fromkeys(row)
-    return found, list(names)
-
-
-def _listed(source: str, found: list[Any]) -> tuple[list[Row], list[str]]:
-    return _with_names([_object(f"{source} row {i}", row) for i, row in enumerate(found, 1)])
-
-
-def _json(file: Path) -> tuple[list[Row], list[str]]:
-    return _with_names(list(_json_rows(file)))
+def _listed(source: str, found: list[Any]) -> Source:
+    rows = [_object(f"{source} row {i}", row) for i, row in enumerate(found, 1)]
+    return Source(list(dict.fromkeys(name for _, row in rows for name in row)), lambda: iter(rows))
 
 
 def hub_folder(repository: str, patterns: list[str], otherwise: str) -> Path:
@@ -259,7 +267,7 @@ def hub_folder(repository: str, patterns: list[str], otherwise: str) -> Path:
         raise UserError(f"{repository} could not be had from the Hugging Face hub ({reason}): {otherwise}") from e
 
 
-def _hub(path: str, split: str, group: str) -> tuple[list[Row], list[str]]:
+def _hub(path: str, split: str, group: str) -> Source:
     import datasets
     import datasets.config
     from huggingface_hub import HfApi
@@ -276,4 +284,10 @@ def _hub(path: str, split: str, group: str) -> tuple[list[Row], list[str]]:
             f"{path} is neither a file or folder here nor a Hugging Face data set with the split {split!r} "
             f"({' '.join(str(e).split())[:300]}): check {group}.path and {group}.split, and the network"
         ) from e
-    return _listed(f"{path} ({split})", found.to_list())[0], found.column_names
+
+    def rows() -> Iterator[Row]:
+        batches: Any = found.with_format("arrow").iter(_ROWS_AT_ONCE)
+        every = (row for batch in batches for row in batch.to_pylist())
+        return ((f"{path} ({split}) row {i}", row) for i, row in enumerate(every, 1))
+
+    return Source(found.column_names if len(found) else [], rows)

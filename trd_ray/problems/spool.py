@@ -11,7 +11,7 @@ process of this machine opens the file by `path`, as long as the spool lives.
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,12 @@ class Spool:
             f"{sum(self._lengths) / 2**30:.1f} GiB of them: make room there, or set the environment variable TMPDIR to "
             "a folder of a larger disk"
         )
+
+
+def where(table: pa.Table, keep: Sequence[bool]) -> pa.Table:
+    """The rows to keep, as slices: `Table.filter` would copy their tests from the file into memory."""
+    edges = np.flatnonzero(np.diff([0, *keep, 0]))  # where rows to keep begin and where they end, in turn
+    return pa.concat_tables([table.slice(0, 0), *(table.slice(i, j - i) for i, j in edges.reshape(-1, 2).tolist())])
 
 
 def opened() -> Any:

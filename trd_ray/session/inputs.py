@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from trd_ray import models
 from trd_ray.config import ModelConfig, Recipe
@@ -18,7 +17,7 @@ from trd_ray.preflight import checks, placement
 from trd_ray.problems.corpus import open_corpus
 from trd_ray.problems.load import ProblemSet, has_tests, load_problems
 from trd_ray.problems.set_aside import SetAside
-from trd_ray.problems.spool import Spool
+from trd_ray.problems.spool import Spool, where
 from trd_ray.record.ledger import DROPPED
 from trd_ray.record.metrics import metric_names, require_metric
 from trd_ray.sandbox import Sandbox
@@ -116,8 +115,8 @@ def prepare(
     faults.require_none()
     assert student and teacher and findings
     if problems is not None and findings.too_long:
-        left_out = pa.array([problem.problem_id for problem in findings.too_long])
-        problems = problems.filter(pc.invert(pc.is_in(problems["problem_id"], left_out)))  # pyright: ignore
+        left_out = {problem.problem_id for problem in findings.too_long}
+        problems = where(problems, [one not in left_out for one in problems["problem_id"].to_pylist()])
     steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
     sources = [found for found in (data, held_out) if found]
     set_aside = [one for found in sources for one in found.set_aside]

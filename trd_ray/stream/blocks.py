@@ -14,7 +14,7 @@ CALL = pa.schema([("step", pa.int32()), ("first", pa.int64()), ("end", pa.int64(
 
 
 @dataclass(frozen=True)
-class Block:
+class RowBlock:
     """Rows that arrive together."""
 
     rows: pa.Table
@@ -23,7 +23,7 @@ class Block:
     last: bool  # the call has no more blocks
 
 
-def pack(block: Block) -> pa.Table:
+def pack(block: RowBlock) -> pa.Table:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, block.rows.schema) as writer:
         writer.write_table(block.rows)
@@ -33,11 +33,11 @@ def pack(block: Block) -> pa.Table:
     return pa.table({"first": [block.first], "end": [block.end], "last": [block.last], "rows": packed})
 
 
-def unpack(table: pa.Table) -> Block:
+def unpack(table: pa.Table) -> RowBlock:
     """The block again; its rows lie in the memory of `table`."""
     numbers = {name: table[name][0].as_py() for name in ("first", "end", "last")}
     with pa.ipc.open_stream(table["rows"][0].as_buffer()) as reader:
-        return Block(reader.read_all(), **numbers)
+        return RowBlock(reader.read_all(), **numbers)
 
 
 def calls(first: int, end: int, rows_per_step: int, rows_per_call: int) -> list[pa.Table]:

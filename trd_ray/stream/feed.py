@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from trd_ray.problems.corpus import open_corpus
 from trd_ray.rows import ROW
-from trd_ray.stream.blocks import Block
+from trd_ray.stream.blocks import RowBlock
 
 POLL_S = 0.25
 AHEAD_STEPS = 4  # a corpus would otherwise be read whole into memory
@@ -33,7 +33,7 @@ class StreamEnded(RuntimeError):
 class Feed:
     def __init__(
         self,
-        blocks: Iterable[Block],
+        blocks: Iterable[RowBlock],
         *,
         rows_per_step: int,
         stall_timeout_s: float,
@@ -52,7 +52,7 @@ class Feed:
         self.thread = threading.Thread(target=self._move, args=(blocks,), name="feed", daemon=True)
         self.thread.start()
 
-    def _move(self, blocks: Iterable[Block]) -> None:
+    def _move(self, blocks: Iterable[RowBlock]) -> None:
         try:
             for block in blocks:
                 for _ in range(block.rows.num_rows):
@@ -99,7 +99,7 @@ class Feed:
         self.next_step = step + 1
         return self._together(self.waiting.pop(step))
 
-    def _arrive(self, block: Block) -> None:
+    def _arrive(self, block: RowBlock) -> None:
         """Keep the block's rows, but for those that have come before."""
         numbers = block.rows["row"].to_pylist()
         steps = block.rows["step"].to_pylist()
@@ -122,7 +122,7 @@ class Feed:
         return pa.Table.from_arrays(list(columns.values()), schema=ROW)
 
 
-def corpus_blocks(folder: str | Path, *, rows_per_step: int, start_step: int) -> Iterator[Block]:
+def corpus_blocks(folder: str | Path, *, rows_per_step: int, start_step: int) -> Iterator[RowBlock]:
     """A corpus as the stream would deliver it: rows in the order in which they were made, in steps of this run."""
     corpus = open_corpus(folder)
     for step in range(start_step, corpus.count_rows() // rows_per_step):
@@ -131,4 +131,4 @@ def corpus_blocks(folder: str | Path, *, rows_per_step: int, start_step: int) ->
         table = corpus.to_table(where=(row >= first) & (row < first + rows_per_step))
         steps = pa.array(np.full(len(table), step, np.int32))
         table = table.set_column(table.column_names.index("step"), ROW.field("step"), steps)
-        yield Block(table, first, first + rows_per_step, last=True)
+        yield RowBlock(table, first, first + rows_per_step, last=True)

@@ -23,7 +23,7 @@ import ray
 
 from trd_ray.engine.client import Client
 from trd_ray.rows import IN_STREAM, to_table
-from trd_ray.stream.blocks import Block, pack
+from trd_ray.stream.blocks import RowBlock, pack
 from trd_ray.stream.examples import build
 from trd_ray.stream.stages import StageSpec, min_version, record, record_refined, record_verdict, request
 from trd_ray.stream.verifying import Verifying
@@ -67,7 +67,7 @@ class Flow:
         made = asyncio.run_coroutine_threadsafe(self._rows(first, end, finished), self.loop)
         try:
             for rows, last in self._blocks(end - first, finished):
-                yield pack(Block(to_table(rows, IN_STREAM), first, end, last))
+                yield pack(RowBlock(to_table(rows, IN_STREAM), first, end, last))
         finally:  # also when nobody wants more of it
             made.cancel()
 

@@ -16,7 +16,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from trd_ray.config import Recipe
-from trd_ray.stream.blocks import Block, calls, unpack
+from trd_ray.stream.blocks import RowBlock, calls, unpack
 from trd_ray.stream.flow import Flow
 from trd_ray.stream.stages import StageSpec
 
@@ -53,7 +53,7 @@ def graph(spec: StageSpec, start_step: int) -> Dataset:
     )
 
 
-def arriving(dataset: Dataset) -> Iterator[Block]:
+def arriving(dataset: Dataset) -> Iterator[RowBlock]:
     """The blocks as they come. A block lies in the object store until nothing of its rows is held any more."""
     for bundle in dataset.iter_internal_ref_bundles():
         for ref in bundle.block_refs:

@@ -196,15 +196,16 @@ def _own(path: str, limit: int | None, columns: dict[str, str]) -> Benchmark:
     """Problems of one's own, or those that ship with the package."""
     require_name(path)
     spec = config.EvaluationConfig(path=path, limit=limit)
-    found, names = sources.read(spec, "evaluation")
-    if not found:
+    source = sources.read(spec, "evaluation")
+    names = source.names
+    if not names:
         raise UserError(f"{path} holds no problems: check its path")
     for column, usual in (("problem", fields.PROBLEM), ("answer", fields.ANSWER), ("tests", ("tests", "input_output"))):
         known = next((name for name in usual if name in names), None)
         if known:
             spec.columns[column] = known
     spec.columns |= our_columns.fitting(columns, names)
-    problems = our_columns.problems(found[:limit], spec.columns, names, "evaluation", path)
+    problems, _ = our_columns.problems(source, spec.columns, "evaluation", path, limit)
     task: Task = "code" if problems["tests"].null_count < problems.num_rows else "math"
     stem = path if ":" in path else Path(path).stem
     return Benchmark(stem, stem, task, problems, path, "your own", None, MAX_RESPONSE_TOKENS[task])

@@ -6,20 +6,25 @@ Solutions run in the sandbox, as Ray tasks where Ray runs, else in threads.
 
 - Every choice is kept on disk as it is made, so a start that ends early goes on where it stopped.
 - The whole result is kept under a hash of the files' contents, so the next start reads it.
+- Tests go from file to file: only those of problems whose references are being chosen are in memory.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from trd_ray import cache, config, rows
 from trd_ray.errors import UserError
 from trd_ray.problems import sources
 from trd_ray.problems.set_aside import SetAside, counted
-from trd_ray.problems.taco.references import Choice, Chooser, Progress
+from trd_ray.problems.spool import Spool
+from trd_ray.problems.taco.references import Chooser, Progress
 from trd_ray.problems.taco.schema import Candidate, candidates, tests_of
 
 __all__ = ["SetAside", "Taco", "load", "tests_of"]
@@ -27,9 +32,11 @@ __all__ = ["SetAside", "Taco", "load", "tests_of"]
 REPOSITORY = "BAAI/TACO"
 DIFFICULTIES = ("EASY", "MEDIUM", "MEDIUM_HARD", "HARD", "VERY_HARD", "UNKNOWN_DIFFICULTY")
 SOLUTIONS_TRIED = 8
+ROWS_AT_ONCE = 100  # in memory, with their tests
 TIMEOUT_S = 24 * 3600.0  # all references together may take so long
 
 _VERSION = 1  # raised when the cache is to hold something else
+_PROBLEM = pa.schema(rows.PROBLEM)
 _SCHEMA = pa.schema([*rows.PROBLEM, pa.field("name", pa.string()), pa.field("set_aside", pa.string())])
 
 
@@ -37,6 +44,7 @@ _SCHEMA = pa.schema([*rows.PROBLEM, pa.field("name", pa.string()), pa.field("set
 class Taco:
     problems: pa.Table  # its schema is rows.PROBLEM
     set_aside: list[SetAside]
+    spool: Spool  # where the tests lie
 
     def __str__(self) -> str:
         if not self.set_aside:
@@ -68,18 +76,33 @@ def load(
         raise UserError(f"data.difficulty is {unknown[0]}{config.did_you_mean(unknown[0], list(DIFFICULTIES))}")
     key = cache.digest(files, _VERSION, difficulty, spec.limit, solutions_tried, *limits)
 
-    def make() -> pa.Table:
+    def make() -> Iterator[pa.Table]:
         found = candidates(files, difficulty, spec.limit, verify.max_tests, solutions_tried)
-        return _table(Chooser(verify, timeout_s).chosen(found, progress))
+        rows_of = (_row(candidate, *choice) for candidate, choice in Chooser(verify, timeout_s).chosen(found, progress))
+        while part := list(islice(rows_of, ROWS_AT_ONCE)):
+            yield pa.Table.from_pylist(part, schema=_SCHEMA)
 
-    found = cache.kept(f"taco-{key}", _SCHEMA, make)
-    aside = [reason is not None for reason in found["set_aside"].to_pylist()]
-    problems = found.filter(pa.array([not out for out in aside], pa.bool_())).select(pa.schema(rows.PROBLEM).names)
-    left_out = found.filter(pa.array(aside, pa.bool_())).select(["problem_id", "name", "set_aside"])
-    set_aside = [SetAside(*row.values()) for row in left_out.to_pylist()]
-    if not problems.num_rows:
-        raise UserError(_nothing_left(spec, Taco(problems, set_aside)))
-    return Taco(problems, set_aside)
+    found = _read(cache.kept_file(f"taco-{key}", _SCHEMA, make))
+    if not found.problems.num_rows:
+        raise UserError(_nothing_left(spec, found))
+    return found
+
+
+def _read(file: Path) -> Taco:
+    texts: list[dict[str, Any]] = []
+    set_aside: list[SetAside] = []
+    spool = Spool()
+    with pq.ParquetFile(file, buffer_size=2**20) as opened:
+        for batch in opened.iter_batches(ROWS_AT_ONCE):
+            for row in batch.to_pylist():
+                if row["set_aside"] is not None:
+                    set_aside.append(SetAside(row["problem_id"], row["name"], row["set_aside"]))
+                    continue
+                spool.add(row.pop("tests"))
+                texts.append(row)
+    columns = {name: [row[name] for row in texts] for name in _PROBLEM.names if name != "tests"}
+    tests = spool.finish(columns["problem_id"])
+    return Taco(pa.table(columns | {"tests": tests}, schema=_PROBLEM), set_aside, spool)
 
 
 def _nothing_left(spec: config.DataConfig, found: Taco) -> str:
@@ -115,13 +138,6 @@ def _fetched(repository: str, split: str) -> str:
     if not any(folder.rglob("*.parquet")):
         folder = sources.hub_folder(repository, [f"{split}/*.arrow", f"*{split}*.jsonl"], otherwise)
     return str(folder)
-
-
-def _table(chosen: list[tuple[Candidate, Choice]]) -> pa.Table:
-    """A table in chunks: all tests together may exceed the 2 GiB that one Arrow array of bytes holds."""
-    rows_of = [_row(candidate, *choice) for candidate, choice in chosen]
-    chunks = [rows_of[start : start + 1000] for start in range(0, len(rows_of), 1000)] or [[]]
-    return pa.concat_tables([pa.Table.from_pylist(chunk, schema=_SCHEMA) for chunk in chunks])
 
 
 def _row(candidate: Candidate, index: int | None, reason: str) -> dict[str, Any]:

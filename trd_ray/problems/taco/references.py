@@ -11,9 +11,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
@@ -37,6 +39,18 @@ def choose(solutions: tuple[str, ...], tests: bytes, verify: str) -> Choice:
     return choose_reference(solutions, Tests.unpack(tests), config.VerifyConfig.model_validate_json(verify))
 
 
+@dataclass
+class _Pending:
+    candidate: Candidate
+    choice: Choice | None
+
+
+def _decided(pending: "deque[_Pending]") -> Iterator[tuple[Candidate, Choice]]:
+    """Take off the front what has its choice."""
+    while pending and (choice := pending[0].choice):
+        yield pending.popleft().candidate, choice
+
+
 class Chooser:
     """Runs `choose` for many problems at once, and remembers the choices in a file that other runs share."""
 
@@ -47,13 +61,13 @@ class Chooser:
         self._file = cache.folder() / f"taco-references-{_VERSION}.jsonl"
         self._known = self._remembered()
 
-    def chosen(self, candidates: Iterable[Candidate], progress: Progress | None) -> list[tuple[Candidate, Choice]]:
-        """Every candidate with its choice, in the order given."""
-        found: list[tuple[Candidate, Choice | None]] = []
-        waiting: dict[Any, int] = {}
+    def chosen(self, candidates: Iterable[Candidate], progress: Progress | None) -> Iterator[tuple[Candidate, Choice]]:
+        """Every candidate with its choice, in the order given. A candidate is read when a task is free for it."""
+        pending: deque[_Pending] = deque()  # met and not handed out
+        waiting: dict[Any, _Pending] = {}
         deadline = time.monotonic() + self._timeout_s
         workers = _tasks(config.VerifyConfig.model_validate_json(self._verify).cpus)
-        aside = 0
+        met = aside = 0
 
         def collect() -> None:
             nonlocal aside
@@ -61,36 +75,35 @@ class Chooser:
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"{self._timeout_s:.0f} s were enough for the references of "
-                        f"{len(found) - len(waiting)} problems, not of all: start again to go on from there, or set "
+                        f"{met - len(waiting)} problems, not of all: start again to go on from there, or set "
                         "verify.max_tests or data.limit"
                     )
             for task in done:
-                place = waiting.pop(task)
-                candidate = found[place][0]
-                choice = workers.result(task)
-                self._remember(self._key(candidate), choice)
-                found[place] = candidate, choice
-                aside += choice[0] is None
+                one = waiting.pop(task)
+                one.choice = workers.result(task)
+                self._remember(self._key(one.candidate), one.choice)
+                aside += one.choice[0] is None
                 if progress:
-                    progress(len(found) - len(waiting), aside, len(found))
+                    progress(met - len(waiting), aside, met)
 
         try:
             for candidate in candidates:
                 known = (None, candidate.reason) if candidate.reason else self._known.get(self._key(candidate))
-                found.append((candidate, known))
+                pending.append(one := _Pending(candidate, known))
+                met += 1
                 if known:
                     aside += known[0] is None
-                    continue
-                assert candidate.tests is not None
-                task = workers.start(candidate.solutions, candidate.tests, self._verify)
-                waiting[task] = len(found) - 1
-                if len(waiting) >= workers.at_once:
-                    collect()
+                else:
+                    assert candidate.tests is not None
+                    waiting[workers.start(candidate.solutions, candidate.tests, self._verify)] = one
+                    if len(waiting) >= workers.at_once:
+                        collect()
+                yield from _decided(pending)
             while waiting:
                 collect()
+                yield from _decided(pending)
         finally:
             workers.close()
-        return [(candidate, choice) for candidate, choice in found if choice]
 
     def _key(self, candidate: Candidate) -> str:
         assert candidate.tests is not None
