@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from trd_ray.record.bounds import StepSeconds, binding, bound, limits, of_run, slowest
+from trd_ray.record.bounds import StepSeconds, binding, bound, limits, of_run, slowest, steady
 
 
 def played(s: StepSeconds, staleness: int, in_flight: str, steps: int = 4000) -> float:
@@ -66,3 +66,10 @@ def test_a_run_is_its_medians_over_the_steps_that_are_recorded():
     assert of_run(facts, metrics) == StepSeconds(2.0, 1.0, 1.0)
     assert of_run(facts, [{"step": 1}]) is None
     assert of_run([], metrics) is None
+
+
+def test_steps_that_were_sampled_before_a_run_or_in_an_evaluation_are_left_out():
+    lines = [{"step": step} | ({"evaluation/avg": 0.5} if step == 5 else {}) for step in range(1, 11)]
+    assert [line["step"] for line in steady(lines, 0)] == [2, 3, 4, 5, 7, 8, 9, 10]
+    assert [line["step"] for line in steady(lines, 1)] == [3, 4, 5, 8, 9, 10]
+    assert steady(lines[:2], 1) == []

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -148,6 +149,31 @@ def test_steps_of_an_older_version_and_of_this_one_read_as_one_run(directory):
     facts = facts_of_run(directory.read_rows())
     assert facts[0] | {"row": 1, "step": 2} == facts[1] and [f["step"] for f in facts] == [1, 2]
     assert "2 rollouts" in write_summary(directory)
+
+
+def test_an_evaluation_whose_ids_are_arrays_is_scored_and_written_like_one_of_lists(directory):
+    plain = [row | {"y_o": row["y_o"] | {"ids": [1, 2, 3], "logprobs": [-0.5] * 3, "passed": True}} for row in rows(0)]
+    arrays = [
+        row | {"y_o": row["y_o"] | {"ids": np.arange(1, 4, dtype=np.int32), "logprobs": np.full(3, -0.5, np.float32)}}
+        for row in plain
+    ]
+    scores = [score(made, name=name, step=0, version=0, resamples=9, seed=0) for name, made in
+              (("lists", plain), ("arrays", arrays))]  # fmt: skip
+    assert scores[0].scores == scores[1].scores
+    tables = []
+    for made, of_score in zip((plain, arrays), scores, strict=True):
+        directory.write_evaluation(of_score, made)
+        tables.append(pq.read_table(directory.path / "evaluation" / f"{of_score.name}.parquet"))
+    assert tables[0] == tables[1] and tables[0]["y_o"].to_pylist()[0]["ids"] == [1, 2, 3]
+
+
+def test_a_step_that_came_in_parcels_is_one_file_of_one_part(directory):
+    whole = schema.to_table([row | {"row": i} for i, row in enumerate(rows(0) * 5)])
+    directory.write_rows(1, pa.concat_tables([whole[:2], whole[2:3], whole[3:]]))
+    file = pq.ParquetFile(directory.path / "rows" / "step-000001.parquet")
+    assert file.num_row_groups == 1
+    assert file.read().drop_columns("step") == whole.drop_columns("step")
+    assert directory.read_rows().to_table()["step"].to_pylist() == [1] * 5
 
 
 def test_a_run_without_rows_reads_as_none(directory):

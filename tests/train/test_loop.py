@@ -1,9 +1,18 @@
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from trd_ray.rows import to_table
+from trd_ray.config import from_tree
+from trd_ray.distill.batches import micro_batches, split
+from trd_ray.record.clock import Clock
+from trd_ray.record.directory import RunDirectory
+from trd_ray.record.ledger import row_metrics
+from trd_ray.record.timeline import Timeline
+from trd_ray.rows import light, to_table
+from trd_ray.stream.examples import examples_of
 from trd_ray.train.loop import Training
 
 
@@ -49,3 +58,34 @@ def test_a_step_whose_metrics_are_logged_is_recorded_whatever_comes_after_them(m
     with pytest.raises(OSError, match="no space left"):
         made.record(1, to_table([]), [], {"loss": 0.5})
     assert told == ["rows", "log", "show"] and (made.done, made.recorded) == (1, {"loss": 0.5})
+
+
+def test_nothing_that_the_driver_does_with_a_step_makes_an_object_of_a_token(tmp_path):
+    """A list of a step's 250,000 ids would take 2 MB for its pointers alone."""
+    tokens = 4096
+    ids = np.arange(tokens, dtype=np.int32) + 1000
+    y = {"ids": ids, "logprobs": np.zeros(tokens, np.float32), "text": "x" * tokens, "start_s": 1.0, "seconds": 2.0}
+    row = {"problem_id": "p", "problem": "?", "answer": "5", "reference": "", "epoch": 0, "sample_index": 0, "seed": 0}
+    row |= {"step": 0, "student_prompt_ids": ids, "refine_prompt_ids": ids, "train": True, "trajectory": "y_r"}
+    row |= {"y_o": y, "y_r": y, "student_ids": ids, "teacher_ids": ids, "response_ids": ids}
+    table = to_table([row | {"row": i} for i in range(64)])
+    directory = RunDirectory.create(tmp_path / "r", from_tree({"name": "r"}))
+    clock = Clock(Timeline(tmp_path / "timeline.json"))
+    clock.start()
+    for name in ("wait", "train", "sync"):
+        with clock.span(name):
+            pass
+
+    tracemalloc.start()
+    rows = light(table)
+    measured = row_metrics(rows, 0) | clock.seconds(rows)
+    clock.draw(rows)
+    [shares] = split(examples_of(table), updates=1, ranks=2)
+    batches = micro_batches(shares, 4 * tokens, packed=True)
+    directory.write_rows(1, table)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    directory.release()
+
+    assert measured["y_r/tokens_mean"] == tokens and sum(len(m) for rank in batches for m in rank) == 64
+    assert peak < 1_000_000

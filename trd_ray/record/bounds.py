@@ -59,8 +59,23 @@ def slowest(facts: Iterable[dict]) -> tuple[float, float] | None:
     return max(times, key=sum, default=None)
 
 
+def steady(metrics: Iterable[dict], staleness: int) -> list[dict]:
+    """The lines of metrics.jsonl whose steps' rollouts were sampled while the run went from step to step.
+
+    Those of the first k + 1 steps, and of as many after an evaluation, were under way before: neither the start nor an
+    evaluation counts as a step's time.
+    """
+    found = []
+    before = 0  # steps since the run paused
+    for line in metrics:
+        if before > staleness:
+            found.append(line)
+        before = 0 if line.get("evaluation/avg") is not None else before + 1
+    return found
+
+
 def of_run(facts: Iterable[dict], metrics: Iterable[dict]) -> StepSeconds | None:
-    """The median step of a run: medians of S, of R and of T. None if no step was sampled and trained."""
+    """Medians of S, of R and of T over the steps in `metrics`. None if none of them was sampled and trained."""
     by_step: dict[int, list[dict]] = {}
     for fact in facts:
         by_step.setdefault(fact["step"], []).append(fact)

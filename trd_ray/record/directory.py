@@ -45,8 +45,8 @@ MAY_CHANGE = keys.not_affecting(ROWS, NUMBERS, VERDICTS)
 _FIELDS = {field.name: field.type for field in schema.ROW if field.type != schema.TRAJECTORY} | {
     f"{y}.{field.name}": field.type for y in ("y_o", "y_r") for field in schema.TRAJECTORY
 }
-# Parquet's names of the columns that hold lists, and those of columns whose values repeat.
-_LISTS = [f"{name}.list.element" for name, kind in _FIELDS.items() if pa.types.is_list(kind)]
+# Parquet's names of the columns of floats, and of those whose values repeat.
+_FLOATS = [f"{name}.list.element" for name, kind in _FIELDS.items() if kind == pa.list_(pa.float32())]
 _REPEATED = [name for name, kind in _FIELDS.items() if not pa.types.is_list(kind) and not name.endswith(".text")]
 
 
@@ -277,8 +277,9 @@ class RunDirectory:
 def write_parquet(place: Path, rows: pa.Table) -> Path:
     """Write a table of `rows.ROW` to one Parquet file that appears whole.
 
-    Most of it is token ids and log-probabilities. Zstandard packs them best, and in the least time, when their first
-    bytes lie together, then their second ones, and so on. Dictionaries only cost time there, and in texts.
+    Most of it is token ids, log-probabilities and texts, where dictionaries cost more time than Zstandard itself and
+    save nothing. Log-probabilities pack best when their first bytes lie together, then their second ones, and so on.
+    So would ids, but not every reader of Parquet knows that of integers.
     """
     with taking_place(place) as temporary:
         pq.write_table(
@@ -286,7 +287,7 @@ def write_parquet(place: Path, rows: pa.Table) -> Path:
             temporary,
             compression="zstd",
             use_dictionary=_REPEATED,  # pyright: ignore - the stub does not know of lists
-            column_encoding=dict.fromkeys(_LISTS, "BYTE_STREAM_SPLIT"),
+            column_encoding=dict.fromkeys(_FLOATS, "BYTE_STREAM_SPLIT"),
         )
     return place
 

@@ -217,19 +217,23 @@ def _time(metrics: list[dict]) -> str:
 def _bound(recipe: Recipe, metrics: list[dict], facts: list[dict]) -> str:
     """What a step took beside what it takes at least, and what sets that bound; "" where nothing was sampled for it."""
     staleness = recipe.stream.max_staleness
+    if recipe.data.source == "corpus" or staleness == "never":
+        return ""
     in_flight = recipe.sync.in_flight
-    steps = _values(metrics, "seconds/step")
-    s = None if recipe.data.source == "corpus" else bounds.of_run(facts, metrics)
-    if s is None or staleness == "never" or not steps:
+    steady = bounds.steady(metrics, staleness)
+    steps = _values(steady, "seconds/step")
+    s = bounds.of_run(facts, steady)
+    if s is None or not steps:
         return ""
     least = bounds.bound(s, staleness, in_flight)
     work = "S + R + T" if staleness == 0 else f"(S + R + T) / {staleness + 1}"
     formula = work if staleness == 0 else f"max(T, {'S, ' if in_flight == 'drain' else ''}{work})"
     said = (
-        f"\n\nA step took {fmean(steps):.2f} s on average and {median(steps):.2f} s at the median, "
-        f"{median(steps) / least:.2f} times its bound, {formula} = {least:.2f} s. The slowest rollout was sampled in "
-        f"S = {s.sample:.2f} s and refined in R = {s.refine:.2f} s, and the learner trained for T = {s.train:.2f} s, "
-        "each the median over the steps."
+        f"\n\nA step took {fmean(_values(metrics, 'seconds/step')):.2f} s on average. Between pauses it took "
+        f"{median(steps):.2f} s, {median(steps) / least:.2f} times its bound, {formula} = {least:.2f} s: the slowest "
+        f"rollout was sampled in S = {s.sample:.2f} s and refined in R = {s.refine:.2f} s, and the learner trained "
+        f"for T = {s.train:.2f} s (medians over {len(steps)} steps, without the first ones and those after an "
+        "evaluation)."
     )
     binding = bounds.binding(s, staleness, in_flight)
     if binding == "drain":

@@ -48,7 +48,6 @@ from trd_ray.train.probe import logprob_gap, scored_again
 from trd_ray.train.rollouts import start_feed
 
 STOP_LEARNER_S = 60
-PROBED = ("student_prompt_ids", "y_o.ids", "y_o.logprobs", "y_o.version")
 
 
 def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
