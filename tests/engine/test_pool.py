@@ -5,13 +5,15 @@ import pickle
 import subprocess
 import sys
 
+import numpy as np
 import psutil
 import pytest
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 from serving import CONTEXT, EOS, Served, greedy_requests, pool_spec, processes_writing_to, prompts, until
 from trd_ray.engine.actor import Request
+from trd_ray.engine.client import Client
 from trd_ray.engine.pool import PoolFailed
 
 PAPER = {"temperature": 0.6, "top_p": 0.95, "top_k": 20}
@@ -82,9 +84,9 @@ def test_a_prompt_longer_than_the_context_is_refused_and_harms_nobody(tied):
 
 def test_the_same_seed_gives_the_same_sample_and_n_gives_different_ones(tied):
     request = Request(prompt_ids=prompts(1, 8)[0], seed=7, max_tokens=30, temperature=2.0, n=3)
-    first, second = ray.get([tied.pool.generate.remote([request]) for _ in range(2)], timeout=60)
-    assert [g.ids for g in first[0]] == [g.ids for g in second[0]]
-    assert len({tuple(g.ids) for g in first[0]}) == 3
+    first, second = (future.result(timeout=60) for future in tied.begin([request, request]))
+    assert [g.ids.tolist() for g in first] == [g.ids.tolist() for g in second]
+    assert len({tuple(g.ids.tolist()) for g in first}) == 3
 
 
 def test_more_prompt_tokens_than_one_scheduler_step_takes_are_all_answered(untied):
@@ -130,7 +132,8 @@ def test_an_engine_that_cannot_start_fails_the_pool_with_the_reason(ray_cluster,
     missing = Served.starting(pool_spec("missing", str(tmp_path / "no-model"), tmp_path))
     too_long = Served.starting(pool_spec("too_long", tiny_tied, tmp_path, max_model_len=100_000))
     nowhere = Served.starting(pool_spec("nowhere", tiny_tied, tmp_path), num_cpus=1000, start_timeout_s=5)
-    waiting = too_long[0].generate.remote(greedy_requests([[5]], 1))
+    client = Client(too_long[0])
+    waiting = client.submit(greedy_requests([[5]], 1)[0])
     expected = {
         missing: ["engine missing-0 failed to start", "no-model"],
         too_long: ["engine too_long-0 failed to start", "100000", "max_model_len"],
@@ -143,9 +146,51 @@ def test_an_engine_that_cannot_start_fails_the_pool_with_the_reason(ray_cluster,
         assert str(failed.value.cause) == failure
         assert all(word in failure for word in words), failure
     with pytest.raises(PoolFailed, match="100000"):
-        ray.get(waiting, timeout=10)
+        waiting.result(timeout=10)
         assert len(failure.splitlines()) > 5 or pool is nowhere[0], "the log's tail is not in the message"
+    client.close()
     ray.get([pool.shutdown.remote() for pool, _ in expected], timeout=60)
+
+
+def test_tokens_and_log_probabilities_come_as_arrays_and_a_prompt_may_be_one(tied):
+    [prompt] = prompts(1, 10)
+    asked = greedy_requests([prompt], 20) + greedy_requests([np.array(prompt, np.int32)], 20)
+    [as_list], [as_array] = (future.result(timeout=60) for future in tied.begin(asked))
+    assert (as_list.ids == as_array.ids).all() and as_list.ids.tolist() == tied.greedy(prompt, 20)
+    assert (as_list.ids.dtype, as_list.logprobs.dtype) == (np.int32, np.float32)
+    [scored] = tied.begin([Request(np.array(prompt, np.int32), seed=0, prompt_logprobs=True)])[0].result(timeout=60)
+    assert scored.prompt_logprobs.dtype == np.float32 and len(scored.prompt_logprobs) == 9
+
+
+def test_a_cancelled_request_counts_no_longer_and_its_engine_goes_on(tied):
+    [prompt] = tied.endless_prompts(1, 300)
+    [cancelled] = tied.begin(greedy_requests([prompt], 1500))
+    tied.wait(lambda status: status["running"] == 1)
+    cancelled.cancel()
+    tied.wait(lambda status: status["running"] == 0)
+    assert [g.ids for g in tied.ask(greedy_requests([prompt] * 2, 20))] == [tied.greedy(prompt, 20)] * 2
+
+
+def test_an_actor_that_is_killed_while_it_asks_leaves_no_request_counted(tied):
+    @ray.remote(num_cpus=0, max_restarts=1)
+    class Stage:
+        def __init__(self, pool):
+            self.client = Client(pool)
+
+        async def ask(self, request):
+            return await self.client.generate(request)
+
+    [prompt] = tied.endless_prompts(1, 300)
+    stage = Stage.remote(tied.pool)
+    lost = [stage.ask.remote(request) for request in greedy_requests([prompt] * 3, 1500)]
+    tied.wait(lambda status: status["running"] == 3)
+    ray.kill(stage, no_restart=False)
+    with pytest.raises(RayActorError):
+        ray.get(lost, timeout=60)
+    again = greedy_requests([prompt], 20)[0]
+    until(lambda: not isinstance(_outcome(stage.ask.remote(again)), RayActorError), 60)
+    assert tied.wait(lambda status: status["running"] == 0, 5)["restarts"] == 0
+    ray.kill(stage)
 
 
 def test_a_terminal_interrupt_does_not_reach_the_engines(tied):
@@ -170,6 +215,13 @@ time.sleep(600)
 
 def test_a_failure_keeps_its_message_when_it_travels():
     assert str(pickle.loads(pickle.dumps(PoolFailed("why\nlog")))) == "why\nlog"
+
+
+def _outcome(ref):
+    try:
+        return ray.get(ref, timeout=60)
+    except RayActorError as e:
+        return e
 
 
 def _by_engine(answers) -> dict[str, int]:

@@ -38,7 +38,8 @@ from trd_ray.engine.actor import Generation, Request, reason
 from trd_ray.engine.deaths import DEATHS, PASSING
 from trd_ray.engine.leases import Admission, Lease, Who
 
-TELL_WITHIN_S = 0.005  # the pool hears so soon what is over, in one call with what else ends meanwhile
+ASK_EVERY_S = 0.01  # at most, for one version: a call costs as much processor time as a request in it takes
+TELL_WITHIN_S = 0.02  # the pool hears so soon what is over, in one call with what else ends meanwhile
 CLOSE_TIMEOUT_S = 30.0
 
 Wish = tuple[int, int | None]  # the oldest version that may answer, and the run of the pool, if it is known
@@ -150,6 +151,8 @@ class Client:
                         wanted.popleft().set_result((lease, admission))
                     else:
                         self._settle(lease)
+                if _waiting(wanted):
+                    await asyncio.sleep(ASK_EVERY_S)
         except Exception as e:
             for place in wanted:
                 if not place.done():
