@@ -78,6 +78,17 @@ class Spool:
         )
 
 
+def spooled(found: Iterable[dict[str, Any]], schema: pa.Schema) -> tuple[pa.Table, Spool]:
+    """Rows as a table of a schema that has problem_id and tests, and the spool of these tests."""
+    spool = Spool()
+    columns: dict[str, Any] = {name: [] for name in schema.names if name != "tests"}
+    for row in found:
+        spool.add(row.get("tests"))
+        for name, column in columns.items():
+            column.append(row.get(name))
+    return pa.table(columns | {"tests": spool.finish(columns["problem_id"])}, schema=schema), spool
+
+
 def where(table: pa.Table, keep: Sequence[bool]) -> pa.Table:
     """The rows to keep, as slices: `Table.filter` would copy their tests from the file into memory."""
     edges = np.flatnonzero(np.diff([0, *keep, 0]))  # where rows to keep begin and where they end, in turn
