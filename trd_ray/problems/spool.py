@@ -34,9 +34,9 @@ class Spool:
         self._lengths.append(len(packed or b""))
         if not packed:
             return
-        if self._file is None:
-            self._file = opened()
         try:
+            if self._file is None:
+                self._file = opened()
             self._file.write(packed)
         except OSError as e:
             raise self._no_room(e) from e
