@@ -87,7 +87,7 @@ def test_mathematics_opens_no_file(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize("bytes_of_tests", [10, 100_000])  # the disk is full when the file is flushed, or before
 def test_a_full_disk_is_one_sentence(folder, tmp_path, monkeypatch, bytes_of_tests):
     write_many(tmp_path / "p.jsonl", 3, bytes_of_tests)
-    monkeypatch.setattr(spool, "opened", lambda: Path("/dev/full").open("wb"))
+    monkeypatch.setattr(spool, "opened", lambda: os.fdopen(os.open("/dev/full", os.O_WRONLY), "wb"))
     with pytest.raises(UserError) as refused:
         load_problems(DataConfig(path=str(tmp_path / "p.jsonl")))
     [sentence] = refused.value.sentences
