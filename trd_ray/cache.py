@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from trd_ray.files import taking_place
 
+ROWS_OF_A_GROUP = 1000  # which are in memory when a file is written
+
 
 def root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trd_ray"
@@ -36,15 +38,15 @@ def digest(files: Iterable[Path], *settings: object) -> str:
 
 def kept(name: str, schema: pa.Schema, make: Callable[[], pa.Table]) -> pa.Table:
     """The table of this name. `make` makes it where there is none yet."""
-    return pq.read_table(kept_file(name, schema, lambda: [make()])).cast(schema)
+    return pq.read_table(kept_file(name, make)).cast(schema)
 
 
-def kept_file(name: str, schema: pa.Schema, make: Callable[[], Iterable[pa.Table]]) -> Path:
-    """The Parquet file of the table of this name, which need not fit into memory. `make` makes its parts in order."""
+def kept_file(name: str, make: Callable[[], pa.Table]) -> Path:
+    """Like `kept`, but the Parquet file itself, for a table larger than memory: `make` may give a mapped one."""
     file = folder() / f"{name}.parquet"
     if not file.is_file():
+        table = make()  # this takes hours and the writing seconds: a process that is killed leaves no part of a file
         file.parent.mkdir(parents=True, exist_ok=True)
-        with taking_place(file, rivals=True) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-            for part in make():
-                writer.write_table(part)
+        with taking_place(file, rivals=True) as temporary:
+            pq.write_table(table, temporary, row_group_size=ROWS_OF_A_GROUP)
     return file

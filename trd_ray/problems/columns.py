@@ -11,7 +11,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from decimal import Decimal
 from itertools import islice
 from typing import Any
@@ -22,7 +22,7 @@ from trd_ray import rows
 from trd_ray.errors import UserError
 from trd_ray.problems import taco
 from trd_ray.problems.sources import Row, Source
-from trd_ray.problems.spool import Spool
+from trd_ray.problems.spool import Spool, spooled
 from trd_ray.verify.code.tests import Tests
 
 SCHEMA = pa.schema(rows.PROBLEM)
@@ -41,7 +41,7 @@ def problems(
 
     `group` are the keys of the recipe that a message names, `path` is the source's name. Raises UserError.
     """
-    return _table(islice(source.rows(), limit), _columns(mapped, source.names, group, path), group)
+    return spooled(_problems(islice(source.rows(), limit), _columns(mapped, source.names, group, path), group), SCHEMA)
 
 
 def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:
@@ -89,9 +89,7 @@ def _likely(name: str, found: list[str]) -> str:
     return f"{name}={[*usual, *difflib.get_close_matches(name, found, n=1), 'NAME'][0]}"
 
 
-def _table(found: Iterable[Row], names: dict[str, str], group: str) -> tuple[pa.Table, Spool]:
-    columns: dict[str, Any] = {name: [] for name in SCHEMA.names if name != "tests"}
-    spool = Spool()
+def _problems(found: Iterable[Row], names: dict[str, str], group: str) -> Iterator[dict[str, Any]]:
     seen: dict[str, str] = {}  # problem_id -> where
     copies: dict[str, int] = {}
     for where, row in found:
@@ -116,10 +114,7 @@ def _table(found: Iterable[Row], names: dict[str, str], group: str) -> tuple[pa.
                 f"make the ids unique, or set {group}.columns.problem_id to a column of unique ids"
             )
         seen[key] = where
-        for name, column in columns.items():
-            column.append(text.get(name, ""))
-        spool.add(tests)
-    return pa.table(columns | {"tests": spool.finish(columns["problem_id"])}, schema=SCHEMA), spool
+        yield {"answer": "", "reference": ""} | text | {"tests": tests}
 
 
 def _tests(value: Any, where: str, column: str) -> bytes | None:

@@ -6,7 +6,9 @@
     evaluation.path=aime24  ->  benchmarks.load()
     a benchmark, or a file of one's own, on a command line  ->  load_benchmark()  ->  the same, and what is known of it
 
-Everything wrong with the data is refused here as a UserError that names the place and the remedy.
+Texts are in memory, tests on disk (`spool`): the `tests` column of the table is mapped from there, so take rows by
+`spool.where`, which keeps them there. Everything wrong with the data is refused here as a UserError that names the
+place and the remedy.
 """
 
 from dataclasses import dataclass

@@ -34,9 +34,9 @@ class Spool:
         self._lengths.append(len(packed or b""))
         if not packed:
             return
-        if self._file is None:
-            self._file = opened()
         try:
+            if self._file is None:
+                self._file = opened()
             self._file.write(packed)
         except OSError as e:
             raise self._no_room(e) from e
@@ -76,6 +76,17 @@ class Spool:
             f"{sum(self._lengths) / 2**30:.1f} GiB of them: make room there, or set the environment variable TMPDIR to "
             "a folder of a larger disk"
         )
+
+
+def spooled(found: Iterable[dict[str, Any]], schema: pa.Schema) -> tuple[pa.Table, Spool]:
+    """Rows as a table of a schema that has problem_id and tests, and the spool of these tests."""
+    spool = Spool()
+    columns: dict[str, Any] = {name: [] for name in schema.names if name != "tests"}
+    for row in found:
+        spool.add(row.get("tests"))
+        for name, column in columns.items():
+            column.append(row.get(name))
+    return pa.table(columns | {"tests": spool.finish(columns["problem_id"])}, schema=schema), spool
 
 
 def where(table: pa.Table, keep: Sequence[bool]) -> pa.Table:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from trd_ray import rows
 from trd_ray.errors import UserError
+from trd_ray.problems.spool import spooled
 
 PROBLEM = ("problem", "Problem", "question", "prompt")
 ANSWER = ("answer", "Answer")
@@ -57,6 +58,4 @@ def table(name: str, found: list[dict[str, Any]]) -> pa.Table:
             seen[digest] += 1
             ids[place] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
     named = [row | {"problem_id": f"{name}/{own}"} for row, own in zip(found, ids, strict=True)]
-    # Chunks are needed: all tests of LiveCodeBench exceed the 2 GiB that one Arrow array of bytes holds.
-    chunks = [named[start : start + 100] for start in range(0, len(named), 100)]
-    return pa.concat_tables([pa.Table.from_pylist(chunk, schema=_SCHEMA) for chunk in chunks])
+    return spooled(named, _SCHEMA)[0]

@@ -12,7 +12,6 @@ Solutions run in the sandbox, as Ray tasks where Ray runs, else in threads.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from trd_ray import cache, config, rows
 from trd_ray.errors import UserError
 from trd_ray.problems import sources
 from trd_ray.problems.set_aside import SetAside, counted
-from trd_ray.problems.spool import Spool
+from trd_ray.problems.spool import Spool, spooled
 from trd_ray.problems.taco.references import Chooser, Progress
 from trd_ray.problems.taco.schema import Candidate, candidates, tests_of
 
@@ -36,7 +35,6 @@ ROWS_AT_ONCE = 100  # in memory, with their tests
 TIMEOUT_S = 24 * 3600.0  # all references together may take so long
 
 _VERSION = 1  # raised when the cache is to hold something else
-_PROBLEM = pa.schema(rows.PROBLEM)
 _SCHEMA = pa.schema([*rows.PROBLEM, pa.field("name", pa.string()), pa.field("set_aside", pa.string())])
 
 
@@ -76,33 +74,31 @@ def load(
         raise UserError(f"data.difficulty is {unknown[0]}{config.did_you_mean(unknown[0], list(DIFFICULTIES))}")
     key = cache.digest(files, _VERSION, difficulty, spec.limit, solutions_tried, *limits)
 
-    def make() -> Iterator[pa.Table]:
+    def make() -> pa.Table:
         found = candidates(files, difficulty, spec.limit, verify.max_tests, solutions_tried)
-        rows_of = (_row(candidate, *choice) for candidate, choice in Chooser(verify, timeout_s).chosen(found, progress))
-        while part := list(islice(rows_of, ROWS_AT_ONCE)):
-            yield pa.Table.from_pylist(part, schema=_SCHEMA)
+        chosen = Chooser(verify, timeout_s).chosen(found, progress)
+        return spooled((_row(candidate, *choice) for candidate, choice in chosen), _SCHEMA)[0]
 
-    found = _read(cache.kept_file(f"taco-{key}", _SCHEMA, make))
+    found = _read(cache.kept_file(f"taco-{key}", make))
     if not found.problems.num_rows:
         raise UserError(_nothing_left(spec, found))
     return found
 
 
 def _read(file: Path) -> Taco:
-    texts: list[dict[str, Any]] = []
     set_aside: list[SetAside] = []
-    spool = Spool()
-    with pq.ParquetFile(file, buffer_size=2**20) as opened:
-        for batch in opened.iter_batches(ROWS_AT_ONCE):
-            for row in batch.to_pylist():
-                if row["set_aside"] is not None:
-                    set_aside.append(SetAside(row["problem_id"], row["name"], row["set_aside"]))
-                    continue
-                spool.add(row.pop("tests"))
-                texts.append(row)
-    columns = {name: [row[name] for row in texts] for name in _PROBLEM.names if name != "tests"}
-    tests = spool.finish(columns["problem_id"])
-    return Taco(pa.table(columns | {"tests": tests}, schema=_PROBLEM), set_aside, spool)
+
+    def left() -> Iterator[dict[str, Any]]:
+        with pq.ParquetFile(file, buffer_size=2**20) as opened:
+            for batch in opened.iter_batches(ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    if row["set_aside"] is None:
+                        yield row
+                    else:
+                        set_aside.append(SetAside(row["problem_id"], row["name"], row["set_aside"]))
+
+    problems, spool = spooled(left(), pa.schema(rows.PROBLEM))
+    return Taco(problems, set_aside, spool)
 
 
 def _nothing_left(spec: config.DataConfig, found: Taco) -> str:
