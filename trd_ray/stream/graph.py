@@ -56,7 +56,8 @@ def graph(spec: StageSpec, start_step: int) -> Dataset:
 def arriving(dataset: Dataset) -> Iterator[RowBlock]:
     """The blocks as they come. A block lies in the object store until nothing of its rows is held any more."""
     for bundle in dataset.iter_internal_ref_bundles():
-        for ref in bundle.block_refs:
+        refs: Any = bundle.block_refs
+        for ref in refs:
             yield unpack(ray.get(ref))
 
 
