@@ -36,6 +36,7 @@ HERE = Path(__file__).resolve().parent
 VOCABULARY = 151_936
 PROBLEM_TOKENS, REFERENCE_TOKENS = 150, 400
 POLL_S = 0.25  # as the feed does
+SETTLE_S = 6.0  # for the stages to start, once the learner has
 MOST_PROBLEMS = 4096  # a run that needs more meets them again
 
 
@@ -83,7 +84,7 @@ def recipe(s: Settings, folder: Path) -> Any:
             "vocabulary": VOCABULARY,
         }
         # vLLM's own place for what only a platform knows.
-        extra = {"additional_config": {"pace": pace, "hosts": max(1, s.hosts // 2), "start_seconds": s.start_seconds}}
+        extra = {"additional_config": {"pace": pace, "hosts": max(1, s.hosts // 2)}}
         return {
             "replicas": replicas, "cpus": 0, "gpus": 0, "max_response_tokens": s.max_tokens, "cpu_kv_cache_gib": 8,
             "extra": extra,
@@ -129,9 +130,15 @@ def standing_in(s: Settings, seen: Seen, meter: Meter) -> Iterator[None]:
     from stream_bench import asleep
     from stream_bench.hosted import HostedPool
 
+    from trd_ray.session.session import Session
     from trd_ray.train.loop import Training
 
-    record = Training.record
+    wait, record = Session.wait_until_started, Training.record
+
+    def wait_and_note(session: Session) -> None:
+        seen.idle = _idle(session, meter, s.idle_seconds)
+        ray.get([pool.let_start.remote() for pool in session.pools.values()])
+        wait(session)
 
     def record_and_note(training: Training, steps: int, *arguments: Any) -> None:
         record(training, steps, *arguments)
@@ -139,12 +146,11 @@ def standing_in(s: Settings, seen: Seen, meter: Meter) -> Iterator[None]:
         if steps in (1, s.steps):
             pools = training.session.pools
             spent = sum(ray.get([pool.spent_s.remote() for pool in pools.values()]))
-            seen.up_at = ray.get(pools["sampler"].when_up.remote())
+            [seen.up_at] = ray.get([pools["sampler"].when_up.remote()])
             if steps == 1:
                 seen.first, seen.stand_in = meter.read(), (spent, spent)
             else:
                 seen.last, seen.stand_in = meter.read(), (seen.stand_in[0], spent)
-                seen.idle, seen.idle_s = _idle(training, meter, s.idle_seconds)
 
     in_front = [str(HERE / "stream_bench" / "in_front"), str(HERE)]
     path = os.pathsep.join(filter(None, [*in_front, os.environ.get("PYTHONPATH")]))
@@ -152,17 +158,22 @@ def standing_in(s: Settings, seen: Seen, meter: Meter) -> Iterator[None]:
         stack.enter_context(patch.dict(os.environ, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}))
         stack.enter_context(patch("trd_ray.engine.launch.Pool", HostedPool))
         stack.enter_context(patch("trd_ray.distill.trainer.work", partial(asleep.work, s.train_seconds)))
+        stack.enter_context(patch.object(Session, "wait_until_started", wait_and_note))
         stack.enter_context(patch.object(Training, "record", record_and_note))
         yield
 
 
-def _idle(training: Any, meter: Meter, seconds: float) -> tuple[Usage, float]:
-    """What was used by the end of some seconds in which no row is on its way and the loop waits for rows."""
-    begin = time.monotonic()
-    while time.monotonic() - begin < seconds:
-        time.sleep(POLL_S)
-        training.policy.watch()
-    return meter.read(), time.monotonic() - begin
+def _idle(session: Any, meter: Meter, seconds: float) -> tuple[Usage, Usage, float]:
+    """Usage before and after some seconds in which all is up but the engines, and the driver waits as for rows."""
+    readings = []
+    for wait_s in (SETTLE_S, seconds):
+        begin = time.monotonic()
+        while time.monotonic() - begin < wait_s:
+            time.sleep(POLL_S)
+            session.look()
+        readings.append((meter.read(), time.monotonic()))
+    (before, from_s), (after, to_s) = readings
+    return before, after, to_s - from_s
 
 
 def measure(s: Settings, folder: Path) -> Seen:

@@ -23,9 +23,7 @@ HOST_CALLS = 100_000  # requests under way in one host
 
 
 class EngineHost:
-    def __init__(self, start_seconds: float) -> None:
-        """`start_seconds` is how long each engine takes to start."""
-        self.start_seconds = start_seconds
+    def __init__(self) -> None:
         actor.take_descendants_along = lambda: None  # a shell for each engine; these start no processes
         self.engines: dict[str, asyncio.Future[Engine]] = {}
         self.killed: set[str] = set()
@@ -37,8 +35,6 @@ class EngineHost:
         engine = await self._place(key)  # Ray may begin a call before one that was made earlier
         if key in self.killed:
             raise EngineDied(f"the engine {key} was killed")
-        if method == "start":
-            await asyncio.sleep(self.start_seconds)
         outcome = getattr(engine, method)(*arguments, **named)
         return await outcome if inspect.isawaitable(outcome) else outcome
 
@@ -79,9 +75,9 @@ class HostedPool(Pool):
     def __init__(self, spec: PoolSpec):
         super().__init__(spec)
         host: Any = ray.remote(EngineHost).options(num_cpus=0, max_concurrency=HOST_CALLS)
-        config = spec.engine.extra["additional_config"]
-        self.hosts = [host.remote(config["start_seconds"]) for _ in range(min(spec.replicas, config["hosts"]))]
+        self.hosts = [host.remote() for _ in range(min(spec.replicas, spec.engine.extra["additional_config"]["hosts"]))]
         self.made = 0
+        self.may_start = asyncio.Event()
         self.up_at = 0.0
         ray.kill = _kills_hosted(ray.kill)
 
@@ -92,8 +88,13 @@ class HostedPool(Pool):
         return handle
 
     async def start(self) -> None:
+        """Start the engines, but not before `let_start`, as real ones are up later than all else."""
+        await self.may_start.wait()
         await super().start()
         self.up_at = time.time()
+
+    async def let_start(self) -> None:
+        self.may_start.set()
 
     async def when_up(self) -> float:
         """Unix time at which all its engines were."""

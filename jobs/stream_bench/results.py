@@ -24,8 +24,7 @@ class Seen:
     recorded_at: list[float] = field(default_factory=list)  # for each step
     first: Usage | None = None  # after the first step
     last: Usage | None = None  # after the last step
-    idle: Usage | None = None  # after `idle_s` more seconds in which nothing was done
-    idle_s: float = 0.0
+    idle: tuple[Usage, Usage, float] | None = None  # before and after so many seconds in which nothing was done
     stand_in: tuple[float, float] = (0.0, 0.0)  # CPU seconds that the stand-in itself has used, at the same times
 
 
@@ -122,11 +121,17 @@ def _mean(values: list) -> float:
 
 def _spent(seen: Seen, recorded: int, refined: int) -> list[Spent]:
     assert seen.first and seen.last and seen.idle
+    before, after, idle_s = seen.idle
+
+    def between(pid: str, a: Usage, b: Usage) -> float:
+        return b.processes.get(pid, ("", 0.0))[1] - a.processes.get(pid, ("", 0.0))[1]
+
     found = []
-    for pid, (role, last) in seen.last.processes.items():
-        before, after = seen.first.processes.get(pid, ("", 0.0))[1], seen.idle.processes[pid][1]
+    for pid, (role, _) in seen.last.processes.items():
+        # A process that started in those seconds says nothing of what it takes when it is idle.
+        idle_share = between(pid, before, after) / idle_s if pid in before.processes else 0.0
         rows = recorded if role in (DRIVER, LEARNER) else refined
-        found.append(Spent(role, last - before, (after - last) / seen.idle_s, rows))
+        found.append(Spent(role, between(pid, seen.first, seen.last), idle_share, rows))
     return found
 
 

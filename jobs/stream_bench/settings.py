@@ -25,7 +25,6 @@ class Settings:
     token_seconds: float
     learner_seconds: float
     scale: float
-    start_seconds: float
     idle_seconds: float
     rows_per_block: int | None
     store_gib: float
@@ -73,8 +72,7 @@ def settings(arguments: list[str], description: str) -> tuple[Settings, bool, Pa
     add("--token-seconds", type=float, default=0.02, help="of decoding a token; default 0.02")
     add("--learner-seconds", type=float, default=60.0, help="of a step; default 60")
     add("--scale", type=float, default=0.05, help="of all these seconds; default 0.05")
-    add("--start-seconds", type=float, default=15.0, help="of an engine, not scaled; default 15")
-    add("--idle-seconds", type=float, default=6.0, help="in which nothing is done, at the end; default 6")
+    add("--idle-seconds", type=float, default=6.0, help="in which nothing is done, before the engines start; default 6")
     add("--rows-per-block", type=positive, help="default: the recipe's own default")
     add("--store-gib", type=float, default=2.0, help="size of the object store; default 2")
     add("--seed", type=int, default=0)
@@ -89,7 +87,7 @@ def settings(arguments: list[str], description: str) -> tuple[Settings, bool, Pa
         raise UserError(f"--sigma {s.sigma} must be from 0 to below 10")
     if s.max_tokens > 24_576:
         raise UserError(f"--max-tokens {s.max_tokens} must leave the context of 65,536 room: give at most 24576")
-    for name in ("token_seconds", "learner_seconds", "scale", "start_seconds", "idle_seconds", "store_gib"):
+    for name in ("token_seconds", "learner_seconds", "scale", "idle_seconds", "store_gib"):
         if not 0 < getattr(s, name) < 1e6:
             raise UserError(f"--{name.replace('_', '-')} {getattr(s, name)} must be a positive number")
     rounds = -(-max(1, s.steps - 1) // s.together)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TINY = (
     "--rows 16 --steps 2 --engines 8 --raw-median 40 --refined-median 20 --max-tokens 80 "
-    "--token-seconds 0.002 --learner-seconds 0.05 --scale 1 --start-seconds 3 --idle-seconds 1"
+    "--token-seconds 0.002 --learner-seconds 0.05 --scale 1 --idle-seconds 1"
 )
 
 
