@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from trd_ray.evaluate.target import target
 from trd_ray.evaluate.weights import difference, fingerprint
 from trd_ray.rows import TRAJECTORY
 from trd_ray.score.stats import Answer, compare, score, table
-from trd_ray.stream.answers import Ask, Question, Verified, answers, seed_of_sample
+from trd_ray.stream.answers import Ask, Question, Sampled, Verified, answers, seed_of_sample
 from trd_ray.verify import Verdict
 from trd_ray.verify.code.tests import Tests
 
@@ -434,3 +435,54 @@ def test_every_sample_gets_its_own_verdict_whatever_is_grouped_with_it(ray_clust
         (f"p{p}", i) for p in range(5) for i in range(7)
     ]
     assert all(e.verdict.passed == (e.ask.sample == int(e.ask.question.problem["answer"])) for e in events)
+
+
+# Sampling and verification together
+
+
+def _sampled(tied, tokens: int, **stated):
+    from trd_ray.config import SamplerConfig
+
+    row = {"problem_id": "p", "problem": "", "answer": "1", "reference": "", "tests": None}
+    sampling = EvaluationConfig(max_response_tokens=tokens, temperature=0)
+    question = Question("b", row, tied.endless_prompts(1, 300)[0], sampling, VerifyConfig(cpus=0.5, max_tasks=2))
+    options = {"pool": tied.pool, "sampler": SamplerConfig(max_concurrent=4), "verify": question.verify}
+    return answers([Ask(question, i, i) for i in range(20)], **options | {"while_waiting": lambda: None} | stated)
+
+
+def _client_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == "pool client"]
+
+
+def test_every_sample_comes_from_an_engine_and_then_gets_its_verdict(tied):
+    before = _client_threads()
+    events = list(_sampled(tied, 20))
+    sampled = [e for e in events if isinstance(e, Sampled)]
+    verified = [e for e in events if isinstance(e, Verified)]
+    assert sorted(e.ask.sample for e in sampled) == sorted(e.ask.sample for e in verified) == list(range(20))
+    expected = tied.greedy(tied.endless_prompts(1, 300)[0], 20)
+    assert all(e.generation.ids.tolist() == expected for e in sampled)
+    assert _client_threads() == before
+    tied.wait(lambda status: status["running"] == 0, 5)
+
+
+def test_whoever_leaves_the_loop_early_leaves_nothing_under_way(tied):
+    before = _client_threads()
+    asked = tied.status()["requests"]
+
+    def leave() -> None:
+        if tied.status()["running"] == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(_sampled(tied, 1500, while_waiting=leave))
+    status = tied.wait(lambda status: status["running"] == status["waiting"] == 0, 5)
+    assert status["requests"] < asked + 20 and _client_threads() == before
+
+
+def test_samples_that_do_not_come_end_the_loop_with_a_sentence(tied):
+    from trd_ray.config import SamplerConfig
+
+    sampler = SamplerConfig(max_concurrent=4, request_timeout_s=1)
+    with pytest.raises(TimeoutError, match=r"heard nothing for 1 s \(sampler\.request_timeout_s\) of 5 samples and 0"):
+        list(_sampled(tied, 20, sampler=sampler, min_version=tied.version + 1))

@@ -74,10 +74,10 @@ class Client:
                 async with asyncio.timeout(admission.request_timeout_s):
                     [generations] = await answer
             except DEATHS as e:
-                await self._lost(lease, reason(e), isinstance(e, PASSING))
+                why, passing = reason(e), isinstance(e, PASSING)
             except TimeoutError:
-                late = f"no answer within {admission.request_timeout_s:.0f} s ({admission.pool}.request_timeout_s)"
-                await self._lost(lease, f"TimeoutError: {late}", False)
+                within = f"{admission.request_timeout_s:.0f} s ({admission.pool}.request_timeout_s)"
+                why, passing = f"TimeoutError: no answer within {within}", False
             except asyncio.CancelledError:
                 self._settle(lease)
                 _cancel(answer)
@@ -88,6 +88,8 @@ class Client:
             else:
                 self._settle(lease, sum(len(g.ids) for g in generations))
                 return generations
+            # Out of the handlers: what is raised from here on is not about that engine.
+            await self.pool.lost.remote(lease, why, passing, self._take_over())
 
     def submit(self, request: Request, min_version: int = 0) -> Future[list[Generation]]:
         """`generate` for a thread without an event loop."""
@@ -159,10 +161,6 @@ class Client:
                     place.set_exception(e)
         finally:
             del self._asking[wish], self._wanted[wish]
-
-    async def _lost(self, lease: Lease, why: str, passing: bool) -> None:
-        """The engine is restarted, if the pool finds so, and the lease is over, when this returns."""
-        await self.pool.lost.remote(lease, why, passing, self._take_over())
 
     # What the pool is told and not waited for
 

@@ -21,8 +21,8 @@ A new engine is STARTING, put there by `start` or by a `resize` upwards. Then:
     STALE SERVING UPDATING -> STARTING    a death that a request or an update has met, or weights that may be mixed
     STARTING STALE SERVING UPDATING -> LEAVING    `resize` downwards, or upwards when a new engine could not start
 
-Any other move is a bug and raises. LEAVING is the end: such an engine that dies is not missed, since the pool asks its
-requests again of another one.
+Any other move is a bug and raises. LEAVING is the end: such an engine that dies is not missed, since the clients ask
+another one for what it held.
 
 The limits of a restart:
 - An engine that dies twice without an answer in between fails the pool, with the end of its log. A third start would

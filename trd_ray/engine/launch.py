@@ -20,7 +20,7 @@ from trd_ray.preflight.placement import ActorSpec
 
 VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 STOP_POOLS_S = 60.0
-POOL_CALLS = 10_000  # requests that may wait in a pool at a time
+POOL_CALLS = 10_000  # that may wait in a pool at a time; a client has one for each version at the gate
 
 
 def create_pool(

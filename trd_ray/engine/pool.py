@@ -1,9 +1,12 @@
 """A pool of engines: the Ray actor that holds the gate, routes requests, and receives weights as if it were one engine.
 
-    requests --gate--> least loaded SERVING engine --> generations
-                           | dies: the fleet restarts it, and the request is asked again
+    client --admit--> gate --> the least loaded SERVING engine, as a lease --> client, who asks that engine itself
+           --settle--> that engine has one request less
+           --lost--> the fleet restarts the engine; the client asks to be admitted again
 
-The gate is here because the version is here. A request is given to an engine only when all of this holds:
+No request and no generation passes through here: see client.py for their way, leases.py for what counts as load.
+
+The gate is here because the version is here. A lease of an engine is given only when all of this holds:
 - the pool's version is at least the request's `min_version`;
 - no weight update is under way;
 - an engine is SERVING, which means that it holds the pool's version.
@@ -18,10 +21,10 @@ What a caller may wait for, and who ends the wait:
     the gate            an update that ends, an engine that is up; a failed or stopped pool (PoolFailed), a new run
                         (RunEnded). The next version takes as long as a training step does, so the deadline is the
                         run's: learner.step_timeout_s for the step, stream.stall_timeout_s for the rows
-    an answer           the engine, within request_timeout_s; else it counts as dead and another engine is asked
+    an answer           the engine, within request_timeout_s; else the client reports it, and asks another engine
     an engine to be up  the fleet, within start_timeout_s; else the pool has failed
     an update           the engines; else the learner, after sync.timeout_s, gives it up (update.py)
-    a resize            the engines that leave, within request_timeout_s
+    a resize            the leases of the engines that leave, within request_timeout_s
 
 At shutdown every wait ends with PoolFailed, then every engine process is stopped, then the actors (fleet.py).
 """

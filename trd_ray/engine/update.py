@@ -10,8 +10,9 @@ The engines that take part are those that are up when the update is made. One th
 the learner is told (`EngineFailed`). It gives the update up on every pool and tries again. An engine that comes up in
 the middle waits for the next update.
 
-Who waits for what: `prepare` waits for the requests in flight, each of which ends by `request_timeout_s`. Every other
-step waits for the engines, until the learner's patience (sync.timeout_s) is over and it gives the update up:
+Who waits for what: `prepare` waits for the leases of its engines, each of which ends by `request_timeout_s` or soon
+after (leases.py). Every other step waits for the engines, until the learner's patience (sync.timeout_s) is over and it
+gives the update up:
 - engines that were not touched resume within HEALTH_TIMEOUT_S, or are restarted;
 - engines that were touched are killed, which ends every call that still waits for one.
 
@@ -49,7 +50,8 @@ class WeightUpdate:
     async def prepare(self) -> None:
         """The engines pause, once their requests have finished (`drain`) or as they are (`keep`)."""
         if self.in_flight == "drain":
-            # Drained here rather than in vLLM, where a request could arrive after the pause and sample new weights.
+            # Drained here rather than in vLLM: a request whose lease is older than the pause could arrive after it, and
+            # sample new weights.
             await self.fleet.wait_at_most(
                 self.fleet.spec.request_timeout_s + HEALTH_TIMEOUT_S,
                 "requests to finish before new weights arrive (sync.in_flight=drain)",
