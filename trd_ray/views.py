@@ -169,7 +169,8 @@ class Views:
         teacher_tokenizer: "PreTrainedTokenizerBase",
     ):
         self._student_tokens = _Tokens(student_tokenizer)
-        self._teacher_tokens = _Tokens(teacher_tokenizer)
+        one_model = teacher_tokenizer is student_tokenizer
+        self._teacher_tokens = self._student_tokens if one_model else _Tokens(teacher_tokenizer)
         self._limit = recipe.refiner.max_prompt_tokens or sys.maxsize  # no limit before lengths are resolved
         self._feedback = recipe.refiner.feedback
         self._teacher_refines = recipe.teacher.view == "refine"
@@ -245,7 +246,8 @@ class Views:
 
     def tokens(self, problem: str, reference: str) -> PromptTokens:
         asked = len(self._student_tokens.of_text(problem))
-        taught = len(self._teacher_tokens.of_text(problem))
+        one_model = self._teacher_tokens is self._student_tokens
+        taught = asked if one_model else len(self._teacher_tokens.of_text(problem))
         shown = len(self._teacher_tokens.of_text(reference)) if "reference" in self._vanilla.slots else 0
         told = self._refine[None if self._feedback == "none" else False]
         return PromptTokens(
