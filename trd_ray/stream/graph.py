@@ -11,6 +11,7 @@ nor actors take any of Ray's CPUs; a verifier task takes `verify.cpus`.
 import logging
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
