@@ -15,7 +15,7 @@ import psutil
 import ray
 
 from trd_ray import config, models
-from trd_ray.engine.actor import EngineSpec, Generation, PoolSpec, Request
+from trd_ray.engine.actor import EngineSpec, Generation, Parts, PoolSpec, Request, in_parts
 from trd_ray.engine.pool import Pool
 from trd_ray.problems.order import Order
 from trd_ray.stream.stages import StageSpec
@@ -41,8 +41,9 @@ class ScriptedEngine:
     def shutdown(self) -> None:
         pass
 
-    async def generate(self, requests: list[Request]) -> list[list[Generation]]:
-        return await asyncio.gather(*map(self._generate, requests))
+    @ray.method(num_returns=3)
+    async def generate(self, requests: list[Request]) -> Parts:
+        return in_parts(await asyncio.gather(*map(self._generate, requests)))
 
     async def _generate(self, request: Request) -> list[Generation]:
         self._event(request.seed).set()

@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError
 
 from serving import pool_spec
 from trd_ray.engine import client as client_module
-from trd_ray.engine.actor import Generation, Request
+from trd_ray.engine.actor import Generation, Request, in_parts
 from trd_ray.engine.client import Client
 from trd_ray.engine.fleet import Fleet, State
 from trd_ray.engine.pool import Pool
@@ -58,8 +58,24 @@ class Method:
     def __init__(self, engine: "Stand", name: str):
         self.engine, self.name = engine, name
 
-    def remote(self, *arguments: Any) -> Ref:
-        return Ref(self.engine.call(self.name, arguments))
+    def remote(self, *arguments: Any) -> Any:
+        answer = Ref(self.engine.call(self.name, arguments))
+        return parts_of(answer) if self.name == "generate" else answer
+
+
+class Part:
+    """One of several values of an answer."""
+
+    def __init__(self, answer: Ref, place: int):
+        self.answer, self.place, self.task = answer, place, answer.task
+
+    def __await__(self) -> Generator:
+        return (yield from self.answer.__await__())[self.place]
+
+
+def parts_of(answer: Ref) -> list[Part]:
+    """The references of a method that returns in three parts."""
+    return [Part(answer, place) for place in range(3)]
 
 
 class Stand:
@@ -92,7 +108,7 @@ class Stand:
             raise ActorDiedError()
         if method in self.failing:
             raise self.failing[method]
-        return [ANSWER] if method == "generate" else None
+        return in_parts([ANSWER]) if method == "generate" else None
 
 
 class Stands:

@@ -211,12 +211,7 @@ class Views:
         return self._evaluation.fill({"problem": self._student_tokens.of_text(problem)})
 
     def refine(
-        self,
-        problem: str,
-        reference: str,
-        attempt_ids: Ids,
-        passed: bool | None = None,
-        details: str | None = None,
+        self, problem: str, reference: str, attempt_ids: Ids, passed: bool | None = None, details: str | None = None
     ) -> View:
         """The prompt that y_r is sampled from. OPD leaves the reference out. Raises ViewTooLong.
 
@@ -228,12 +223,7 @@ class Views:
         return self._fit(self._refine[key], problem, reference, attempt_ids, details or "")
 
     def teacher(
-        self,
-        problem: str,
-        reference: str,
-        attempt_ids: Ids,
-        passed: bool | None = None,
-        details: str | None = None,
+        self, problem: str, reference: str, attempt_ids: Ids, passed: bool | None = None, details: str | None = None
     ) -> View:
         """The teacher's context in the loss: the refine or the vanilla view, by teacher.view. Raises ViewTooLong."""
         if self._teacher_refines:

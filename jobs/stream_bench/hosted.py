@@ -57,7 +57,8 @@ class EngineMethod:
     name: str
 
     def remote(self, *arguments: Any, **named: Any) -> Any:
-        return self.handle.host.call.remote(self.handle.key, self.name, arguments, named)
+        call = self.handle.host.call.options(num_returns=3 if self.name == "generate" else 1)
+        return call.remote(self.handle.key, self.name, arguments, named)
 
 
 @dataclass(frozen=True)

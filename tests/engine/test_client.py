@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stands import ANSWER, ASK, Stands, run, without_ray
+from stands import ANSWER, ASK, Ref, Stands, parts_of, run, without_ray
 from trd_ray.engine import client as client_module
 from trd_ray.engine.actor import Generation, Request
 from trd_ray.engine.client import Client
@@ -347,16 +347,22 @@ class Across:
     def __getattr__(self, name: str) -> Any:
         def remote(*arguments: Any) -> asyncio.Future:
             called = asyncio.run_coroutine_threadsafe(self._call(name, arguments), self.loop)
-            return asyncio.wrap_future(called) if _in_a_loop() else called
+            answer = asyncio.wrap_future(called) if _in_a_loop() else called
+            return parts_of(Ref(_awaited(answer))) if name == "generate" else answer
 
         return SimpleNamespace(remote=remote)
 
     async def _call(self, name: str, arguments: tuple) -> Any:
-        answer = await getattr(self.near, name).remote(*arguments)
+        answer = getattr(self.near, name).remote(*arguments)
+        answer = [await part for part in answer] if name == "generate" else await answer
         if name == "admit":
             engines = {start: Across(engine, self.loop) for start, engine in answer.engines.items()}
             return answer._replace(engines=engines)
         return answer
+
+
+async def _awaited(answer: Any) -> Any:
+    return await answer
 
 
 def _in_a_loop() -> bool:

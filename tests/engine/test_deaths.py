@@ -18,9 +18,9 @@ from ray.exceptions import (
 )
 
 from serving import pool_spec
-from stands import Near
+from stands import Near, Ref, parts_of
 from trd_ray.engine import client
-from trd_ray.engine.actor import EngineDied, Generation, Request, reason
+from trd_ray.engine.actor import EngineDied, Generation, Request, in_parts, reason
 from trd_ray.engine.client import Client
 from trd_ray.engine.pool import Pool, PoolFailed
 
@@ -44,18 +44,23 @@ class Method:
         return self.call()
 
 
+class Generate(Method):
+    def remote(self, *_: Any) -> Any:
+        return parts_of(Ref(self.call()))
+
+
 class Handle:
     """An engine whose requests fail as told, one after the other, and then are answered."""
 
     def __init__(self, failures: list, answers_health: bool):
         self.failures, self.answers_health = failures, answers_health
-        self.generate, self.check_health = Method(self._generate), Method(self._health)
+        self.generate, self.check_health = Generate(self._generate), Method(self._health)
         self.start = self.shutdown = Method(self._done)
 
     async def _generate(self) -> Any:
         if self.failures:
             raise self.failures.pop(0)
-        return [ANSWER]
+        return in_parts([ANSWER])
 
     async def _health(self) -> None:
         if not self.answers_health:

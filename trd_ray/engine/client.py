@@ -34,12 +34,12 @@ from typing import Any
 
 import ray
 
-from trd_ray.engine.actor import Generation, Request, reason
+from trd_ray.engine.actor import Generation, Request, reason, whole
 from trd_ray.engine.deaths import DEATHS, PASSING
 from trd_ray.engine.leases import Admission, Lease, Who
 
 ASK_EVERY_S = 0.01  # at most, for one version: a call costs as much processor time as a request in it takes
-TELL_WITHIN_S = 0.02  # the pool hears so soon what is over, in one call with what else ends meanwhile
+TELL_WITHIN_S = 0.1  # the pool hears so soon what is over, in one call with what else ends; of the last lease at once
 CLOSE_TIMEOUT_S = 30.0
 
 Wish = tuple[int, int | None]  # the oldest version that may answer, and the run of the pool, if it is known
@@ -53,6 +53,7 @@ class Client:
         self._wanted: dict[Wish, deque[asyncio.Future[tuple[Lease, Admission]]]] = {}  # who wait for a lease
         self._asking: dict[Wish, asyncio.Task] = {}
         self._engines: dict[str, Any] = {}  # start_id -> handle
+        self._held = 0  # leases that are not over
         self._over: list[tuple[int, int | None]] = []  # leases, with the tokens of those that were answered
         self._changed: set[Wish] = set()  # more or fewer wait than the pool knows
         self._telling: asyncio.TimerHandle | None = None
@@ -72,7 +73,7 @@ class Client:
             answer = self._engines[lease.engine].generate.remote([request])
             try:
                 async with asyncio.timeout(admission.request_timeout_s):
-                    [generations] = await answer
+                    [generations] = whole(*await asyncio.gather(*answer))
             except DEATHS as e:
                 why, passing = reason(e), isinstance(e, PASSING)
             except TimeoutError:
@@ -80,7 +81,7 @@ class Client:
                 why, passing = f"TimeoutError: no answer within {within}", False
             except asyncio.CancelledError:
                 self._settle(lease)
-                _cancel(answer)
+                _cancel(answer[0])
                 raise
             except BaseException:
                 self._settle(lease)
@@ -89,6 +90,7 @@ class Client:
                 self._settle(lease, sum(len(g.ids) for g in generations))
                 return generations
             # Out of the handlers: what is raised from here on is not about that engine.
+            self._held -= 1
             await self.pool.lost.remote(lease, why, passing, self._take_over())
 
     def submit(self, request: Request, min_version: int = 0) -> Future[list[Generation]]:
@@ -146,6 +148,7 @@ class Client:
                 # Separate calls may overtake each other, so this one says what is over: the pool looks at loads next.
                 admission: Admission = await self.pool.admit.remote(self.who, *wish, waiting, self._take_over())
                 self._engines |= admission.engines
+                self._held += len(admission.leases)
                 for lease in admission.leases:
                     while wanted and wanted[0].done():  # cancelled meanwhile
                         wanted.popleft()
@@ -166,7 +169,11 @@ class Client:
 
     def _settle(self, lease: Lease, tokens: int | None = None) -> None:
         self._over.append((lease.number, tokens))
-        self._tell_soon()
+        self._held -= 1
+        if self._held:
+            self._tell_soon()
+        else:  # an update may wait for it
+            asyncio.get_running_loop().call_soon(self._tell)
 
     def _recount(self, wish: Wish) -> None:
         self._changed.add(wish)

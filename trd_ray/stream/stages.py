@@ -8,10 +8,13 @@ flow.py brings it together. Everything here is pure.
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trd_ray.config import EvaluationConfig, Recipe, SamplingConfig
 from trd_ray.engine.actor import Generation, Request
 from trd_ray.problems.order import Order
 from trd_ray.verify import Verdict
+from trd_ray.views import Ids
 
 
 @dataclass
@@ -40,9 +43,9 @@ def min_version(step: int, max_staleness: int | str, first_version: int) -> int:
     return max(first_version, step - int(max_staleness))
 
 
-def request(sampling: SamplingConfig | EvaluationConfig, prompt_ids: list[int], seed: int, n: int = 1) -> Request:
+def request(sampling: SamplingConfig | EvaluationConfig, prompt_ids: Ids, seed: int, n: int = 1) -> Request:
     return Request(
-        prompt_ids=prompt_ids,
+        prompt_ids=np.asarray(prompt_ids, np.int32),
         seed=seed,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
