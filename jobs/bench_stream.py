@@ -62,13 +62,21 @@ def make_model(folder: Path) -> None:
     AutoTokenizer.from_pretrained(models.resolve("miniature:student")).save_pretrained(folder)
 
 
-def write_problems(file: Path, count: int) -> None:
-    """Sums of digits, each its own; all have the answer that the stand-in gives to half of its seeds."""
+def write_problems(file: Path, count: int, tests_kib: int | None) -> None:
+    """Sums of digits, each its own; all have the answer that the stand-in gives to half of its seeds.
+
+    Tests are one case of random digits, which no other problem has.
+    """
+    random = os.urandom(512 * tests_kib).hex() if tests_kib else ""
     with open(file, "w") as out:
         for i in range(count):
             digits = f"{i:06d}" + "0123456789" * (PROBLEM_TOKENS // 10)
             reference = ("1+2=3; " * (REFERENCE_TOKENS // 6)) + r"\boxed{7}"
             problem = {"problem_id": f"sum-{i}", "problem": "+".join(digits), "answer": "7", "reference": reference}
+            if tests_kib:
+                at = (7919 * i) % len(random)
+                case = f"{i}:{random[at:]}{random[:at]}"
+                problem["tests"] = {"kind": "stdio", "inputs": [case], "outputs": ["7"], "compare": "tokens"}
             out.write(json.dumps(problem) + "\n")
 
 
@@ -106,7 +114,7 @@ def recipe(s: Settings, folder: Path) -> Any:
         },
         "sampler": engines((s.engines + 1) // 2, s.raw_median),
         "refiner": engines(max(1, s.engines // 2), s.refined_median),
-        "verify": {"cpus": 0.25},
+        "verify": {"cpus": 0.25, "task": "code" if s.tests_kib else "math"},
         "stream": {
             "max_staleness": s.staleness if s.staleness == "never" else int(s.staleness),
             "rows_per_block": s.rows_per_block,
@@ -181,7 +189,7 @@ def measure(s: Settings, folder: Path) -> Seen:
     from trd_ray.train import command
 
     make_model(folder / "model")
-    write_problems(folder / "problems.jsonl", min(MOST_PROBLEMS, s.rows * s.steps))
+    write_problems(folder / "problems.jsonl", s.problems or min(MOST_PROBLEMS, s.rows * s.steps), s.tests_kib)
     seen = Seen()
     meter = Meter(str(HERE))
     try:

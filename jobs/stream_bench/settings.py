@@ -29,6 +29,8 @@ class Settings:
     rows_per_block: int | None
     store_gib: float
     seed: int
+    problems: int | None = None
+    tests_kib: int | None = None
 
     @property
     def seconds_a_token(self) -> float:
@@ -76,6 +78,8 @@ def settings(arguments: list[str], description: str) -> tuple[Settings, bool, Pa
     add("--rows-per-block", type=positive, help="default: the recipe's own default")
     add("--store-gib", type=float, default=2.0, help="size of the object store; default 2")
     add("--seed", type=int, default=0)
+    add("--problems", type=positive, help="in the data set; default: as many as rows, at most 4,096")
+    add("--tests-kib", type=positive, help="of test cases that each problem has; default: none")
     add("--json", action="store_true", help="also one line of JSON")
     add("--keep", type=Path, metavar="FOLDER", help="where the run's files stay; default: nowhere")
     chosen = vars(parser.parse_args(arguments))

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import ray
@@ -36,7 +37,7 @@ class Verifying:
     """Belongs to one event loop."""
 
     def __init__(self, config: VerifyConfig, max_tasks: int):
-        self.config = config
+        self.config = config.model_dump_json()  # a text is quicker to send with every task
         self.max_tasks = max_tasks
         self.task = ray.remote(verdicts).options(num_cpus=config.cpus, max_retries=VERIFY_RETRIES)
         self.waiting: deque[_Waiting] = deque()
@@ -78,13 +79,16 @@ class Verifying:
                 one.judged.set_result(judged)
 
 
-def verdicts(
-    config: VerifyConfig, asked: list[tuple[dict[str, Any], list[str], int | None]], *tests: Any
-) -> list[list[Judged]]:
+def verdicts(config: str, asked: list[tuple[dict[str, Any], list[str], int | None]], *tests: Any) -> list[list[Judged]]:
     """The Ray task: each problem comes with its texts and the place of its tests among `tests`."""
-    verify = verifier(config)
+    verify = verifier(_read(config))
     found = []
     for problem, texts, place in asked:
         whole = problem if place is None else problem | {"tests": tests[place]}
         found.append([(time.time(), verify(text, whole)) for text in texts])
     return found
+
+
+@lru_cache(maxsize=8)
+def _read(config: str) -> VerifyConfig:
+    return VerifyConfig.model_validate_json(config)

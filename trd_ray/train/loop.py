@@ -23,6 +23,7 @@ What is kept:
   not trained. The metrics and rows of later steps are moved aside and made again.
 """
 
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from trd_ray.train.probe import logprob_gap, scored_again
 from trd_ray.train.rollouts import start_feed
 
 STOP_LEARNER_S = 60
+LOOK_EVERY_S = 1.0  # at the pools, while rows are waited for
 
 
 def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
@@ -155,8 +157,14 @@ class Training:
         feed = self.feed
         expected = self.session.inputs.rows_in_step(step)
 
+        looked = time.monotonic()
+
         def while_waiting() -> None:
-            self.policy.watch()
+            nonlocal looked
+            self.session.stop.check()
+            if time.monotonic() - looked > LOOK_EVERY_S:
+                looked = time.monotonic()
+                self.policy.watch()
             self.session.display.rollouts(feed.arrived(step), expected)
 
         return feed.take(step, while_waiting, expected)
