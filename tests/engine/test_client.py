@@ -314,6 +314,24 @@ def test_a_request_of_a_run_that_is_over_is_not_answered_by_the_next_ones_weight
     run(story())
 
 
+def test_an_update_of_the_next_run_does_not_wait_for_what_the_run_before_has_asked(stands):
+    """Ray Data ends a stage without a word to the pool; `drain` would wait for it as long as a request may take."""
+
+    async def story() -> None:
+        s = stands(1)
+        await s.pool.start()
+        s.started[0].hold("generate")
+        [old] = ask(s.client)
+        await s.until(lambda: loads(s) == [1])
+        await s.pool.forget_weights()
+        assert loads(s) == [0]
+        await s.update(0)
+        s.started[0].hold("generate").set()
+        assert await old == ANSWER and loads(s) == [0] and (await figures(s))["requests"] == 0
+
+    run(story())
+
+
 # A thread without an event loop
 
 

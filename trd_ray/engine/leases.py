@@ -7,6 +7,7 @@ these happens, so no load is counted for ever:
 
 - its client says that it is over: answered, failed, cancelled, or lost with its engine;
 - its engine is started again: the load of the new start is counted from 0;
+- another run takes the pool: Ray Data may have ended the stage of the run before without a word;
 - its client leaves, or its process has died: another process then speaks for the same actor;
 - its deadline is over by LATE_S, and nobody has said anything.
 """
@@ -116,6 +117,11 @@ class Leases:
         if given.life.spec.start_id == given.engine:
             given.life.outstanding -= 1
         return given
+
+    def forget(self) -> None:
+        """All leases are over: whoever asked is not heard of again."""
+        for number in list(self._given):
+            self.end(number)
 
     def expire(self) -> bool:
         """End the leases that are late, and say whether there were any."""

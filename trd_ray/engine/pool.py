@@ -237,6 +237,7 @@ class Pool:
         Requests of the run before that still wait at the gate fail with RunEnded.
         """
         await self.abort_weight_update()
+        self.leases.forget()
         self.run += 1
         self.fleet.version = -1
         for life in self.fleet.those(State.SERVING):

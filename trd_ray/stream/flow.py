@@ -58,32 +58,35 @@ class Flow:
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="rows", daemon=True).start()
         self.verifying = Verifying(spec.recipe.verify, max(1, spec.recipe.verify.max_tasks // spec.actors))
-        self.made_again = ray.get_runtime_context().was_current_actor_reconstructed
+        self.started_again = ray.get_runtime_context().was_current_actor_reconstructed
+        self.begun: set[int] = set()  # first rows of the calls that this process has begun
 
     def __call__(self, call: pa.Table) -> Iterator[pa.Table]:
         [one] = call.to_pylist()
         first, end = one["first"], one["end"]
         finished: queue.SimpleQueue = queue.SimpleQueue()
+        made_again = self.started_again or first in self.begun
+        self.begun.add(first)
         made = asyncio.run_coroutine_threadsafe(self._rows(first, end, finished), self.loop)
         try:
-            for rows, last in self._blocks(end - first, finished):
+            for rows, last in self._blocks(end - first, finished, made_again):
                 yield pack(RowBlock(to_table(rows, IN_STREAM), first, end, last))
         finally:  # also when nobody wants more of it
             made.cancel()
 
-    def _blocks(self, count: int, finished: queue.SimpleQueue) -> Iterator[tuple[list[dict], bool]]:
+    def _blocks(self, count: int, finished: queue.SimpleQueue, made_again: bool) -> Iterator[tuple[list[dict], bool]]:
         size = rows_per_block(self.spec, count)
-        rows: list[dict] = []
-        sent = 0
-        while len(rows) < count:
-            item = finished.get()
+        rows: list[dict] = []  # that are not sent, or all of a call that may have been made before
+        for number in range(1, count + 1):
+            item = finished.get()  # every wait of a row has a deadline, and so has the feed's for any row
             if isinstance(item, BaseException):
                 raise item
             rows.append(item)
-            if len(rows) - sent == size and len(rows) < count:
-                yield rows[sent:], False
-                sent = len(rows)
-        yield (rows if self.made_again else rows[sent:]), True
+            if number % size == 0 and number < count:
+                yield rows[-size:], False
+                if not made_again:
+                    rows = []
+        yield rows, True
 
     async def _rows(self, first: int, end: int, finished: queue.SimpleQueue) -> None:
         """Every row of the call, put into `finished` when it is; an error instead, after which no row comes."""
