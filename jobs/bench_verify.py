@@ -35,7 +35,7 @@ HOSTILE = (
 PROGRAM = "a, b = map(int, input().split())\nprint(a + b)\n"
 CASES = 10
 TURNS = {"all pairs": (1, 2), "numbers": (3, 4), "everything else": (5, 6)}  # no digits twice
-BLOCK_ROWS = 64  # of a Ray task, as stream.rows_per_block
+BLOCK_ROWS = 64  # of a Ray task
 
 Rows = list[tuple[str, dict]]  # a response, and its problem
 

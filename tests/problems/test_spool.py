@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from trd_ray.config import DataConfig
@@ -17,6 +18,7 @@ from trd_ray.errors import UserError
 from trd_ray.problems import spool
 from trd_ray.problems.columns import SCHEMA
 from trd_ray.problems.load import load_problems
+from trd_ray.problems.sources import rows_of
 from trd_ray.problems.spool import spooled, where
 from trd_ray.verify.code.tests import Tests
 
@@ -69,6 +71,11 @@ def test_rows_that_are_kept_are_those_that_a_filter_keeps_and_their_tests_are_fo
             assert (opened.read(length) or None) == tests.as_py()
 
 
+def test_texts_of_rows_that_are_kept_lie_together():
+    kept = where(spooled(iter(rows(PACKED)), SCHEMA)[0], [True, False, True, False, True, False])
+    assert kept["problem"].num_chunks == 1 and kept["tests"].num_chunks == 3
+
+
 def test_tests_outlive_their_spool_and_no_file_is_ever_seen(folder, tmp_path):
     made = write_many(tmp_path / "p.jsonl", 5, 1000)
     found = load_problems(DataConfig(path=str(tmp_path / "p.jsonl")))
@@ -113,3 +120,13 @@ print(peak() - before)
 """
     kib = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
     assert int(kib) < 50 * 1024
+
+
+def test_a_parquet_file_of_one_group_is_read_a_few_rows_at_a_time(tmp_path):
+    file = tmp_path / "p.parquet"
+    text = "x" * 10_000
+    made = pa.table({"problem": [f"{number}{text}" for number in range(6000)]})
+    pq.write_table(made, file, compression="none", use_dictionary=False)
+    before = pa.total_allocated_bytes()
+    grown = [pa.total_allocated_bytes() - before for _ in rows_of(file)]
+    assert len(grown) == 6000 and max(grown) < made.nbytes / 3

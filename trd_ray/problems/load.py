@@ -32,7 +32,7 @@ class ProblemSet:
     set_aside: tuple[SetAside, ...] = ()
     notes: tuple[str, ...] = ()  # a sentence each
     benchmark: benchmarks.Benchmark | None = None  # a benchmark's title and source, and how the paper samples it
-    spool: Spool | None = None  # where the tests lie, for the shelf; None where they are in memory, or there are none
+    spool: Spool | None = None  # where the tests lie, for the shelf; None for what is not trained on
 
     @property
     def has_tests(self) -> bool:
@@ -127,6 +127,7 @@ def _with_reference(table: pa.Table, path: str) -> tuple[pa.Table, tuple[SetAsid
             f"no problem of {path} has a reference, so data.without_reference=drop leaves none: set "
             "data.columns.reference=NAME to the column with them"
         )
-    left_out = where(table.select(["problem_id", "problem"]), [not has for has in has_reference]).to_pylist()
+    named = table.select(["problem_id", "problem"])
+    left_out = named.filter(pa.array([not has for has in has_reference])).to_pylist()
     reason = "no reference, and data.without_reference is drop"
     return kept, tuple(SetAside(row["problem_id"], begins(row["problem"]), reason) for row in left_out)

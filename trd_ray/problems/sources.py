@@ -33,6 +33,7 @@ _SPREADSHEETS = (".xlsx", ".xls", ".ods")
 _CELL_CHARACTERS = 2**27  # the csv module allows 131,072
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 _ROWS_AT_ONCE = 64
+_BUFFER_BYTES = 2**20  # of each column
 
 # The place of a row, which messages name, and the row: column -> value.
 Row = tuple[str, dict[str, Any]]
@@ -201,7 +202,7 @@ _EXAMPLE = '{"problem": "1+1?", "answer": "2"}'
 def _batches(file: Path, form: str) -> Iterator[Row]:
     number = 0
     try:
-        for batch in _parquet(file) if form == "Parquet" else _arrow(file):
+        for batch in parquet(file) if form == "Parquet" else _arrow(file):
             for row in batch.to_pylist():
                 number += 1
                 yield f"{file} row {number}", row
@@ -213,8 +214,9 @@ def _batches(file: Path, form: str) -> Iterator[Row]:
         ) from e
 
 
-def _parquet(file: Path) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(file) as opened:
+def parquet(file: Path) -> Iterator[pa.RecordBatch]:
+    """The rows of a Parquet file, a few at a time. By default pyarrow would hold all that it has read of the file."""
+    with pq.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False) as opened:
         yield from opened.iter_batches(batch_size=_ROWS_AT_ONCE)
 
 

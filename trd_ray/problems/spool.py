@@ -90,9 +90,15 @@ def spooled(found: Iterable[dict[str, Any]], schema: pa.Schema) -> tuple[pa.Tabl
 
 
 def where(table: pa.Table, keep: Sequence[bool]) -> pa.Table:
-    """The rows to keep, as slices: `Table.filter` would copy their tests from the file into memory."""
-    edges = np.flatnonzero(np.diff([0, *keep, 0]))  # where rows to keep begin and where they end, in turn
-    return pa.concat_tables([table.slice(0, 0), *(table.slice(i, j - i) for i, j in edges.reshape(-1, 2).tolist())])
+    """The rows to keep, with their tests as slices: `Table.filter` would copy these from the file into memory."""
+    mask = np.asarray(keep, bool)
+    edges = np.flatnonzero(np.diff(mask, prepend=False, append=False))  # where rows to keep begin and end, in turn
+    tests = table["tests"]
+    slices = [chunk for i, j in edges.reshape(-1, 2).tolist() for chunk in tests.slice(i, j - i).chunks]
+    # Slices of the texts would be as many chunks, and to take the texts of a step from thousands of chunks is slow.
+    texts = table.drop_columns(["tests"]).filter(pa.array(mask)).combine_chunks()
+    kept = texts.append_column(table.schema.field("tests"), pa.chunked_array(slices, tests.type))
+    return kept.select(table.column_names)
 
 
 def opened() -> Any:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from trd_ray import cache, config, rows
 from trd_ray.errors import UserError
@@ -31,7 +30,6 @@ __all__ = ["SetAside", "Taco", "load", "tests_of"]
 REPOSITORY = "BAAI/TACO"
 DIFFICULTIES = ("EASY", "MEDIUM", "MEDIUM_HARD", "HARD", "VERY_HARD", "UNKNOWN_DIFFICULTY")
 SOLUTIONS_TRIED = 8
-ROWS_AT_ONCE = 100  # in memory, with their tests
 TIMEOUT_S = 24 * 3600.0  # all references together may take so long
 
 _VERSION = 1  # raised when the cache is to hold something else
@@ -89,13 +87,12 @@ def _read(file: Path) -> Taco:
     set_aside: list[SetAside] = []
 
     def left() -> Iterator[dict[str, Any]]:
-        with pq.ParquetFile(file, buffer_size=2**20) as opened:
-            for batch in opened.iter_batches(ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    if row["set_aside"] is None:
-                        yield row
-                    else:
-                        set_aside.append(SetAside(row["problem_id"], row["name"], row["set_aside"]))
+        for batch in sources.parquet(file):
+            for row in batch.to_pylist():
+                if row["set_aside"] is None:
+                    yield row
+                else:
+                    set_aside.append(SetAside(row["problem_id"], row["name"], row["set_aside"]))
 
     problems, spool = spooled(left(), pa.schema(rows.PROBLEM))
     return Taco(problems, set_aside, spool)
