@@ -8,6 +8,7 @@ the engines do not, or the rows come from a corpus, there is nothing to compare,
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from typing import Any
 
 import numpy as np
@@ -69,14 +70,20 @@ def _arrays(lists: pa.ChunkedArray) -> list[np.ndarray]:
 
 
 def scored_again(pool: Any, sequences: Sequences, version: int, timeout_s: float) -> Logprobs:
-    """The log-probabilities that weights of `version` in a pool of engines give."""
+    """The log-probabilities that weights of `version` in a pool of engines give, or TimeoutError."""
     client = Client(pool)
     try:
         asked = [
             client.submit(Request(np.concatenate([prompt, response]), seed=0, prompt_logprobs=True), version)
             for prompt, response in sequences
         ]
-        answers = [future.result(timeout_s) for future in asked]
+        late = wait(asked, timeout_s).not_done
+        if late:
+            raise TimeoutError(
+                f"the engines did not score {len(late)} of {len(asked)} rollouts again within {timeout_s:.0f} s "
+                "(sampler.request_timeout_s)"
+            )
+        answers = [future.result() for future in asked]
     finally:
         client.close()
     return [a.prompt_logprobs[-len(response) :] for [a], (_, response) in zip(answers, sequences, strict=True)]
