@@ -2,9 +2,8 @@
 
     Problem -> Rollout (y_o) -> Refined (y_r) -> Example (what the learner trains on)
 
-A response with its verdict is one struct, TRAJECTORY: y_o, y_r, each candidate for y_r and each evaluation sample are
-of that type. The engine's token ids are the truth. The text is for verifiers and people, and is never encoded again to
-train on.
+A response with its verdict is one struct, TRAJECTORY: y_o, y_r and each evaluation sample are of that type. The
+engine's token ids are the truth. The text is for verifiers and people, and is never encoded again to train on.
 
 The same schema is written to `rows/step-NNNNNN.parquet` in the run directory and to a corpus, so it has a version:
 

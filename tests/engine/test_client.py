@@ -74,6 +74,32 @@ def test_requests_that_are_wanted_together_are_admitted_in_one_call_and_over_in_
     run(story())
 
 
+def test_an_answer_of_the_pool_that_overtakes_the_one_with_the_engine_s_handle_waits_for_it(stands):
+    async def story() -> None:
+        s = stands(1)
+        await s.pool.start()
+        admit, late = s.pool.admit, asyncio.Event()
+
+        async def first_is_late(who: Any, min_version: int, *more: Any) -> Any:
+            admission = await admit(who, min_version, *more)
+            if min_version == 0:
+                await late.wait()
+            return admission
+
+        s.pool.admit = first_is_late
+        [first] = ask(s.client)
+        await s.until(lambda: loads(s) == [1])
+        [second] = ask(s.client, version=-1)
+        await s.until(lambda: loads(s) == [2])
+        await asyncio.sleep(3 * client_module.ASK_EVERY_S)
+        assert not second.done()
+        late.set()
+        assert await asyncio.gather(first, second) == [ANSWER] * 2
+        assert (await figures(s))["running"] == 0
+
+    run(story())
+
+
 def test_whoever_comes_while_others_wait_at_the_gate_is_counted_and_let_through_with_them(stands):
     async def story() -> None:
         s = stands(1)

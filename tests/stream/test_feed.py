@@ -123,6 +123,23 @@ def test_one_who_waits_is_asked_several_times_a_second_and_may_give_up(stalled):
     assert asked[2] - asked[0] < 2
 
 
+def test_one_who_waits_may_give_up_also_while_rows_arrive_one_after_another():
+    def stream() -> Iterator[RowBlock]:
+        for number in range(60):
+            time.sleep(0.05)
+            yield RowBlock(table(number, rows_per_step=60), 0, 60, False)
+
+    source = Feed(stream(), rows_per_step=60, stall_timeout_s=60)
+
+    def give_up() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        source.take(0, give_up)
+    assert 0 < source.arrived(0) < 30
+    source.close()
+
+
 def test_no_more_than_a_few_steps_are_read_before_they_are_wanted():
     read = []
 

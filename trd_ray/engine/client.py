@@ -149,6 +149,9 @@ class Client:
                 admission: Admission = await self.pool.admit.remote(self.who, *wish, waiting, self._take_over())
                 self._engines |= admission.engines
                 self._held += len(admission.leases)
+                # The answer to a call of another wish may be the one that brings a handle, and arrive after this one.
+                while not all(lease.engine in self._engines for lease in admission.leases):
+                    await asyncio.sleep(ASK_EVERY_S)
                 for lease in admission.leases:
                     while wanted and wanted[0].done():  # cancelled meanwhile
                         wanted.popleft()

@@ -119,7 +119,7 @@ class Leases:
         return given
 
     def forget(self) -> None:
-        """All leases are over: whoever asked is not heard of again."""
+        """All leases are over, also those of clients that go on: nobody waits for the answers any longer."""
         for number in list(self._given):
             self.end(number)
 

@@ -106,7 +106,9 @@ def cause(e: BaseException) -> str:
     if isinstance(e, UserError):
         return "; ".join(e.sentences)
     links = list(_chain(e))
-    ours = next((str(x) for x in links if isinstance(x, RunFailed | TimeoutError) or _is_pools(x)), "")
+    # Ray's copy of one of ours says where it was raised, and has the original behind it.
+    originals = [x for x in links if not isinstance(x, RayTaskError)]
+    ours = next((str(x) for x in originals if isinstance(x, RunFailed | TimeoutError) or _is_pools(x)), "")
     headline = ours.partition("\n")[0].removesuffix("; the end of its log:").rstrip("; ")
     why = _rays_reason(links) or ("" if headline else _own_words(links[-1]))
     if headline and why and why not in headline:

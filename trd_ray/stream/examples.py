@@ -90,7 +90,7 @@ def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> t
         # A raw rollout replaces a failed refinement: the refine view would show the teacher the text that it scores.
         view = views.vanilla(row["problem"], row["reference"])
         return view.ids, view.cut_tokens
-    if recipe.teacher.view == "refine" and _some(row["refine_prompt_ids"]):
+    if recipe.teacher.view == "refine" and _some(row.get("refine_prompt_ids")):
         return row["refine_prompt_ids"], row["refine_cut_tokens"]
     attempt = (part(row, "y_o", name) for name in ("ids", "passed", "feedback"))
     view = views.teacher(row["problem"], row["reference"], *attempt)

@@ -79,12 +79,14 @@ class Feed:
         `while_waiting` is called several times a second and may raise to give up.
         """
         expected = rows or self.rows_per_step
-        last_row = time.monotonic()
+        last_row = looked = time.monotonic()
         while self.arrived(step) < expected:
+            if time.monotonic() - looked > POLL_S:  # also while rows arrive one after another
+                while_waiting()
+                looked = time.monotonic()
             try:
                 item = self.queue.get(timeout=POLL_S)
             except queue.Empty:
-                while_waiting()
                 if time.monotonic() - last_row > self.stall_timeout_s:
                     raise TimeoutError(
                         f"no row came out of the stream for {self.stall_timeout_s:.0f} s (stream.stall_timeout_s) "

@@ -28,7 +28,6 @@ from trd_ray.stream.examples import build
 from trd_ray.stream.stages import StageSpec, min_version, record, record_refined, record_verdict, request
 from trd_ray.stream.verifying import Verifying
 
-POLL_S = 1.0
 AT_ONCE = 64  # rows that begin before the first of them are sent on
 SHORT_TOKENS = 2048  # answers up to this length need no blocks of single rows
 ROWS_OF_SHORT = 16
@@ -126,7 +125,8 @@ class Flow:
         view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
         row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
         # The seed differs from y_o's: the same seed would couple the two samples.
-        candidates = await self.refiner.generate(request(refiner, view.ids, row["seed"] ^ 1, refiner.n))
+        asked = request(refiner, view.ids, row["seed"] ^ 1, refiner.n)
+        candidates = await self.refiner.generate(asked, self.spec.first_refine_version)
         judged = await self.verifying(problem, [candidate.text for candidate in candidates], tests)
         record_refined(row, candidates, judged, refiner.select)
 

@@ -6,7 +6,8 @@
 The tests of a whole data set would not fit into the object store. The shelf keeps no reference, so what it put is freed
 when whoever asked drops the one that it got. They travel packed, and are unpacked where programs are verified.
 
-The shelf holds nothing that is lost with it: Ray starts it again, and it opens the file again. It ends with its last
+When its process dies, Ray starts it again, and it opens the file again. But the dead process owned what it had put: a
+verifier task that is then given one of those references fails, and so does the run. The shelf ends with its last
 handle, with `ray.kill`, or with the driver, which owns the file.
 """
 

@@ -33,6 +33,7 @@ class StageSpec:
     first_version: int  # the version of the weights that the run starts with
     max_staleness: int | str
     trains: bool  # else the rows are for a corpus, whose reader makes the examples
+    first_refine_version: int = 0  # as `first_version`, of the refiner; a frozen one stays at 0
     actors: int = 1  # among which a step's rows are shared out
 
 

@@ -8,14 +8,15 @@ the engines do not, or the rows come from a corpus, there is nothing to compare,
 """
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import wait
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from trd_ray.engine.actor import Request
 from trd_ray.engine.client import Client
+from trd_ray.rows import dicts, part
 from trd_ray.train.policy import Policy
 
 Sequences = list[tuple[np.ndarray, np.ndarray]]  # (prompt ids, response ids), int32
@@ -34,13 +35,13 @@ def logprob_gap(
 
     `rows` are of rows.ROW.
     """
-    probed = _with_tokens(rows, count)
-    if not probed.num_rows:
+    found = dicts(rows, ("student_prompt_ids", "y_o.ids", "y_o.logprobs", "y_o.version"))
+    probed = [row | row["y_o"] for row in found if _tokens(row)][:count]
+    if not probed:
         return {}
-    ids, logprobs, versions = (_part(probed, name) for name in ("ids", "logprobs", "version"))
-    sequences = list(zip(_arrays(probed["student_prompt_ids"]), _arrays(ids), strict=True))
-    if all(version == policy.version for version in versions.to_pylist()):
-        theirs: Logprobs = _arrays(logprobs)
+    sequences = [(row["student_prompt_ids"], row["ids"]) for row in probed]
+    if all(row["version"] == policy.version for row in probed):
+        theirs: Logprobs = [row["logprobs"] for row in probed]
     elif policy.served == policy.version:
         theirs = engine(sequences)
     else:
@@ -54,29 +55,26 @@ def logprob_gap(
     return {"sync/gap_mean": float(gaps.mean()), "sync/gap_max": float(gaps.max())}
 
 
-def _with_tokens(rows: pa.Table, count: int) -> pa.Table:
-    """The first `count` rows whose y_o is there and not empty."""
-    lengths = pc.list_value_length(_part(rows, "ids"))  # pyright: ignore[reportAttributeAccessIssue]
-    return rows.take(np.flatnonzero(lengths.fill_null(0).to_numpy())[:count])
-
-
-def _part(rows: pa.Table, name: str) -> pa.ChunkedArray:
-    return pc.struct_field(rows["y_o"], name)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def _arrays(lists: pa.ChunkedArray) -> list[np.ndarray]:
-    return [one.values.to_numpy() for one in lists]
+def _tokens(row: dict) -> int:
+    ids = part(row, "y_o", "ids")
+    return 0 if ids is None else len(ids)
 
 
 def scored_again(pool: Any, sequences: Sequences, version: int, timeout_s: float) -> Logprobs:
-    """The log-probabilities that weights of `version` in a pool of engines give."""
+    """The log-probabilities that weights of `version` in a pool of engines give, or TimeoutError."""
     client = Client(pool)
     try:
         asked = [
             client.submit(Request(np.concatenate([prompt, response]), seed=0, prompt_logprobs=True), version)
             for prompt, response in sequences
         ]
-        answers = [future.result(timeout_s) for future in asked]
+        late = wait(asked, timeout_s).not_done
+        if late:
+            raise TimeoutError(
+                f"the engines did not score {len(late)} of {len(asked)} rollouts again within {timeout_s:.0f} s "
+                "(sampler.request_timeout_s)"
+            )
+        answers = [future.result() for future in asked]
     finally:
         client.close()
     return [a.prompt_logprobs[-len(response) :] for [a], (_, response) in zip(answers, sequences, strict=True)]

@@ -41,6 +41,8 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
         # If nothing trains, no rollout becomes stale.
         max_staleness=r.stream.max_staleness if inputs.job == "train" else "never",
         trains=inputs.job == "train",
+        # The sampler may have its weights before a refiner that follows has its own.
+        first_refine_version=0 if r.teacher.follow == "frozen" else version,
         actors=actors(r),
     )  # fmt: skip
     return Feed(
