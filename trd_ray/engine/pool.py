@@ -43,7 +43,7 @@ from trd_ray.engine.fleet import PoolFailed as PoolFailed
 from trd_ray.engine.leases import Admission, Lease, Leases, Who
 from trd_ray.engine.update import EngineFailed, WeightUpdate, call_each, given_up
 
-ENGINE_CALLS = 10_000  # that may be under way in one engine, so that a pause never queues behind requests
+ENGINE_CALLS = 100_000  # that may be under way in one engine, so that a pause never queues behind requests
 
 
 Over = tuple[int, int | None]  # the number of a lease, and the tokens of its answer if it had one

@@ -33,6 +33,7 @@ ACTORS = {
     "RayTrainWorker": "a learner rank",
     "TrainController": "Ray Train's controller",
     "MapWorker": "a stage of the stream",
+    "Shelf": "the shelf with the problems' tests",
 }
 MEMORY_SIGN = "running low on memory"
 DEATH_SIGN = "The actor died unexpectedly"  # also in the error of a task that asked the actor for something

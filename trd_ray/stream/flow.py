@@ -20,13 +20,14 @@ from typing import Any
 
 import pyarrow as pa
 import ray
+from ray.exceptions import ObjectLostError
 
 from trd_ray.engine.client import Client
 from trd_ray.rows import IN_STREAM, to_table
 from trd_ray.stream.blocks import RowBlock, pack
 from trd_ray.stream.examples import build
 from trd_ray.stream.stages import StageSpec, min_version, record, record_refined, record_verdict, request
-from trd_ray.stream.verifying import Verifying
+from trd_ray.stream.verifying import Judged, Verifying
 
 AT_ONCE = 64  # rows that begin before the first of them are sent on
 SHORT_TOKENS = 2048  # answers up to this length need no blocks of single rows
@@ -105,30 +106,38 @@ class Flow:
 
     async def _row(self, order: dict[str, Any], tests: dict[int, asyncio.Future]) -> dict[str, Any]:
         r, spec = self.recipe, self.spec
-        number = order["problem_number"]
-        [problem] = self.problems.slice(number, 1).to_pylist()
+        [problem] = self.problems.slice(order["problem_number"], 1).to_pylist()
         row = problem | order | {"student_prompt_ids": self.views.student(problem["problem"])}
         oldest = min_version(row["step"], spec.max_staleness, spec.first_version)
         [y_o] = await self.sampler.generate(request(r.sampler, row["student_prompt_ids"], row["seed"]), oldest)
         record(row, "y_o", y_o)
-        its_tests = await self._tests(number, tests)
-        [(start_s, verdict)] = await self.verifying(problem, [y_o.text], its_tests)
+        [(start_s, verdict)] = await self._judged(row, problem, [y_o.text], tests)
         record_verdict(row, "y_o", verdict, start_s)
         if r.refines:
-            await self._refine(row, problem, its_tests)
+            await self._refine(row, problem, tests)
         if spec.trains:
             build(row, r, self.views, spec.vocabulary)
         return row
 
-    async def _refine(self, row: dict[str, Any], problem: dict[str, Any], tests: Any) -> None:
+    async def _refine(self, row: dict[str, Any], problem: dict[str, Any], tests: dict[int, asyncio.Future]) -> None:
         refiner, y_o = self.recipe.refiner, row["y_o"]
         view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
         row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
         # The seed differs from y_o's: the same seed would couple the two samples.
         asked = request(refiner, view.ids, row["seed"] ^ 1, refiner.n)
         candidates = await self.refiner.generate(asked, self.spec.first_refine_version)
-        judged = await self.verifying(problem, [candidate.text for candidate in candidates], tests)
+        judged = await self._judged(row, problem, [candidate.text for candidate in candidates], tests)
         record_refined(row, candidates, judged, refiner.select)
+
+    async def _judged(
+        self, row: dict[str, Any], problem: dict[str, Any], texts: list[str], tests: dict[int, asyncio.Future]
+    ) -> list[Judged]:
+        number = row["problem_number"]
+        try:
+            return await self.verifying(problem, texts, await self._tests(number, tests))
+        except ObjectLostError:  # the shelf died, and with it what it had put; Ray has started it again
+            tests.pop(number, None)
+            return await self.verifying(problem, texts, await self._tests(number, tests))
 
     async def _tests(self, number: int, tests: dict[int, asyncio.Future]) -> Any:
         """A reference to the tests of a problem, or None; asked for once a call."""
