@@ -227,10 +227,10 @@ def test_the_export_loads_elsewhere_and_says_what_the_learner_says(base, alone, 
     tolerance = 0.05 if case == "bfloat16" else 1e-4
     for ours, (prompt, response) in zip(learner.logprobs(sequences), sequences, strict=True):
         theirs, before = (
-            m(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            m(torch.tensor([[*prompt, *response]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
             for m in (exported, untrained)
         )
-        at = torch.arange(len(response)), torch.tensor(response)
+        at = torch.arange(len(response)), torch.tensor(response).long()
         assert ours == pytest.approx(theirs[at].tolist(), abs=tolerance)
         assert ours != pytest.approx(before[at].tolist(), abs=2 * tolerance)
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -233,9 +234,10 @@ def alone(folder):
 # The oracle
 
 
-def row_logits(model: torch.nn.Module, prompt_ids: list[int], response_ids: list[int]) -> torch.Tensor:
+def row_logits(model: torch.nn.Module, prompt_ids: np.ndarray, response_ids: np.ndarray) -> torch.Tensor:
     """What predicts each response token of one unpadded row, in float64."""
-    return model(torch.tensor([prompt_ids + response_ids])).logits[0, len(prompt_ids) - 1 : -1].double()
+    ids = torch.tensor([[*prompt_ids, *response_ids]])
+    return model(ids).logits[0, len(prompt_ids) - 1 : -1].double()
 
 
 def learning_rate(update: int, updates: int, c: config.LearnerConfig) -> float:
@@ -266,7 +268,7 @@ def row_statistics(
     with torch.no_grad():
         taught = row_logits(teacher, e.teacher_ids, e.response_ids)
     learned = row_logits(student, e.student_ids, e.response_ids)
-    nll = [cross_entropy(logits, torch.tensor(e.response_ids), reduction="none") for logits in (learned, taught)]
+    nll = [cross_entropy(logits, torch.tensor(e.response_ids).long(), reduction="none") for logits in (learned, taught)]
     kl = naive_divergence(learned, taught, config.LossConfig())
     return naive_divergence(learned, taught, loss), kl.detach(), nll[0].detach(), nll[1]
 
@@ -394,7 +396,9 @@ def state(learner: Learner) -> list[torch.Tensor]:
     return [_full(t.detach()).clone() for t in (*learner.trained.values(), *optimizer, *average)]
 
 
-CLEAN = [[e for e in rows if POISON not in e.teacher_ids + e.student_ids + e.response_ids] for rows in STEPS]
+CLEAN = [
+    [e for e in rows if POISON not in np.concatenate([e.teacher_ids, e.student_ids, e.response_ids])] for rows in STEPS
+]
 
 
 @pytest.mark.parametrize("case", ["opsd", "moving average", "adapters", "offloaded"])
@@ -465,7 +469,8 @@ def transformers_logprobs(model: torch.nn.Module, rows: list[Example]) -> list[l
     with torch.no_grad():
         logprobs = [row_logits(model, e.student_ids, e.response_ids).log_softmax(-1) for e in rows]
     return [
-        lp.gather(1, torch.tensor(e.response_ids)[:, None])[:, 0].tolist() for lp, e in zip(logprobs, rows, strict=True)
+        lp.gather(1, torch.tensor(e.response_ids).long()[:, None])[:, 0].tolist()
+        for lp, e in zip(logprobs, rows, strict=True)
     ]
 
 
