@@ -33,6 +33,7 @@ POOLS = {
     "tests/problems/test_taco.py",
     "tests/stream/test_flow.py",
 }
+LAST_OF_POOLS = "tests/engine/test_sync.py"  # whose last test shuts them down
 RUNS = {
     "tests/evaluate/test_whole.py",
     "tests/jobs/test_bench_stream.py",
@@ -51,7 +52,13 @@ def pytest_collection_modifyitems(items):
             raise pytest.UsageError(f"{item.nodeid} shares the tests' Ray: name its file among POOLS in conftest.py")
         if shared or file in RUNS:
             item.add_marker(pytest.mark.slow)
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, "ray_cluster" not in item.fixturenames))
+    items.sort(
+        key=lambda item: (
+            item.get_closest_marker("slow") is None,
+            "ray_cluster" not in item.fixturenames,
+            item.nodeid.startswith(LAST_OF_POOLS),
+        )
+    )
     if not (shutil.which("g++") or shutil.which("clang++")):
         for item in items:
             if item.get_closest_marker("compiler"):

@@ -66,6 +66,7 @@ class Served:
         self.pool, self.started = self.starting(spec)
         self.client = Client(self.pool)
         self.model = AutoModelForCausalLM.from_pretrained(spec.engine.model, dtype=torch.float32)
+        self.initial = {name: weight.clone() for name, weight in self.model.state_dict().items()}
         self.version = spec.engine.version
         self.during_send: Callable[[], None] = lambda: None  # called in the middle of every weight transfer
         self.sync: WeightSync | None = None
@@ -87,6 +88,13 @@ class Served:
         with torch.no_grad():
             for p in self.model.parameters():
                 p += 0.3 * p.std() * torch.randn(p.shape, generator=self.noise)
+
+    def begin_anew(self) -> None:
+        """As a next run that begins with the weights which an engine starts with."""
+        ray.get(self.pool.forget_weights.remote())
+        self.model.load_state_dict(self.initial)
+        self.version = -1
+        assert self.push() is None
 
     def push(self) -> str | None:
         """Send the model's weights as the next version; what went wrong, if anything did."""
