@@ -108,7 +108,7 @@ class Stand:
             raise ActorDiedError()
         if method in self.failing:
             raise self.failing[method]
-        return in_parts([ANSWER]) if method == "generate" else None
+        return in_parts([ANSWER] * len(arguments[0])) if method == "generate" else None
 
 
 class Stands:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ray.exceptions import ActorDiedError
 
 from stands import ANSWER, ASK, Ref, Stands, parts_of, run, without_ray
 from trd_ray.engine import client as client_module
@@ -303,6 +304,48 @@ def test_a_lease_of_which_nobody_says_anything_ends_after_its_deadline(stands, m
         assert (await s.pool.status())["running"] == 0
         s.started[0].hold("generate").set()
         assert await silent == ANSWER and loads(s) == [0]  # it was only slow: its word counts nothing twice
+
+    run(story())
+
+
+def test_requests_of_one_moment_share_calls_to_an_engine_only_where_they_may(stands):
+    async def story() -> None:
+        for together, calls in ((1, 7), (3, 3), (100, 1)):
+            s = stands(1)
+            await s.pool.start()
+            client = Client(s.near, together)
+            assert await asyncio.gather(*(client.generate(ASK) for _ in range(7))) == [ANSWER] * 7
+            assert s.started[0].calls.count("generate") == calls
+
+    run(story())
+
+
+def test_a_request_that_is_cancelled_leaves_those_of_its_call(stands):
+    async def story() -> None:
+        s = stands(1)
+        await s.pool.start()
+        s.started[0].hold("generate")
+        client = Client(s.near, together=3)
+        first, *others = [asyncio.create_task(client.generate(ASK)) for _ in range(3)]
+        await s.until(lambda: s.started[0].calls.count("generate") == 1)
+        first.cancel()
+        await s.until(lambda: first.done())
+        assert "cancelled" not in s.started[0].calls
+        s.started[0].hold("generate").set()
+        assert await asyncio.gather(*others) == [ANSWER] * 2
+        await s.until(lambda: loads(s) == [0])
+
+    run(story())
+
+
+def test_a_death_in_a_shared_call_is_one_death_and_all_are_asked_again(stands):
+    async def story() -> None:
+        s = stands(2)
+        await s.pool.start()
+        s.started[0].failing["generate"] = ActorDiedError()
+        client = Client(s.near, together=4)
+        assert await asyncio.gather(*(client.generate(ASK) for _ in range(8))) == [ANSWER] * 8
+        assert s.pool.restarts == 1
 
     run(story())
 

@@ -28,7 +28,7 @@ def test_a_rollout_is_refined_while_its_neighbour_is_still_sampled(ray_cluster, 
     order = Order(8, seed=0, rollouts_per_step=4, steps=1)
     first, second = seed_of_row(0, 0), seed_of_row(0, 1)
     pool = scripted_pool("flows", Script(waits_for={first: second ^ 1}), tmp_path)
-    rows = feed_of(pool, problems, order).take(0, lambda: None)
+    rows = feed_of(pool, problems, order, stream={"rows_per_block": 1}).take(0, lambda: None)
     assert rows["row"].to_pylist() == [0, 1, 2, 3]
     by_number = problems.to_pylist()
     for row, ordered in zip(rows.to_pylist(), order.rows(0, 4), strict=True):

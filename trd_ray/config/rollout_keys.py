@@ -198,7 +198,7 @@ class StreamConfig(Node):
     rows_per_block: Annotated[int | None, NOTHING] = Field(
         default=None,
         ge=1,
-        description="finished rows that leave the stage together; default: 16, or a 32nd of a call of long answers",
+        description="rows that may go to an engine in one call; default: 1, or 32 for answers up to 512 tokens",
     )
     stall_timeout_s: Annotated[float, NOTHING] = Field(
         default=7200, gt=0, description="no row for so long: the run ends"

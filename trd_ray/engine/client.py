@@ -47,8 +47,15 @@ _numbers = count()
 
 
 class Client:
-    def __init__(self, pool: Any):
+    def __init__(self, pool: Any, together: int = 1):
+        """Of requests that are admitted in one moment, up to `together` go to an engine in one call.
+
+        They are answered together then. That is worth it only where answers are short: an engine reads many prompts in
+        the time of one, and a call costs about a millisecond.
+        """
         self.pool = pool
+        self.together = together
+        self._calls: dict[str, _Call] = {}  # start_id -> the call that its next request joins
         self.who = Who(*_process(), next(_numbers))
         self._wanted: dict[Wish, deque[asyncio.Future[tuple[Lease, Admission]]]] = {}  # who wait for a lease
         self._asking: dict[Wish, asyncio.Task] = {}
@@ -70,19 +77,14 @@ class Client:
         while True:
             lease, admission = await self._admitted((min_version, run))
             run = admission.run
-            answer = self._engines[lease.engine].generate.remote([request])
             try:
                 async with asyncio.timeout(admission.request_timeout_s):
-                    [generations] = whole(*await asyncio.gather(*answer))
+                    generations = await self._answer(lease.engine, request)
             except DEATHS as e:
                 why, passing = reason(e), isinstance(e, PASSING)
             except TimeoutError:
                 within = f"{admission.request_timeout_s:.0f} s ({admission.pool}.request_timeout_s)"
                 why, passing = f"TimeoutError: no answer within {within}", False
-            except asyncio.CancelledError:
-                self._settle(lease)
-                _cancel(answer[0])
-                raise
             except BaseException:
                 self._settle(lease)
                 raise
@@ -92,6 +94,18 @@ class Client:
             # Out of the handlers: what is raised from here on is not about that engine.
             self._held -= 1
             await self.pool.lost.remote(lease, why, passing, self._take_over())
+
+    async def _answer(self, engine: str, request: Request) -> list[Generation]:
+        call = self._calls.get(engine)
+        if call is None or len(call.requests) == self.together:
+            call = self._calls[engine] = _Call(self._engines[engine])
+            asyncio.get_running_loop().call_soon(self._begin, engine, call)
+        return await call.join(request)
+
+    def _begin(self, engine: str, call: "_Call") -> None:
+        if self._calls.get(engine) is call:
+            del self._calls[engine]
+        call.begin()
 
     def submit(self, request: Request, min_version: int = 0) -> Future[list[Generation]]:
         """`generate` for a thread without an event loop."""
@@ -202,6 +216,46 @@ class Client:
             for wish in changed:
                 if wish in self._asking:
                     self.pool.recount.remote(self.who, *wish, _waiting(self._wanted[wish]))
+
+
+class _Call:
+    """Requests that go to an engine together. Who gives up leaves the others; the last one cancels the call."""
+
+    def __init__(self, engine: Any):
+        self.engine = engine
+        self.requests: list[Request] = []
+        self.parts: Any = None  # references, once it has begun
+        self.answers: asyncio.Future[list[list[Generation]]] = asyncio.get_running_loop().create_future()
+        self.waiting = 0
+
+    def begin(self) -> None:
+        if self.waiting:
+            self.parts = self.engine.generate.remote(self.requests)
+            asyncio.ensure_future(asyncio.gather(*self.parts)).add_done_callback(self._answered)
+
+    def _answered(self, parts: asyncio.Future) -> None:
+        if self.answers.cancelled():
+            parts.cancelled() or parts.exception()
+        elif parts.cancelled():
+            self.answers.cancel()
+        elif error := parts.exception():
+            self.answers.set_exception(error)
+            self.answers.exception()  # somebody may have given up, and then nobody else asks
+        else:
+            self.answers.set_result(whole(*parts.result()))
+
+    async def join(self, request: Request) -> list[Generation]:
+        place = len(self.requests)
+        self.requests.append(request)
+        self.waiting += 1
+        try:
+            return (await asyncio.shield(self.answers))[place]
+        except asyncio.CancelledError:
+            if self.waiting == 1 and self.parts:
+                _cancel(self.parts[0])
+            raise
+        finally:
+            self.waiting -= 1
 
 
 def _process() -> tuple[str, str]:

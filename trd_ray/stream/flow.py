@@ -3,8 +3,9 @@
     (step, first, end) -> for each row at once:  gate -> y_o -> verifier task -> y_r -> verifier task -> example
                        -> rows leave in blocks, in the order in which they finish
 
-No row waits for another: refinement of one begins while the next is still sampled. All rows live in one event loop of
-the actor; a call only waits in its thread for what has finished.
+No row waits for another: refinement of one begins while the next is still sampled. Short answers are the exception:
+some rows are asked for in one call (`together`). All rows live in one event loop of the actor; a call only waits in its
+thread for what has finished.
 
 When the actor dies, Ray starts it again and makes its calls again, and passes on only those blocks of a call that it
 has not passed on yet. But rows finish in another order then. So every call makes as many blocks as any other, and the
@@ -30,17 +31,22 @@ from trd_ray.stream.stages import StageSpec, min_version, record, record_refined
 from trd_ray.stream.verifying import Judged, Verifying
 
 AT_ONCE = 64  # rows that begin before the first of them are sent on
-SHORT_TOKENS = 2048  # answers up to this length need no blocks of single rows
-ROWS_OF_SHORT = 16
+SHORT_TOKENS = 512  # answers up to this length are better asked for in one call than one by one
+ROWS_OF_SHORT = 32
 BLOCKS_OF_LONG = 32
+
+
+def together(spec: StageSpec) -> int:
+    """How many rows may go to an engine in one call, and are answered together."""
+    r = spec.recipe
+    return r.stream.rows_per_block or (ROWS_OF_SHORT if r.sampler.response_tokens <= SHORT_TOKENS else 1)
 
 
 def rows_per_block(spec: StageSpec, rows: int) -> int:
     """How many rows of a call with `rows` leave together: the fewer, the less a death of the stage costs."""
-    r = spec.recipe
-    if r.stream.rows_per_block:
-        return r.stream.rows_per_block
-    return ROWS_OF_SHORT if r.sampler.response_tokens <= SHORT_TOKENS else math.ceil(rows / BLOCKS_OF_LONG)
+    if spec.recipe.stream.rows_per_block:
+        return spec.recipe.stream.rows_per_block
+    return max(together(spec), math.ceil(rows / BLOCKS_OF_LONG))
 
 
 class Flow:
@@ -53,8 +59,8 @@ class Flow:
         self.recipe = spec.recipe
         self.views = load_views(spec.recipe, spec.student_path, spec.teacher_path)
         self.problems: pa.Table = ray.get(spec.problems)
-        self.sampler = Client(spec.sampler)
-        self.refiner = self.sampler if spec.refiner == spec.sampler else Client(spec.refiner)
+        self.sampler = Client(spec.sampler, together(spec))
+        self.refiner = self.sampler if spec.refiner == spec.sampler else Client(spec.refiner, together(spec))
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="rows", daemon=True).start()
         self.verifying = Verifying(spec.recipe.verify, max(1, spec.recipe.verify.max_tasks // spec.actors))
