@@ -72,7 +72,8 @@ def write_problems(file: Path, count: int, tests_kib: int | None) -> None:
         for i in range(count):
             digits = f"{i:06d}" + "0123456789" * (PROBLEM_TOKENS // 10)
             reference = ("1+2=3; " * (REFERENCE_TOKENS // 6)) + r"\boxed{7}"
-            problem = {"problem_id": f"sum-{i}", "problem": "+".join(digits), "answer": "7", "reference": reference}
+            texts = {"problem_id": f"sum-{i}", "problem": "+".join(digits), "answer": "7", "reference": reference}
+            problem: dict[str, Any] = texts
             if tests_kib:
                 at = (7919 * i) % len(random)
                 case = f"{i}:{random[at:]}{random[:at]}"

@@ -234,9 +234,7 @@ class _Call:
             asyncio.ensure_future(asyncio.gather(*self.parts)).add_done_callback(self._answered)
 
     def _answered(self, parts: asyncio.Future) -> None:
-        if self.answers.cancelled():
-            parts.cancelled() or parts.exception()
-        elif parts.cancelled():
+        if self.answers.cancelled() or parts.cancelled():
             self.answers.cancel()
         elif error := parts.exception():
             self.answers.set_exception(error)
