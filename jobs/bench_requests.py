@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="bench_requests", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="the directory of a finished run with the default schedule of weights")
+    parser.add_argument("run", type=Path, help="the directory of a finished run")
     parser.add_argument("--steps", type=int, default=8, help="of the run, the last ones")
     given = parser.parse_args(arguments)
     try:
@@ -53,10 +53,15 @@ def measure(run: Path, steps: int) -> dict[str, tuple[float, str]]:
     checkpoints = sorted(run.glob("checkpoints/step-*/model"))
     if not checkpoints or not (run / "recipe.yaml").is_file():
         raise UserError(f"{run} is no run directory with a checkpoint: give one that `trd train` has finished")
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-steps:]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()][-steps - 1 :]
+    if len(lines) < 2:
+        raise UserError(
+            f"{run} has {len(lines)} steps, and the first measured one only warms up: give one of 2 or more"
+        )
     with tempfile.TemporaryDirectory() as place:
         recipe = load(str(run / "recipe.yaml"), [f"run_dir={place}/run", "evaluation.path=null"])
         taken = _take(recipe, RunDirectory(run), [line["step"] for line in lines], str(checkpoints[-1]))
+    del lines[0], taken[0]  # the first requests warm up the engines, and no later ones find theirs in a cache
     recorded = fmean(line["y_o/tokens_mean"] for line in lines)
     sampling, refining, tokens = (fmean(values) for values in zip(*taken, strict=True))
     alone = sampling + refining
@@ -85,7 +90,6 @@ def _take(recipe: Recipe, run: RunDirectory, steps: list[int], weights: str) -> 
         with beginning.session(inputs, directory, Display(0, done=0)) as session:
             session.start(student_path=weights, version=0)
             session.wait_until_started()
-            _ask(session, [row for row in rows if row["step"] == steps[0]], recipe)  # the first requests warm up
             return [_ask(session, [row for row in rows if row["step"] == step], recipe) for step in steps]
 
 

@@ -27,6 +27,16 @@ def ask(client: Client, times: int = 1, version: int = 0) -> list[asyncio.Task]:
     return [asyncio.create_task(client.generate(ASK, version)) for _ in range(times)]
 
 
+async def holding(stands: Any, count: int = 1) -> tuple[Stands, list[asyncio.Task]]:
+    """A pool whose only engine holds so many requests, and the requests."""
+    s = stands(1)
+    await s.pool.start()
+    s.started[0].hold("generate")
+    asked = ask(s.client, count)
+    await s.until(lambda: loads(s) == [count])
+    return s, asked
+
+
 def loads(s: Stands) -> list[int]:
     return [life.outstanding for life in s.fleet.lives]
 
@@ -352,11 +362,7 @@ def test_a_death_in_a_shared_call_is_one_death_and_all_are_asked_again(stands):
 
 def test_leases_of_a_start_that_is_over_do_not_count_for_the_next_one(stands):
     async def story() -> None:
-        s = stands(1)
-        await s.pool.start()
-        s.started[0].hold("generate")
-        asked = ask(s.client, 3)
-        await s.until(lambda: loads(s) == [3])
+        s, asked = await holding(stands, 3)
         await s.fleet.restart(s.fleet.lives[0])
         assert loads(s) == [0]
         assert await asyncio.gather(*asked) == [ANSWER] * 3
@@ -367,11 +373,7 @@ def test_leases_of_a_start_that_is_over_do_not_count_for_the_next_one(stands):
 
 def test_a_request_of_a_run_that_is_over_is_not_answered_by_the_next_ones_weights(stands):
     async def story() -> None:
-        s = stands(1)
-        await s.pool.start()
-        s.started[0].hold("generate")
-        [old] = ask(s.client)
-        await s.until(lambda: loads(s) == [1])
+        s, [old] = await holding(stands)
         await s.pool.forget_weights()
         s.started[0].killed.set()
         await s.until(lambda: s.states() == [State.STALE])
@@ -387,11 +389,7 @@ def test_an_update_of_the_next_run_does_not_wait_for_what_the_run_before_has_ask
     """Ray Data ends a stage without a word to the pool; `drain` would wait for it as long as a request may take."""
 
     async def story() -> None:
-        s = stands(1)
-        await s.pool.start()
-        s.started[0].hold("generate")
-        [old] = ask(s.client)
-        await s.until(lambda: loads(s) == [1])
+        s, [old] = await holding(stands)
         await s.pool.forget_weights()
         assert loads(s) == [0]
         await s.update(0)

@@ -28,11 +28,11 @@ from trd_ray.config import EvaluationConfig, Recipe, SamplerConfig, VerifyConfig
 from trd_ray.engine.actor import Generation
 from trd_ray.engine.client import Client
 from trd_ray.stream.stages import record, record_verdict, request
-from trd_ray.verify import Verdict, verifier
+from trd_ray.stream.verifying import verifier_task
+from trd_ray.verify import Verdict
 from trd_ray.views import Views
 
 POLL_S = 0.5
-VERIFY_RETRIES = 2  # for a task whose process ended, which no verified program can cause
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,8 +168,7 @@ def _all_of(ready: SimpleQueue[Future]) -> list[Future]:
 class _Verifying:
     """Samples that wait for a verdict, and the verifier tasks under way.
 
-    A task takes samples of one problem. Tests may be large, so a problem goes into the object store once, not into each
-    task.
+    A task takes samples of one problem. Tests may be large, so they go into the object store once, not into each task.
     """
 
     def __init__(self, verify: VerifyConfig, ready: SimpleQueue[Future]):
@@ -178,9 +177,9 @@ class _Verifying:
         self.tasks: dict[Future, list[Ask]] = {}
         self.backlog = 0  # samples in `_waiting`
         self.expected: Counter[Question] = Counter()  # samples asked for and not verified
-        self._task = ray.remote(_verdicts).options(num_cpus=verify.cpus, max_retries=VERIFY_RETRIES)
+        self._task = verifier_task(verify)
         self._waiting: dict[Question, list[tuple[Ask, str]]] = {}
-        self._problems: dict[Question, Any] = {}  # those with tests, in the object store
+        self._tests: dict[Question, Any] = {}  # in the object store
 
     def add(self, ask: Ask, text: str) -> None:
         self._waiting.setdefault(ask.question, []).append((ask, text))
@@ -199,31 +198,28 @@ class _Verifying:
                 del self._waiting[question]
             self.backlog -= len(group)
             texts = [text for _, text in group]
-            task = self._task.remote(self._problem(question), texts, question.verify).future()
+            task = self._judge(question, texts).future()
             self.tasks[task] = [ask for ask, _ in group]
             task.add_done_callback(self.ready.put)
 
-    def _problem(self, question: Question) -> Any:
-        if question.problem.get("tests") is None:
-            return question.problem
-        if question not in self._problems:
-            self._problems[question] = ray.put(question.problem)
-        return self._problems[question]
+    def _judge(self, question: Question, texts: list[str]) -> Any:
+        config, problem = question.verify.model_dump_json(), question.problem
+        tests = problem.get("tests")
+        if tests is None:
+            return self._task.remote(config, [(problem, texts, None)])
+        if question not in self._tests:
+            self._tests[question] = ray.put(tests)
+        return self._task.remote(config, [(problem | {"tests": None}, texts, 0)], self._tests[question])
 
     def finish(self, task: Future) -> Iterator[Verified]:
         asks = self.tasks.pop(task)
-        found: list[tuple[float, Verdict]] = task.result()
+        [found] = task.result()
         question = asks[0].question
         self.expected[question] -= len(asks)
         if not self.expected[question]:
-            self._problems.pop(question, None)
+            self._tests.pop(question, None)
         for ask, (start_s, verdict) in zip(asks, found, strict=True):
             yield Verified(ask, verdict, start_s)
-
-
-def _verdicts(problem: dict[str, Any], texts: list[str], config: VerifyConfig) -> list[tuple[float, Verdict]]:
-    verify = verifier(config)
-    return [(time.time(), verify(text, problem)) for text in texts]
 
 
 def evaluation_rows(

@@ -12,13 +12,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import ray
 
 from trd_ray.config import VerifyConfig
-from trd_ray.verify import Verdict, verifier
+from trd_ray.verify import Verdict, verifier_of_json
 
 VERIFY_RETRIES = 2  # for a task whose process ended, which no verified program can cause
 
@@ -39,7 +38,7 @@ class Verifying:
     def __init__(self, config: VerifyConfig, max_tasks: int):
         self.config = config.model_dump_json()  # a text is quicker to send with every task
         self.max_tasks = max_tasks
-        self.task = ray.remote(verdicts).options(num_cpus=config.cpus, max_retries=VERIFY_RETRIES)
+        self.task = verifier_task(config)
         self.waiting: deque[_Waiting] = deque()
         self.under_way: set[asyncio.Task] = set()
 
@@ -79,16 +78,16 @@ class Verifying:
                 one.judged.set_result(judged)
 
 
+def verifier_task(config: VerifyConfig) -> Any:
+    """`verdicts` as the Ray task that verifies, wherever texts are verified."""
+    return ray.remote(verdicts).options(num_cpus=config.cpus, max_retries=VERIFY_RETRIES)
+
+
 def verdicts(config: str, asked: list[tuple[dict[str, Any], list[str], int | None]], *tests: Any) -> list[list[Judged]]:
-    """The Ray task: each problem comes with its texts and the place of its tests among `tests`."""
-    verify = verifier(_read(config))
+    """By the VerifyConfig whose JSON is `config`. Each problem comes with its texts, and the place of its tests."""
+    verify = verifier_of_json(config)
     found = []
     for problem, texts, place in asked:
         whole = problem if place is None else problem | {"tests": tests[place]}
         found.append([(time.time(), verify(text, whole)) for text in texts])
     return found
-
-
-@lru_cache(maxsize=8)
-def _read(config: str) -> VerifyConfig:
-    return VerifyConfig.model_validate_json(config)

@@ -11,16 +11,17 @@ from functools import lru_cache
 from trd_ray.config import VerifyConfig
 from trd_ray.verify.verdict import EMPTY, Verdict, Verifier
 
-__all__ = ["EMPTY", "Verdict", "Verifier", "verifier"]
+__all__ = ["EMPTY", "Verdict", "Verifier", "verifier", "verifier_of_json"]
 
 
 def verifier(config: VerifyConfig) -> Verifier:
     """The verifier of a recipe. One process makes one and keeps it, so call this inside the task that verifies."""
-    return _kept(config.model_dump_json())
+    return verifier_of_json(config.model_dump_json())
 
 
 @lru_cache(maxsize=8)
-def _kept(config: str) -> Verifier:
+def verifier_of_json(config: str) -> Verifier:
+    """The same of a VerifyConfig as JSON, in which form it is quickest to send to a task."""
     return _ByTests(VerifyConfig.model_validate_json(config))
 
 
