@@ -18,6 +18,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Ray's workers are nice by 15 otherwise, and beside the quick tests of the other process they would hardly ever run.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # A script that starts the tests with & or nohup ignores these signals, and so would every child that a test interrupts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

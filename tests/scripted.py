@@ -4,7 +4,7 @@ A real engine cannot be told when to answer which request, nor be made to kill t
 """
 
 import asyncio
-import os
+import contextlib
 import signal
 import sys
 from pathlib import Path
@@ -70,10 +70,12 @@ class Script:
 
 
 def kill_stage() -> None:
-    """SIGKILL for the actors of the stage."""
-    for process in psutil.process_iter(["cmdline"]):
-        if "MapBatches(Flow)" in " ".join(process.info["cmdline"] or []) and process.ppid():
-            os.kill(process.pid, signal.SIGKILL)
+    """SIGKILL for the actors of the stage; like this process they are children of the raylet."""
+    raylet = psutil.Process().parent()
+    for process in raylet.children() if raylet else ():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "MapBatches(Flow)" in " ".join(process.cmdline()):
+                process.send_signal(signal.SIGKILL)
 
 
 class ScriptedPool(Pool):

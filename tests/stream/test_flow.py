@@ -10,7 +10,7 @@ from trd_ray.rows import PROBLEM
 from trd_ray.stream.feed import Feed
 from trd_ray.stream.graph import arriving, graph
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def problems() -> pa.Table:
 def feed_of(pool, problems, order, **over) -> Feed:
     spec = stage_spec(pool, order, problems, **over)
     blocks = arriving(graph(spec, start_step=0))
-    return Feed(blocks, rows_per_step=order.rollouts_per_step, stall_timeout_s=60, problems=problems)
+    return Feed(blocks, rows_per_step=order.rollouts_per_step, stall_timeout_s=240, problems=problems)
 
 
 def test_a_rollout_is_refined_while_its_neighbour_is_still_sampled(ray_cluster, problems, tmp_path):
