@@ -7,9 +7,9 @@ A stand-in replaces two things, which both sleep: vLLM's AsyncLLM and the learne
 function of its seed and nothing queues in an engine, so the least that a step can take is known exactly: see
 trd_ray/record/bounds.py.
 
-The wall is a mean over the steps after the first, from one recorded step to the next. Engines share a few processes,
-half of them sample and half refine. Options: `--help`. A mistake in them is one sentence and exit code 2. Ctrl-C ends
-the run, and all its processes.
+The wall is a mean over the steps after the first, from one recorded step to the next; where a run drains, without its
+last ones, after which nothing is left to drain. Engines share a few processes, half of them sample and half refine.
+Options: `--help`. A mistake in them is one sentence and exit code 2. Ctrl-C ends the run, and all its processes.
 """
 
 import contextlib
@@ -152,7 +152,7 @@ def standing_in(s: Settings, seen: Seen, meter: Meter) -> Iterator[None]:
     def record_and_note(training: Training, steps: int, *arguments: Any) -> None:
         record(training, steps, *arguments)
         seen.recorded_at.append(time.time())
-        if steps in (1, s.steps):
+        if steps in (1, s.steps - s.last_steps):
             pools = training.session.pools
             spent = sum(ray.get([pool.spent_s.remote() for pool in pools.values()]))
             [seen.up_at] = ray.get([pools["sampler"].when_up.remote()])

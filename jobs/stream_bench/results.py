@@ -23,7 +23,7 @@ class Seen:
     up_at: float = 0.0  # when all engines that sample were up
     recorded_at: list[float] = field(default_factory=list)  # for each step
     first: Usage | None = None  # after the first step
-    last: Usage | None = None  # after the last step
+    last: Usage | None = None  # after the last step that is measured
     idle: tuple[Usage, Usage, float] | None = None  # before and after so many seconds in which nothing was done
     stand_in: tuple[float, float] = (0.0, 0.0)  # CPU seconds that the stand-in itself has used, at the same times
 
@@ -96,12 +96,13 @@ class Report:
 def report(s: Settings, seen: Seen, folder: Path) -> Report:
     facts = [step_facts(file) for file in sorted((folder / "run" / "rows").glob("step-*.parquet"))]
     assert seen.last and len(facts) == s.steps
-    walls = [b - a for a, b in pairwise(seen.recorded_at)]
-    span, measured = sum(walls), facts[1:]
+    recorded_at = seen.recorded_at[: s.steps - s.last_steps]
+    walls = [b - a for a, b in pairwise(recorded_at)]
+    span, measured = sum(walls), facts[1 : len(recorded_at)]
     wall, least = span / len(walls), _mean([bound_s(s, f) for f in measured])
     # Rows of later steps are already on their way when the first step ends, so each side counts what it finished.
     recorded = s.rows * len(measured)
-    begin, end = seen.recorded_at[0], seen.recorded_at[-1]
+    begin, end = recorded_at[0], recorded_at[-1]
     refined = sum(begin <= t <= end for f in facts for t in f.refined_at) or recorded
     spent = _spent(seen, recorded, refined)
     cpu, idle = _by_role(spent, span)

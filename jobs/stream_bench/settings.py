@@ -45,6 +45,11 @@ class Settings:
         """How many steps are on their way at a time."""
         return NEVER_STEPS if self.staleness == "never" else int(self.staleness) + 1
 
+    @property
+    def last_steps(self) -> int:
+        """The last ones of a run that drains: their weights wait for no request, so they are not measured."""
+        return 0 if self.in_flight == "keep" or self.staleness == "never" else self.together - 1
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -95,4 +100,4 @@ def settings(arguments: list[str], description: str) -> tuple[Settings, bool, Pa
         if not 0 < getattr(s, name) < 1e6:
             raise UserError(f"--{name.replace('_', '-')} {getattr(s, name)} must be a positive number")
     rounds = -(-max(1, s.steps - 1) // s.together)
-    return replace(s, steps=1 + rounds * s.together), wants_json, keep
+    return replace(s, steps=1 + rounds * s.together + s.last_steps), wants_json, keep

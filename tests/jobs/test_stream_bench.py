@@ -127,6 +127,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(arguments, remedy, capsys):
     assert sentence.count("\n") == 1 and remedy in sentence
 
 
-def test_whole_rounds_of_steps_are_measured():
-    # With staleness 2 three steps are sampled at once and end together, so a part of a round would mislead.
-    assert [settings(["--staleness", "2", "--steps", n], "")[0].steps for n in "1458"] == [4, 4, 7, 10]
+@pytest.mark.parametrize(("in_flight", "unmeasured"), [("keep", 0), ("drain", 2)])
+def test_whole_rounds_of_steps_are_measured_and_where_a_run_drains_not_its_last(in_flight, unmeasured):
+    # With staleness 2 three steps are sampled at once and end together, so a part of a round would mislead. The weights
+    # of the last two steps have nothing to drain.
+    found = [settings(["--staleness", "2", "--in-flight", in_flight, "--steps", n], "")[0] for n in "1458"]
+    assert [s.last_steps for s in found] == 4 * [unmeasured]
+    assert [s.steps - s.last_steps for s in found] == [4, 4, 7, 10]
