@@ -1,5 +1,6 @@
 """The shelf puts the tests of a problem into the object store for who asks, and keeps none itself."""
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import ray
+from ray.exceptions import ObjectLostError
 
 from trd_ray.problems.columns import SCHEMA
 from trd_ray.problems.spool import Spool
@@ -28,7 +30,7 @@ def spilled(tmp_path_factory) -> Iterator[Path]:
     """A local Ray, whose store writes what does not fit into this folder."""
     folder = tmp_path_factory.mktemp("spilled")
     ray.init(
-        num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=200 * MIB,
+        address="local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=200 * MIB,
         object_spilling_directory=str(folder),
     )  # fmt: skip
     yield folder
@@ -71,3 +73,19 @@ def test_the_store_holds_only_what_somebody_holds(spilled):
         del ref
     assert ray.get(held) == tests[0]
     assert [file for file in spilled.rglob("*") if file.is_file()] == []
+
+
+def test_what_a_dead_shelf_had_put_is_lost_for_a_verifier_and_the_restarted_one_puts_it_again():
+    """The stage asks again after this error, see flow.py."""
+    spool = Spool()
+    tests = [b"a" * 300_000]
+    shelf = start_shelf(problems(spool, tests), spool)
+    assert shelf is not None
+    [ref] = ray.get(shelf.tests.remote(0))
+    ray.kill(shelf, no_restart=False)
+    with pytest.raises(ObjectLostError):  # once the store has heard of the death
+        for _ in range(600):
+            ray.get(length_of.remote(ref), timeout=60)
+            time.sleep(0.1)
+    [ref] = ray.get(shelf.tests.remote(0), timeout=60)
+    assert ray.get(length_of.remote(ref), timeout=60) == 300_000

@@ -223,9 +223,8 @@ def _bound(recipe: Recipe, metrics: list[dict], facts: list[dict]) -> str:
     steady = bounds.steady(metrics, staleness)
     steps = _values(steady, "seconds/step")
     s = bounds.of_run(facts, steady)
-    if s is None or not steps:
+    if s is None or not steps or not (least := bounds.bound(s, staleness, in_flight)):
         return ""
-    least = bounds.bound(s, staleness, in_flight)
     work = "S + R + T" if staleness == 0 else f"(S + R + T) / {staleness + 1}"
     formula = work if staleness == 0 else f"max(T, {'S, ' if in_flight == 'drain' else ''}{work})"
     said = (
