@@ -79,7 +79,7 @@ def test_whatever_dies_is_one_sentence_nothing_is_left_and_the_same_command_goes
     command = on_corpus(corpus, "steps=40", "--resume", "auto")
     directory = tmp_path / "run"
     process = start(directory, "train", *command)
-    wait_for_checkpoint(process, directory)
+    wait_for_checkpoint(process, directory, timeout_s=600)
     if kind == "gcs":  # it is missed after a minute only, by when the run would be over
         process_of(process.pid, "learner").suspend()
     process_of(process.pid, kind).kill()
