@@ -15,7 +15,7 @@ Shares are in percent. A figure without a criterion is shown and not judged.
 import re
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -106,7 +106,7 @@ def _shipped(recipe: str) -> Path:
     return path
 
 
-def _sentence(error: dict) -> str:
+def _sentence(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     match error["type"]:
         case "extra_forbidden":
