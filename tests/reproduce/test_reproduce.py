@@ -216,6 +216,13 @@ def test_a_dry_run_shows_the_figures_the_parts_and_the_placement_and_makes_nothi
     assert not directory.exists()
 
 
+def test_a_dry_run_shows_the_figures_also_where_a_benchmark_is_not_at_hand(capsys, tmp_path):
+    assert main(["reproduce", "paper_opd_1p7b", f"aime24:{tmp_path / 'no.jsonl'}", "--dry-run"]) == 2
+    said, refusal = capsys.readouterr()
+    assert "49.4 (+4.6)" in said and "score >= 46.4, gain > 0" in said
+    assert "no.jsonl" in refusal
+
+
 def test_what_two_evaluations_left_becomes_the_table(tmp_path, capsys):
     found = figures.load("miniature_opsd", written(tmp_path, benchmarks={QUICKSTART: {"avg@16": {"gain_above": 30}}}))
     planned = plan("miniature_opsd", [f"run_dir={tmp_path}"], found, figures.asked(found, []))

@@ -10,6 +10,8 @@ there.
 Exit codes: 0 every criterion is met, 1 one is not, or cannot be told from these samples, else as train and evaluate.
 """
 
+from trd_ray import config
+from trd_ray.errors import UserError
 from trd_ray.evaluate import command as evaluation
 from trd_ray.evaluate import report as evaluated
 from trd_ray.record.directory import RunDirectory
@@ -22,10 +24,18 @@ from trd_ray.train import command as training
 
 
 def dry_run(argument: str, overrides: list[str], figures: Figures, specs: dict[str, str]) -> int:
-    """Print the figures with their criteria, where each part goes, and the dry run of the training."""
-    planned = plan(argument, overrides, figures, specs)
+    """Print the figures with their criteria, where each part goes, and the dry run of the training.
+
+    The figures are shown also where something else is in the way.
+    """
     console = console_for_results(width_of_a_log=140)
-    console.print(report.rendered(planned, _lines(planned), []))
+    title = report.titled(config.load(argument, overrides), figures)
+    try:
+        planned = plan(argument, overrides, figures, specs)
+    except UserError:
+        console.print(report.rendered(title, judged.lines(figures, {}, []), []))
+        raise
+    console.print(report.rendered(title, _lines(planned), []))
     for folder, what in ((planned.run, "the run"), (planned.base, "the base"), (planned.trained, "the trained model")):
         state = "begun" if (folder / "recipe.yaml").is_file() else "to do"
         console.print(f"{what}: {state}, {folder}", markup=False, soft_wrap=True)
@@ -52,7 +62,7 @@ def conclude(planned: ReproductionPlan) -> int:
     notes = _notes(planned)
     place = report.write(planned, lines, notes)
     console = console_for_results(width_of_a_log=140)
-    console.print(report.rendered(planned, lines, notes))
+    console.print(report.rendered(report.titled(planned.recipe, planned.figures), lines, notes))
     console.print(report.conclusion(lines), markup=False, soft_wrap=True)
     console.print(f"everything is in {planned.directory}, the report is {place.name}", soft_wrap=True, markup=False)
     return 0 if report.reproduced(lines) else 1

@@ -13,9 +13,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from trd_ray.config import Recipe
 from trd_ray.files import write_atomically
 from trd_ray.record import markdown
-from trd_ray.reproduce.figures import CRITERIA, Figure
+from trd_ray.reproduce.figures import CRITERIA, Figure, Figures
 from trd_ray.reproduce.judged import FAILS, NOT_MEASURED, PASSES, ROLLOUTS, UNDECIDED, JudgedFigure, is_share
 from trd_ray.reproduce.plan import ReproductionPlan
 from trd_ray.score.stats import LEVEL, Estimate
@@ -58,10 +59,10 @@ def conclusion(lines: list[JudgedFigure]) -> str:
     return f"{'Reproduced' if reproduced(lines) else 'Not reproduced'}: {of}."
 
 
-def rendered(plan: ReproductionPlan, lines: list[JudgedFigure], notes: list[str]) -> Group:
+def rendered(title: str, lines: list[JudgedFigure], notes: list[str]) -> Group:
     """The table as the terminal shows it."""
     header, *body = table(lines)
-    drawn = Table(*header, title=title(plan), title_justify="left", box=None, pad_edge=False)
+    drawn = Table(*header, title=title, title_justify="left", box=None, pad_edge=False)
     for column in drawn.columns[1:5]:
         column.justify = "right"
     for row in body:
@@ -69,15 +70,19 @@ def rendered(plan: ReproductionPlan, lines: list[JudgedFigure], notes: list[str]
     return Group(drawn, Text("\n".join([NOTE, *map(_note, notes)]) + "\n", style="dim"))
 
 
-def title(plan: ReproductionPlan) -> str:
-    return f"{plan.recipe.name} beside {plan.figures.source}"
+def titled(recipe: Recipe, figures: Figures) -> str:
+    return f"{recipe.name} beside {figures.source}"
 
 
 def write(plan: ReproductionPlan, lines: list[JudgedFigure], notes: list[str]) -> Path:
     """Write both files; returns the place of the Markdown."""
     place = plan.directory / "reproduction.md"
     rows = [[markdown.inline(cell) for cell in row] for row in table(lines)]
-    parts = [f"# {markdown.inline(title(plan))}", markdown.inline(conclusion(lines)), markdown.table(rows)]
+    parts = [
+        f"# {markdown.inline(titled(plan.recipe, plan.figures))}",
+        markdown.inline(conclusion(lines)),
+        markdown.table(rows),
+    ]
     parts += [markdown.inline(NOTE), *(markdown.inline(_note(note)) for note in notes)]
     parts.append(
         "The run is in `run/`, the evaluations of its student before and after in `base/` and `trained/`. Made by "
