@@ -19,6 +19,7 @@ from trd_ray.evaluate.target import target
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = [p.stem for p in (ROOT / "trd_ray" / "recipes").glob("*.yaml")]
+ON_GPUS = ("paper", "qwen3")  # how the names of what needs GPUs begin
 HEAVY = ["torch", "ray", "vllm", "transformers", "scipy", "datasets", "tensorboard"]
 CALL = f"""
 import json, sys, time
@@ -88,7 +89,7 @@ def test_an_unknown_name_is_refused_with_the_list_of_shipped_ones_once(capsys, c
     said = refused(capsys, command, "xyz")
     assert said.startswith(f"there is no {kind} 'xyz': give a YAML file or one of miniature")
     names = re.findall(r"\w+", said.partition("one of ")[2])
-    assert len(set(names)) == len(names) == {"recipe": 11, "comparison": 2}[kind]
+    assert len(set(names)) == len(names) == {"recipe": 16, "comparison": 2}[kind]
     assert "(did you mean miniature" in refused(capsys, command, "miniatur")
 
 
@@ -192,10 +193,11 @@ def test_recipes_lists_what_ships_with_what_each_needs(capsys):
     assert main(["recipes"]) == 0
     said = capsys.readouterr().out
     assert all(f"  {name} " in said for name in (*SHIPPED, "paper", "miniature"))
-    assert [s.name for s in shipped.recipes()] == sorted(SHIPPED, key=lambda n: (n.startswith("paper"), n))
+    assert [s.name for s in shipped.recipes()] == sorted(SHIPPED, key=lambda n: (n.startswith(ON_GPUS), n))
     for s in [*shipped.recipes(), *shipped.comparisons()]:
-        on_gpus = s.name.startswith("paper")
-        assert s.machine == ("8 GPUs of 80 GB" if on_gpus else "2 cores without a GPU")
+        on_gpus = s.name.startswith(ON_GPUS)
+        machine = {"paper": "8 GPUs of 80 GB", "qwen3": r"1 GPU of (24|80) GB|2 nodes of 8 GPUs of 80 GB"}
+        assert re.fullmatch(machine.get(s.name.split("_")[0], "2 cores without a GPU"), s.machine)
         assert bool(s.fetched) == on_gpus, "what is shipped here needs no network, the paper's models and data do"
         assert s.text.endswith(".") and "GPU" not in s.text
     [opd] = [s for s in shipped.recipes() if s.name == "paper_opd_1p7b"]

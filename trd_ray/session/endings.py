@@ -95,10 +95,12 @@ KEPT = {
 
 
 def resuming(flag: str = "--resume") -> str:
-    """The command that goes on with the run: that of this process, with `flag`."""
+    """The command that goes on with the run: that of this process, with `flag`, unless it goes on unasked."""
     name, *arguments = sys.argv
-    given = any(a == flag or a.startswith(f"{flag}=") for a in arguments)
-    program = ["trd"] if Path(name).name in ("trd", "cli.py") else ["python", name]
+    ours = Path(name).name in ("trd", "cli.py")
+    goes_on = "reproduce" in (arguments[:1] if ours else [Path(name).stem])
+    given = goes_on or any(a == flag or a.startswith(f"{flag}=") for a in arguments)
+    program = ["trd"] if ours else ["python", name]
     return f"`{shlex.join([*program, *arguments, *([] if given else [flag])])}`"
 
 

@@ -1,0 +1,1 @@
+"""A recipe run and evaluated, and what was reported for it beside what came out."""
