@@ -120,6 +120,12 @@ def test_a_cpu_build_beside_gpus_refuses(cards):
     assert "gpu.lock" in found["CUDA"]["remedy"]
 
 
+def test_a_torch_that_takes_too_long_is_not_known_and_refuses_nothing(cards, monkeypatch):
+    monkeypatch.setattr(this_machine, "TORCH_S", 0.01)
+    found = {line["what"]: line for line in this_machine._cards(this_machine.gpus_seen())}
+    assert found["CUDA"]["state"] == "not known" and not any(line["needed"] for line in found.values())
+
+
 @pytest.mark.parametrize(("visible", "count"), [("", 0), ("-1", 0), ("1", 1), ("0,1", 2), ("7", 0), ("GPU-ab12", 1)])
 def test_only_the_gpus_that_a_program_may_use_count(cards, monkeypatch, visible, count):
     assert len(this_machine.gpus_seen()) == 2

@@ -113,6 +113,7 @@ def segments(
         return out_BHTD.transpose(1, 2), None
     if _flash_takes(query_BHTD, value_BKTD) and softcap is None and not dropout:
         query_THD, key_TKD, value_TKD = (x.squeeze(0).transpose(0, 1) for x in (query_BHTD, key_BKTD, value_BKTD))
+        told: dict[str, Any] = {"enable_gqa": query_BHTD.shape[1] != key_BKTD.shape[1]} if _IS_TOLD_OF_GROUPS else {}
         out_THD: Any = varlen_attn(
             query_THD,
             key_TKD,
@@ -123,7 +124,7 @@ def segments(
             max_length_k,  # type: ignore[arg-type]
             scale=scaling,
             window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-            **({"enable_gqa": query_BHTD.shape[1] != key_BKTD.shape[1]} if _IS_TOLD_OF_GROUPS else {}),
+            **told,
         )
         return out_THD.unsqueeze(0), None
     out_BHTD = _each(query_BHTD, key_BKTD, value_BKTD, cu_seq_lens_q, scaling, sliding_window, softcap, dropout)

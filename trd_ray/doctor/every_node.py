@@ -19,12 +19,13 @@ MOST_APART_S = 1.0
 def examined(wanted: Wanted) -> dict[str, list[Finding]]:
     """Ask all nodes of the cluster to which Ray is connected."""
     import ray
+    from ray import cloudpickle  # type: ignore[reportAttributeAccessIssue]
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     import trd_ray.doctor
 
     # A node may have another trd_ray, or none: it gets this code itself instead of its name.
-    ray.cloudpickle.register_pickle_by_value(trd_ray.doctor)
+    cloudpickle.register_pickle_by_value(trd_ray.doctor)
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     names = _names(nodes)
 
@@ -71,7 +72,7 @@ def _clock(ask: Any) -> list[Finding]:
     if not ray.wait([ref], timeout=CLOCK_S)[0]:
         return [Finding("clock", NOT_KNOWN, f"no answer within {CLOCK_S:.0f} s")]
     try:
-        there = ray.get(ref)
+        there: Any = ray.get(ref)
     except Exception as e:  # the node has gone since
         return [Finding("clock", NOT_KNOWN, " ".join(str(e).split())[-200:])]
     return [_apart(there - begin, time.time() - there)]

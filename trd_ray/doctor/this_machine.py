@@ -20,7 +20,7 @@ from trd_ray.doctor.against_lock import NEEDED, against, lock_of_this_machine, v
 from trd_ray.doctor.holdings import model_here, problems_here, reach_hub
 
 GIB = 2**30
-TORCH_S = 40.0  # to import torch from a cold disk
+TORCH_S = 25.0  # to import torch from a cold disk
 TOOL_S = 10.0
 MIN_FREE_GIB = 5.0  # of disk: below it a checkpoint of a small model does not fit
 MIN_MEMORY_GIB = 2.0
@@ -131,12 +131,18 @@ def _output(command: list[str], timeout_s: float = TOOL_S) -> str:
 
 
 def _torch_facts() -> dict | None:
-    """What torch says of CUDA, in a process of its own: it takes seconds, and a broken installation can crash it."""
+    """What torch says of CUDA, in a process of its own: it takes seconds, and a broken installation can crash it.
+
+    None where torch does not start, {} where that takes too long to be waited for.
+    """
     if not version("torch"):
         return None
     try:
-        return json.loads(_output([sys.executable, "-c", PROBE], TORCH_S).splitlines()[-1])
-    except (ValueError, IndexError):
+        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=TORCH_S)
+        return json.loads(done.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return {}
+    except (OSError, ValueError, IndexError):
         return None
 
 
@@ -148,10 +154,14 @@ def _cards(gpus: list[str]) -> list[dict]:
         remedy = "recipes for GPUs need some, with NVIDIA's driver 580 or newer; the miniature recipes need none"
         software = line("driver, CUDA, NCCL", "not known", "there is no GPU to ask")
         return [line("GPUs", "lacks", "none", remedy), software]
-    facts = _torch_facts()
     names, memory, drivers = zip(*(gpu.split(", ") for gpu in gpus), strict=True)
     kinds = ", ".join(f"{names.count(n)} x {n} ({memory[names.index(n)]})" for n in dict.fromkeys(names))
-    return [line("GPUs", "pass", kinds), *_driver(drivers[0], facts), *_cuda(len(gpus), facts), *_nccl(facts)]
+    lines = [line("GPUs", "pass", kinds)]
+    facts = _torch_facts()
+    if facts == {}:
+        said = f"torch took longer than {TORCH_S:.0f} s to start"
+        return [*lines, line("driver", "pass", drivers[0]), line("CUDA", "not known", said, "ask again")]
+    return [*lines, *_driver(drivers[0], facts), *_cuda(len(gpus), facts), *_nccl(facts)]
 
 
 def _driver(driver: str, facts: dict | None) -> list[dict]:

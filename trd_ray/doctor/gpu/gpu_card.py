@@ -3,6 +3,7 @@
 Needs torch alone.
 """
 
+import importlib
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ REPEATS = 20
 
 def run(folder: Path) -> Figures:
     import torch
+    from torch.cuda import nccl
 
     name = torch.cuda.get_device_name()
     memory = torch.cuda.get_device_properties(0).total_memory / 2**30
@@ -24,7 +26,7 @@ def run(folder: Path) -> Figures:
         "capability": "{}.{}".format(*torch.cuda.get_device_capability()),
         "torch": torch.__version__,
         "CUDA": str(torch.version.cuda),
-        "NCCL": ".".join(map(str, torch.cuda.nccl.version())),
+        "NCCL": ".".join(map(str, nccl.version())),
     }
     for module in ("vllm", "ray"):
         figures[module] = _version(module)
@@ -36,6 +38,8 @@ def run(folder: Path) -> Figures:
         pairs = [(a, b) for a in range(torch.cuda.device_count()) for b in range(torch.cuda.device_count()) if a != b]
         direct = sum(torch.cuda.can_device_access_peer(a, b) for a, b in pairs)
         figures["pairs with direct access"] = f"{direct} of {len(pairs)}"
+    if problem := _broken_bindings():
+        raise PartFailed(problem, figures)
     if (wrong := _wrong_product()) > 1e-2:
         raise PartFailed(f"a bfloat16 product is {wrong:.1e} of its norm away from the float64 one", figures)
     return figures
@@ -80,6 +84,21 @@ def _wrong_product() -> float:
     exact = a @ b.T
     found = (a.cuda().bfloat16() @ b.cuda().bfloat16().T).double().cpu()
     return float((found - exact).norm() / exact.norm())
+
+
+def _broken_bindings() -> str:
+    """What is wrong with CUDA's Python packages, which vLLM's kernels need; "" where they work or are not installed.
+
+    Releases of cuda-python before 13 hold files of cuda-bindings too, and overwrite them.
+    """
+    if _version("cuda-core") == "not installed":
+        return ""
+    try:
+        importlib.import_module("cuda.core")
+        importlib.import_module("cuda.bindings.nvml")
+    except Exception as e:  # what half-overwritten modules can raise
+        return f"cuda.core cannot be imported ({type(e).__name__}: {e}): install requirements/gpu.lock afresh"
+    return ""
 
 
 def _version(package: str) -> str:

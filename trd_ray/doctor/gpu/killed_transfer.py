@@ -42,7 +42,8 @@ def kill_one(folder: Path, *, backend: str, device: str, gpus: float, dtype: str
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     with _cluster(gpus), _group(folder), _pool(path, folder, backend, gpus, dtype) as pool:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        model.to(device)
         return _push_kill_push(pool, model, folder, backend, dtype)
 
 
@@ -163,7 +164,7 @@ def _wait_until_up(pool: Any, figures: Figures) -> None:
 
     deadline = time.monotonic() + UP_WITHIN_S
     while True:
-        status = ray.get(pool.status.remote(), timeout=SYNC_TIMEOUT_S)
+        status: Any = ray.get(pool.status.remote(), timeout=SYNC_TIMEOUT_S)
         if status["failure"]:
             raise PartFailed(f"the pool failed: {status['failure'][:300]}", figures)
         if status["up"] == status["engines"] and not status["restarting"]:

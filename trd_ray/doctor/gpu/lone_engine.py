@@ -31,42 +31,47 @@ def run_fp8(folder: Path) -> Figures:
 
 
 def measure(kv_cache_dtype: str, kv_bytes: int) -> Figures:
-    # Its kernel is compiled at start and, as every request has a seed, never used.
-    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     import torch
-    from vllm import LLM, SamplingParams
 
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-    shape = flops.QWEN3_8B if gib >= LARGE_GIB else flops.QWEN3_1P7B
+    large = gib >= LARGE_GIB
+    shape = flops.QWEN3_8B if large else flops.QWEN3_1P7B
+    options = {"kv_cache_dtype": kv_cache_dtype, "gpu_memory_utilization": UTILIZATION}
     count = sequences(shape, gib, kv_bytes)
+    return {"shape": "8B" if large else "1.7B"} | speeds(shape, count, CONTEXT, NEW, options)
+
+
+def speeds(shape: flops.Shape, count: int, context: int, new: int, options: dict[str, Any]) -> Figures:
+    """Tokens a second of `count` sequences that are read at once, and then decoded at once."""
+    # Its kernel is compiled at start and, as every request has a seed, never used.
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    from vllm import LLM, SamplingParams
+
     with tempfile.TemporaryDirectory() as place:
         make_folder(shape, place)
-        options: dict[str, Any] = {"load_format": "dummy", "kv_cache_dtype": kv_cache_dtype, "seed": 0}
-        options["gpu_memory_utilization"] = UTILIZATION
-        engine = LLM(model=place, dtype="bfloat16", max_model_len=CONTEXT + NEW, **options)
+        engine = LLM(
+            model=place, load_format="dummy", dtype="bfloat16", max_model_len=context + new, seed=0, **options
+        )  # fmt: skip
         rng = random.Random(0)
-        prompts = [{"prompt_token_ids": [rng.randrange(2, 1000) for _ in range(CONTEXT)]} for _ in range(count)]
+        prompts: Any = [
+            {"prompt_token_ids": [rng.randrange(2, shape.vocabulary) for _ in range(context)]} for _ in range(count)
+        ]
 
         def seconds(tokens: int) -> float:
-            asked = [
-                SamplingParams(
-                    max_tokens=tokens, ignore_eos=True, detokenize=False, seed=i, temperature=0.6, top_p=0.95, top_k=20
-                )
-                for i in range(count)
-            ]
+            sampling: dict[str, Any] = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_tokens": tokens}
+            asked = [SamplingParams(seed=i, ignore_eos=True, detokenize=False, **sampling) for i in range(count)]
             begin = time.perf_counter()
-            engine.generate(prompts, asked, use_tqdm=False)  # type: ignore[arg-type]
+            engine.generate(prompts, asked, use_tqdm=False)
             return time.perf_counter() - begin
 
         reading = seconds(1)
         again = seconds(1)  # from the prefix cache: what decoding below does not take
-        decoding = seconds(NEW) - again
+        decoding = max(1e-9, seconds(new) - again)
     return {
-        "shape": "8B" if shape is flops.QWEN3_8B else "1.7B",
         "sequences": count,
-        "prompt tokens/s": count * CONTEXT / reading,
-        "new tokens/s": count * (NEW - 1) / decoding,
-        "ms an iteration": 1000 * decoding / (NEW - 1),
+        "prompt tokens/s": count * context / reading,
+        "new tokens/s": count * (new - 1) / decoding,
+        "ms an iteration": 1000 * decoding / (new - 1),
     }
 
 
