@@ -159,7 +159,7 @@ def _doctor_options(command: argparse.ArgumentParser) -> None:
     text = "a recipe to look for too: its models and data, a compiler or a sandbox if it needs one"
     command.add_argument("recipe", nargs="?", help=text)
     command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override the recipe; values are YAML")
-    text = "look at every node of this cluster (default: RAY_ADDRESS, the recipe's cluster.address, else this machine)"
+    text = "look at every node of this cluster (default: the recipe's cluster.address, RAY_ADDRESS, else this machine)"
     command.add_argument("--address", metavar="HOST:PORT", help=text)
     command.add_argument("--json", action="store_true", help="for scripts")
     text = (

@@ -73,6 +73,12 @@ def test_what_is_in_the_hub_s_cache_needs_no_hub(offline, capsys):
     (refs / "main").write_text("another")
     assert not holdings.model_here("Qwen/Qwen3-8B", "main", ())[0], "the revision that is asked for is not there"
     assert holdings.model_here("Qwen/Qwen3-8B", "abc", ())[0]
+    shards = {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}
+    (snapshot.parents[2] / "models--Qwen--Qwen3-8B/snapshots/abc/model.safetensors.index.json").write_text(
+        json.dumps(shards)
+    )
+    here, found = holdings.model_here("Qwen/Qwen3-8B", "", ())
+    assert not here and "without model-2.safetensors" in found, "a download was cut off"
 
 
 def test_a_hub_that_cannot_be_reached_is_said_within_its_deadline(offline, monkeypatch):

@@ -8,6 +8,7 @@ These run on every node (see this_machine.py), so they import nothing.
 """
 
 import glob
+import json
 import os
 import threading
 import urllib.error
@@ -29,14 +30,31 @@ def model_here(path: str, revision: str, made_here: tuple[str, ...]) -> tuple[bo
         return True, "comes with the package"
     folder = Path(path).expanduser()
     if folder.is_dir():
-        whole = (folder / "config.json").is_file() and any(next(folder.glob(p), None) for p in WEIGHTS)
-        return whole, "a folder" if whole else "a folder without config.json and weights"
+        lacking = "" if (folder / "config.json").is_file() else "config.json"
+        lacking = lacking or _lacking(folder)
+        return not lacking, f"a folder without {lacking}" if lacking else "a folder"
     if path.startswith(("/", ".", "~")):
         return False, "there is no such folder here"
+    found = "not in the hub's cache"
     for snapshot in _snapshots("models", path, revision):
-        if any(next(snapshot.glob(pattern), None) for pattern in WEIGHTS):
+        lacking = _lacking(snapshot)
+        if not lacking:
             return True, "in the hub's cache"
-    return False, "not in the hub's cache"
+        found = f"in the hub's cache without {lacking}"
+    return False, found
+
+
+def _lacking(folder: Path) -> str:
+    """A file of the weights that a folder does not have, "" where it has all: a download may have been cut off."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.is_file() else set()
+    except (OSError, ValueError, KeyError, AttributeError):
+        return f"a readable {index.name}"
+    absent = sorted(file for file in files if not (folder / file).is_file())
+    if absent:
+        return absent[0]
+    return "" if any(file.is_file() for pattern in WEIGHTS for file in folder.glob(pattern)) else "weights"
 
 
 def problems_here(path: str, made_here: tuple[str, ...]) -> tuple[bool, str]:

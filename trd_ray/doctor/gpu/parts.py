@@ -27,7 +27,7 @@ class Part:
     work: str  # module:function; the module is one of this folder, or has a dot
     needs: tuple[str, ...]
     gpus: int = 1
-    deadline_s: float = 475.0  # under 8 minutes, the end of its processes included
+    deadline_s: float = 460.0  # under 8 minutes, the end of its processes included
 
     def lacking(self, gpus: int) -> str:
         """Why it is skipped on a machine with so many GPUs, "" where it is not."""
@@ -54,14 +54,15 @@ PARTS = (
     Part("adapter", "a run on one GPU, adapters to the engines", "short_runs:adapter", ENGINES),
     Part("gloo", "a run on one GPU, weights over gloo", "short_runs:gloo", ENGINES),
     Part("ipc", "a run on one GPU, weights by CUDA IPC", "short_runs:ipc", ENGINES),
+    Part("ipc-large", "a push by CUDA IPC of Qwen3-8B's embedding", "pushes:run_large_ipc", ENGINES),
     Part("shared", "a run on one GPU, one pool for both roles", "short_runs:one_pool", ENGINES),
-    Part("kill", "an engine killed inside a gloo transfer", "killed_transfer:run_gloo", ENGINES),
+    Part("kill", "an engine killed inside a gloo transfer", "pushes:run_gloo", ENGINES),
     Part("recipe", "the recipe for one card of 24 GB", "short_runs:one_card", ENGINES),
     Part("engine", "vLLM alone at a context of 8k", "lone_engine:run", ENGINES),
     Part("engine-fp8", "the same with an fp8 cache", "lone_engine:run_fp8", ENGINES),
     Part("step-trl", "bench_step: our step beside TRL's", "speed:run_step_beside_trl", (*LEARNER, "trl")),
     Part("nccl", "a run on two GPUs, weights over NCCL", "short_runs:nccl", ENGINES, 2),
-    Part("kill-nccl", "an engine killed inside an NCCL transfer", "killed_transfer:run_nccl", ENGINES, 2),
+    Part("kill-nccl", "an engine killed inside an NCCL transfer", "pushes:run_nccl", ENGINES, 2),
     Part("ranks-2", "two FSDP ranks and an engine over NCCL", "short_runs:two_ranks", ENGINES, 3),
     Part("tensor-parallel", "an engine on two GPUs over NCCL", "short_runs:tensor_parallel", ENGINES, 3),
     Part("ranks-4", "four FSDP ranks and two engines over NCCL", "short_runs:four_ranks", ENGINES, 6),

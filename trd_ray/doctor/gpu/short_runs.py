@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from trd_ray.doctor.gpu.outcome import Figures, PartFailed, PartSkipped
+from trd_ray.session.last_words import PR_SET_PDEATHSIG, prctl
 
 MOST_GAP = 2e-2  # of bfloat16
 GROWTH = 2.0  # of the gap, from the first step to the last
 STEPS = 3
-RUN_S = 420.0  # a part's deadline is longer
+RUN_S = 400.0  # a part's deadline is longer
 LEAVE_S = 40.0
 
 # The learning rate is high, so that the weights move by more than bfloat16 rounds away.
@@ -121,7 +122,9 @@ def short_run(folder: Path, recipe: str, *overrides: str, run_s: float = RUN_S) 
     environment.pop("RAY_ADDRESS", None)  # what is tried is this machine
     said = folder / "run.out"
     with said.open("w") as out:
-        training = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        training = subprocess.Popen(
+            command, env=environment, stdout=out, stderr=subprocess.STDOUT, preexec_fn=_end_with_this_process
+        )  # fmt: skip
         late = False
         try:
             training.wait(run_s)
@@ -138,6 +141,10 @@ def short_run(folder: Path, recipe: str, *overrides: str, run_s: float = RUN_S) 
         last = next((line for line in reversed(text.splitlines()) if line.startswith("trd: ")), "it said nothing")
         raise PartFailed(f"the run ended with {training.returncode}: {last[:400]}", figures(metrics))
     return {"recipe": recipe} | checked(metrics)
+
+
+def _end_with_this_process() -> None:
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def read_metrics(place: Path) -> list[dict[str, Any]]:

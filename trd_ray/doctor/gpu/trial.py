@@ -62,6 +62,8 @@ def run(only: list[str], out: Path, *, as_json: bool = False) -> int:
             elif not only and (kept := earlier.get(part.name)) and kept.state == PASS and kept.machine == machine:
                 tell(kept)
             else:
+                if not as_json:
+                    print(f"{part.name}: {part.says} ...", flush=True)
                 tell(tried(part, out / part.name, machine))
     if as_json:
         print((out / RESULTS).read_text())

@@ -1,9 +1,11 @@
-"""An engine is killed inside a weight transfer: the sender must hear of it, and the next push must serve the weights.
+"""Weights pushed to an engine without a run around it: one is killed in the middle of a transfer, one tensor is large.
 
-    push 1 (right) -> push 2, whose engine is killed between two tensors -> the pool restarts it -> push 3 (right)
+    kill   push 1, right -> push 2, its engine killed between two tensors -> the pool restarts it -> push 3, right
+    large  two pushes by CUDA IPC of an embedding that is larger than vLLM's buffer, right
 
-Right means that the engine's log-probs of what it sampled are the sender's own. One GPU: the sender shares it with the
-engine and sends over gloo. Two GPUs: NCCL, whose broadcast has no deadline of its own. Needs Ray and vLLM.
+Right means that the engine's log-probs of what it sampled are the sender's own. On one GPU the sender shares it with
+the engine, and the kill is in a gloo transfer; on two it is in one over NCCL, whose broadcast has no deadline of its
+own. Needs Ray and vLLM.
 """
 
 import contextlib
@@ -31,35 +33,33 @@ def run_nccl(folder: Path) -> Figures:
     return kill_one(folder, backend="nccl", device="cuda:1", gpus=1.0, dtype="bfloat16")
 
 
+def run_large_ipc(folder: Path) -> Figures:
+    """A push by CUDA IPC of an embedding larger than 1 GiB, which is Qwen3-8B's: one tensor, one buffer."""
+    from dataclasses import replace
+
+    from trd_ray.doctor.gpu.flops import QWEN3_8B
+    from trd_ray.doctor.gpu.speed import make_model
+
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory() as place:
+        path = make_model(replace(QWEN3_8B, layers=1), place, "cuda")
+        with _connected(path, folder, "ipc", "cuda:0", 0.5, "bfloat16") as (sync, client, sender, _):
+            sender.learn()
+            figures["s of a push"] = _timed(lambda: _must_be_none(sync.push(1), "the push", figures))
+            figures["s of the next"] = _timed(lambda: _must_be_none(sync.push(2), "the next push", figures))
+            figures["gap"] = _gap(client, sender.model, 2, GAP["bfloat16"], figures)
+    return figures
+
+
 def kill_one(folder: Path, *, backend: str, device: str, gpus: float, dtype: str) -> Figures:
     """`device` is the sender's; `gpus` is what the engine reserves, 0 for one on CPUs."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
     from trd_ray import models
 
-    path = models.resolve("miniature:student")
-    if device.startswith("cuda"):
-        torch.cuda.set_device(device)
-    with _cluster(gpus), _group(folder), _pool(path, folder, backend, gpus, dtype) as pool:
-        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-        model.to(device)
-        return _push_kill_push(pool, model, folder, backend, dtype)
-
-
-def _push_kill_push(pool: Any, model: Any, folder: Path, backend: str, dtype: str) -> Figures:
-    import torch
-
-    from trd_ray.engine.client import Client
-    from trd_ray.engine.sync import WeightSync
-
-    sender = Sender(model)
-    sync = WeightSync(sender, [pool], backend=backend, dtype=getattr(torch, dtype), timeout_s=SYNC_TIMEOUT_S)
-    client = Client(pool)
     figures: Figures = {"backend": backend}
-    try:
+    path = models.resolve("miniature:student")
+    with _connected(path, folder, backend, device, gpus, dtype) as (sync, client, sender, pool):
         figures["s of a push"] = _timed(lambda: _must_be_none(sync.push(1), "the first push", figures))
-        figures["gap before"] = _gap(client, model, 1, GAP[dtype], figures)
+        figures["gap before"] = _gap(client, sender.model, 1, GAP[dtype], figures)
         sender.learn()
         killed: list[int] = []
         sender.in_the_middle = lambda: killed.extend(_kill_engine())
@@ -76,11 +76,33 @@ def _push_kill_push(pool: Any, model: Any, folder: Path, backend: str, dtype: st
             raise PartFailed(f"the sender heard of the dead engine only after {heard:.0f} s", figures)
         figures["s until it was up"] = _timed(lambda: _wait_until_up(pool, figures))
         _must_be_none(sync.push(2), "the push after the death", figures)
-        figures["gap after"] = _gap(client, model, 2, GAP[dtype], figures)
-    finally:
-        client.close()
-        sync.close()
+        figures["gap after"] = _gap(client, sender.model, 2, GAP[dtype], figures)
     return figures
+
+
+@contextlib.contextmanager
+def _connected(
+    path: str, folder: Path, backend: str, device: str, gpus: float, dtype: str
+) -> Iterator[tuple[Any, Any, "Sender", Any]]:
+    """(sync, client, sender, pool): a pool of one engine and a model of the same weights that sends to it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trd_ray.engine.client import Client
+    from trd_ray.engine.sync import WeightSync
+
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
+    with _cluster(), _group(folder), _pool(path, folder, backend, gpus, dtype) as pool:
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+        sender = Sender(model.to(device))
+        sync = WeightSync(sender, [pool], backend=backend, dtype=getattr(torch, dtype), timeout_s=SYNC_TIMEOUT_S)
+        client = Client(pool)
+        try:
+            yield sync, client, sender, pool
+        finally:
+            client.close()
+            sync.close()
 
 
 class Sender:
@@ -178,7 +200,7 @@ def _wait_until_up(pool: Any, figures: Figures) -> None:
 
 
 @contextlib.contextmanager
-def _cluster(gpus: float) -> Iterator[None]:
+def _cluster() -> Iterator[None]:
     from trd_ray import config
     from trd_ray.session.cluster import cluster
 
