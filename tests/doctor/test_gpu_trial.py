@@ -1,5 +1,6 @@
 """The trial on GPUs, as far as no GPU is needed: its parts end whatever they do, it goes on, and it counts rightly."""
 
+import contextlib
 import json
 import os
 import re
@@ -16,8 +17,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
+from trd_ray import config
+from trd_ray.doctor import holdings
 from trd_ray.doctor.gpu import flops, gpu_tests, lone_engine, short_runs, speed
-from trd_ray.doctor.gpu.outcome import PartFailed
+from trd_ray.doctor.gpu.outcome import PartFailed, PartSkipped
 from trd_ray.doctor.gpu.parts import ENGINES, PARTS, function
 
 ROOT = Path(__file__).parents[2]
@@ -285,6 +288,24 @@ def test_a_run_passes_where_engine_and_learner_agree_all_along():
 def test_a_run_in_which_engines_have_other_weights_fails(metrics, why):
     with pytest.raises(PartFailed, match=why):
         short_runs.checked(metrics)
+
+
+@pytest.mark.parametrize("has_smollm2", [True, False])
+def test_every_short_run_is_a_recipe_that_can_be_loaded(monkeypatch, tmp_path, has_smollm2):
+    begun: list[config.Recipe] = []
+    monkeypatch.setattr(short_runs, "_installed", lambda package: has_smollm2)
+    monkeypatch.setattr(holdings, "model_here", lambda *asked: (True, "here"))
+    monkeypatch.setattr(short_runs, "short_run", lambda folder, *words: begun.append(config.load(words[0], words[1:])))
+    runs = [part for part in PARTS if part.work.startswith("short_runs")]
+    runs = [part for part in runs if part.name != "shared" or "placement" in config.Recipe.model_fields]
+    for part in runs:
+        with contextlib.suppress(PartSkipped):
+            function(part.work)(tmp_path)
+    assert len(begun) >= len(runs) - 1, "only the recipe for one card may be of a later version"
+    assert {r.learner.dtype for r in begun} == {"bfloat16"}
+    by_name = {part.name: r for part, r in zip(runs, begun, strict=False)}
+    assert (by_name["gloo"].sync.backend, by_name["ipc"].sync.backend) == ("gloo", "ipc")
+    assert by_name["adapter"].sync.lora == "adapter"
 
 
 # With engines, on the CPU
