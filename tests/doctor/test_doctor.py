@@ -216,6 +216,37 @@ def test_nodes_of_one_host_are_told_apart():
     }  # fmt: skip
 
 
+def test_a_node_without_trd_ray_can_be_asked(tmp_path):
+    """The code of the questions goes to the node, as every_node sends it."""
+    blocked = tmp_path / "blocked"
+    blocked.mkdir()
+    (blocked / "trd_ray.py").write_text("raise ImportError('trd_ray is not here')")
+    sent = tmp_path / "sent"
+    sends = """
+import sys, trd_ray.doctor
+from ray import cloudpickle
+from trd_ray.doctor.command import wanted_by
+from trd_ray.doctor.this_machine import examine
+cloudpickle.register_pickle_by_value(trd_ray.doctor)
+open(sys.argv[1], "wb").write(cloudpickle.dumps((examine, wanted_by(None, on_cluster=True))))
+"""
+    answers = """
+import json, pickle, sys
+examine, wanted = pickle.load(open(sys.argv[1], "rb"))
+print(json.dumps(examine(wanted)))
+"""
+    for code, path in ((sends, ROOT), (answers, blocked)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(sent)], cwd=tmp_path, capture_output=True, text=True, timeout=100,
+            env=os.environ | {"PYTHONPATH": str(path), "HF_HUB_OFFLINE": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+    found = {line["what"]: line for line in json.loads(done.stdout.splitlines()[-1])}
+    assert found["sandbox"]["state"] == "not known" and "not installed on this node" in found["sandbox"]["found"]
+    assert found["packages"]["state"] == found["Python"]["state"] == PASS
+    assert "ports" not in found, "those of a node's Ray are taken"
+
+
 # What is asked
 
 
