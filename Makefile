@@ -1,5 +1,6 @@
 # make quickstart   set up (3 to 5 minutes, 4 GB), then a whole run on this machine (2 to 3 minutes on 2 cores, no GPU)
 # make test         set up, then the tests; make test-long: those that take minutes each
+# make test-gpu     what only GPUs can show, with any Python that has torch, e.g. `make test-gpu PY=python3`
 #
 # Everything is installed into .venv from requirements/dev.lock. Linux on x86-64, Python 3.11 to 3.13.
 
@@ -11,7 +12,7 @@ READY := .venv/.ready-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1
 APT := apt-get -y -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20
 PIP := $(PY) -m pip install -qq --disable-pip-version-check
 
-.PHONY: help setup quickstart test test-long lint lock clean
+.PHONY: help setup quickstart test test-long test-gpu lint lock clean
 
 help:
 	@echo "make quickstart   set up (3 to 5 minutes, 4 GB), train the miniature model (2 to 3 minutes on 2 cores),"
@@ -19,6 +20,8 @@ help:
 	@echo "make test         set up, run the tests          (make test ARGS='-k views' for some)"
 	@echo "make test-long    the tests that take minutes each: what dies, a comparison, submitted jobs, SmolLM2,"
 	@echo "                  two ranks with two engines, and twenty runs in a row"
+	@echo "make test-gpu     what only GPUs can show: tests, benchmarks, runs, one table; it goes on where it ended"
+	@echo "                  (make test-gpu PY=python3 ARGS='--only head' for one part, with another Python)"
 	@echo "make setup        set up only: .venv, 3 to 5 minutes, 4 GB"
 	@echo "make lint         ruff and pyright"
 	@echo "make lock         resolve the dependencies again into $(LOCKS)/*.lock"
@@ -34,6 +37,11 @@ test: $(READY)
 
 test-long: $(READY)
 	@$(PY) -m pytest -m long $(ARGS)
+
+# No set-up, which would install the CPU stack: a machine with GPUs has requirements/gpu.lock in .venv, or a Python with
+# torch alone.
+test-gpu:
+	@PYTHONPATH=$(CURDIR) $(if $(filter .venv/%,$(PY)),$(or $(wildcard $(PY)),python3),$(PY)) -m trd_ray.cli doctor --gpu $(ARGS)
 
 lint: $(READY)
 	@.venv/bin/ruff format --check .

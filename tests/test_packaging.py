@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import trd_ray
+from trd_ray.doctor import against_lock
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -55,6 +56,12 @@ def test_the_wheel_carries_its_licence(wheel):
     assert "License-Expression: Apache-2.0\n" in wheel.read(metadata_file).decode()
     (licence,) = (name for name in wheel.namelist() if name.endswith("/LICENSE"))
     assert wheel.read(licence).decode() == (ROOT / "LICENSE").read_text()
+
+
+def test_the_wheel_carries_the_locks_that_the_doctor_compares_with(wheel):
+    for name in against_lock.NAMES:
+        packed = wheel.read(f"trd_ray/doctor/{against_lock.SHIPPED.name}/{name}").decode()
+        assert packed == (ROOT / "requirements" / name).read_text()
 
 
 def test_the_changelog_has_an_entry_for_this_version():

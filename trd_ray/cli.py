@@ -1,5 +1,6 @@
 """The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
-key.sub=value ...`, `trd compare`, `trd reproduce`, `trd export`, `trd init`, `trd recipes` and `trd miniature build`.
+key.sub=value ...`, `trd compare`, `trd reproduce`, `trd export`, `trd init`, `trd recipes`, `trd doctor` and `trd
+miniature build`.
 
 What a user can fix is one sentence on standard error and exit code 2.
 """
@@ -23,6 +24,7 @@ OVERRIDE = re.compile(r"[a-z_]\w*(\.\w+)*=.*", re.DOTALL)
 # Every command with an example, in the order in which a new user meets them.
 EXAMPLES = {
     "recipes": "trd recipes",
+    "doctor": "trd doctor miniature_opsd",
     "init": "trd init my.yaml --model Qwen/Qwen3-1.7B --data problems.jsonl --held-out held_out.jsonl",
     "train": "trd train miniature_opsd",
     "evaluate": "trd evaluate runs/miniature-opsd miniature:test",
@@ -122,6 +124,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--dry-run", action="store_true", help="print the cells, done and left, and end")
     texts["reproduce"] = "run a recipe, evaluate it, put what was reported beside it; started again, it goes on"
     _reproduce_options(commands.add_parser("reproduce", description=texts["reproduce"]))
+    texts["doctor"] = "what this machine or cluster has and lacks, each with its remedy; --gpu tries it out"
+    _doctor_options(commands.add_parser("doctor", description=texts["doctor"]))
     commands.add_parser("miniature")
     parser.description = _overview(texts)
     return parser
@@ -165,6 +169,25 @@ def _export_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--push", metavar="OWNER/NAME", help=text)
 
 
+def _doctor_options(command: argparse.ArgumentParser) -> None:
+    text = "a recipe to look for too: its models and data, a compiler or a sandbox if it needs one"
+    command.add_argument("recipe", nargs="?", help=text)
+    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override the recipe; values are YAML")
+    text = "look at every node of this cluster (default: the recipe's cluster.address, RAY_ADDRESS, else this machine)"
+    command.add_argument("--address", metavar="HOST:PORT", help=text)
+    command.add_argument("--json", action="store_true", help="for scripts")
+    text = (
+        "try the package on this machine's GPUs: tests, benchmarks, runs; about an hour, and it goes on where it ended"
+    )
+    command.add_argument("--gpu", action="store_true", help=text)
+    text = (
+        "with --gpu: this part alone, also where it has passed; may be repeated (trd_ray/doctor/README.md lists them)"
+    )
+    command.add_argument("--only", action="append", default=[], metavar="PART", help=text)
+    text = "with --gpu: where the table and the logs go (default: runs/doctor-gpu)"
+    command.add_argument("--out", metavar="FOLDER", help=text)
+
+
 def _overview(texts: dict[str, str]) -> str:
     lines = [f"  {name:11}{texts[name]}\n  {'':11}  {example}" for name, example in EXAMPLES.items()]
     return "\n".join(
@@ -203,6 +226,8 @@ def _gib(text: str) -> float:
 
 
 def _job(options: argparse.Namespace) -> int:
+    if options.command == "doctor":
+        return _doctor(options)
     from trd_ray import config
 
     if options.command == "recipes":
@@ -232,6 +257,27 @@ def _job(options: argparse.Namespace) -> int:
     if options.dry_run:
         return command.dry_run(recipe, options.command, options.gpu_gib)
     return command.run(recipe, options.command, options.resume)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Look, or try; no import here needs more than Python's own modules, since a machine may lack any package."""
+    if options.gpu:
+        if options.recipe or options.address:
+            raise UserError("trd doctor --gpu tries the GPUs of this machine: leave the recipe and --address out")
+        from trd_ray.doctor.gpu import trial
+
+        out = Path(options.out or "runs/doctor-gpu").expanduser().absolute()
+        return trial.run(options.only, out, as_json=options.json)
+    if options.only or options.out:
+        raise UserError("--only and --out belong to trd doctor --gpu: add --gpu, or leave them out")
+    recipe = None
+    if options.recipe:
+        from trd_ray import config
+
+        recipe = config.load(options.recipe, options.overrides)
+    from trd_ray.doctor import command as doctor
+
+    return doctor.run(recipe, options.address, json=options.json)
 
 
 def _init(options: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
+from trd_ray.distill import attention
 from trd_ray.distill.attention import NAME, prepare, segments
 from trd_ray.distill.batches import Example, Side, collate
 from trd_ray.errors import UserError
@@ -222,6 +223,27 @@ def test_segments_on_a_gpu_are_naive_attention_and_its_gradient(dtype, tolerance
     theirs = [theirs_THD, *torch.autograd.grad((theirs_THD * weight_THD).sum(), leaves)]
     for a, b in zip(ours, theirs, strict=True):
         assert (a.double() - b.double()).norm() <= tolerance * b.double().norm()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_kernel_that_has_no_argument_for_grouped_heads_is_not_given_it(monkeypatch, told):
+    """As that of torch 2.11, which takes such heads as they come."""
+    given = {}
+
+    def kernel(q, k, v, *lengths, scale, window_size, **more):
+        given.update(more)
+        return q
+
+    assert attention._IS_TOLD_OF_GROUPS, "the installed torch has the argument"
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_flash_takes", lambda query, value: True)
+    monkeypatch.setattr(attention, "_IS_TOLD_OF_GROUPS", told)
+    starts_S1 = torch.tensor([0, 3], dtype=torch.int32)
+    segments(
+        torch.nn.Module(), *random_qkv(4, 2, 3, 8), None, cu_seq_lens_q=starts_S1, cu_seq_lens_k=starts_S1,
+        max_length_q=3, max_length_k=3,
+    )  # fmt: skip
+    assert given == ({"enable_gqa": True} if told else {})
 
 
 @pytest.mark.parametrize("softcap", [None, 5.0])

@@ -83,3 +83,18 @@ def test_an_evaluation_connects_to_the_cluster_once(head, tmp_path):
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     assert (tmp_path / "scored" / "evaluation" / "held_out.json").is_file()
     assert len(drivers(head) - before) == 1
+
+
+def test_the_doctor_asks_each_node_and_names_the_one_that_starts_no_sandbox(head):
+    asked = {recipe: trd(head, "doctor", recipe, "--json") for recipe in ("miniature_opsd", "miniature_code_opsd")}
+    assert {recipe: ended.returncode for recipe, ended in asked.items()} == {
+        "miniature_opsd": 0,  # mathematics, which needs none
+        "miniature_code_opsd": 2,
+    }, [ended.stderr[-2000:] for ended in asked.values()]
+    found = json.loads(asked["miniature_code_opsd"].stdout)
+    assert found["nodes"] == [os.uname().nodename]
+    states = {one["what"]: one["state"] for one in found["findings"]}
+    assert states["sandbox"] == "lacks"
+    assert {what: states[what] for what in ("Python", "packages", "clock", "object store")} == dict.fromkeys(
+        ("Python", "packages", "clock", "object store"), "pass"
+    )

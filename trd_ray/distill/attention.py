@@ -9,6 +9,7 @@ Everything else goes to scaled_dot_product_attention, a call a sequence, which i
 Shapes: B rows, T tokens of a row, H heads, K key-value heads, D head size, Q queries and S keys of a block.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ _LAYERS = {"full_attention", "sliding_attention"}
 # Arguments of a call that segments() may ignore. Any other that it does not name might change the scores.
 _HARMLESS = {"position_ids", "use_cache", "output_hidden_states", "output_router_logits", "return_dict"}
 _REMEDY = "set learner.packing=false"
+# The kernel takes several heads of queries to one of keys anyway; torch 2.11 does not have the argument.
+_IS_TOLD_OF_GROUPS = "enable_gqa" in signature(varlen_attn).parameters
 
 
 def prepare(model: PreTrainedModel, packed: bool) -> None:
@@ -110,6 +113,7 @@ def segments(
         return out_BHTD.transpose(1, 2), None
     if _flash_takes(query_BHTD, value_BKTD) and softcap is None and not dropout:
         query_THD, key_TKD, value_TKD = (x.squeeze(0).transpose(0, 1) for x in (query_BHTD, key_BKTD, value_BKTD))
+        told: dict[str, Any] = {"enable_gqa": query_BHTD.shape[1] != key_BKTD.shape[1]} if _IS_TOLD_OF_GROUPS else {}
         out_THD: Any = varlen_attn(
             query_THD,
             key_TKD,
@@ -120,7 +124,7 @@ def segments(
             max_length_k,  # type: ignore[arg-type]
             scale=scaling,
             window_size=(-1 if sliding_window is None else sliding_window - 1, 0),
-            enable_gqa=query_BHTD.shape[1] != key_BKTD.shape[1],
+            **told,
         )
         return out_THD.unsqueeze(0), None
     out_BHTD = _each(query_BHTD, key_BKTD, value_BKTD, cu_seq_lens_q, scaling, sliding_window, softcap, dropout)

@@ -12,7 +12,7 @@ from typing import Any
 
 PIPE = "TRD_RAY_LAST_WORDS"  # environment variable: the pipe's number, in the run alone
 PR_SET_CHILD_SUBREAPER = 36
-_PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1
 _words: Any = None  # in the run: the pipe to the process above
 
 
@@ -30,7 +30,7 @@ def enter_run() -> None:
     os.set_inheritable(number, False)
     _words = os.fdopen(number, "w", buffering=1)
     above = os.getppid()
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != above:  # it died before prctl
         os.kill(os.getpid(), signal.SIGKILL)
 

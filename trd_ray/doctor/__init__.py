@@ -1,0 +1,1 @@
+"""`trd doctor`: what machines have and lack, and the program that tries the package on GPUs."""
