@@ -50,6 +50,19 @@ def test_a_push_that_failed_is_tried_again_when_the_engines_are_back():
     assert engines.pushed == [3, 3] and engines.looks == 1 and p.served == 3
 
 
+def test_requests_in_flight_finish_before_each_push_and_a_wait_that_fails_counts_as_one():
+    engines, told = Engines("engine sampler-0 died"), []
+    waits: list[str | None] = ["requests did not finish", None, None]
+
+    def drain() -> str | None:
+        told.append(len(engines.pushed))
+        return waits.pop(0)
+
+    p = policy(engines, drain=drain)
+    p.publish(3)
+    assert told == [0, 0, 1] and engines.pushed == [3, 3] and p.served == 3
+
+
 def test_three_failures_end_the_run_with_the_last_one_s_words_and_the_pools_serve_what_they_did():
     engines = Engines("one", "two", "three")
     p = policy(engines)

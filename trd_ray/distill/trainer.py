@@ -13,7 +13,6 @@ place.
 
 import asyncio
 import contextlib
-import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,10 @@ from trd_ray.distill.batches import Example, micro_batches, split, token_count
 from trd_ray.errors import RunFailed, UserError
 
 POLL_S = 1.0
-SYNC_WAITS = 6  # one push waits at most so many times for sync.timeout_s
+SYNC_WAITS = 8  # one push waits at most so many times for sync.timeout_s
+# How long a rank waits for another in a collective of a step. Where one may wait for longer, in a sync or for a
+# checkpoint that is being written, the ranks meet in a group of that part's own.
+COLLECTIVE_TIMEOUT_S = 600
 # What a rank does for a command, in the driver's words; the others are no work, or wait for what goes on meanwhile.
 WORK = {"step": "train", "sync": "sync", "logprobs": "probe", "begin_checkpoint": "checkpoint"}
 
@@ -167,8 +169,20 @@ def _work(spec: LearnerSpec) -> None:
         sync.close()
 
 
+def receivers(pools: dict[str, list[ActorHandle]], backend: str) -> list[tuple[str, list[ActorHandle]]]:
+    """Whose weights go to which pools in one push.
+
+    By IPC each pool gets a push of its own: torch counts one import for each export of a buffer, so two engines on one
+    GPU that import the same export would leave it unfreed.
+    """
+    if backend == "ipc":
+        return [(who, [pool]) for who, follow in pools.items() for pool in follow]
+    return [(who, follow) for who, follow in pools.items() if follow]
+
+
 def _syncs(spec: LearnerSpec, learner: Any) -> list[Any]:
-    if not any(spec.pools.values()):
+    found = receivers(spec.pools, spec.sync_backend)
+    if not found:
         return []
     import torch
 
@@ -183,8 +197,7 @@ def _syncs(spec: LearnerSpec, learner: Any) -> list[Any]:
             dtype=getattr(torch, spec.engine_dtype),
             timeout_s=spec.recipe.sync.timeout_s,
         )
-        for who, pools in spec.pools.items()
-        if pools
+        for who, pools in found
     ]
 
 
@@ -226,11 +239,9 @@ class Trainer:
                 use_gpu=self.gpus > 0,
                 resources_per_worker=resources,
             ),
-            # Gloo takes what NCCL does not, because it lies in host memory: offloaded gradients, objects. A rank may
-            # wait for another's whole sync or step.
+            # Gloo takes what NCCL does not, because it lies in host memory: offloaded gradients, objects.
             torch_config=TorchConfig(
-                backend="cpu:gloo,cuda:nccl" if self.gpus else "gloo",
-                timeout_s=math.ceil(max(self.recipe.learner.step_timeout_s, SYNC_WAITS * self.recipe.sync.timeout_s)),
+                backend="cpu:gloo,cuda:nccl" if self.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
             ),
             run_config=RunConfig(
                 name="learner", storage_path=str(self.storage), failure_config=FailureConfig(max_failures=0)
@@ -262,7 +273,8 @@ class Trainer:
 
     def sync(self, version: int) -> str | None:
         """Send the weights as policy version `version` to every pool that follows them; returns what went wrong."""
-        patience = SYNC_WAITS * self.recipe.sync.timeout_s * len(self.spec.pools)
+        pushes = len(receivers(self.spec.pools, self.spec.sync_backend))
+        patience = SYNC_WAITS * self.recipe.sync.timeout_s * pushes
         return self.call("sync", patience, key="sync.timeout_s", version=version)
 
     def logprobs(self, sequences: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[list[float]]:

@@ -132,6 +132,7 @@ class Engine:
     def __init__(self, spec: EngineSpec):
         self.spec = spec
         self.version = spec.version
+        self.connected = False  # has been in a transfer group
         self.adapter: Any = None  # the LoRARequest that goes with every request
         self.adapters = tempfile.TemporaryDirectory(prefix="trd_ray-adapters-")
         _redirect_output(spec.log_path)
@@ -140,6 +141,10 @@ class Engine:
         os.write(1, mark.encode())  # the descriptor is the log, whatever Ray has made of sys.stdout
         take_descendants_along()
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        if spec.transfer_backend == "ipc":
+            # CUDA IPC handles are Python objects, which vLLM passes on to its engine process only with this. Pickles
+            # are read from that process's own socket alone, which is a file of this user.
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         if not spec.on_gpu:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(spec.cpu_kv_cache_gib)))
             # Several engines share a small machine: let the scheduler place their threads.
@@ -257,6 +262,10 @@ class Engine:
     async def init_weight_transfer_engine(self, init_info: dict) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
+        if self.connected:
+            # vLLM would forget the old group without ending it, and its communicator keeps GPU memory.
+            await self._control(self.llm.shutdown_weight_transfer_engine())
+        self.connected = True
         await self._control(self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info)))
 
     async def start_weight_update(self) -> None:
@@ -274,6 +283,8 @@ class Engine:
     async def finish_weight_update(self, version: int) -> None:
         if self.spec.transfer_backend != "adapter":
             await self._control(self.llm.finish_weight_update(str(version)))
+            if self.spec.on_gpu:
+                await self._control(self.llm.collective_rpc("release_transfer_buffers"))
         self.version = version
 
     async def _load_adapter(self, files: dict[str, bytes]) -> None:

@@ -18,7 +18,8 @@ A new engine is STARTING, put there by `start` or by a `resize` upwards. Then:
     UPDATING -> SERVING    the learner, who finishes the update, or gives it up early: this engine was SERVING before
     UPDATING -> STALE      the learner, who gives it up: this engine was STALE before, or its weights may be mixed
     SERVING -> STALE       an update that ended without it (it came up meanwhile), or another run that takes the pool
-    STALE SERVING UPDATING -> STARTING    a death that a request or an update has met, or weights that may be mixed
+    STALE SERVING UPDATING -> STARTING    a death that a request or an update has met, weights that may be mixed, or a
+                                          call that waits for a dead peer
     STARTING STALE SERVING UPDATING -> LEAVING    `resize` downwards, or upwards when a new engine could not start
 
 Any other move is a bug and raises. LEAVING is the end: such an engine that dies is not missed, since the clients ask
@@ -46,7 +47,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from enum import StrEnum, auto
 from pathlib import Path
@@ -116,6 +117,7 @@ class Fleet:
         self.generation = 0  # changes whenever the set of engine processes does
         self.restarts = 0
         self.failure: str | None = None
+        self._watches: set[asyncio.Task] = set()
         self._changed = asyncio.Condition()
         self._resizing = asyncio.Lock()
         self._next_index = 0
@@ -244,6 +246,12 @@ class Fleet:
         except PoolFailed as e:
             await self.fail(str(e))
 
+    def watch(self, watching: Coroutine[Any, Any, None]) -> None:
+        """Go on with it while the caller does something else."""
+        task = asyncio.create_task(watching)
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+
     # Which weights the engines hold
 
     def serve(self, version: int) -> None:
@@ -291,9 +299,8 @@ class Fleet:
 
     async def shutdown(self) -> None:
         await self.fail("the pool was shut down")
-        for life in self.lives:
-            if life.restart:
-                life.restart.cancel()
+        for task in [*self._watches, *(life.restart for life in self.lives if life.restart)]:
+            task.cancel()
         await asyncio.gather(*map(_stop, self.lives))
 
 

@@ -23,6 +23,7 @@ What a caller may wait for, and who ends the wait:
                         run's: learner.step_timeout_s for the step, stream.stall_timeout_s for the rows
     an answer           the engine, within request_timeout_s; else the client reports it, and asks another engine
     an engine to be up  the fleet, within start_timeout_s; else the pool has failed
+    a drain             the leases of its engines, within request_timeout_s; else the learner, who gives it up
     an update           the engines; else the learner, after sync.timeout_s, gives it up (update.py)
     a resize            the leases of the engines that leave, within request_timeout_s
 
@@ -58,6 +59,7 @@ class Pool:
         self.spec = spec
         self.fleet = Fleet(spec, lambda engine: self._actor(engine))
         self.update: WeightUpdate | None = None  # under way
+        self.draining = False  # an update is about to begin
         self.run = 0  # counts the runs that the pool has served before this one
         self.leases = Leases(spec.request_timeout_s)
         self.at_gate: dict[tuple[Who, int, int | None], int] = {}  # requests that wait, by the call that asks for them
@@ -133,7 +135,7 @@ class Pool:
             given = self.leases.end(number)
             if given is None:
                 continue
-            waited_for |= given.life.state in (State.UPDATING, State.LEAVING)
+            waited_for |= self.draining or given.life.state in (State.UPDATING, State.LEAVING)
             if tokens is not None:
                 given.life.answered()
                 self.answered["requests"] += 1
@@ -165,7 +167,7 @@ class Pool:
 
     def _open(self) -> list[Life]:
         """The engines that may be given requests."""
-        return [] if self.update else self.fleet.those(State.SERVING)
+        return [] if self.update or self.draining else self.fleet.those(State.SERVING)
 
     async def _expire(self) -> None:
         if self.leases.expire():
@@ -202,7 +204,27 @@ class Pool:
             [(life, life.handle) for life in up],
             "init_weight_transfer_engine",
             arguments=[(info,) for info in infos],
+            together=True,
         )
+
+    async def drain(self) -> None:
+        """Shut the gate and wait for what is in flight, if that is to finish before new weights come (`drain`).
+
+        The gate opens when the update that follows ends or is given up, or if this wait takes too long. A run waits
+        here, for as long as a request may take, and only then asks the learner to send: its patience is shorter.
+        """
+        if self.spec.in_flight != "drain":
+            return
+        self.draining = True
+        try:
+            await self.fleet.wait_at_most(
+                self.spec.request_timeout_s + HEALTH_TIMEOUT_S,
+                "requests to finish before new weights arrive (sync.in_flight=drain)",
+                lambda: not self.draining or not any(life.outstanding for life in self.fleet.those(*UP)),
+            )
+        except TimeoutError:
+            await self.abort_weight_update()
+            raise
 
     async def pause(self, generation: int) -> None:
         """Begin an update: the gate closes, and what is in flight finishes or freezes."""
@@ -221,15 +243,15 @@ class Pool:
     async def finish_weight_update(self, version: int) -> None:
         """End an update: every engine serves `version` before the gate opens."""
         await self._under_way("finish_weight_update").end(version)
-        self.update = None
+        self.update, self.draining = None, False
         await self.fleet.notify()
 
     async def abort_weight_update(self) -> None:
         """Give up the update under way, if any: its engines go on with the old weights, or restart without them."""
-        update, self.update = self.update, None
+        update, self.update, self.draining = self.update, None, False
         if update:
             await update.give_up()
-            await self.fleet.notify()
+        await self.fleet.notify()
 
     async def forget_weights(self) -> None:
         """Make ready for another run, whose versions may begin anew: no request is served before it sends weights.
@@ -266,7 +288,7 @@ class Pool:
             "waiting": sum(self.at_gate.values()),
             "restarts": fleet.restarts,
             "restarting": not fleet.failure and any(life.restart for life in fleet.those(State.STARTING)),
-            "updating": self.update is not None,
+            "updating": self.update is not None or self.draining,
             "failure": fleet.failure,
             # An engine that is up but holds other weights than the pool's version: the learner must send them again.
             "needs_weights": self.update is None and bool(fleet.those(State.STALE)),

@@ -10,9 +10,13 @@ The engines that take part are those that are up when the update is made. One th
 the learner is told (`EngineFailed`). It gives the update up on every pool and tries again. An engine that comes up in
 the middle waits for the next update.
 
+Where the engines wait for each other (`join`, `receive`), the first that fails is told without the others, which may
+never return. Those that have not come out of the call COME_OUT_S later are restarted.
+
 Who waits for what: `prepare` waits for the leases of its engines, each of which ends by `request_timeout_s` or soon
-after (leases.py). Every other step waits for the engines, until the learner's patience (sync.timeout_s) is over and it
-gives the update up:
+after (leases.py). A run has waited for them before (`Pool.drain`), so that this is no part of the learner's patience.
+Every other step waits for the engines, until the learner's patience (sync.timeout_s) is over and it gives the update
+up:
 - engines that were not touched resume within HEALTH_TIMEOUT_S, or are restarted;
 - engines that were touched are killed, which ends every call that still waits for one.
 
@@ -21,6 +25,7 @@ At shutdown the engines are stopped in mid-update. Nothing needs to be undone, s
 
 import asyncio
 import contextlib
+from asyncio import ALL_COMPLETED, FIRST_EXCEPTION
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,6 +34,9 @@ from ray.actor import ActorHandle
 from trd_ray.engine.actor import reason, result
 from trd_ray.engine.deaths import DEATHS, HEALTH_TIMEOUT_S, PASSING
 from trd_ray.engine.fleet import UP, Fleet, Life, State
+
+LAST_WORDS_S = 2.0  # after a first failure, which may be that of an engine whose peer has died
+COME_OUT_S = 10.0
 
 Engines = Sequence[tuple[Life, ActorHandle]]  # lives with the handle that each had when it was chosen
 
@@ -64,7 +72,7 @@ class WeightUpdate:
         await self._all("start_weight_update")
 
     async def receive(self, update_info: Any) -> None:
-        await self._all("update_weights", update_info)
+        await self._all("update_weights", update_info, together=True)
 
     async def end(self, version: int) -> None:
         """Every engine serves `version` when this returns, and no other engine does."""
@@ -94,9 +102,9 @@ class WeightUpdate:
             if life.state is State.UPDATING:
                 life.move(State.STALE if self.touched else before)
 
-    async def _all(self, method: str, *args: Any) -> None:
+    async def _all(self, method: str, *args: Any, together: bool = False) -> None:
         self._check(method)
-        await call_each(self.fleet, self.engines, method, arguments=[args] * len(self.engines))
+        await call_each(self.fleet, self.engines, method, arguments=[args] * len(self.engines), together=together)
 
     def _check(self, method: str) -> None:
         if self.over:
@@ -114,21 +122,42 @@ async def call_each(
     *,
     arguments: list[tuple] | None = None,
     timeout_s: float | None = None,
+    together: bool = False,
 ) -> None:
     """Call every engine; one that is found dead is restarted, and the caller told, who may try again.
 
-    Without `timeout_s` the wait ends with the engines, or when the learner gives up (sync.timeout_s).
+    Without `timeout_s` the wait ends with the engines, or when the learner gives up (sync.timeout_s). In a call that
+    they make `together` each may wait for the others, so the first failure ends it for all.
     """
     calls = [
-        asyncio.wait_for(result(getattr(handle, method).remote(*a)), timeout_s)
+        asyncio.ensure_future(asyncio.wait_for(result(getattr(handle, method).remote(*a)), timeout_s))
         for (_, handle), a in zip(engines, arguments or [()] * len(engines), strict=True)
     ]
-    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    inside: set[asyncio.Future] = set()
+    if calls:
+        _, inside = await asyncio.wait(calls, return_when=FIRST_EXCEPTION if together else ALL_COMPLETED)
+    if inside:
+        _, inside = await asyncio.wait(inside, timeout=LAST_WORDS_S)
+    outcomes = [None if call in inside else call.exception() for call in calls]
     for (life, handle), outcome in zip(engines, outcomes, strict=True):
         if timeout_s is not None and isinstance(outcome, TimeoutError):
             await fleet.on_death(life, handle, f"TimeoutError: no sign of life for {timeout_s:.0f} s")
         elif isinstance(outcome, DEATHS):
             await fleet.on_death(life, handle, reason(outcome), passing=isinstance(outcome, PASSING))
-    for (life, _), outcome in zip(engines, outcomes, strict=True):
-        if isinstance(outcome, BaseException):
+    if inside:
+        left = [(one, call) for one, call in zip(engines, calls, strict=True) if call in inside]
+        fleet.watch(_come_out(fleet, left))
+    deaths_first = sorted(zip(engines, outcomes, strict=True), key=lambda one: not isinstance(one[1], DEATHS))
+    for (life, _), outcome in deaths_first:
+        if outcome is not None:
             raise EngineFailed(f"engine {life.spec.name}, {method}: {reason(outcome)}") from None
+
+
+async def _come_out(fleet: Fleet, left: Sequence[tuple[tuple[Life, ActorHandle], asyncio.Future]]) -> None:
+    """Restart the engines that are still in a call which has failed: they hear nothing, and answer no request."""
+    await asyncio.wait([call for _, call in left], timeout=COME_OUT_S)
+    for (life, handle), call in left:
+        if call.done():
+            call.exception()  # taken note of, else asyncio would complain
+        elif life.handle is handle and not fleet.failure:
+            await fleet.restart(life)

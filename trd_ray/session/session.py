@@ -14,6 +14,7 @@ import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 
+from trd_ray.engine.actor import reason
 from trd_ray.engine.launch import STOP_POOLS_S, create_pool, stop_pools
 from trd_ray.errors import RunFailed
 from trd_ray.preflight import placement
@@ -25,6 +26,8 @@ from trd_ray.session.inputs import Inputs
 from trd_ray.session.stop import StopSignals
 from trd_ray.stream.answers import evaluation_rows
 from trd_ray.views import Views, load_views
+
+DRAIN_POLL_S = 0.5
 
 
 class Session:
@@ -103,6 +106,20 @@ class Session:
         refines = {"live": "student", "ema": "teacher"}.get(self.recipe.teacher.follow)
         whose = {"sampler": "student"} | ({"refiner": refines} if refines else {})
         return {name: whose[name] for name in self.pools if name in whose}
+
+    def drain(self) -> str | None:
+        """Wait until the pools that get weights have answered what is to finish first; returns what went wrong."""
+        pending = [self.pools[name].drain.remote() for name in self.following()]
+        while pending:
+            done, pending = ray.wait(pending, timeout=DRAIN_POLL_S)
+            if not done:
+                self.look()
+            try:
+                ray.get(done)
+            except Exception as e:
+                self.look()  # a pool that has failed says why
+                return reason(e)
+        return None
 
     def look(self) -> dict[str, dict]:
         """Show what the pools are doing; raises if one has failed or if the run was asked to stop."""

@@ -8,6 +8,8 @@ What the loop waits for, and what ends the wait:
 - **rows**: until the feed has all rows of the step. The stream makes them as soon as the engines serve a version that
   is new enough, so `policy.publish` of the previous step ends the wait. Its deadline is stream.stall_timeout_s.
 - **the learner**: until every rank has answered a command. The deadline is learner.step_timeout_s.
+- **requests in flight**: until they are answered, where they are to finish before new weights come. The deadline is
+  request_timeout_s.
 - **the engines**: until all that follow the learner serve its version. A pool restarts an engine that died. The
   deadlines are sync.timeout_s and start_timeout_s.
 
@@ -85,8 +87,8 @@ class Training:
         self.policy = Policy(
             done,
             following=session.following(),
-            push=self.trainer.sync, look=session.look, restart_timeout_s=r.sampler.start_timeout_s,
-            offline=r.stream.max_staleness == "never",
+            push=self.trainer.sync, look=session.look, drain=session.drain,
+            restart_timeout_s=r.sampler.start_timeout_s, offline=r.stream.max_staleness == "never",
         )  # fmt: skip
         self.evaluations = Evaluations(session, self.policy, self.clock.timeline.rows)
         self.checkpoints = Checkpoints(r, session.directory, self.trainer, saved=done, show=session.display.phase)

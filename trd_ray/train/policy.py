@@ -1,12 +1,13 @@
 """The version of the policy: this is the one place that knows what the learner has made and what each pool serves.
 
-    publish(version): learner --push--> every pool that follows it; a push that failed is tried again, up to three times
-                                        in all, after the engines that caused it have restarted
+    publish(version): drain, then learner --push--> every pool that follows it; a push that failed is tried again, up to
+                      three times in all, after the engines that caused it have restarted
 
-Version v is the weights after v steps. `publish` waits for the learner's ranks and for all engines that follow, each
-wait with a deadline. When it returns, they all serve the version, and the gates of the pools let its requests in. If
-that cannot be, it raises RunFailed, which says why. Every wait calls `look`, which raises if a pool has failed or the
-run was asked to stop.
+Version v is the weights after v steps. `publish` first waits until the requests in flight have finished, where they are
+to (sync.in_flight=drain), for as long as one may take (request_timeout_s). Then it waits for the learner's ranks and
+for all engines that follow, each wait with a deadline. When it returns, they all serve the version, and the gates of
+the pools let its requests in. If that cannot be, it raises RunFailed, which says why. Every wait calls `look`, which
+raises if a pool has failed or the run was asked to stop.
 """
 
 import time
@@ -28,6 +29,7 @@ class Policy:
         push: Callable[[int], str | None],
         look: Callable[[], dict[str, dict[str, Any]]],
         restart_timeout_s: float,
+        drain: Callable[[], str | None] = lambda: None,
         offline: bool = False,
     ):
         """`version` is the learner's. The pools start with the initial weights, which are version 0.
@@ -35,6 +37,7 @@ class Policy:
         - `following` names the pools that get weights.
         - `push` sends a version to them and returns what went wrong, or None.
         - `look` gives the status of each pool.
+        - `drain` returns when no request is in flight that is to finish before new weights come, or what went wrong.
         - `offline` pools sample with the initial weights to the end, but are evaluated with newer ones.
         """
         self.version = version
@@ -43,6 +46,7 @@ class Policy:
         self.push = push
         self.look = look
         self.restart_timeout_s = restart_timeout_s
+        self.drain = drain
 
     @property
     def served(self) -> int:
@@ -69,7 +73,7 @@ class Policy:
         """Give every engine that follows the learner's version; a failed engine restarts first."""
         problem: str | None = None
         for attempt in range(ATTEMPTS if self.serves else 0):
-            problem = self.push(self.version)
+            problem = self.drain() or self.push(self.version)
             if problem is None:
                 self.serves = dict.fromkeys(self.serves, self.version)
                 return
