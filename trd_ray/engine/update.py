@@ -130,10 +130,10 @@ async def call_each(
     they make `together` each may wait for the others, so the first failure ends it for all.
     """
     calls = [
-        asyncio.ensure_future(asyncio.wait_for(result(getattr(handle, method).remote(*a)), timeout_s))
+        asyncio.create_task(asyncio.wait_for(result(getattr(handle, method).remote(*a)), timeout_s))
         for (_, handle), a in zip(engines, arguments or [()] * len(engines), strict=True)
     ]
-    inside: set[asyncio.Future] = set()
+    inside: set[asyncio.Task] = set()
     if calls:
         _, inside = await asyncio.wait(calls, return_when=FIRST_EXCEPTION if together else ALL_COMPLETED)
     if inside:
@@ -153,7 +153,7 @@ async def call_each(
             raise EngineFailed(f"engine {life.spec.name}, {method}: {reason(outcome)}") from None
 
 
-async def _come_out(fleet: Fleet, left: Sequence[tuple[tuple[Life, ActorHandle], asyncio.Future]]) -> None:
+async def _come_out(fleet: Fleet, left: Sequence[tuple[tuple[Life, ActorHandle], asyncio.Task]]) -> None:
     """Restart the engines that are still in a call which has failed: they hear nothing, and answer no request."""
     await asyncio.wait([call for _, call in left], timeout=COME_OUT_S)
     for (life, handle), call in left:
