@@ -43,6 +43,7 @@ class Story:
     point: str = ""  # "connect", "shapes", or a tensor's name
     engine: dict[str, Exception] = field(default_factory=dict)  # method -> what it raises, in the first engine
     in_tensor: str = ""  # "dies" or "hangs": the first engine does, when it has got the first large tensor
+    by_handles: bool = False  # by a sender that goes in step with the other ranks, as vLLM's for CUDA IPC does
     timeout_s: float = TIMEOUT_S
 
 
@@ -113,7 +114,9 @@ class Receiving(Stand):
         answer = await super().call(method, arguments)
         if method == "start" and self.restarted:
             await asyncio.sleep(0.2)
-        elif method == "init_weight_transfer_engine":
+        elif method == "update_weights" and "weights" in arguments[0]:
+            await asyncio.to_thread(self._load, arguments[0]["weights"])
+        elif method == "init_weight_transfer_engine" and "master_address" in arguments[0]:
             await asyncio.to_thread(self.end.init_transfer_engine, GlooInitInfo(**arguments[0]))
         elif method == "update_weights":
             try:
@@ -133,6 +136,29 @@ class Receiving(Stand):
         self.killed.set()
         self.let_go.set()
         self.end.group = None
+
+
+class HandlesSender:
+    """The shape of vLLM's sender for CUDA IPC: a call to the engines for each part, between barriers of all ranks."""
+
+    def __init__(self, _: Any, client: Any, source: Any):
+        self.client, self.source, self.first = client, source, dist.get_rank() == 0
+        if self.first:
+            client.init_weight_transfer_engine({"packed": True})
+
+    def send_weights(self) -> None:
+        if self.first:
+            self.client.start_weight_update()
+        for pair in self.source:
+            dist.barrier()
+            if self.first:
+                self.client.update_weights({"weights": [pair]})
+            dist.barrier()
+        if self.first:
+            self.client.finish_weight_update()
+
+    def shutdown(self) -> None:
+        pass
 
 
 class Pooled:
@@ -204,6 +230,9 @@ def _play(story: Story, rank: int, folder: Path) -> list[Told]:
     sync = WeightSync(learner, [pool], backend="gloo", dtype=torch.float32, timeout_s=story.timeout_s)  # type: ignore[list-item]
     connect = sync._connect
     sync._connect = lambda receivers: (learner.here("connect"), connect(receivers))[1]  # type: ignore[method-assign]
+    if story.by_handles:
+        sync.source.in_step = True
+        sync._sender = lambda world_size: (HandlesSender, None)  # type: ignore[method-assign]
     told = []
     for version in (1, 2):
         learner.version = version

@@ -42,6 +42,16 @@ STORIES: dict[str, tuple[Story, str | None]] = {
         Story(in_tensor="hangs", timeout_s=2.0),
         r"TimeoutError: waited 2 s (sync.timeout_s) for the engines to receive the new weights",
     ),
+    "nothing fails by handles": (Story(by_handles=True), None),
+    **{
+        f"a tensor in the middle fails on rank {rank} by handles": (
+            Story(rank, str(MIDDLE), by_handles=True), f"ValueError: {MIDDLE} failed on rank {rank}",
+        )
+        for rank in range(RANKS)
+    },
+    "an engine dies in the middle of the tensors by handles": (
+        Story(in_tensor="dies", by_handles=True), "engine p-0, update_weights: ActorDied",
+    ),
     "an engine is dead before the push": (Story(engine={"check_health": ActorDiedError()}), None),
 }  # fmt: skip
 

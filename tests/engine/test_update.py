@@ -4,7 +4,7 @@ import asyncio
 import time
 
 import pytest
-from ray.exceptions import ActorDiedError
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from stands import ANSWER, ASK, Stands, run, without_ray
 from trd_ray.engine import fleet as fleet_module
@@ -141,6 +141,24 @@ def test_a_death_is_told_before_the_broken_connections_of_its_peers(stands):
         await s.pool.start_weight_update()
         with pytest.raises(EngineFailed, match="engine p-1, update_weights: ActorDiedError"):
             await s.pool.update_weights(None)
+
+    run(story())
+
+
+def test_a_connection_that_breaks_in_a_transfer_is_told_before_the_engine_is_asked_whether_it_lives(stands):
+    async def story() -> None:
+        s = stands(2)
+        await s.pool.start()
+        s.started[0].failing["update_weights"] = ActorUnavailableError("connection reset", None)
+        for stand in s.started:
+            stand.hold("check_health")  # it is in the broadcast, and hears nothing
+        s.started[1].hold("update_weights")
+        await s.pool.pause(s.fleet.generation)
+        await s.pool.start_weight_update()
+        with pytest.raises(EngineFailed, match="engine p-0, update_weights: ActorUnavailableError"):
+            await asyncio.wait_for(s.pool.update_weights(None), 2)
+        await s.pool.abort_weight_update()
+        assert s.pool.restarts == 2
 
     run(story())
 

@@ -103,7 +103,9 @@ class SyncConfig(Node):
     in_flight: Annotated[Literal["drain", "keep"], ROWS, ENGINES] = Field(
         default="drain", description="drain: requests finish on the old weights; keep: they go on with the new ones"
     )
-    timeout_s: Annotated[float, NOTHING] = Field(default=600, gt=0)
+    timeout_s: Annotated[float, NOTHING] = Field(
+        default=600, gt=0, description="longest wait for the engines in a phase of a sync; a drain comes before it"
+    )
     lora: Annotated[Literal["merged", "adapter"], ENGINES] = Field(
         default="merged", description="what engines get of a student with learner.lora"
     )

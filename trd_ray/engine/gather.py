@@ -24,11 +24,14 @@ class OtherRankFailed(RuntimeError):
 class LearnerWeights(WeightSource):
     """The student's parameters or their moving average, under their checkpoint names; gathered as they are sent.
 
-    All ranks iterate in step: before each gather `any_failed(here)` tells every rank whether one has failed.
+    All ranks iterate in step: before each gather `any_failed(here)` tells every rank whether one has failed. With
+    `in_step` it does so after each gather too, for a sender whose ranks wait for each other to hand a tensor on.
     """
 
-    def __init__(self, learner: Any, who: str, dtype: torch.dtype, any_failed: Callable[[bool], bool]):
-        self.learner, self.who, self.dtype, self.any_failed = learner, who, dtype, any_failed
+    def __init__(
+        self, learner: Any, who: str, dtype: torch.dtype, any_failed: Callable[[bool], bool], in_step: bool = False
+    ):
+        self.learner, self.who, self.dtype, self.any_failed, self.in_step = learner, who, dtype, any_failed, in_step
         self.tensors: Any = None  # being gathered
         self.failure: Exception | None = None  # of this rank's gather
         self.over = True  # the ranks meet at no further tensor of this push
@@ -48,7 +51,8 @@ class LearnerWeights(WeightSource):
                 named = _gathered(self.tensors)
             except Exception as e:
                 self.failure = e
-                self._meet()  # raises it, here and on the other ranks
+            if self.in_step or self.failure:
+                self._meet()  # raises the failure, and OtherRankFailed on the other ranks
             if named is None:
                 self.over = True
                 return

@@ -13,7 +13,7 @@ give the push up with the same reason:
     connect     the transfer group, if the engines are others now     every rank, the handshake on rank 0
     pause       the engines stop                                      rank 0
     begin       from here on an engine that fails has mixed weights   rank 0
-    send        gather a tensor, hand it on, and so for all           every rank; before each gather they meet too
+    send        gather a tensor, hand it on, and so for all           every rank; they meet at each tensor (gather.py)
     finish      the engines load the version and go on                rank 0
 
 Who waits for what, and what ends the wait:
@@ -173,7 +173,7 @@ class WeightSync:
         self.backend, self.timeout_s = backend, timeout_s
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self.pools = pools
-        self.source = LearnerWeights(learner, who, dtype, self._any_failed)
+        self.source = LearnerWeights(learner, who, dtype, self._any_failed, in_step=backend == "ipc")
         self.client = PoolsClient(pools, timeout_s)
         self.engine: TrainerWeightTransferEngine | AdapterSender | None = None
         self.group: Any = None  # of the ranks, for words between them; made at the first push, where they all are

@@ -10,8 +10,8 @@ The engines that take part are those that are up when the update is made. One th
 the learner is told (`EngineFailed`). It gives the update up on every pool and tries again. An engine that comes up in
 the middle waits for the next update.
 
-Where the engines wait for each other (`join`, `receive`), the first that fails is told without the others, which may
-never return. Those that have not come out of the call COME_OUT_S later are restarted.
+Where the engines wait for each other (`receive`, and the handshake before an update), the first that fails is told
+without the others, which may never return. Those that have not come out of the call COME_OUT_S later are restarted.
 
 Who waits for what: `prepare` waits for the leases of its engines, each of which ends by `request_timeout_s` or soon
 after (leases.py). A run has waited for them before (`Pool.drain`), so that this is no part of the learner's patience.
@@ -130,10 +130,10 @@ async def call_each(
     they make `together` each may wait for the others, so the first failure ends it for all.
     """
     calls = [
-        asyncio.ensure_future(asyncio.wait_for(result(getattr(handle, method).remote(*a)), timeout_s))
+        asyncio.create_task(asyncio.wait_for(result(getattr(handle, method).remote(*a)), timeout_s))
         for (_, handle), a in zip(engines, arguments or [()] * len(engines), strict=True)
     ]
-    inside: set[asyncio.Future] = set()
+    inside: set[asyncio.Task] = set()
     if calls:
         _, inside = await asyncio.wait(calls, return_when=FIRST_EXCEPTION if together else ALL_COMPLETED)
     if inside:
@@ -142,6 +142,8 @@ async def call_each(
     for (life, handle), outcome in zip(engines, outcomes, strict=True):
         if timeout_s is not None and isinstance(outcome, TimeoutError):
             await fleet.on_death(life, handle, f"TimeoutError: no sign of life for {timeout_s:.0f} s")
+        elif together and isinstance(outcome, PASSING):
+            pass  # it might not answer before the others let it go; the end of the update or the next check finds it
         elif isinstance(outcome, DEATHS):
             await fleet.on_death(life, handle, reason(outcome), passing=isinstance(outcome, PASSING))
     if inside:
@@ -153,7 +155,7 @@ async def call_each(
             raise EngineFailed(f"engine {life.spec.name}, {method}: {reason(outcome)}") from None
 
 
-async def _come_out(fleet: Fleet, left: Sequence[tuple[tuple[Life, ActorHandle], asyncio.Future]]) -> None:
+async def _come_out(fleet: Fleet, left: Sequence[tuple[tuple[Life, ActorHandle], asyncio.Task]]) -> None:
     """Restart the engines that are still in a call which has failed: they hear nothing, and answer no request."""
     await asyncio.wait([call for _, call in left], timeout=COME_OUT_S)
     for (life, handle), call in left:

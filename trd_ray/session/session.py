@@ -109,7 +109,7 @@ class Session:
 
     def drain(self) -> str | None:
         """Wait until the pools that get weights have answered what is to finish first; returns what went wrong."""
-        pending = [self.pools[name].drain.remote() for name in self.following()]
+        pending: list[Any] = [self.pools[name].drain.remote() for name in self.following()]
         while pending:
             done, pending = ray.wait(pending, timeout=DRAIN_POLL_S)
             if not done:
