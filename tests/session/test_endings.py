@@ -134,3 +134,11 @@ def test_what_the_user_can_fix_passes_as_it_is(tmp_path):
 def test_a_command_that_resumes_already_is_named_as_it_is(monkeypatch, given):
     monkeypatch.setattr(sys, "argv", ["jobs/train.py", "a.yaml", *given])
     assert resuming() == f"`python jobs/train.py a.yaml {given[0]}`"
+
+
+@pytest.mark.parametrize("argv", [["/bin/trd", "reproduce", "a", "steps=2"], ["jobs/reproduce.py", "a", "steps=2"]])
+def test_a_command_that_goes_on_unasked_is_named_as_it_is(monkeypatch, argv):
+    monkeypatch.setattr(sys, "argv", argv)
+    assert resuming().endswith("a steps=2`")
+    monkeypatch.setattr(sys, "argv", ["/bin/trd", "train", "reproduce.yaml"])
+    assert resuming() == "`trd train reproduce.yaml --resume`"
