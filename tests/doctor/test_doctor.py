@@ -35,6 +35,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # what else this machine has is no part of the claims
     return tmp_path
 
 
@@ -59,7 +60,7 @@ def test_a_model_and_data_that_are_not_here_refuse_a_recipe_offline_and_name_the
     assert main(["doctor", "paper_opd_1p7b"]) == 2
     said = capsys.readouterr().out
     assert "LACKS" in said and "needed and lacking: GPUs, student, teacher" in said
-    assert "none, but the recipe is for 8 GPUs of 80 GB" in said
+    assert "none (CUDA_VISIBLE_DEVICES is ''), but the recipe is for 8 GPUs of 80 GB" in said
 
 
 def test_what_is_in_the_hub_s_cache_needs_no_hub(offline, capsys):
@@ -183,7 +184,7 @@ def test_it_looks_at_a_machine_on_which_nothing_is_installed(tmp_path):
         (blocked / f"{package}.py").write_text(f"raise ImportError('{package} is blocked')")
     done = subprocess.run(
         [sys.executable, "-m", "trd_ray.cli", "doctor"],
-        env=os.environ | {"PYTHONPATH": f"{blocked}:{ROOT}", "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"PYTHONPATH": f"{blocked}:{ROOT}", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=60,

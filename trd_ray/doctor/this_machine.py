@@ -150,15 +150,17 @@ def _torch_facts() -> dict | None:
 
 
 def _cards(gpus: list[str], for_gpus: str = "") -> list[dict]:
-    if not gpus and any(Path(place).exists() for place in ("/dev/nvidia0", "/dev/nvidiactl")):
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not gpus and hidden is None and any(Path(place).exists() for place in ("/dev/nvidia0", "/dev/nvidiactl")):
         remedy = "load the driver (nvidia-smi must answer); in a container, run it with --gpus all"
         return [line("GPUs", "lacks", "there are GPUs, but NVIDIA's driver does not answer", remedy, True)]
     if not gpus:
         remedy = "recipes for GPUs need some, with NVIDIA's driver 580 or newer; the miniature recipes need none"
+        none = "none" if hidden is None else f"none (CUDA_VISIBLE_DEVICES is {hidden!r})"
         if for_gpus:
-            return [line("GPUs", "lacks", f"none, but the recipe is for {for_gpus}", remedy, True)]
+            return [line("GPUs", "lacks", f"{none}, but the recipe is for {for_gpus}", remedy, True)]
         software = line("driver, CUDA, NCCL", "not known", "there is no GPU to ask")
-        return [line("GPUs", "lacks", "none", remedy), software]
+        return [line("GPUs", "lacks", none, remedy), software]
     names, memory, drivers = zip(*(gpu.split(", ") for gpu in gpus), strict=True)
     kinds = ", ".join(f"{names.count(n)} x {n} ({memory[names.index(n)]})" for n in dict.fromkeys(names))
     lines = [line("GPUs", "pass", kinds)]
