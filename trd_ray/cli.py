@@ -277,7 +277,7 @@ def _doctor(options: argparse.Namespace) -> int:
         recipe = config.load(options.recipe, options.overrides)
     from trd_ray.doctor import command as doctor
 
-    return doctor.run(recipe, options.address, json=options.json)
+    return doctor.run(recipe, options.address, name=options.recipe or "", json=options.json)
 
 
 def _init(options: argparse.Namespace) -> int:

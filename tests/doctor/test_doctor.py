@@ -35,6 +35,7 @@ def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # what else this machine has is no part of the claims
     return tmp_path
 
 
@@ -53,12 +54,13 @@ def test_this_machine_has_what_the_miniature_recipes_need(offline, capsys):
 def test_a_model_and_data_that_are_not_here_refuse_a_recipe_offline_and_name_the_remedy(offline, capsys):
     code, found = doctor(capsys, "paper_opd_1p7b")
     assert (code, found["ok"]) == (2, False)
-    for what in ("student", "teacher", "data.path", "hub"):
+    for what in ("GPUs", "student", "teacher", "data.path", "hub"):
         assert of(found, what)["state"] == LACKS and of(found, what)["needed"], what
     assert "hf download Qwen/Qwen3-8B" in of(found, "teacher")["remedy"]
     assert main(["doctor", "paper_opd_1p7b"]) == 2
     said = capsys.readouterr().out
-    assert "LACKS" in said and "needed and lacking: student, teacher" in said
+    assert "LACKS" in said and "needed and lacking: GPUs, student, teacher" in said
+    assert "none (CUDA_VISIBLE_DEVICES is ''), but the recipe is for 8 GPUs of 80 GB" in said
 
 
 def test_what_is_in_the_hub_s_cache_needs_no_hub(offline, capsys):
@@ -66,7 +68,8 @@ def test_what_is_in_the_hub_s_cache_needs_no_hub(offline, capsys):
         snapshot = holdings.hub_cache() / f"{kind}--{name.replace('/', '--')}" / "snapshots" / "abc"
         snapshot.mkdir(parents=True)
         (snapshot / "model.safetensors").write_bytes(b"x")
-    code, found = doctor(capsys, "paper_opd_1p7b", "data.path=a/problems", "evaluation.path=null")
+    models = ("student.path=Qwen/Qwen3-1.7B", "teacher.path=Qwen/Qwen3-8B")
+    code, found = doctor(capsys, "miniature_opd", *models, "data.path=a/problems", "evaluation.path=null")
     assert code == 0, found
     refs = holdings.hub_cache() / "models--Qwen--Qwen3-8B" / "refs"
     refs.mkdir()
@@ -122,6 +125,8 @@ def cards(tmp_path, monkeypatch):
 def test_a_cpu_build_beside_gpus_refuses(cards):
     found = {line["what"]: line for line in this_machine._cards(this_machine.gpus_seen())}
     assert found["GPUs"]["found"] == "2 x NVIDIA H100 80GB HBM3 (81559 MiB)"
+    fewer = this_machine._cards(this_machine.gpus_seen(), "8 GPUs of 80 GB")[0]
+    assert fewer["needed"] and "for 8 GPUs of 80 GB" in fewer["found"]
     assert found["CUDA"]["needed"] and "is the CPU build" in found["CUDA"]["found"]
     assert "gpu.lock" in found["CUDA"]["remedy"]
 
@@ -179,7 +184,7 @@ def test_it_looks_at_a_machine_on_which_nothing_is_installed(tmp_path):
         (blocked / f"{package}.py").write_text(f"raise ImportError('{package} is blocked')")
     done = subprocess.run(
         [sys.executable, "-m", "trd_ray.cli", "doctor"],
-        env=os.environ | {"PYTHONPATH": f"{blocked}:{ROOT}", "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"PYTHONPATH": f"{blocked}:{ROOT}", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         timeout=60,

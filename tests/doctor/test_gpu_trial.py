@@ -106,10 +106,10 @@ def test_a_signal_ends_the_part_under_way_and_keeps_what_is_done(tmp_path):
     assert (kept["part"], kept["state"]) == ("passes", "pass")
 
 
-def test_without_a_gpu_every_part_is_skipped_and_says_why(tmp_path):
+def test_make_test_gpu_skips_every_part_without_a_gpu_and_says_why(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "trd_ray.cli", "doctor", "--gpu", "--out", str(tmp_path), "--json"],
-        env=environment() | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=60,
+        ["make", "-s", "test-gpu", f"PY={sys.executable}", f"ARGS=--json --out {tmp_path}"],
+        cwd=ROOT, env=environment() | {"CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     parts = json.loads(done.stdout)["parts"]

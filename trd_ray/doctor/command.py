@@ -9,6 +9,7 @@ minute, since every question has a deadline.
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 from dataclasses import replace
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
     from trd_ray.config import Recipe
 
 
-def run(recipe: "Recipe | None", address: str | None, *, json: bool = False) -> int:
-    """Look, print, and return the exit code. Raises UserError where no cluster answers at the address."""
+def run(recipe: "Recipe | None", address: str | None, *, name: str = "", json: bool = False) -> int:
+    """Look, print, and return the exit code; `name` is what the recipe was asked for by.
+
+    Raises UserError where no cluster answers at the address.
+    """
     address = address or (recipe and recipe.cluster.address) or os.environ.get("RAY_ADDRESS") or "local"
     wanted = wanted_by(recipe, on_cluster=address != "local")
     if address == "local":
+        wanted = replace(wanted, gpus=gpus_of(name))
         of_nodes = {"": [Finding(**fields) for fields in examine(wanted)]}
     else:
         of_nodes = _of_cluster(address, wanted)
@@ -40,6 +45,16 @@ def run(recipe: "Recipe | None", address: str | None, *, json: bool = False) -> 
     else:
         print(f"{where}{f', for {recipe.name}' if recipe else ''}:\n\n{findings.text(found)}")
     return findings.exit_code(found)
+
+
+def gpus_of(name: str) -> str:
+    """The GPUs that a shipped recipe says it is for, "" for one that needs none or that did not ship."""
+    if not name:
+        return ""
+    from trd_ray import shipped
+
+    machine = next((s.machine for s in shipped.recipes() if s.name == name), "")
+    return machine if re.match(r"\d+ GPU", machine) else ""
 
 
 def _of_cluster(address: str, wanted: Wanted) -> dict[str, list[Finding]]:

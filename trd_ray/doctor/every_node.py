@@ -28,23 +28,23 @@ def examined(wanted: Wanted) -> dict[str, list[Finding]]:
     cloudpickle.register_pickle_by_value(trd_ray.doctor)
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     names = _names(nodes)
+    questions, clock = (ray.remote(num_cpus=0, max_retries=0)(function) for function in (examine, _now))
 
-    def on(node: str, function: Any, *arguments: Any) -> Any:
+    def on(node: str, task: Any, *arguments: Any) -> Any:
         strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-        task: Any = ray.remote(num_cpus=0, max_retries=0)(function)
         return task.options(scheduling_strategy=strategy).remote(*arguments)
 
-    asked = {on(node, examine, wanted): node for node in nodes}
+    asked = {on(node, questions, wanted): node for node in nodes}
     done, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_S)
     answers = {asked[ref]: _answer(ref) for ref in done}
     for ref in late:
         ray.cancel(ref, force=True)
-    clocks = {node: _clock(lambda node=node: on(node, _now)) for node in answers}
+    clocks = {node: _clock(lambda node=node: on(node, clock)) for node in answers}
     found = {}
     for node, facts in nodes.items():
         store = facts["Resources"].get("object_store_memory", 0) / GIB
-        late = [Finding("node", LACKS, f"no answer within {NODE_S:.0f} s", "look at its Ray logs", True)]
-        found[names[node]] = [*answers.get(node, late), *clocks.get(node, []), _store(store)]
+        silent = [Finding("node", LACKS, f"no answer within {NODE_S:.0f} s", "look at its Ray logs", True)]
+        found[names[node]] = [*answers.get(node, silent), *clocks.get(node, []), _store(store)]
     return found
 
 

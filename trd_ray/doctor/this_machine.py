@@ -53,6 +53,9 @@ class Wanted:
     runs_code: bool = False
     compiles: bool = False
     object_store_gib: float | None = None  # that Ray will make here; None: a cluster has made its own
+    gpus: str = (
+        ""  # that the recipe says it is for, "8 GPUs of 80 GB"; "" for none, and where a cluster has to have them
+    )
     a_node: bool = False  # of a cluster that runs, so Ray's ports are taken
     made_here: tuple[str, ...] = field(default=())  # names that need no hub
 
@@ -63,7 +66,7 @@ def examine(wanted: Wanted) -> list[dict]:
     gpus = gpus_seen()
     lines += _python(wanted)
     lines += _packages(wanted, bool(gpus))
-    lines += _cards(gpus)
+    lines += _cards(gpus, wanted.gpus)
     lines += _compilers(wanted, bool(gpus))
     lines += _memory()
     lines += _shared_memory(wanted)
@@ -146,17 +149,24 @@ def _torch_facts() -> dict | None:
         return None
 
 
-def _cards(gpus: list[str]) -> list[dict]:
-    if not gpus and any(Path(place).exists() for place in ("/dev/nvidia0", "/dev/nvidiactl")):
+def _cards(gpus: list[str], for_gpus: str = "") -> list[dict]:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not gpus and hidden is None and any(Path(place).exists() for place in ("/dev/nvidia0", "/dev/nvidiactl")):
         remedy = "load the driver (nvidia-smi must answer); in a container, run it with --gpus all"
         return [line("GPUs", "lacks", "there are GPUs, but NVIDIA's driver does not answer", remedy, True)]
     if not gpus:
         remedy = "recipes for GPUs need some, with NVIDIA's driver 580 or newer; the miniature recipes need none"
+        none = "none" if hidden is None else f"none (CUDA_VISIBLE_DEVICES is {hidden!r})"
+        if for_gpus:
+            return [line("GPUs", "lacks", f"{none}, but the recipe is for {for_gpus}", remedy, True)]
         software = line("driver, CUDA, NCCL", "not known", "there is no GPU to ask")
-        return [line("GPUs", "lacks", "none", remedy), software]
+        return [line("GPUs", "lacks", none, remedy), software]
     names, memory, drivers = zip(*(gpu.split(", ") for gpu in gpus), strict=True)
     kinds = ", ".join(f"{names.count(n)} x {n} ({memory[names.index(n)]})" for n in dict.fromkeys(names))
     lines = [line("GPUs", "pass", kinds)]
+    if for_gpus and len(gpus) < int(for_gpus.split()[0]):
+        found = f"{kinds}, but the recipe is for {for_gpus}"
+        lines = [line("GPUs", "lacks", found, "trd train RECIPE --dry-run says what could be lowered", True)]
     facts = _torch_facts()
     if facts == {}:
         said = f"torch took longer than {TORCH_S:.0f} s to start"
