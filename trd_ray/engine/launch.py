@@ -16,6 +16,7 @@ from trd_ray.config import EngineConfig as EngineConfig
 from trd_ray.config import ModelConfig, Recipe
 from trd_ray.engine.actor import EngineSpec
 from trd_ray.engine.pool import Pool, PoolSpec
+from trd_ray.preflight.memory import adapters_at_once
 from trd_ray.preflight.placement import ActorSpec
 
 VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -56,6 +57,7 @@ def create_pool(
         log_path=str(logs),
         extra=config.extra,
         max_lora_rank=max_lora_rank(recipe),
+        adapters=adapters_at_once(recipe),
     )
     spec = PoolSpec(
         name=actor.name,

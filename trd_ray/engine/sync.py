@@ -1,7 +1,7 @@
 """The trainer's side of the weight sync: vLLM's transfer engines over our pools.
 
     learner (FSDP shards) -> WeightSource (full tensors in the engines' dtype) -> vLLM's trainer engine -> every pool
-                          -> adapter files (sync.lora=adapter) -> object store -> every pool
+                          -> adapters (sync.lora=adapter) -> every pool, beside requests under way (adapters.py)
 
 Every rank calls `WeightSync.push`, since gathering a shard is a collective. Rank 0 alone talks to the pools and sends.
 The transfer group is made once, and again when a pool's set of engines has changed.
@@ -25,6 +25,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransf
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from trd_ray.engine.actor import reason
+from trd_ray.engine.adapters import AdapterSender
 
 Receivers = list[tuple[int, int]]  # for each pool: the generation of its engines, and the number of their workers
 
@@ -44,22 +45,6 @@ class LearnerWeights(WeightSource):
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         return self.learner.weights(self.who, self.dtype)
-
-
-class AdapterSender:
-    """Takes the place of vLLM's trainer engine where engines take adapters: small files through Ray's object store."""
-
-    def __init__(self, learner: Any, client: "PoolsClient", rank: int):
-        self.learner, self.client, self.rank = learner, client, rank
-
-    def send_weights(self) -> None:
-        files = self.learner.adapter_files()
-        if self.rank == 0:
-            self.client.update_weights(files)
-            self.client.finish_weight_update()
-
-    def shutdown(self) -> None:
-        """Nothing: there is no transfer group."""
 
 
 class PoolsClient:
@@ -103,6 +88,12 @@ class PoolsClient:
             [p.finish_weight_update.remote(self.version) for p in self.pools], "the engines to load the new weights"
         )
 
+    def load_adapter(self, files: ray.ObjectRef) -> None:
+        self._get([p.load_adapter.remote([files]) for p in self.pools], "the engines to load the new adapter")
+
+    def serve_adapter(self) -> None:
+        self._get([p.serve_adapter.remote(self.version) for p in self.pools], "the engines to serve the new adapter")
+
     def abort(self) -> None:
         self._get([p.abort_weight_update.remote() for p in self.pools], "the engines to give up a weight update")
 
@@ -124,14 +115,15 @@ class WeightSync:
         dtype: torch.dtype,
         timeout_s: float,
     ):
-        """`learner` gives `shapes()`, `weights(who, dtype)` and, for backend "adapter", `adapter_files()`.
+        """`learner` gives `shapes()` and `weights(who, dtype)`, or for backend "adapter" what AdapterSender asks of it.
 
         See distill.learner; `who` is "student" or "teacher".
         """
         self.backend, self.timeout_s, self.rank = backend, timeout_s, dist.get_rank()
         self.source = LearnerWeights(learner, who, dtype)
         self.client = PoolsClient(pools, timeout_s)
-        self.engine: TrainerWeightTransferEngine | AdapterSender | None = None
+        self.engine: TrainerWeightTransferEngine | None = None
+        self.adapters = AdapterSender(learner, self.client, dtype, self.rank) if backend == "adapter" else None
 
     def push(self, version: int) -> str | None:
         """Give every engine the weights as policy version `version`; collective over the trainer's ranks.
@@ -151,6 +143,8 @@ class WeightSync:
     def _push(self, version: int) -> None:
         self.client.version = version
         receivers, connected = self._agreed(lambda: (self.client.receivers(), self.client.connected))
+        if self.adapters:
+            return self.adapters.send(self._agreed)
         if receivers != connected:
             self._connect(receivers)
         # There are two steps, so that a death that the first one meets costs no other engine its weights.
@@ -175,9 +169,6 @@ class WeightSync:
     def _connect(self, receivers: Receivers) -> None:
         self.close()
         self.client.connected = receivers
-        if self.backend == "adapter":
-            self.engine = AdapterSender(self.source.learner, self.client, self.rank)
-            return
         world_size = 1 + sum(workers for _, workers in receivers)
         self.engine = WeightTransferTrainerFactory.trainer_init(
             self._init_info(world_size), client=self.client, source=self.source
