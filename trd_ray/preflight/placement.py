@@ -82,7 +82,25 @@ def needs_sampler(recipe: Recipe, job: Job = "train") -> bool:
 def needs_refiner(recipe: Recipe, job: Job = "train") -> bool:
     """Whether there is a pool of its own that refines."""
     made_here = job == "refine" or (job == "train" and recipe.data.source == "problems")
-    return made_here and recipe.refines and not recipe.refiner.share_sampler
+    return made_here and recipe.refines and recipe.placement != "shared"
+
+
+def sharing(recipe: Recipe, job: Job = "train") -> str | None:
+    """What placement=shared would change for a recipe that may have it and does not; None for any other."""
+    r = recipe
+    adapters = r.learner.lora is not None and r.teacher.follow == "frozen" and r.sync.in_flight == "drain"
+    may = r.teacher.mode == "opsd" and (adapters or r.teacher.follow == "live")
+    may = may and r.refiner.dtype in (None, r.sampler.dtype or r.learner.dtype)
+    if not may or job != "train" or not needs_refiner(r, job):
+        return None
+    keys = "placement=shared" + " sync.lora=adapter" * (adapters and r.sync.lora != "adapter")
+    length = r.refiner.max_model_len
+    if length and r.sampler.max_model_len and length > r.sampler.max_model_len:
+        keys += f" sampler.max_model_len={length}"
+    return (
+        f"possible too, and faster where samples are long: {keys}. The sampler's engines then also refine, no pool "
+        "waits for the other, and what the refiner reserves can go to sampler.replicas"
+    )
 
 
 def gpus_per_engine(engine: EngineConfig, gpus_available: bool) -> float:
@@ -252,6 +270,8 @@ def _engine(
             f"{sequence_gib:.1f}: raise {keys}, or lower {name}.max_model_len"
         )
     note = f"cache for {max(0, math.floor(kv_gib / sequence_gib))} sequences of {length} tokens"
+    if name == "sampler" and recipe.placement == "shared" and recipe.refines:
+        note += ", of the refiner too" + " (without the adapter)" * recipe.refines_without_adapter
     host = estimate.HOST_OVERHEAD_GIB["engine"] if on_gpu else sum(memory.values())
     return ActorPlan(spec, memory, host, min(1.0, spec.gpus / engine.tensor_parallel), note)
 

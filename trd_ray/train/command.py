@@ -30,7 +30,7 @@ def dry_run(recipe: Recipe, job: placement.Job, gpu_gib: float | None = None) ->
     with Connection(recipe) as connection:
         inputs = prepare(recipe, job, gpu_gib, connection)
         placed = inputs.plan(connection.resources(), gpu_gib)
-    for note in inputs.notes:
+    for note in filter(None, [*inputs.notes, placement.sharing(inputs.recipe, job)]):
         print(note)
     print(f"{dump(inputs.recipe)}\n{inputs.findings}\n\n{placement.render(placed)}")
     return 0 if placed.fits else 2
