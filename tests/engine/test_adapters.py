@@ -49,24 +49,24 @@ class Gathered:
     def load_adapter(self, files) -> None:
         self.told.append(files)
 
-    def serve_adapter(self) -> None:
-        self.told.append("serve")
+    def serve_adapter(self, version: int) -> None:
+        self.told.append(version)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_rank_0_sends_one_object_in_the_engines_type_and_every_rank_gathers(monkeypatch, rank):
     monkeypatch.setattr(ray, "put", lambda value: ("one object", value))
     both = Gathered()
-    AdapterSender(both, both, torch.bfloat16, rank).send(lambda call: call() if rank == 0 else None)
+    AdapterSender(both, torch.bfloat16, rank).send(both, 7, lambda call: call() if rank == 0 else None)
     files = {name: (torch.bfloat16, 2.0) for name in "abc"}
-    assert both.told == ([("one object", files), "serve"] if rank == 0 else [])
+    assert both.told == ([("one object", files), 7] if rank == 0 else [])
     assert both.gathered == ["a", "b", "c"]
 
 
 def test_a_rank_that_fails_while_it_gathers_goes_on_to_the_end_with_the_others():
     both = Gathered(fails=True)
     with pytest.raises(MemoryError, match="no room on the host"):
-        AdapterSender(both, both, torch.bfloat16, 0).send(lambda call: call())
+        AdapterSender(both, torch.bfloat16, 0).send(both, 7, lambda call: call())
     assert both.told == [] and both.gathered == ["a", "b", "c"]
 
 

@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 class AdapterSender:
     """The learner's side. Collective over its ranks; rank 0 keeps what is gathered, and sends it."""
 
-    def __init__(self, learner: Any, pools: Any, dtype: "torch.dtype", rank: int):
-        """`learner` gives `adapter_tensors(dtype)` and `packed_adapter(tensors)`. `pools`: a PoolsClient."""
-        self.learner, self.pools, self.dtype, self.rank = learner, pools, dtype, rank
+    def __init__(self, learner: Any, dtype: "torch.dtype", rank: int):
+        """`learner` gives `adapter_tensors(dtype)` and `packed_adapter(tensors)`."""
+        self.learner, self.dtype, self.rank = learner, dtype, rank
 
-    def send(self, agreed: Callable[[Callable[[], Any]], Any]) -> None:
-        """`agreed` makes a call on rank 0 and tells every rank how it went."""
+    def send(self, pools: Any, version: int, on_rank_0: Callable[[Callable[[], Any]], Any]) -> None:
+        """Give the adapter to all engines as `version`.
+
+        `pools` is a PoolsClient. `on_rank_0` makes a call there and tells every rank how it went.
+        """
         tensors: dict[str, torch.Tensor] = {}
         problem: Exception | None = None
         for name, tensor in self.learner.adapter_tensors(self.dtype):
@@ -52,10 +55,10 @@ class AdapterSender:
             if problem:
                 raise problem
             # One object for all engines. It is in the store as long as this reference is.
-            self.pools.load_adapter(ray.put(self.learner.packed_adapter(tensors)))
+            pools.load_adapter(ray.put(self.learner.packed_adapter(tensors)))
 
-        agreed(load)
-        agreed(self.pools.serve_adapter)
+        on_rank_0(load)
+        on_rank_0(lambda: pools.serve_adapter(version))
 
 
 class AdapterUpdate:

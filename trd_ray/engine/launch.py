@@ -66,7 +66,8 @@ def create_pool(
         actor_options={"num_cpus": actor.cpus, "num_gpus": actor.gpus},
         start_timeout_s=config.start_timeout_s,
         request_timeout_s=config.request_timeout_s,
-        in_flight=recipe.sync.in_flight,
+        # Nothing waits for an adapter: it comes beside the requests under way.
+        in_flight="keep" if transfer_backend == "adapter" else recipe.sync.in_flight,
     )
     pool: Any = ray.remote(Pool).options(num_cpus=0, max_concurrency=POOL_CALLS)
     return pool.remote(spec)

@@ -91,8 +91,8 @@ class PoolsClient:
     def load_adapter(self, files: ray.ObjectRef) -> None:
         self._get([p.load_adapter.remote([files]) for p in self.pools], "the engines to load the new adapter")
 
-    def serve_adapter(self) -> None:
-        self._get([p.serve_adapter.remote(self.version) for p in self.pools], "the engines to serve the new adapter")
+    def serve_adapter(self, version: int) -> None:
+        self._get([p.serve_adapter.remote(version) for p in self.pools], "the engines to serve the new adapter")
 
     def abort(self) -> None:
         self._get([p.abort_weight_update.remote() for p in self.pools], "the engines to give up a weight update")
@@ -123,7 +123,7 @@ class WeightSync:
         self.source = LearnerWeights(learner, who, dtype)
         self.client = PoolsClient(pools, timeout_s)
         self.engine: TrainerWeightTransferEngine | None = None
-        self.adapters = AdapterSender(learner, self.client, dtype, self.rank) if backend == "adapter" else None
+        self.adapters = AdapterSender(learner, dtype, self.rank) if backend == "adapter" else None
 
     def push(self, version: int) -> str | None:
         """Give every engine the weights as policy version `version`; collective over the trainer's ranks.
@@ -144,7 +144,7 @@ class WeightSync:
         self.client.version = version
         receivers, connected = self._agreed(lambda: (self.client.receivers(), self.client.connected))
         if self.adapters:
-            return self.adapters.send(self._agreed)
+            return self.adapters.send(self.client, version, self._agreed)
         if receivers != connected:
             self._connect(receivers)
         # There are two steps, so that a death that the first one meets costs no other engine its weights.
