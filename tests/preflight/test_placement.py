@@ -245,30 +245,6 @@ def test_one_pool_for_both_roles_is_said_in_the_plan_and_needs_no_gpu_of_a_refin
         assert ("of the refiner too" in said) == (plan is not separate)
 
 
-@pytest.mark.parametrize(
-    ("tree", "keys"),
-    [
-        (ADAPTERS, "placement=shared."),
-        ({"learner": {"lora": {}}}, "placement=shared sync.lora=adapter."),
-        ({"teacher": {"follow": "live"}}, "placement=shared."),
-        (
-            ADAPTERS | {"refiner": {"max_model_len": 512}, "sampler": {"max_model_len": 256}},
-            "sampler.max_model_len=512",
-        ),
-        ({}, None),
-        (ADAPTERS | {"placement": "shared"}, None),
-        ({"learner": {"lora": {}}, "teacher": {"follow": "ema"}}, None),
-        ({"learner": {"lora": {}}, "teacher": {"mode": "opd", "path": "t"}}, None),
-        (ADAPTERS | {"train": {"trajectory": "y_o"}, "teacher": {"view": "vanilla"}}, None),
-    ],
-)
-def test_one_pool_is_named_where_it_is_possible_and_never_chosen(tree, keys):
-    asked = recipe(**tree)
-    said = placement.sharing(asked)
-    assert said is None if keys is None else keys in said
-    assert asked.placement == tree.get("placement", "separate")
-
-
 def test_a_live_teacher_takes_no_memory_of_its_own():
     assert "teacher" not in actor(on(NODE, facts=QWEN3_8B, teacher={"follow": "live"}), "learner").memory_gib
 
