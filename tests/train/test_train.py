@@ -143,10 +143,10 @@ def test_staleness_1_overlaps_sampling_with_training_and_keeps_its_bound(tmp_pat
 
 def test_one_pool_samples_with_the_adapter_and_refines_without_it_as_pools_of_their_own_do(opsd, tmp_path):
     """In the first step all engines hold the initial weights, whatever trains."""
-    process = start(tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *ADAPTERS, *ONE_POOL)
-    wait_for_engines(process, 1, timeout_s=200)
-    shared = finish(process, tmp_path / "run")
+    shared = run(tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *ADAPTERS, *ONE_POOL)
     assert shared.code == 0, shared.output[-3000:]
+    engines = [{log.stem for log in (done.directory / "logs").glob("*-?.log")} for done in (opsd, shared)]
+    assert engines == [{"sampler-0", "refiner-0"}, {"sampler-0"}]
     answers_as(shared, opsd)
     rows = shared.rows
     assert [row["y_o"]["version"] for row in rows] == [row["step"] - 1 for row in rows]
