@@ -280,7 +280,7 @@ def test_an_adapter_that_vllm_refuses_leaves_the_old_one_served_and_the_next_pus
     assert student.push() is None
     before, served, asked = student.merged(), adapted.version, prompts(3, 8)
     problem = Student(adapted, tiny_untied, tmp_path, rank=16).push()
-    assert "adapted-0, load_adapter" in problem and "rank 16" in problem
+    assert problem and "adapted-0, load_adapter" in problem and "rank 16" in problem
     answers = adapted.ask(greedy_requests(asked, 20), served)
     assert all(g.version == served and near(g, before, p) for p, g in zip(asked, answers, strict=True))
     student.step(4)
