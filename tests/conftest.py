@@ -29,6 +29,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 POOLS = {
     "tests/compare/test_compare.py",
     "tests/distill/test_trainer.py",
+    "tests/engine/test_adapters.py",
     "tests/engine/test_pool.py",
     "tests/engine/test_sync.py",
     "tests/evaluate/test_evaluate.py",

@@ -145,11 +145,11 @@ class Served:
     def logprobs(self, prompt: list[int], response: list[int]) -> list[float]:
         return logprobs(self.model, prompt, response)
 
-    def endless_prompts(self, count: int, tokens: int) -> list[list[int]]:
-        """Prompts to which the greedy answer has not ended after so many tokens."""
+    def endless_prompts(self, count: int, tokens: int, model: torch.nn.Module | None = None) -> list[list[int]]:
+        """Prompts to which the greedy answer (of `model`) has not ended after so many tokens."""
         asked = torch.tensor(prompts(60, 8, seed=1))
         with torch.no_grad():
-            out = self.model.generate(
+            out = (model or self.model).generate(
                 asked, do_sample=False, max_new_tokens=tokens, attention_mask=torch.ones_like(asked)
             )
         found = [row[:8].tolist() for row in out if EOS not in row]

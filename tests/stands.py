@@ -114,10 +114,10 @@ class Stand:
 class Stands:
     """A pool whose engines are stand-ins, and the stand-ins in the order in which they were started."""
 
-    def __init__(self, tmp_path: Any, replicas: int, in_flight: str = "drain"):
+    def __init__(self, tmp_path: Any, replicas: int, in_flight: str = "drain", **engine: Any):
         self.started: list[Stand] = []
         self.prepare: Callable[[Stand], object] = lambda stand: None  # called before an engine starts
-        self.pool = Pool(pool_spec("p", "model", tmp_path, replicas=replicas, in_flight=in_flight))
+        self.pool = Pool(pool_spec("p", "model", tmp_path, replicas=replicas, in_flight=in_flight, **engine))
         self.pool._actor = self._actor  # type: ignore[assignment, method-assign]
         self.near = Near(self.pool)
         self.client = Client(self.near)

@@ -84,7 +84,8 @@ def test_engines_and_ranks_take_whole_gpus_where_there_are_some():
     ("tree", "pools"),
     [
         ({}, {"sampler", "refiner"}),
-        ({"teacher": {"follow": "live"}, "refiner": {"share_sampler": True}}, {"sampler"}),
+        ({"teacher": {"follow": "live"}, "placement": "shared"}, {"sampler"}),
+        ({"learner": {"lora": {}}, "sync": {"lora": "adapter"}, "placement": "shared"}, {"sampler"}),
         ({"train": {"trajectory": "y_o"}, "teacher": {"view": "vanilla"}}, {"sampler"}),
         ({"data": {"source": "corpus", "path": "c"}}, {"sampler"}),  # for the evaluation
         ({"data": {"source": "corpus", "path": "c"}, "evaluation": {"path": None}}, set()),
@@ -214,6 +215,34 @@ def test_tensor_parallel_engines_split_weights_and_cache():
     one = on(NODE, facts=QWEN3_8B)
     two = on(NODE, facts=QWEN3_8B, sampler={"tensor_parallel": 2})
     assert actor(two, "sampler").memory_gib["weights"] == pytest.approx(actor(one, "sampler").memory_gib["weights"] / 2)
+
+
+ADAPTERS = {"learner": {"lora": {}}, "sync": {"lora": "adapter"}}
+
+
+def test_adapters_take_room_beside_the_weights_as_many_as_may_be_in_use_at_a_time():
+    bare = actor(on(NODE, facts=QWEN3_8B), "sampler").memory_gib
+    two = actor(on(NODE, facts=QWEN3_8B, **ADAPTERS), "sampler").memory_gib
+    four = actor(on(NODE, facts=QWEN3_8B, **ADAPTERS, stream={"max_staleness": 3}), "sampler").memory_gib
+    one = 2 * memory.adapter_parameters(QWEN3_8B, 64) / GIB
+    assert "adapters" not in bare and two["adapters"] == pytest.approx(2 * one)
+    assert four["adapters"] == pytest.approx(4 * one)
+    assert bare["KV cache"] - two["KV cache"] == pytest.approx(2 * one)
+
+
+def test_one_pool_for_both_roles_is_said_in_the_plan_and_needs_no_gpu_of_a_refiner():
+    separate = on(NODE, facts=QWEN3_8B, **ADAPTERS)
+    shared = on(NODE, facts=QWEN3_8B, **ADAPTERS, placement="shared")
+    assert shared.needs["GPU"] == separate.needs["GPU"] - 1
+    live = on(NODE, facts=QWEN3_8B, teacher={"follow": "live"}, placement="shared")
+    for plan, words in (
+        (separate, ""),
+        (shared, "of the refiner too (without the adapter)"),
+        (live, "of the refiner too"),
+    ):
+        said = " ".join(placement.render(plan).split())
+        assert words in said and ("without the adapter" in said) == (plan is shared)
+        assert ("of the refiner too" in said) == (plan is not separate)
 
 
 def test_a_live_teacher_takes_no_memory_of_its_own():

@@ -99,10 +99,14 @@ def test_a_whole_run_is_told_from_what_it_recorded(directory):
             {"stream": {"max_staleness": 1}, "sync": {"in_flight": "keep"}},
             ["2.57 times its bound, max(T, (S + R + T) / 2) = 7.00 s:", "What binds is the work on a row.\n"],
         ),
+        (
+            {"stream": {"max_staleness": 1}, "sync": {"lora": "adapter"}, "learner": {"lora": {}}},
+            ["2.57 times its bound, max(T, (S + R + T) / 2) = 7.00 s:", "What binds is the work on a row.\n"],
+        ),
         ({"stream": {"max_staleness": "never"}}, None),
         ({"data": {"source": "corpus", "path": "/a/corpus"}}, None),
     ],
-    ids=["on policy", "drain", "keep", "never", "corpus"],
+    ids=["on policy", "drain", "keep", "adapter", "never", "corpus"],
 )
 def test_the_time_of_a_step_stands_beside_its_bound_and_what_sets_that(tmp_path, keys, said):
     directory = RunDirectory.create(tmp_path / "timed", from_tree({"name": "timed"} | keys))

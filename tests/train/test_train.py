@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+from operator import eq
 from statistics import fmean
 
 import psutil
@@ -28,6 +29,9 @@ from trd_ray.record.metrics import metric_names
 from trd_ray.verify.code.tests import Tests
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+ADAPTERS = ["learner.lora={rank: 8, alpha: 16}", "sync.lora=adapter", "learner.lr=1.0e-2"]
+ONE_POOL = ["placement=shared", "sampler.max_model_len=320"]  # a refinement's prompt is longer than a rollout's
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +128,7 @@ def test_a_stopped_run_leaves_a_checkpoint_and_resumes_where_it_was(opsd, tmp_pa
 
 def test_staleness_1_overlaps_sampling_with_training_and_keeps_its_bound(tmp_path):
     """With the newest student as its own refiner, on the sampler's engines."""
-    live = ["teacher.follow=live", "refiner.share_sampler=true", "sampler.max_model_len=320"]
+    live = ["teacher.follow=live", "placement=shared", "sampler.max_model_len=320"]
     done = run(tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *live, "stream.max_staleness=1")
     assert done.code == 0, done.output[-3000:]
     for row in done.rows:
@@ -135,6 +139,48 @@ def test_staleness_1_overlaps_sampling_with_training_and_keeps_its_bound(tmp_pat
     assert any(row["y_o"]["start_s"] < recorded[row["step"] - 1] for row in done.rows if row["step"] > 1)
     assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics if "sync/gap_mean" in m)
     assert any("sync/gap_mean" in m for m in done.metrics)
+
+
+def test_one_pool_samples_with_the_adapter_and_refines_without_it_as_pools_of_their_own_do(opsd, tmp_path):
+    """In the first step all engines hold the initial weights, whatever trains."""
+    shared = run(tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *ADAPTERS, *ONE_POOL)
+    assert shared.code == 0, shared.output[-3000:]
+    engines = [{log.stem for log in (done.directory / "logs").glob("*-?.log")} for done in (opsd, shared)]
+    assert engines == [{"sampler-0", "refiner-0"}, {"sampler-0"}]
+    answers_as(shared, opsd)
+    rows = shared.rows
+    assert [row["y_o"]["version"] for row in rows] == [row["step"] - 1 for row in rows]
+    assert {row["y_r"]["version"] for row in rows} == {0}  # the base model
+    assert {row[y]["engine"] for row in rows for y in ("y_o", "y_r")} == {"sampler-0"}
+    assert all(m["sync/gap_mean"] < 1e-5 for m in shared.metrics)  # also of versions that are not the base
+
+
+def answers_as(shared: Finished, separate: Finished) -> None:
+    """In the first step y_o and y_r are the same, but for rounding in batches of another size."""
+    first = [(a, b) for a, b in zip(shared.rows, separate.rows, strict=False) if a["step"] == 1]
+    assert first
+    for y in ("y_o", "y_r"):
+        pairs = [(a[y], b[y]) for a, b in first]
+        tokens = [same for a, b in pairs for same in map(eq, a["ids"], b["ids"])]
+        assert fmean(tokens) >= 0.99
+        gaps = [
+            abs(p - q) for a, b in pairs if a["ids"] == b["ids"]
+            for p, q in zip(a["logprobs"], b["logprobs"], strict=True)
+        ]  # fmt: skip
+        assert len(gaps) > len(tokens) / 2 and fmean(gaps) < 1e-5
+
+
+@pytest.mark.long
+def test_one_pool_and_two_with_adapters_answer_alike(tmp_path, capsys):
+    two = run(tmp_path / "two", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *ADAPTERS)
+    one = run(tmp_path / "one", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *ADAPTERS, *ONE_POOL)
+    assert one.code == two.code == 0, one.output[-3000:] + two.output[-3000:]
+    answers_as(one, two)
+    assert one.metrics[0]["loss"] == pytest.approx(two.metrics[0]["loss"], abs=1e-4)
+    assert {row["y_r"]["engine"] for row in two.rows} == {"refiner-0"}
+    with capsys.disabled():
+        seconds = [f"{fmean(m['seconds/step'] for m in run.metrics[1:]):.2f}" for run in (two, one)]
+        print(f"\nseconds a step: two pools {seconds[0]}, one pool {seconds[1]}")
 
 
 def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_an_uninterrupted_one(corpus, tmp_path):

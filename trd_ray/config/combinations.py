@@ -2,11 +2,18 @@
 
 from trd_ray.config.close_words import did_you_mean
 from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig
-from trd_ray.config.rollout_keys import DataConfig, RefinerConfig, StreamConfig, StudentConfig, TeacherConfig
+from trd_ray.config.rollout_keys import (
+    DataConfig,
+    RefinerConfig,
+    SamplerConfig,
+    StreamConfig,
+    StudentConfig,
+    TeacherConfig,
+)
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig
 
 
-def require_teacher(student: StudentConfig, teacher: TeacherConfig, refiner: RefinerConfig) -> None:
+def require_teacher(student: StudentConfig, teacher: TeacherConfig) -> None:
     if teacher.mode == "opd" and not teacher.path:
         raise ValueError("teacher.mode is opd but teacher.path is empty: set teacher.path, or teacher.mode=opsd")
     if teacher.mode == "opsd" and teacher.path and teacher.path != student.path:
@@ -18,11 +25,6 @@ def require_teacher(student: StudentConfig, teacher: TeacherConfig, refiner: Ref
         raise ValueError(
             f"teacher.follow={teacher.follow} has no meaning in OPD, whose teacher is another model: "
             "set teacher.follow=frozen"
-        )
-    if refiner.share_sampler and not (teacher.mode == "opsd" and teacher.follow == "live"):
-        raise ValueError(
-            "refiner.share_sampler=true refines on the sampler's engines, which hold the newest student: "
-            "set teacher.mode=opsd and teacher.follow=live, or refiner.share_sampler=false"
         )
 
 
@@ -80,4 +82,30 @@ def require_sendable_adapters(learner: LearnerConfig, sync: SyncConfig, teacher:
         raise ValueError(
             "teacher.follow=ema has the refiner follow an average of the adapters, but sync.lora=adapter sends "
             "the newest ones: set sync.lora=merged"
+        )
+
+
+def require_shareable(
+    teacher: TeacherConfig, sampler: SamplerConfig, refiner: RefinerConfig, learner: LearnerConfig, sync: SyncConfig
+) -> None:
+    """One pool that also refines has one model below both roles, and keeps it where the teacher is frozen."""
+    if teacher.mode == "opd":
+        raise ValueError(
+            "placement=shared refines on the sampler's engines, but in OPD the teacher is another model: set "
+            "teacher.mode=opsd and leave teacher.path empty, or set placement=separate"
+        )
+    if teacher.follow == "ema":
+        raise ValueError(
+            "placement=shared refines with the initial student or with the newest one, but teacher.follow=ema with an "
+            "average: set teacher.follow=frozen or teacher.follow=live, or placement=separate"
+        )
+    if teacher.follow == "frozen" and not (learner.lora and sync.lora == "adapter"):
+        raise ValueError(
+            "placement=shared with teacher.follow=frozen samples with an adapter and refines without it: set "
+            "learner.lora={} and sync.lora=adapter; or set teacher.follow=live, or placement=separate"
+        )
+    if refiner.dtype and refiner.dtype != (sampler.dtype or learner.dtype):
+        raise ValueError(
+            f"placement=shared refines on the sampler's engines, which compute in {sampler.dtype or learner.dtype}, "
+            f"but refiner.dtype is {refiner.dtype}: leave it out, or set placement=separate"
         )

@@ -30,6 +30,11 @@ _WANTED = {
     "tuple_type": "a list",
 }
 
+# Keys of earlier versions, with what is written instead.
+_REPLACED = {
+    "refiner.share_sampler": "write placement: shared at the top of the recipe (placement=shared on the command line)"
+}
+
 
 def sentences(errors: list[Any]) -> list[str]:
     """One sentence for each key. The branches of a union (a number, or the word never) are told as one."""
@@ -54,6 +59,8 @@ def sentences(errors: list[Any]) -> list[str]:
 
 
 def _unknown(where: str, key: str, value: Any, known: list[str]) -> str:
+    if where in _REPLACED:
+        return f"there is no key {where} any more: {_REPLACED[where]}"
     group, dot, rest = key.partition(".")
     if dot and group in known:
         for name in reversed(rest.split(".")):

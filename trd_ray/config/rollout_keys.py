@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from trd_ray.config.effects import ANSWERS, ENGINES, MACHINES, NOTHING, NUMBERS, ROWS, SCORES, VERDICTS
 from trd_ray.config.node import Node
@@ -130,9 +130,8 @@ class SamplerConfig(EngineConfig, SamplingConfig):
 
 
 class RefinerConfig(EngineConfig, SamplingConfig):
-    share_sampler: Annotated[bool, ROWS, ENGINES] = Field(
-        default=False, description="refine on the sampler's engines (OPSD, teacher.follow live)"
-    )
+    """With placement=shared its keys of engines mean nothing: the sampler's engines refine."""
+
     select: Annotated[Literal["first", "first_passed", "shortest_passed"], ROWS] = "first"
     max_prompt_tokens: Annotated[int | None, ROWS, NUMBERS] = Field(
         default=None,
@@ -143,6 +142,14 @@ class RefinerConfig(EngineConfig, SamplingConfig):
         default="none",
         description="tell the refiner whether the attempt passed, or also what failed (code: the case, stderr's tail)",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_older_versions_wrote(cls, tree: Any) -> Any:
+        """The recipe.yaml of an older run holds every key of its version, this one with its default."""
+        if isinstance(tree, dict) and tree.get("share_sampler") is False:
+            return {key: value for key, value in tree.items() if key != "share_sampler"}
+        return tree
 
     @property
     def prompt_tokens(self) -> int:

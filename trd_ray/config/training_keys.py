@@ -101,7 +101,9 @@ class LearnerConfig(Node):
 class SyncConfig(Node):
     backend: Annotated[Literal["auto", "nccl", "ipc", "gloo"], ENGINES] = "auto"
     in_flight: Annotated[Literal["drain", "keep"], ROWS, ENGINES] = Field(
-        default="drain", description="drain: requests finish on the old weights; keep: they go on with the new ones"
+        default="drain",
+        description="drain: requests finish on the old weights; keep: they go on with the new ones. With "
+        "sync.lora=adapter they finish on the old adapter, and nothing waits for them",
     )
     timeout_s: Annotated[float, NOTHING] = Field(
         default=600, gt=0, description="longest wait for the engines in a phase of a sync; a drain comes before it"

@@ -1,7 +1,7 @@
 """The whole tree of keys, and what follows from a recipe as a whole."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -60,6 +60,12 @@ class Recipe(Node):
         default=None, ge=1, description="default: one pass over the problems"
     )
     rollouts_per_step: Annotated[int, ROWS, NUMBERS, COMPARISON] = Field(default=128, ge=1)
+    placement: Annotated[Literal["separate", "shared"], ENGINES] = Field(
+        default="separate",
+        description="separate: sampler and refiner have engines of their own; shared: the sampler's engines also "
+        "refine. That needs OPSD and either learner.lora with sync.lora=adapter and teacher.follow=frozen (they sample "
+        "with the adapter and refine without it), or teacher.follow=live",
+    )
     student: Annotated[StudentConfig, ROWS, NUMBERS, ANSWERS, ENGINES, COMPARISON] = Field(
         default_factory=StudentConfig
     )
@@ -107,9 +113,14 @@ class Recipe(Node):
         """Whether y_r is made at all: it trains, or the subset needs it."""
         return self.train.trajectory == "y_r" or self.train.subset == "repaired"
 
+    @property
+    def refines_without_adapter(self) -> bool:
+        """Whether one pool samples with the newest adapter, and refines with the base model below it."""
+        return self.placement == "shared" and self.teacher.follow == "frozen"
+
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
-        combinations.require_teacher(self.student, self.teacher, self.refiner)
+        combinations.require_teacher(self.student, self.teacher)
         if self.rollouts_per_step % self.sampler.n:
             raise ValueError(
                 f"rollouts_per_step ({self.rollouts_per_step}) must be a multiple of sampler.n ({self.sampler.n})"
@@ -119,6 +130,8 @@ class Recipe(Node):
         combinations.require_evaluation(self.evaluation, self.stream, self.data)
         combinations.require_best(self.checkpoint, self.evaluation)
         combinations.require_sendable_adapters(self.learner, self.sync, self.teacher)
+        if self.placement == "shared":
+            combinations.require_shareable(self.teacher, self.sampler, self.refiner, self.learner, self.sync)
         if isinstance(self.stream.max_staleness, int) and self.stream.max_staleness < 0:
             raise ValueError("stream.max_staleness must be 0, a positive number of versions, or never")
         return self

@@ -37,12 +37,13 @@ from trd_ray.distill.finite import not_finite
 from trd_ray.distill.head import STATISTICS, fused_divergence, token_logprobs
 from trd_ray.distill.model import (
     MovingAverage,
-    adapter_files,
+    adapter_tensors,
     adapters_off,
     add_adapters,
     load,
     merged_shapes,
     merged_weights,
+    packed_adapter,
     shard,
 )
 from trd_ray.distill.onset import onset_ids
@@ -286,4 +287,12 @@ class Learner:
 
     def adapter_files(self) -> dict[str, bytes]:
         """The files of a PEFT folder with the student's adapters. Collective."""
-        return adapter_files(self.student.model, self.recipe.student.path, self.device)
+        return self.packed_adapter({name: tensor.cpu().contiguous() for name, tensor in self.adapter_tensors()})
+
+    def adapter_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """The student's adapters, in float32 or in `dtype`. Collective."""
+        return adapter_tensors(self.student.model, self.device, dtype)
+
+    def packed_adapter(self, tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+        """The files of a PEFT folder with these adapters."""
+        return packed_adapter(self.student.model, self.recipe.student.path, tensors)

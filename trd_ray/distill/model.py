@@ -210,13 +210,20 @@ def merged_weights(model: nn.Module, dtype: torch.dtype, device: torch.device) -
 
 
 @torch.no_grad()
-def adapter_files(model: Any, base: str, device: torch.device) -> dict[str, bytes]:
-    """The files of a PEFT folder with the adapters in float32 and `base` as their model. Collective."""
-    tensors = {
-        "base_model.model." + name.replace(f".{ADAPTER}.", "."): _full(p.detach().to(device)).cpu().contiguous()
-        for name, p in model.named_parameters()
-        if ".lora_" in name
-    }
+def adapter_tensors(
+    model: nn.Module, device: torch.device, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Full adapters under PEFT's names, in float32 or in `dtype`. Collective."""
+    for name, p in model.named_parameters():
+        if ".lora_" in name:
+            yield (
+                "base_model.model." + name.replace(f".{ADAPTER}.", "."),
+                _full(p.detach().to(device, dtype or p.dtype)),
+            )
+
+
+def packed_adapter(model: Any, base: str, tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """The files of a PEFT folder with these adapters and `base` as their model."""
     config = model.peft_config[ADAPTER].to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
     as_text = json.dumps(
         config, indent=2, sort_keys=True, default=lambda o: sorted(o) if isinstance(o, set) else str(o)

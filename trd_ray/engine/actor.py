@@ -3,6 +3,7 @@
     requests (token ids + sampling) -> AsyncLLM -> generations (token ids, log-probs, version, times)
 
 The actor offers vLLM's weight-transfer methods under their own names, and records the policy version of its weights.
+LoRA adapters come beside the requests under way, and each request says whether it wants the newest one (loaded.py).
 vLLM's output goes to a log file, so that a death can be explained.
 
 At shutdown the engine process is stopped. When this actor ends in any other way, even by SIGKILL while vLLM starts,
@@ -13,10 +14,8 @@ import asyncio
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 import uuid
@@ -28,6 +27,8 @@ from typing import Any
 import numpy as np
 import ray
 from ray.exceptions import RayTaskError
+
+from trd_ray.engine.loaded import LoadedAdapters, slots
 
 DEATH_POLL_S = 0.5
 
@@ -52,6 +53,7 @@ class Request:
     max_tokens: int = 16
     n: int = 1
     prompt_logprobs: bool = False
+    adapter: bool = True  # False: the base model answers, whatever adapters the engine has been sent
 
 
 @dataclass
@@ -110,6 +112,7 @@ class EngineSpec:
     log_path: str
     extra: dict[str, Any]
     max_lora_rank: int = 0
+    adapters: int = 2  # that may be in use at a time: the newest, and those of requests under way
     start_id: str = ""  # marks in the log where this start begins
 
 
@@ -131,10 +134,13 @@ class Engine:
 
     def __init__(self, spec: EngineSpec):
         self.spec = spec
-        self.version = spec.version
+        self.version = spec.version  # of the weights, without an adapter
         self.connected = False  # has been in a transfer group
-        self.adapter: Any = None  # the LoRARequest that goes with every request
-        self.adapters = tempfile.TemporaryDirectory(prefix="trd_ray-adapters-")
+        self.adapters = LoadedAdapters(
+            spec.adapters,
+            add=lambda adapter: self._control(self.llm.add_lora(adapter)),
+            remove=lambda number: self._control(self.llm.remove_lora(number)),
+        )
         _redirect_output(spec.log_path)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         mark = f"==== engine {spec.name} starts at {now}, process {os.getpid()}, start {spec.start_id}\n"
@@ -164,6 +170,7 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         s, begin = self.spec, time.time()
+        extra = dict(s.extra)
         options: dict[str, Any] = dict(
             model=s.model,
             revision=s.revision,
@@ -188,10 +195,11 @@ class Engine:
             options["enable_chunked_prefill"] = False
         if s.transfer_backend == "adapter":
             options |= {"enable_lora": True, "max_lora_rank": s.max_lora_rank}
+            extra["max_loras"] = max(slots(s.adapters, s.on_gpu), s.extra.get("max_loras", 0))
         elif s.transfer_backend:
             options["weight_transfer_config"] = WeightTransferConfig(backend=s.transfer_backend)
         try:
-            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(options | s.extra)))
+            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(options | extra)))
         except Exception as e:
             traceback.print_exc()  # into the log
             raise StartFailed(reason(e)) from None
@@ -235,10 +243,13 @@ class Engine:
             flat_logprobs=True,  # one list of numbers, and not a dict with an object for every token
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        start, version = time.time(), self.version
+        start = time.time()
         prompt: Any = {"prompt_token_ids": np.asarray(r.prompt_ids).tolist()}  # vLLM takes lists
-        outputs = self.llm.generate(prompt, params, uuid.uuid4().hex, lora_request=self.adapter)
-        [final] = [output async for output in outputs]
+        with self.adapters.using() if r.adapter else contextlib.nullcontext() as adapter:
+            version = adapter.version if adapter else self.version
+            lora = adapter.request if adapter else None
+            outputs = self.llm.generate(prompt, params, uuid.uuid4().hex, lora_request=lora)
+            [final] = [output async for output in outputs]
         seconds = time.time() - start
         prompt_logprobs: Any = final.prompt_logprobs  # FlatLogprobs, or None; the first token has none
         scored = np.asarray(prompt_logprobs.logprobs if prompt_logprobs else [], np.float32)
@@ -269,40 +280,38 @@ class Engine:
         await self._control(self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info)))
 
     async def start_weight_update(self) -> None:
-        if self.spec.transfer_backend == "adapter":
-            return
         await self._control(self.llm.start_weight_update())
 
     async def update_weights(self, update_info: Any) -> None:
-        if self.spec.transfer_backend == "adapter":
-            return await self._load_adapter(update_info)
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
         await self._control(self.llm.update_weights(WeightTransferUpdateRequest(update_info=update_info)))
 
     async def finish_weight_update(self, version: int) -> None:
-        if self.spec.transfer_backend != "adapter":
-            await self._control(self.llm.finish_weight_update(str(version)))
-            if self.spec.on_gpu:
-                await self._control(self.llm.collective_rpc("release_transfer_buffers"))
+        await self._control(self.llm.finish_weight_update(str(version)))
+        if self.spec.on_gpu:
+            await self._control(self.llm.collective_rpc("release_transfer_buffers"))
         self.version = version
 
-    async def _load_adapter(self, files: dict[str, bytes]) -> None:
-        """Each adapter has a number of its own, by which vLLM also tells apart what its prefix cache holds."""
-        from vllm.lora.request import LoRARequest
+    # Adapters, for which nothing pauses
 
-        old = self.adapter
-        number = 1 if old is None else old.lora_int_id + 1
-        folder = Path(self.adapters.name) / str(number)
-        folder.mkdir()
-        for name, content in files.items():
-            (folder / name).write_bytes(content)
-        request = LoRARequest(f"student-{number}", number, str(folder))
-        await self._control(self.llm.add_lora(request))
-        self.adapter = request
-        if old is not None:
-            await self._control(self.llm.remove_lora(old.lora_int_id))
-            shutil.rmtree(old.lora_path)
+    async def load_adapter(self, files: list) -> None:
+        """Hold another adapter beside the one that is served; `files` holds a reference to the files of a PEFT folder.
+
+        The references of all engines are of one object.
+        """
+        await self.adapters.load(await result(files[0]))
+
+    async def serve_adapter(self, version: int) -> None:
+        """Requests that come from now on are answered with the adapter that was loaded last."""
+        await self.adapters.serve(version)
+
+    async def give_up_adapter(self) -> None:
+        await self.adapters.give_up()
+
+    async def held_adapters(self) -> set[int]:
+        """The numbers of the adapters that vLLM holds now."""
+        return await self._control(self.llm.list_loras())
 
     async def pause(self, in_flight: str) -> None:
         """Stop scheduling: `drain` lets running requests finish first, `keep` freezes them. The cache is emptied."""

@@ -14,7 +14,8 @@ What may happen between the lease and the answer:
 - the engine leaves: it stays until the lease is over;
 - an update begins: with `drain` the pool waits for the lease before it pauses the engine. With `keep` a request that
   comes after the pause waits in vLLM's queue (in both of its modes), and new weights answer it. Its generation then
-  names the version that the engine had when the request came, which is the older one;
+  names the version that the engine had when the request came, which is the older one. An adapter waits for nothing:
+  the request ends on the one that the engine served when it came;
 - another run takes the pool: the request is answered by the weights that began it, or fails with RunEnded;
 - the coroutine is cancelled: so is the request in the engine, and the lease is over;
 - this process dies: see leases.py.
@@ -42,7 +43,8 @@ ASK_EVERY_S = 0.01  # at most, for one version: a call costs as much processor t
 TELL_WITHIN_S = 0.1  # the pool hears so soon what is over, in one call with what else ends; of the last lease at once
 CLOSE_TIMEOUT_S = 30.0
 
-Wish = tuple[int, int | None]  # the oldest version that may answer, and the run of the pool, if it is known
+# The oldest version that may answer (None: the base model does), and the run of the pool, if it is known.
+Wish = tuple[int | None, int | None]
 _numbers = count()
 
 
@@ -71,11 +73,13 @@ class Client:
     async def generate(self, request: Request, min_version: int = 0) -> list[Generation]:
         """The `n` generations of a request, sampled by weights of at least `min_version`, however long that takes.
 
+        A request that asks the base model waits for no version.
+
         Raises PoolFailed, RunEnded, or what the engine raised about the request.
         """
         run = None
         while True:
-            lease, admission = await self._admitted((min_version, run))
+            lease, admission = await self._admitted((min_version if request.adapter else None, run))
             run = admission.run
             try:
                 async with asyncio.timeout(admission.request_timeout_s):

@@ -47,7 +47,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, replace
 from enum import StrEnum, auto
 from pathlib import Path
@@ -254,13 +254,16 @@ class Fleet:
 
     # Which weights the engines hold
 
-    def serve(self, version: int) -> None:
-        """The engines that were UPDATING hold `version` from now on, and no others do."""
+    def serve(self, version: int, beside: Collection[Life] = ()) -> None:
+        """The engines that were UPDATING hold `version` from now on, and no others do.
+
+        `beside` are those that got it beside the adapter that they were SERVING.
+        """
         self.version = version
         for life in self.lives:
             if life.state is State.UPDATING:
                 life.move(State.SERVING)
-            elif life.state is State.SERVING:
+            elif life.state is State.SERVING and life not in beside:
                 life.move(State.STALE)
 
     # Resize and shutdown

@@ -16,6 +16,7 @@ from trd_ray.config import EngineConfig as EngineConfig
 from trd_ray.config import ModelConfig, Recipe
 from trd_ray.engine.actor import EngineSpec
 from trd_ray.engine.pool import Pool, PoolSpec
+from trd_ray.preflight.memory import adapters_at_once
 from trd_ray.preflight.placement import ActorSpec
 
 VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -56,6 +57,7 @@ def create_pool(
         log_path=str(logs),
         extra=config.extra,
         max_lora_rank=max_lora_rank(recipe),
+        adapters=adapters_at_once(recipe),
     )
     spec = PoolSpec(
         name=actor.name,
@@ -64,7 +66,8 @@ def create_pool(
         actor_options={"num_cpus": actor.cpus, "num_gpus": actor.gpus},
         start_timeout_s=config.start_timeout_s,
         request_timeout_s=config.request_timeout_s,
-        in_flight=recipe.sync.in_flight,
+        # Nothing waits for an adapter: it comes beside the requests under way.
+        in_flight="keep" if transfer_backend == "adapter" else recipe.sync.in_flight,
     )
     pool: Any = ray.remote(Pool).options(num_cpus=0, max_concurrency=POOL_CALLS)
     return pool.remote(spec)

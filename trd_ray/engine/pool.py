@@ -11,6 +11,9 @@ The gate is here because the version is here. A lease of an engine is given only
 - no weight update is under way;
 - an engine is SERVING, which means that it holds the pool's version.
 
+A request for the base model of engines that take adapters (`Request.adapter=False`) waits for no version: any engine
+that is up may answer it.
+
 A restarted engine has the weights that the pool started with. When the version has moved on it is STALE, and the status
 asks the learner to send the weights again (`needs_weights`).
 
@@ -38,6 +41,7 @@ import ray
 from ray.actor import ActorHandle
 
 from trd_ray.engine.actor import Engine, EngineSpec, PoolSpec
+from trd_ray.engine.adapters import AdapterUpdate
 from trd_ray.engine.deaths import HEALTH_TIMEOUT_S
 from trd_ray.engine.fleet import UP, Fleet, Life, State
 from trd_ray.engine.fleet import PoolFailed as PoolFailed
@@ -47,6 +51,7 @@ from trd_ray.engine.update import EngineFailed, WeightUpdate, call_each, given_u
 ENGINE_CALLS = 100_000  # that may be under way in one engine, so that a pause never queues behind requests
 
 
+Asked = tuple[Who, int | None, int | None]  # by whom, for at least which version, in which run
 Over = tuple[int, int | None]  # the number of a lease, and the tokens of its answer if it had one
 
 
@@ -60,9 +65,10 @@ class Pool:
         self.fleet = Fleet(spec, lambda engine: self._actor(engine))
         self.update: WeightUpdate | None = None  # under way
         self.draining = False  # an update is about to begin
+        self.coming: AdapterUpdate | None = None  # the same as `update` of an adapter, for which the gate stays open
         self.run = 0  # counts the runs that the pool has served before this one
         self.leases = Leases(spec.request_timeout_s)
-        self.at_gate: dict[tuple[Who, int, int | None], int] = {}  # requests that wait, by the call that asks for them
+        self.at_gate: dict[Asked, int] = {}  # requests that wait, by the call that asks for them
         self.answered = {"requests": 0, "tokens": 0}
 
     def _actor(self, spec: EngineSpec) -> ActorHandle:
@@ -78,7 +84,7 @@ class Pool:
         """Grow or shrink to so many engines while running; leaving engines answer what they hold first."""
         if replicas < 1:
             raise ValueError(f"pool {self.spec.name} needs at least 1 engine, not {replicas}")
-        await self.fleet.resize(replicas, may_stop=lambda: self.update is None)
+        await self.fleet.resize(replicas, may_stop=lambda: not (self.update or self.coming))
 
     async def shutdown(self) -> None:
         await self.fleet.shutdown()
@@ -89,26 +95,24 @@ class Pool:
 
     # Requests
 
-    async def admit(self, who: Who, min_version: int, run: int | None, count: int, over: list[Over]) -> Admission:
+    async def admit(
+        self, who: Who, min_version: int | None, run: int | None, count: int, over: list[Over]
+    ) -> Admission:
         """Leases for `count` requests, each of the engine that is least loaded, once the gate lets them through.
 
-        `count` may change meanwhile (`recount`). `run` is the run to which the requests belong, None for the one that
-        the pool serves now. `over` is settled first.
+        `min_version` is None for requests that ask the base model. `count` may change meanwhile (`recount`). `run` is
+        the run to which the requests belong, None for the one that the pool serves now. `over` is settled first.
         """
         if self.leases.hear(who):
             await self.fleet.notify()
         await self.settle(over)
+        if min_version is None and self.spec.engine.transfer_backend not in (None, "adapter"):
+            raise ValueError(f"pool {self.spec.name} is sent whole weights, so its engines lose their base model")
         of = self.run if run is None else run
         key = (who, min_version, run)
         self.at_gate[key] = count
         try:
-            await self.fleet.wait(
-                lambda: (
-                    self.run != of
-                    or not self.leases.knows(who)
-                    or (self.fleet.version >= min_version and bool(self._open()))
-                )
-            )
+            await self.fleet.wait(lambda: self.run != of or not self.leases.knows(who) or bool(self._open(min_version)))
             # No await from the open gate to the last lease: the gate may close and loads change in one.
             count = self.at_gate[key]
         finally:
@@ -117,13 +121,13 @@ class Pool:
             raise RunEnded(f"the run that asked pool {self.spec.name} has ended")
         if not self.leases.knows(who):
             raise RuntimeError(f"a client of pool {self.spec.name} was closed while it waited at the gate")
-        lives = least_loaded(self._open(), count)
+        lives = least_loaded(self._open(min_version), count)
         leases = [self.leases.give(life, who) for life in lives]
         new = self.leases.untold(leases, who)
         engines = {life.spec.start_id: life.handle for life in lives if life.spec.start_id in new}
         return Admission(leases, engines, of, self.spec.name, self.spec.request_timeout_s)
 
-    async def recount(self, who: Who, min_version: int, run: int | None, count: int) -> None:
+    async def recount(self, who: Who, min_version: int | None, run: int | None, count: int) -> None:
         """So many requests of the client wait at the gate by now, if its call still does."""
         if (who, min_version, run) in self.at_gate:
             self.at_gate[who, min_version, run] = count
@@ -165,9 +169,13 @@ class Pool:
         self.leases.leave(who)
         await self.fleet.notify()
 
-    def _open(self) -> list[Life]:
-        """The engines that may be given requests."""
-        return [] if self.update or self.draining else self.fleet.those(State.SERVING)
+    def _open(self, min_version: int | None = 0) -> list[Life]:
+        """The engines that may be given requests for `min_version`."""
+        if min_version is None:
+            return self.fleet.those(*UP)
+        if self.update or self.draining or self.fleet.version < min_version:
+            return []
+        return self.fleet.those(State.SERVING)
 
     async def _expire(self) -> None:
         if self.leases.expire():
@@ -246,9 +254,25 @@ class Pool:
         self.update, self.draining = None, False
         await self.fleet.notify()
 
+    async def load_adapter(self, files: list) -> None:
+        """Begin an update of adapters: every engine holds the new one beside the one that it goes on serving."""
+        if self.coming:
+            self.coming.close()
+        self.coming = AdapterUpdate(self.fleet)
+        await self.coming.load(files)
+
+    async def serve_adapter(self, version: int) -> None:
+        """End it: every engine serves `version` before the gate lets its requests in."""
+        if self.coming is None:
+            raise given_up(self.fleet, "serve_adapter")
+        await self.coming.serve(version)
+        self.coming = None
+        await self.fleet.notify()
+
     async def abort_weight_update(self) -> None:
         """Give up the update under way, if any: its engines go on with the old weights, or restart without them."""
-        update, self.update, self.draining = self.update, None, False
+        update = self.update or self.coming
+        self.update, self.coming, self.draining = None, None, False
         if update:
             await update.give_up()
         await self.fleet.notify()
@@ -288,10 +312,10 @@ class Pool:
             "waiting": sum(self.at_gate.values()),
             "restarts": fleet.restarts,
             "restarting": not fleet.failure and any(life.restart for life in fleet.those(State.STARTING)),
-            "updating": self.update is not None or self.draining,
+            "updating": bool(self.update or self.coming) or self.draining,
             "failure": fleet.failure,
             # An engine that is up but holds other weights than the pool's version: the learner must send them again.
-            "needs_weights": self.update is None and bool(fleet.those(State.STALE)),
+            "needs_weights": not (self.update or self.coming) and bool(fleet.those(State.STALE)),
             **self.answered,
         }
 

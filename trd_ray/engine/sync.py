@@ -1,7 +1,7 @@
 """The trainer's side of the weight sync: vLLM's transfer engines over our pools.
 
     learner (FSDP shards) -> LearnerWeights (full tensors in the engines' dtype) -> vLLM's sender -> every pool
-                          -> adapter files (sync.lora=adapter) -> object store -> every pool
+                          -> adapters (sync.lora=adapter) -> every pool, beside requests under way (adapters.py)
 
 Every rank calls `WeightSync.push`, since gathering a shard is a collective. Rank 0 alone talks to the pools and sends.
 The transfer group is made once, and again when a pool's set of engines has changed.
@@ -46,6 +46,7 @@ from vllm.distributed.weight_transfer.base import TrainerWeightTransferEngine
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from trd_ray.engine.actor import reason
+from trd_ray.engine.adapters import AdapterSender
 from trd_ray.engine.gather import LearnerWeights, OtherRankFailed
 
 Receivers = list[tuple[int, int]]  # for each pool: the generation of its engines, and the number of their workers
@@ -55,21 +56,6 @@ LAST_WORDS_S = 5.0  # that the pools get to say which engine failed, where the s
 
 class SyncFailed(RuntimeError):
     """A rank could not do its part of a push; the message says why. It is raised on every rank."""
-
-
-class AdapterSender:
-    """Takes the place of vLLM's trainer engine where engines take adapters: small files through Ray's object store."""
-
-    def __init__(self, learner: Any, client: "PoolsClient", rank: int):
-        self.learner, self.client, self.rank = learner, client, rank
-
-    def send_weights(self) -> None:
-        files = self.learner.adapter_files()
-        if self.rank == 0:
-            self.client.update_weights(files)
-
-    def shutdown(self) -> None:
-        """Nothing: there is no transfer group."""
 
 
 class PoolsClient:
@@ -141,6 +127,12 @@ class PoolsClient:
     def finish(self, version: int) -> None:
         self._get([p.finish_weight_update.remote(version) for p in self.pools], "the engines to load the new weights")
 
+    def load_adapter(self, files: ray.ObjectRef) -> None:
+        self._get([p.load_adapter.remote([files]) for p in self.pools], "the engines to load the new adapter")
+
+    def serve_adapter(self, version: int) -> None:
+        self._get([p.serve_adapter.remote(version) for p in self.pools], "the engines to serve the new adapter")
+
     def abort(self) -> None:
         self._get([p.abort_weight_update.remote() for p in self.pools], "the engines to give up a weight update")
 
@@ -166,7 +158,7 @@ class WeightSync:
         dtype: torch.dtype,
         timeout_s: float,
     ):
-        """`learner` gives `shapes()`, `weights(who, dtype)` and, for backend "adapter", `adapter_files()`.
+        """`learner` gives `shapes()` and `weights(who, dtype)`, or for backend "adapter" what AdapterSender asks of it.
 
         See distill.learner; `who` is "student" or "teacher".
         """
@@ -175,7 +167,8 @@ class WeightSync:
         self.pools = pools
         self.source = LearnerWeights(learner, who, dtype, self._any_failed, in_step=backend == "ipc")
         self.client = PoolsClient(pools, timeout_s)
-        self.engine: TrainerWeightTransferEngine | AdapterSender | None = None
+        self.engine: TrainerWeightTransferEngine | None = None
+        self.adapters = AdapterSender(learner, dtype, self.rank) if backend == "adapter" else None
         self.group: Any = None  # of the ranks, for words between them; made at the first push, where they all are
 
     def push(self, version: int) -> str | None:
@@ -198,6 +191,8 @@ class WeightSync:
 
     def _push(self, version: int) -> None:
         receivers, connected = self._on_rank_0(lambda: (self.client.receivers(), self.client.connected))
+        if self.adapters:
+            return self.adapters.send(self.client, version, self._on_rank_0)
         if receivers != connected:
             self._everywhere(lambda: self._connect(receivers))
         # There are two steps, so that a death that the first one meets costs no other engine its weights.
@@ -209,7 +204,6 @@ class WeightSync:
 
     def _send(self) -> None:
         assert self.engine is not None
-        whole = self.backend != "adapter"
         try:
             self.engine.send_weights()
         except OtherRankFailed:
@@ -220,8 +214,7 @@ class WeightSync:
             if not self.client.failure:
                 raise
         finally:
-            if whole:
-                self.source.end()
+            self.source.end()
         if self.client.failure:
             raise SyncFailed(self.client.failure)
 
@@ -277,9 +270,6 @@ class WeightSync:
     def _connect(self, receivers: Receivers) -> None:
         self.close()
         self.client.connected = receivers
-        if self.backend == "adapter":
-            self.engine = AdapterSender(self.source.learner, self.client, self.rank)
-            return
         world_size = 1 + sum(workers for _, workers in receivers)
         make, info = self._sender(world_size)
         engine = self.engine = make(info, client=self.client, source=self.source)

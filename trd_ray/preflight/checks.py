@@ -176,7 +176,7 @@ def _lengths(
     if rows or held_out:
         with faults:
             lengths.require_positions("sampler", recipe.sampler.max_model_len, student)
-    if rows and recipe.refines and not recipe.refiner.share_sampler:
+    if rows and recipe.refines and recipe.placement != "shared":
         with faults:
             lengths.require_positions("refiner", recipe.refiner.max_model_len, teacher)
     if recipe.teacher.mode == "opsd":

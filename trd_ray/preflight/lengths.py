@@ -40,7 +40,7 @@ class Contexts:
     def of(cls, recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> "Contexts":
         sampler = min(recipe.sampler.max_model_len or student.max_positions, student.max_positions)
         refiner = min(recipe.refiner.max_model_len or teacher.max_positions, teacher.max_positions)
-        shared = recipe.refiner.share_sampler
+        shared = recipe.placement == "shared"
         return cls(sampler, sampler if shared else refiner, student.max_positions, teacher.max_positions)
 
 
@@ -218,7 +218,7 @@ def _refusals(
     teacher: ModelFacts,
 ) -> Iterator[str]:
     """A sentence for each limit, but only one about the same few problems."""
-    engine = "sampler" if asked.refiner.share_sampler else "refiner"
+    engine = "sampler" if asked.placement == "shared" else "refiner"
     response = f"{'refiner' if asked.train.trajectory == 'y_r' else 'sampler'}.max_response_tokens"
     default = asked.refiner.max_prompt_tokens is None
     what_is_left = default and resolved.refiner.prompt_tokens < REFINE_PROMPT_TOKENS[asked.teacher.mode]

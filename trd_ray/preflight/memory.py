@@ -29,12 +29,27 @@ def engine_gib(
     On a GPU vLLM takes the share memory_utilization and gives the cache what weights and runtime leave, below 0 if they
     leave nothing. On a CPU the cache has the size that it is given, in whole GiB.
     """
-    weights = model.parameters * BYTES[engine.dtype or recipe.learner.dtype] / engine.tensor_parallel / GIB
+    width = BYTES[engine.dtype or recipe.learner.dtype]
+    weights = model.parameters * width / engine.tensor_parallel / GIB
+    parts = {"weights": weights}
+    if engine is recipe.sampler and recipe.learner.lora and recipe.sync.lora == "adapter":
+        # Counted whole on each GPU: vLLM splits only one of an adapter's two sides.
+        adapters = adapters_at_once(recipe) * adapter_parameters(model, recipe.learner.lora.rank) * width
+        parts["adapters"] = adapters / GIB
     if gpu_gib is None:
         kv = float(max(1, round(engine.cpu_kv_cache_gib)))
-        return {"weights": weights, "KV cache": kv, "process": HOST_OVERHEAD_GIB["engine"]}, kv
-    kv = engine.memory_utilization * gpu_gib - weights - _ENGINE_GPU_OVERHEAD_GIB
-    return {"weights": weights, "KV cache": max(0.0, kv), "runtime": _ENGINE_GPU_OVERHEAD_GIB}, kv
+        return parts | {"KV cache": kv, "process": HOST_OVERHEAD_GIB["engine"]}, kv
+    kv = engine.memory_utilization * gpu_gib - sum(parts.values()) - _ENGINE_GPU_OVERHEAD_GIB
+    return parts | {"KV cache": max(0.0, kv), "runtime": _ENGINE_GPU_OVERHEAD_GIB}, kv
+
+
+def adapters_at_once(recipe: Recipe) -> int:
+    """Adapters that an engine holds: a new one, and those that requests under way began with.
+
+    While weights are sent, the rollouts under way are at most max_staleness versions old.
+    """
+    staleness = recipe.stream.max_staleness
+    return 1 + max(1, staleness if isinstance(staleness, int) else 1)
 
 
 def sequence_gib(engine: EngineConfig, recipe: Recipe, model: ModelFacts, tokens: int) -> float:

@@ -82,7 +82,7 @@ def needs_sampler(recipe: Recipe, job: Job = "train") -> bool:
 def needs_refiner(recipe: Recipe, job: Job = "train") -> bool:
     """Whether there is a pool of its own that refines."""
     made_here = job == "refine" or (job == "train" and recipe.data.source == "problems")
-    return made_here and recipe.refines and not recipe.refiner.share_sampler
+    return made_here and recipe.refines and recipe.placement != "shared"
 
 
 def gpus_per_engine(engine: EngineConfig, gpus_available: bool) -> float:
@@ -252,6 +252,8 @@ def _engine(
             f"{sequence_gib:.1f}: raise {keys}, or lower {name}.max_model_len"
         )
     note = f"cache for {max(0, math.floor(kv_gib / sequence_gib))} sequences of {length} tokens"
+    if name == "sampler" and recipe.placement == "shared" and recipe.refines:
+        note += ", of the refiner too" + " (without the adapter)" * recipe.refines_without_adapter
     host = estimate.HOST_OVERHEAD_GIB["engine"] if on_gpu else sum(memory.values())
     return ActorPlan(spec, memory, host, min(1.0, spec.gpus / engine.tensor_parallel), note)
 

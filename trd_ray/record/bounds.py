@@ -13,8 +13,8 @@ Why each of them holds:
 - (S + R + T) / (k + 1): the oldest version that may sample a row is k steps older than the one that trains on it. From
   that version to the end of the row's training k + 1 steps pass, and the row needs S + R + T of them. On policy (k = 0)
   that is S + R + T, the largest of all.
-- S: with `drain` new weights wait for the requests under way, the slowest among them. With `keep` they do not. The last
-  k steps of a run are the exception: no row waits for their weights.
+- S: with `drain` new weights wait for the requests under way, the slowest among them. With `keep` they do not, nor with
+  sync.lora=adapter. The last k steps of a run are the exception: no row waits for their weights.
 
 Verification, weight transfer and scheduling come on top. The slowest rollout is the one with the largest sum of
 sampling and refining.

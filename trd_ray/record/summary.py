@@ -219,7 +219,8 @@ def _bound(recipe: Recipe, metrics: list[dict], facts: list[dict]) -> str:
     staleness = recipe.stream.max_staleness
     if recipe.data.source == "corpus" or staleness == "never":
         return ""
-    in_flight = recipe.sync.in_flight
+    # An adapter comes beside the requests under way, so it waits for none, as `keep` does not.
+    in_flight = "keep" if recipe.sync.lora == "adapter" else recipe.sync.in_flight
     steady = bounds.steady(metrics, staleness)
     steps = _values(steady, "seconds/step")
     s = bounds.of_run(facts, steady)

@@ -130,7 +130,8 @@ class Flow:
         view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
         row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
         # The seed differs from y_o's: the same seed would couple the two samples.
-        asked = request(refiner, view.ids, row["seed"] ^ 1, refiner.n)
+        adapter = not self.recipe.refines_without_adapter
+        asked = request(refiner, view.ids, row["seed"] ^ 1, refiner.n, adapter)
         candidates = await self.refiner.generate(asked, self.spec.first_refine_version)
         judged = await self._judged(row, problem, [candidate.text for candidate in candidates], tests)
         record_refined(row, candidates, judged, refiner.select)

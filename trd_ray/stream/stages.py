@@ -44,7 +44,9 @@ def min_version(step: int, max_staleness: int | str, first_version: int) -> int:
     return max(first_version, step - int(max_staleness))
 
 
-def request(sampling: SamplingConfig | EvaluationConfig, prompt_ids: Ids, seed: int, n: int = 1) -> Request:
+def request(
+    sampling: SamplingConfig | EvaluationConfig, prompt_ids: Ids, seed: int, n: int = 1, adapter: bool = True
+) -> Request:
     return Request(
         prompt_ids=np.asarray(prompt_ids, np.int32),
         seed=seed,
@@ -53,6 +55,7 @@ def request(sampling: SamplingConfig | EvaluationConfig, prompt_ids: Ids, seed: 
         top_k=sampling.top_k,
         max_tokens=sampling.response_tokens,
         n=n,
+        adapter=adapter,
     )
 
 

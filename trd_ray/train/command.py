@@ -8,6 +8,7 @@ from).
 
 from trd_ray.config import Recipe, dump
 from trd_ray.preflight import placement
+from trd_ray.preflight.sharing import sharing
 from trd_ray.record import warnings
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
@@ -30,7 +31,7 @@ def dry_run(recipe: Recipe, job: placement.Job, gpu_gib: float | None = None) ->
     with Connection(recipe) as connection:
         inputs = prepare(recipe, job, gpu_gib, connection)
         placed = inputs.plan(connection.resources(), gpu_gib)
-    for note in inputs.notes:
+    for note in filter(None, [*inputs.notes, sharing(inputs.recipe, job)]):
         print(note)
     print(f"{dump(inputs.recipe)}\n{inputs.findings}\n\n{placement.render(placed)}")
     return 0 if placed.fits else 2
