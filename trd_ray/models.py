@@ -1,6 +1,7 @@
 """Names of models become what can be loaded, and what is known of a model without its weights.
 
     `miniature:student`, `smollm2`, a folder, a hub name  ->  resolve()    ->  what transformers and vLLM load
+    a hub name                                            ->  download()   ->  its files in the cache of this machine
     that                                                  ->  facts()      ->  ModelFacts, from config.json alone
     that                                                  ->  tokenizer()  ->  its tokenizer
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 HUB_TIMEOUT_S = 5.0  # one try to reach the hub may take this long; its client makes a few
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# Weights in the formats of other libraries, and second copies of them.
+_UNUSED = ["*.gguf", "*.onnx*", "*.h5", "*.msgpack", "*.tflite", "*.ot", "*.pth", "original/*", "consolidated*"]
+_OLD_WEIGHTS = ["*.bin", "*.pt"]  # downloaded only where there are no safetensors
 _WANTED = "give a folder that holds config.json and weights, a Hugging Face name such as Qwen/Qwen3-1.7B, or smollm2"
 
 
@@ -90,6 +94,26 @@ def _check_hub(name: str, revision: str | None) -> None:
             f"there is no such model: {name} is not a folder here, not in the cache, and the Hugging Face hub does not "
             f"answer for it ({' '.join(str(e).split())[:200]}); {_WANTED}"
         ) from e
+
+
+def download(name: str, revision: str | None = None) -> Path:
+    """The folder in this machine's cache with what transformers and vLLM load of a hub's model, fetched if it is not.
+
+    Raises UserError where it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(name, revision=revision, ignore_patterns=[*_UNUSED, *_OLD_WEIGHTS]))
+        if not any(folder.glob("*.safetensors")):
+            snapshot_download(name, revision=revision, ignore_patterns=_UNUSED)
+    except Exception as e:  # the hub's HTTP client raises its own, which differ between its versions
+        raise UserError(
+            f"{name} is not in its cache and cannot be downloaded from the Hugging Face hub "
+            f"({' '.join(str(e).split())[:200]}): let the node reach the hub, with HF_TOKEN where the model asks for "
+            "one, or download it before and name its folder"
+        ) from e
+    return folder
 
 
 def facts(path: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
