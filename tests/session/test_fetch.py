@@ -26,8 +26,8 @@ SHA = "0" * 39 + "1"
 REPO = "owner/model"
 HUNG = "owner/hung"
 FILES = {
-    "config.json": b"{}", "model.safetensors": b"\0" * 2000, "pytorch_model.bin": b"\1" * 2000, "model.gguf": b"\2",
-    "tokenizer.json": b"{}",
+    "config.json": b"{}", "tokenizer.json": b"{}", "model.safetensors": (2).to_bytes(8, "little") + b"{}",
+    "pytorch_model.bin": b"\1", "model.gguf": b"\2", "README.md": b"# A model",
 }  # fmt: skip
 
 
@@ -148,7 +148,7 @@ def test_a_model_that_the_hub_does_not_have_is_refused_with_the_node_and_the_rem
         fetch(of_hub("owner/absent"))
     host = nodes_with("CPU")[0].host
     assert str(told.value).startswith(
-        f"node {host} cannot have the model owner/absent: owner/absent is not in its cache"
+        f"node {host} cannot have the model owner/absent: owner/absent is not whole in its"
     )
     assert "HF_TOKEN" in str(told.value)
 
