@@ -84,6 +84,8 @@ def require_compilers() -> None:
     """Raise UserError with the name of a node with GPUs that has nothing to compile kernels with."""
     try:
         for node, missing in answers(no_compiler, nodes=nodes_with("GPU"), timeout_s=COMPILER_TIMEOUT_S):
+            if isinstance(missing, RayError):
+                missing = f"could not look for a compiler ({' '.join(str(missing).split())[:300]})"
             if missing:
                 raise UserError(f"node {node.host} {missing}")
     except Late as late:

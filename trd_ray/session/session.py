@@ -75,7 +75,7 @@ class Session:
         r = self.recipe
         loads = [actor for name, actor in self.actors.items() if name != "verifier"]
         wanted = [Wanted.of(r.student.path, student_path, r.student.revision)]
-        if r.teacher.path:
+        if r.teacher.path and self.actors.keys() & {"refiner", "learner"}:
             wanted.append(Wanted.of(r.teacher.path, self.inputs.teacher_path, r.teacher.revision))
         if fetch_models(
             wanted, local=is_local(r), on_gpus=all(actor.gpus for actor in loads),
