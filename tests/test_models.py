@@ -247,3 +247,37 @@ def test_a_folder_of_adapters_alone_is_refused_with_what_to_do(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(UserError, match="adapters alone: merge them .* checkpoint.export=merged"):
         models.resolve(str(tmp_path))
+
+
+SHA = "0" * 39 + "1"
+WHOLE = (2).to_bytes(8, "little") + b"{}"  # a safetensors file without a tensor
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        ({"config.json": b"{}", "model.safetensors": WHOLE}, None),  # a listed file that nobody loads is not there
+        ({"config.json": b"{}"}, "owner/model is not whole in its cache and cannot be downloaded"),
+        ({"config.json": b"{}", "model.safetensors": WHOLE[:-1]}, "model.safetensors is not"),
+        ({}, "HF_TOKEN"),
+    ],
+)
+def test_without_the_hub_a_model_that_is_whole_in_the_cache_is_enough(kept, told, tmp_path, monkeypatch):
+    from huggingface_hub import _tree_cache, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    storage = tmp_path / "models--owner--model"
+    folder = storage / "snapshots" / SHA
+    folder.mkdir(parents=True)
+    (storage / "refs").mkdir()
+    (storage / "refs" / "main").write_text(SHA)
+    for name, content in kept.items():
+        (folder / name).write_bytes(content)
+    listed = ["config.json", "model.safetensors", "license.txt"]
+    entries = {name: _tree_cache.TreeCacheEntry(size=1, blob_id=name) for name in listed}
+    _tree_cache.write_tree_cache(str(storage), SHA, entries)
+    if told is None:
+        assert models.download("owner/model") == folder
+        return
+    with pytest.raises(UserError, match=told):
+        models.download("owner/model")

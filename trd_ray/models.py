@@ -1,6 +1,7 @@
 """Names of models become what can be loaded, and what is known of a model without its weights.
 
     `miniature:student`, `smollm2`, a folder, a hub name  ->  resolve()    ->  what transformers and vLLM load
+    a hub name                                            ->  download()   ->  its files in the cache of this machine
     that                                                  ->  facts()      ->  ModelFacts, from config.json alone
     that                                                  ->  tokenizer()  ->  its tokenizer
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 HUB_TIMEOUT_S = 5.0  # one try to reach the hub may take this long; its client makes a few
 _HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt")
+# What of a hub's model is not loaded: other libraries' formats, second copies, and older formats where there are newer.
+_UNUSED = ["*.gguf", "*.onnx*", "*.h5", "*.msgpack", "*.tflite", "*.ot", "*.pth", "original/*", "consolidated*", "*.md"]
+_NOT_DOWNLOADED = ([*_UNUSED, "*.bin", "*.pt"], _UNUSED, [])  # the next one where the one before left no weights
 _WANTED = "give a folder that holds config.json and weights, a Hugging Face name such as Qwen/Qwen3-1.7B, or smollm2"
 
 
@@ -90,6 +95,36 @@ def _check_hub(name: str, revision: str | None) -> None:
             f"there is no such model: {name} is not a folder here, not in the cache, and the Hugging Face hub does not "
             f"answer for it ({' '.join(str(e).split())[:200]}); {_WANTED}"
         ) from e
+
+
+def download(name: str, revision: str | None = None) -> Path:
+    """The folder in this machine's cache with what transformers and vLLM load of a hub's model, fetched if it is not.
+
+    Without the hub, a cache that holds the model whole is enough. Raises UserError where it cannot be had.
+    """
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    try:
+        for ignored in _NOT_DOWNLOADED:
+            folder = Path(snapshot_download(name, revision=revision, ignore_patterns=ignored))
+            if _has_weights(folder):
+                return folder
+        raise UserError(f"{folder} holds no weights")
+    except Exception as e:  # the hub's HTTP client raises its own, which differ between its versions
+        cached = try_to_load_from_cache(name, "config.json", revision=revision)
+        if isinstance(cached, str) and _has_weights(Path(cached).parent):
+            return Path(cached).parent
+        raise UserError(
+            f"{name} is not whole in its cache and cannot be downloaded from the Hugging Face hub "
+            f"({' '.join(str(e).split())[:200]}): let the node reach the hub, with HF_TOKEN where the model asks for "
+            "one, or download it before and name its folder"
+        ) from e
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a folder of the hub's cache holds weights. Raises UserError for some that are not whole."""
+    model_files.require_whole(folder)
+    return any(next(folder.glob(pattern), None) for pattern in _WEIGHTS)
 
 
 def facts(path: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelFacts:

@@ -66,7 +66,8 @@ def test_a_dumped_recipe_loads_to_an_equal_one(recipe_file):
         ({"learnr.lr": 1}, "unknown key learnr.lr (did you mean learner?)"),
         (
             {"cluster": {"zzz": 1}},
-            "unknown key cluster.zzz (known here: address, local_cpus, object_store_gib, dashboard, memory_gib)",
+            "unknown key cluster.zzz (known here: address, local_cpus, object_store_gib, dashboard, memory_gib, "
+            "fetch_timeout_s)",
         ),
         ({"learner": {"lora": {"rnk": 1}}}, "unknown key learner.lora.rnk (did you mean rank?)"),
         ({"learner": {"lora": {"rank": 0}}}, "learner.lora.rank must be at least 1, but found 0"),

@@ -166,6 +166,14 @@ def join(folder: Path, rank: int, ranks: int) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=120))
 
 
+# How many sequences are scored: a share for each of two ranks, none for the second, one rank that scores one more.
+PROBED = (6, 1, 3)
+
+
+def probed(count: int) -> list[tuple[Any, Any]]:
+    return [(e.student_ids, e.response_ids) for e in STEPS[0][:count]]
+
+
 class Recording(Learner):
     """Keeps the gradients of its last update, whole, and how often shards were gathered in its last step."""
 
@@ -201,6 +209,8 @@ def run_cases(rank: int, ranks: int, folder: Path) -> None:
         train(learner, STEPS[:1])  # the teacher's root is gathered once and for all
         train(learner, STEPS[3:])
         results[case] = (learner.gradients, learner.gathers)
+    learner = make_learner(folder, {})
+    results["logprobs"] = [learner.logprobs(probed(count)) for count in PROBED]
     for case, tree in CASES.items():
         learner = make_learner(folder, tree)
         curve = train(learner, STEPS[:2])
@@ -472,6 +482,16 @@ def transformers_logprobs(model: torch.nn.Module, rows: list[Example]) -> list[l
         lp.gather(1, torch.tensor(e.response_ids).long()[:, None])[:, 0].tolist()
         for lp, e in zip(logprobs, rows, strict=True)
     ]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_share_the_sequences_that_are_scored_and_all_answers_come_in_their_order(folder, ranks):
+    scored = torch.load(folder / f"results-{ranks}.pt", weights_only=False)["logprobs"]
+    expected = transformers_logprobs(AutoModelForCausalLM.from_pretrained(folder / "student"), STEPS[0])
+    for count, answers in zip(PROBED, scored, strict=True):
+        assert len(answers) == count
+        for ours, theirs in zip(answers, expected[:count], strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 @pytest.mark.parametrize("student", ["student", "untied"])

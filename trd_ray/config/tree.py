@@ -41,14 +41,19 @@ class ClusterConfig(Node):
     local_cpus: Annotated[int | None, MACHINES] = Field(
         default=None, ge=1, description="size of the local cluster; default: all cores"
     )
-    object_store_gib: Annotated[float, MACHINES] = Field(
-        default=0.5, gt=0, description="size of the local cluster's object store"
+    object_store_gib: Annotated[float | None, MACHINES] = Field(
+        default=None,
+        gt=0,
+        description="size of the local cluster's object store; default: what rows and adapters take, 0.5 at least",
     )
     dashboard: Annotated[bool, MACHINES] = Field(
         default=False, description="whether the local cluster has one; a cluster of its own has one anyway"
     )
     memory_gib: Annotated[float | None, MACHINES] = Field(
         default=None, gt=0, description="host memory that the run may count on; default: what is free now"
+    )
+    fetch_timeout_s: Annotated[float, MACHINES] = Field(
+        default=3600, gt=0, description="longest time to download the models to every node, before anything starts"
     )
 
 

@@ -21,6 +21,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import ArrayLike
@@ -250,26 +251,34 @@ class Learner:
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[list[float]]:
-        """Log-probability of each response token after its prompt, under the current student.
+        """Log-probability of each response token after its prompt, under the current student; the same on every rank.
 
-        Every rank must be given the same sequences.
+        Every rank must be given the same sequences. Each scores its share of them.
         """
-        answers = []
+        ranks, rank = dist.get_world_size(), dist.get_rank()
+        # The ranks meet in each forward, so those of one round should be equally long.
+        longest_first = sorted(range(len(sequences)), key=lambda i: -sum(map(np.size, sequences[i])))
+        mine: list[tuple[int, list[float]]] = []
         self.student.eval()
-        for prompt_ids, response_ids in sequences:
-            example = Example(0, prompt_ids, prompt_ids, response_ids)
-            batch = collate([example], self.pad_id, packed=self.recipe.learner.packing).to(self.device)
+        for begin in range(0, len(sequences), ranks):
+            number = next(iter(longest_first[begin + rank : begin + rank + 1]), None)
+            # A rank that has nothing left to score still joins the others in gathering the weights.
+            examples = [] if number is None else [Example(0, sequences[number][0], *sequences[number])]
+            batch = collate(examples, self.pad_id, packed=self.recipe.learner.packing).to(self.device)
             out_N = self.student(
                 batch.student,
                 lambda hidden_NH, head_VH, targets_N=batch.targets_N: token_logprobs(
                     hidden_NH, head_VH, targets_N, self.recipe.learner.chunk_tokens, logits=self.student.logits
                 ),
             )
-            answers.append(out_N.tolist())
+            if number is not None:
+                mine.append((number, out_N.tolist()))
         self.student.train()
         # Without a backward pass the root would stay gathered in `dtype`, and that copy would be read as the weights.
         self.student.reshard()
-        return answers
+        everywhere: list[Any] = [None] * ranks
+        dist.all_gather_object(everywhere, mine)
+        return [answer for _, answer in sorted(one for share in everywhere for one in share)]
 
     # What engines and exports get
 

@@ -2,6 +2,7 @@
 
     folder -> load() -> [add_adapters()] -> shard() -> HiddenStates -> merged_weights() -> engines, exports
 
+Of several ranks only rank 0 reads the folder, and `shard` gives the others their part (trd_ray.distill.spread).
 Full fine-tuning keeps the weights in float32, which makes them their own master weights. With LoRA the frozen weights
 have the computation's type, and only the adapters are float32. Every rank must take part in whatever gathers.
 """
@@ -19,12 +20,13 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from trd_ray.config import LearnerConfig, LoRAConfig, ModelConfig
 from trd_ray.distill.attention import prepare
 from trd_ray.distill.batches import Side
 from trd_ray.distill.logits import LogitTransform
+from trd_ray.distill.spread import Spread, is_read_once, read_by_rank_0
 from trd_ray.errors import UserError
 
 ADAPTER = "default"
@@ -53,13 +55,28 @@ class HiddenStates(nn.Module):
 
 
 def load(model: ModelConfig, path: str, dtype: torch.dtype, learner: LearnerConfig) -> Any:
-    """The model on the CPU in `dtype`. Raises UserError where its logits are not what the chunked head computes."""
-    loaded = AutoModelForCausalLM.from_pretrained(
-        path, revision=model.revision, trust_remote_code=model.trust_remote_code, dtype=dtype
-    )
-    _require_plain_logits(loaded, path)
-    prepare(loaded, packed=learner.packing)
-    return loaded
+    """The model on the CPU in `dtype`; of several ranks, only rank 0's has weights before `shard`. Collective.
+
+    Raises UserError where its logits are not what the chunked head computes.
+    """
+    code = {"trust_remote_code": model.trust_remote_code}
+    config = AutoConfig.from_pretrained(path, revision=model.revision, **code)
+
+    def whole() -> Any:
+        loaded = AutoModelForCausalLM.from_pretrained(path, revision=model.revision, dtype=dtype, **code)
+        _require_plain_logits(loaded, path)
+        prepare(loaded, packed=learner.packing)
+        return loaded
+
+    def without_weights() -> Any:
+        with torch.device("meta"):
+            built: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, **code)
+        prepare(built, packed=learner.packing)
+        return built
+
+    if not is_read_once(config):
+        return whole()
+    return read_by_rank_0(whole, without_weights, path, learner.start_timeout_s)
 
 
 @torch.no_grad()
@@ -132,11 +149,17 @@ def shard(
     on_gpu = mesh.device_type == "cuda"
     offload = CPUOffloadPolicy(pin_memory=on_gpu) if cpu_offload else OffloadPolicy()
     wrapped = HiddenStates(model)
+    # A group is whole on every rank only between these two calls.
+    give = Spread(model, _device_of(mesh)) if is_read_once(model.config) else None
     for layer in [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]:
         if compiled:
             # The method is compiled, not the module, so that FSDP's hooks stay outside of the graph.
             layer.forward = torch.compile(layer.forward, dynamic=True)
+        if give:
+            give(layer)
         fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload)
+    if give:
+        give(wrapped)
     fully_shard(wrapped, mesh=mesh, mp_policy=policy, offload_policy=offload, reshard_after_forward=False)
     # The loss is already divided by the global token count: gradients are summed over ranks, not averaged.
     for module in wrapped.modules():
@@ -144,6 +167,10 @@ def shard(
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)  # gloo has no pre-multiplied sum
     return wrapped
+
+
+def _device_of(mesh: DeviceMesh) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if mesh.device_type == "cuda" else torch.device("cpu")
 
 
 class MovingAverage:

@@ -151,7 +151,11 @@ class Engine:
             # CUDA IPC handles are Python objects, which vLLM passes on to its engine process only with this. Pickles
             # are read from that process's own socket alone, which is a file of this user.
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
-        if not spec.on_gpu:
+        if spec.on_gpu:
+            # FlashInfer would compile its sampler as the engine starts, which ends an engine that finds no nvcc of the
+            # right version (vllm #49497). Its sampler takes no request with a seed, and every request here has one.
+            os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+        else:
             os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(spec.cpu_kv_cache_gib)))
             # Several engines share a small machine: let the scheduler place their threads.
             os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -167,6 +171,7 @@ class Engine:
         """Load the model and compile; returns the seconds it took."""
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         s, begin = self.spec, time.time()
@@ -199,7 +204,10 @@ class Engine:
         elif s.transfer_backend:
             options["weight_transfer_config"] = WeightTransferConfig(backend=s.transfer_backend)
         try:
-            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(options | extra)))
+            # By this name vLLM chooses the size of a chunk of prefill: 16,384 or 8,192 tokens on a GPU. AsyncLLM's own
+            # name is in no table, and gets 2,048, of which a refine prompt would take ten.
+            context = UsageContext.LLM_CLASS if s.on_gpu else UsageContext.ENGINE_CONTEXT
+            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(options | extra)), usage_context=context)
         except Exception as e:
             traceback.print_exc()  # into the log
             raise StartFailed(reason(e)) from None

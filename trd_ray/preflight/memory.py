@@ -1,11 +1,14 @@
 """How much memory an engine and a learner rank take, in GiB, estimated from a recipe and the facts of its models.
 
     recipe, ModelFacts  ->  engine_gib(), sequence_gib(), rank_gib(), rank_host_gib()  ->  GiB by what it holds
+                        ->  reader_gib()                                               ->  GiB that rank 0 takes besides
 
 - Weights, gradients, optimizer state and KV cache are counted exactly.
-- Activations and the loss are counted by hand, from the shapes that they keep.
+- Activations, what backward makes besides, and the loss are counted by hand, from the shapes that they have.
 - What processes and contexts take on top are round figures.
 """
+
+import math
 
 from trd_ray.config import EngineConfig, Recipe
 from trd_ray.models import ModelFacts
@@ -15,19 +18,23 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # A process with torch and Ray loaded and no model (measured). An engine is three: its actor, vLLM's core and worker.
 HOST_OVERHEAD_GIB = {"engine": 2.5, "learner": 1.0, "verifier": 0.4}
-_ENGINE_GPU_OVERHEAD_GIB = 2.0  # activations of vLLM's profiling run, CUDA context and graphs
+_ENGINE_GPU_OVERHEAD_GIB = 2.0  # CUDA context and graphs, and the logits of vLLM's profiling run
+_LARGE_GPU_GIB = 70  # vLLM prefills in larger chunks on GPUs from this size on
+_PREFILL_TOKENS = {"large": 16384, "small": 8192}  # a chunk, as vLLM chooses it (EngineArgs.get_batch_defaults)
+SYNC_BUFFER_BYTES = 256 * 2**20  # of packed tensors, which the transfer sends at once
 _LEARNER_GPU_OVERHEAD_GIB = 2.0  # CUDA and NCCL contexts, fragmentation
 _CHUNK_BYTES = 5  # an entry of [C, V] takes its gradient, and for a quarter of the chunk the logits of both sides
 _CHUNK_GIB = 0.2  # what the elementwise part makes of a block
 
 
 def engine_gib(
-    engine: EngineConfig, recipe: Recipe, model: ModelFacts, gpu_gib: float | None
+    engine: EngineConfig, recipe: Recipe, model: ModelFacts, gpu_gib: float | None, sync: str | None = None
 ) -> tuple[dict[str, float], float]:
     """Memory of each GPU of an engine (or of the host, without `gpu_gib`) in GiB, and how much of it is KV cache.
 
     On a GPU vLLM takes the share memory_utilization and gives the cache what weights and runtime leave, below 0 if they
-    leave nothing. On a CPU the cache has the size that it is given, in whole GiB.
+    leave nothing. What receives weights, by the backend `sync`, lies outside that share. On a CPU the cache has the
+    size that it is given, in whole GiB.
     """
     width = BYTES[engine.dtype or recipe.learner.dtype]
     weights = model.parameters * width / engine.tensor_parallel / GIB
@@ -36,11 +43,14 @@ def engine_gib(
         # Counted whole on each GPU: vLLM splits only one of an adapter's two sides.
         adapters = adapters_at_once(recipe) * adapter_parameters(model, recipe.learner.lora.rank) * width
         parts["adapters"] = adapters / GIB
+    receiving = sync_bytes(sync, model, width) / GIB
+    extra = {"weight sync": receiving} if receiving else {}
     if gpu_gib is None:
         kv = float(max(1, round(engine.cpu_kv_cache_gib)))
-        return parts | {"KV cache": kv, "process": HOST_OVERHEAD_GIB["engine"]}, kv
-    kv = engine.memory_utilization * gpu_gib - sum(parts.values()) - _ENGINE_GPU_OVERHEAD_GIB
-    return parts | {"KV cache": max(0.0, kv), "runtime": _ENGINE_GPU_OVERHEAD_GIB}, kv
+        return parts | {"KV cache": kv, "process": HOST_OVERHEAD_GIB["engine"]} | extra, kv
+    runtime = _ENGINE_GPU_OVERHEAD_GIB + _prefill_bytes(engine, model, width, gpu_gib) / GIB
+    kv = engine.memory_utilization * gpu_gib - sum(parts.values()) - runtime
+    return parts | {"KV cache": max(0.0, kv), "runtime": runtime} | extra, kv
 
 
 def adapters_at_once(recipe: Recipe) -> int:
@@ -52,6 +62,55 @@ def adapters_at_once(recipe: Recipe) -> int:
     return 1 + max(1, staleness if isinstance(staleness, int) else 1)
 
 
+def _prefill_bytes(engine: EngineConfig, model: ModelFacts, width: int, gpu_gib: float) -> float:
+    """Activations of a chunk of prefill: the MLP's gate, up and product, and the residual stream four times."""
+    tokens = engine.extra.get("max_num_batched_tokens")
+    tokens = tokens or _PREFILL_TOKENS["large" if gpu_gib >= _LARGE_GPU_GIB else "small"]
+    tokens = min(tokens, engine.max_concurrent * (engine.max_model_len or model.max_positions))
+    return tokens * width * (3 * model.intermediate_size / engine.tensor_parallel + 4 * model.hidden_size)
+
+
+def sync_bytes(backend: str | None, model: ModelFacts, width: int) -> int:
+    """What one side of a weight sync takes while it lasts, sender and receiver alike; 0 without weights to send.
+
+    - nccl, ipc: two packed buffers in turn. A buffer is full when it exceeds its size, so it may hold a whole tensor
+      more. Besides, there is the largest tensor itself: gathered by the sender, put together by the receiver.
+    - gloo: a tensor at a time, once as it travels and once as it is loaded or gathered.
+    - adapter: files of some hundred MB, in host memory (see `object_store_gib`).
+    """
+    largest = largest_tensor(model) * width
+    if backend in ("nccl", "ipc"):
+        return 2 * (SYNC_BUFFER_BYTES + largest) + largest
+    return 2 * largest if backend == "gloo" else 0
+
+
+def largest_tensor(model: ModelFacts) -> int:
+    """How many numbers the largest matrix of the model has: mostly the embedding's."""
+    heads = model.attention_heads * model.head_dim
+    return model.hidden_size * max(model.vocab_size, model.intermediate_size, heads)
+
+
+def object_store_gib(recipe: Recipe, student: ModelFacts) -> float:
+    """What a run puts into Ray's object store of its node, at least the half GiB that Ray's own objects need.
+
+    - the rows of the steps that exist at a time: one that trains, one that is made, and one for each version of
+      staleness. A token of a response takes 12 bytes (id, log-probability, text), and 4 more as part of an example.
+    - adapters in the engines' type (sync.lora=adapter): those that are served, and those that come after them
+    """
+    longest = student.max_positions
+    sampled = min(recipe.sampler.max_response_tokens or longest, recipe.sampler.max_model_len or longest)
+    refined = min(recipe.refiner.max_response_tokens or longest, recipe.refiner.max_model_len or longest)
+    prompt = min(recipe.refiner.max_prompt_tokens or longest, recipe.refiner.max_model_len or longest)
+    row = 12 * sampled + recipe.refines * (16 * refined + 8 * prompt)
+    staleness = recipe.stream.max_staleness
+    steps = 2 + (staleness if isinstance(staleness, int) else 1)
+    adapters = 0
+    if recipe.sync.lora == "adapter" and recipe.learner.lora:
+        width = BYTES[recipe.sampler.dtype or recipe.learner.dtype]
+        adapters = adapters_at_once(recipe) * width * adapter_parameters(student, recipe.learner.lora.rank)
+    return max(0.5, math.ceil((steps * recipe.rollouts_per_step * row + adapters) / GIB * 10) / 10)
+
+
 def sequence_gib(engine: EngineConfig, recipe: Recipe, model: ModelFacts, tokens: int) -> float:
     """KV cache of one sequence on each GPU. vLLM copies key-value heads where there are more GPUs than heads."""
     heads = max(1.0, model.kv_heads / engine.tensor_parallel)
@@ -59,28 +118,34 @@ def sequence_gib(engine: EngineConfig, recipe: Recipe, model: ModelFacts, tokens
 
 
 def rank_gib(
-    recipe: Recipe, student: ModelFacts, teacher: ModelFacts, on_gpu: bool, longest_sequence_tokens: int = 0
+    recipe: Recipe,
+    student: ModelFacts,
+    teacher: ModelFacts,
+    on_gpu: bool,
+    longest_sequence_tokens: int = 0,
+    sync: str | None = None,
 ) -> dict[str, float]:
-    """Memory of one FSDP rank: what trains in float32, computation in learner.dtype, heads gathered for the loss."""
+    """Memory of one FSDP rank: what trains in float32, computation in learner.dtype, heads gathered for the loss.
+
+    `sync` is the backend that sends the weights, if any does.
+    """
     learner = recipe.learner
     width, teacher_width = BYTES[learner.dtype], BYTES[recipe.teacher.dtype or learner.dtype]
     tokens = max(learner.tokens_per_micro_batch, longest_sequence_tokens)
     head = student.vocab_size * student.hidden_size
     shards = _shards(recipe, student, teacher)
-    parts = {
-        **shards,
+    of_a_step = {
         "gathered": 2 * width * _gathered(student) + ("teacher" in shards) * teacher_width * _gathered(teacher),
         "loss chunk": _CHUNK_BYTES * learner.chunk_tokens * student.vocab_size + _CHUNK_GIB * GIB * on_gpu,
         "head gradient": 0 if learner.lora else (4 + width) * head,
         "activations": _activations(student, tokens, width, learner.activation_checkpointing),
+        "backward": _backward(student, tokens, width, bool(learner.lora)),
     }
-    # Each rank loads a whole model before it keeps its shard. FSDP shards the student before the teacher is loaded.
-    loading = max(
-        (width if learner.lora else 4) * student.parameters,
-        shards["weights"] + ("teacher" in shards) * teacher.parameters * teacher_width,
-    )
-    if not on_gpu:  # only shards are moved to a GPU
-        parts["loading"] = max(0, loading - sum(parts.values()))
+    parts = {**shards, **of_a_step}
+    # A sync comes between steps, and may use what a step has freed.
+    parts["weight sync"] = max(0, sync_bytes(sync, student, width) - sum(of_a_step.values()))
+    if not on_gpu and learner.workers == 1:  # only shards are moved to a GPU; of several ranks, see reader_gib
+        parts["loading"] = max(0, _loading(recipe, student, teacher, on_gpu) - sum(parts.values()))
     if learner.cpu_offload and on_gpu:
         parts = {name: size for name, size in parts.items() if name not in shards}
     gib = {name: size / GIB for name, size in parts.items() if size}
@@ -88,16 +153,41 @@ def rank_gib(
 
 
 def rank_host_gib(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> float:
-    """Host memory of a rank on a GPU: each model is loaded there first, and with cpu_offload its shards stay there."""
-    teacher_width = BYTES[recipe.teacher.dtype or recipe.learner.dtype]
-    width = BYTES[recipe.learner.dtype] if recipe.learner.lora else 4
-    loading = max(width * student.parameters, teacher_width * teacher.parameters)
+    """Host memory of every rank on a GPU: what it saves of its shards, and with cpu_offload the shards themselves."""
     shards = _shards(recipe, student, teacher)
-    # While the next steps train, a checkpoint copies what it saves to the host. Rank 0 also copies the whole export.
-    saved = sum(shards.get(name, 0) for name in ("optimizer", "average")) + shards["gradients"]
-    saved += BYTES[recipe.learner.dtype] * student.parameters
     offloaded = sum(shards.values()) if recipe.learner.cpu_offload else 0
-    return HOST_OVERHEAD_GIB["learner"] + (max(loading, saved) + offloaded) / GIB
+    return HOST_OVERHEAD_GIB["learner"] + (_saved(shards) + offloaded) / GIB
+
+
+def reader_gib(recipe: Recipe, student: ModelFacts, teacher: ModelFacts, on_gpu: bool) -> float:
+    """Host memory that rank 0 takes on top of what every rank does: it reads each model whole, for all of them.
+
+    On GPUs it also copies the whole export to the host, while the next steps train.
+    """
+    loading = _loading(recipe, student, teacher, on_gpu)
+    if not on_gpu:
+        several = recipe.learner.workers > 1
+        return max(0.0, loading / GIB - sum(rank_gib(recipe, student, teacher, on_gpu).values())) if several else 0.0
+    saved = _saved(_shards(recipe, student, teacher))
+    export = BYTES[recipe.learner.dtype] * student.parameters
+    return max(loading - saved, export) / GIB
+
+
+def _loading(recipe: Recipe, student: ModelFacts, teacher: ModelFacts, on_gpu: bool) -> float:
+    """The most bytes of the host that reading the models takes. The student is sharded before the teacher is read."""
+    learner = recipe.learner
+    shards = _shards(recipe, student, teacher)
+    width, teacher_width = BYTES[learner.dtype], BYTES[recipe.teacher.dtype or learner.dtype]
+    return max(
+        (width if learner.lora else 4) * student.parameters,
+        (0 if on_gpu else shards["weights"]) + ("teacher" in shards) * teacher.parameters * teacher_width,
+    )
+
+
+def _saved(shards: dict[str, float]) -> float:
+    """The bytes of its shards that a rank copies for a checkpoint, while the next steps train."""
+    # The weights that train are as large as their gradients.
+    return sum(shards.get(name, 0) for name in ("optimizer", "average")) + shards["gradients"]
 
 
 def _shards(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> dict[str, float]:
@@ -140,3 +230,18 @@ def _activations(model: ModelFacts, tokens: int, width: int, checkpointing: bool
     # A layer keeps the inputs of norms (also in float32), projections and rotation, and the MLP's four intermediates.
     layer = width * (4 * hidden + 6 * heads + 4 * kv + 4 * model.intermediate_size) + 4 * 2 * hidden
     return tokens * (layer + model.layers * width * hidden if checkpointing else model.layers * layer)
+
+
+def _backward(model: ModelFacts, tokens: int, width: int, lora: bool) -> int:
+    """Bytes that the backward pass of one layer makes and frees again, on top of what was kept for it.
+
+    - the gradients of the MLP's product, gate and up projection, each as wide as the MLP
+    - with LoRA, the adapters' contributions to two of these before they are added
+    - FlashAttention's accumulator of the queries' gradient, in float32
+    - the keys' and the values' gradients for every query head, before those of a group are summed
+
+    They do not all exist at one time, but PyTorch's allocator keeps the blocks of one for the next only where they fit.
+    """
+    heads = model.attention_heads * model.head_dim
+    grouped = 2 * heads if model.kv_heads < model.attention_heads else 0
+    return tokens * (width * ((3 + 2 * lora) * model.intermediate_size + grouped) + 4 * heads)

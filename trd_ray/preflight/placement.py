@@ -50,6 +50,7 @@ class ActorPlan:
     host_gib: float  # a replica's; for one on GPUs what it takes to load the model
     gpu_share: float = 0.0  # how much of each of its GPUs it reserves
     note: str = ""
+    first_gib: float = 0.0  # what the first replica takes of the host besides: rank 0 reads the models for all
 
     @property
     def on_gpu(self) -> bool:
@@ -67,6 +68,7 @@ class Placement:
     has: dict[str, float]
     gpu_gib: float
     sync_backend: str
+    object_store_gib: float  # of a local cluster, which is started with it
     reasons: list[str] = field(default_factory=list)  # why it does not fit, each with its remedy
 
     @property
@@ -161,7 +163,7 @@ def local_cluster(recipe: Recipe) -> dict[str, float]:
     found = {
         "CPU": float(recipe.cluster.local_cpus or os.cpu_count() or 1),
         "GPU": float(gpus),
-        "memory": max(0.0, memory.available - recipe.cluster.object_store_gib * GIB),
+        "memory": max(0.0, memory.available - (recipe.cluster.object_store_gib or 0.0) * GIB),
         "free_gib": memory.available / GIB,
         "total_gib": memory.total / GIB,
     }
@@ -186,42 +188,46 @@ def plan(
     `longest_sequence_tokens` is the longest prompt and response together, which may exceed a micro-batch.
     """
     has = {"CPU": cluster.get("CPU", 0.0), "GPU": cluster.get("GPU", 0.0)}
+    store = recipe.cluster.object_store_gib or estimate.object_store_gib(recipe, student)
     if recipe.cluster.memory_gib:
         has["memory"] = recipe.cluster.memory_gib
     elif "memory" in cluster:
-        has["memory"] = cluster["memory"] / GIB
+        has["memory"] = min(cluster["memory"] / GIB, max(0.0, cluster.get("free_gib", math.inf) - store))
     gpu_gib = gpu_gib or _gpu_gib(cluster)
     specs = resources(recipe, has["GPU"] > 0, job)
     actors = []
     reasons = []
+    backend, sends, refused = recipe.sync.backend, None, []
+    if job == "train":
+        try:
+            backend = sends = sync_backend(recipe, has["GPU"] > 0)
+        except UserError as e:
+            refused.append(str(e))
     if "sampler" in specs:
-        actors.append(_engine(specs["sampler"], recipe.sampler, recipe, student, gpu_gib, reasons))
+        actors.append(_engine(specs["sampler"], recipe.sampler, recipe, student, gpu_gib, reasons, sends))
     if "refiner" in specs:
-        actors.append(_engine(specs["refiner"], recipe.refiner, recipe, teacher, gpu_gib, reasons))
+        follows = sends if recipe.teacher.follow != "frozen" else None
+        actors.append(_engine(specs["refiner"], recipe.refiner, recipe, teacher, gpu_gib, reasons, follows))
     if "learner" in specs:
         on_gpu = specs["learner"].gpus > 0
-        memory = estimate.rank_gib(recipe, student, teacher, on_gpu, longest_sequence_tokens)
+        memory = estimate.rank_gib(recipe, student, teacher, on_gpu, longest_sequence_tokens, sends)
         host = estimate.rank_host_gib(recipe, student, teacher) if on_gpu else sum(memory.values())
         tokens = max(recipe.learner.tokens_per_micro_batch, longest_sequence_tokens)
         share = min(1.0, specs["learner"].gpus)
-        actors.append(ActorPlan(specs["learner"], memory, host, share, f"micro-batches of {tokens} tokens"))
+        first = estimate.reader_gib(recipe, student, teacher, on_gpu)
+        actors.append(ActorPlan(specs["learner"], memory, host, share, f"micro-batches of {tokens} tokens", first))
     process = estimate.HOST_OVERHEAD_GIB["verifier"]
     note = f"tasks, up to {recipe.verify.max_tasks} at a time"
     actors.append(ActorPlan(specs["verifier"], {"process": process}, process, note=note))
-    backend = recipe.sync.backend
-    if job == "train":
-        try:
-            backend = sync_backend(recipe, has["GPU"] > 0)
-        except UserError as e:
-            reasons.append(str(e))
+    reasons += refused
     needs: dict[str, float] = {
         "CPU": sum(a.spec.replicas * a.spec.cpus for a in actors),
         "GPU": sum(a.spec.replicas * a.spec.gpus for a in actors),
-        "memory": sum(a.spec.replicas * a.host_gib for a in actors),
+        "memory": sum(a.spec.replicas * a.host_gib + a.first_gib for a in actors),
     }
-    short = [*_shortages(actors, needs, has), *_memory_shortage(recipe, actors, needs, has, cluster)]
+    short = [*_shortages(actors, needs, has), *_memory_shortage(recipe, store, actors, needs, has, cluster)]
     reasons = [*short, *reasons, *_full_gpus(actors, gpu_gib)]
-    return Placement(actors, needs, has, gpu_gib, backend, reasons)
+    return Placement(actors, needs, has, gpu_gib, backend, store, reasons)
 
 
 def _gpu_gib(cluster: Mapping[str, float]) -> float:
@@ -232,9 +238,15 @@ def _gpu_gib(cluster: Mapping[str, float]) -> float:
 
 
 def _engine(
-    spec: ActorSpec, engine: EngineConfig, recipe: Recipe, model: ModelFacts, gpu_gib: float, reasons: list[str]
+    spec: ActorSpec,
+    engine: EngineConfig,
+    recipe: Recipe,
+    model: ModelFacts,
+    gpu_gib: float,
+    reasons: list[str],
+    receives: str | None,
 ) -> ActorPlan:
-    """The plan of one vLLM engine. What it cannot serve goes to `reasons`."""
+    """The plan of one vLLM engine that `receives` weights by this backend. What it cannot serve goes to `reasons`."""
     name = spec.name
     if model.attention_heads % engine.tensor_parallel:
         reasons.append(
@@ -242,7 +254,7 @@ def _engine(
             f"heads of {model.path}: set it to a divisor"
         )
     on_gpu = spec.gpus > 0
-    memory, kv_gib = estimate.engine_gib(engine, recipe, model, gpu_gib if on_gpu else None)
+    memory, kv_gib = estimate.engine_gib(engine, recipe, model, gpu_gib if on_gpu else None, receives)
     length = engine.max_model_len or model.max_positions
     sequence_gib = estimate.sequence_gib(engine, recipe, model, length)
     if kv_gib < sequence_gib:
@@ -276,21 +288,25 @@ def _shortages(actors: list[ActorPlan], needs: Mapping[str, float], has: Mapping
 
 def _memory_shortage(
     recipe: Recipe,
+    store: float,
     actors: list[ActorPlan],
     needs: Mapping[str, float],
     has: Mapping[str, float],
     cluster: Mapping[str, float],
 ) -> list[str]:
-    store = recipe.cluster.object_store_gib
     free, total = cluster.get("free_gib"), cluster.get("total_gib")
     if free is not None and total is not None and store > free:
         return [
             f"cluster.object_store_gib is {store:g}, but {free:.1f} of {total:.1f} GiB are free now: lower it "
-            "(default: 0.5)"
+            "(default: what the rows of the steps at a time take, 0.5 at least)"
         ]
     if needs["memory"] <= has.get("memory", math.inf):
         return []
-    parts = ", ".join(f"{a.spec.name} {a.spec.replicas} x {a.host_gib:.1f}" for a in actors)
+    parts = ", ".join(
+        f"{a.spec.name} {a.spec.replicas} x {a.host_gib:.1f}"
+        + (f" and {a.first_gib:.1f} in rank 0" if a.first_gib >= 0.05 else "")
+        for a in actors
+    )
     if recipe.cluster.memory_gib:
         there = f"cluster.memory_gib allows {has['memory']:g}"
         go_on = "raise cluster.memory_gib"

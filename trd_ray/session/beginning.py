@@ -56,7 +56,11 @@ class Beginning:
         """Raise UserError if the cluster lacks something for these inputs; a local one is not started for that."""
         resources = self.connection.resources()
         for one in inputs:
-            placement.require(one.plan(resources))
+            placed = one.plan(resources)
+            placement.require(placed)
+            self.connection.object_store_gib = max(self.connection.object_store_gib, placed.object_store_gib)
+        if any(one.compiles_kernels(resources) for one in inputs):
+            self.connection.require_compilers()
         for backend in dict.fromkeys(one.recipe.verify.sandbox for one in inputs if one.runs_code):
             self.connection.require_sandboxes(backend)
 

@@ -20,7 +20,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 from trd_ray.preflight import placement
+from trd_ray.preflight.compilers import no_compiler
+from trd_ray.session.on_nodes import require_compilers
 
+LEAST_STORE_GIB = 0.5  # where nothing was planned
 STARTS = 3  # attempts at a local cluster, for a machine that is busy
 ANSWER_TIMEOUT_S = 15.0  # for the head of a cluster to take a connection
 SANDBOX_TIMEOUT_S = 120.0  # for a node to start a worker and a sandbox in it
@@ -42,8 +45,10 @@ class Connection:
         self.recipe = recipe
         self.local = is_local(recipe)
         self.connected = False
+        self.object_store_gib = 0.0  # what the plans of a local cluster say; 0: there is none yet
         self._stack = ExitStack()
         self._with_sandboxes: set[str] = set()  # backends that every node can start
+        self._compilers_found = False
 
     def __enter__(self) -> "Connection":
         return self
@@ -58,7 +63,7 @@ class Connection:
     def connect(self) -> dict[str, float]:
         """Connect unless that is done already, and return the resources of the cluster; raises UserError."""
         if not self.connected:
-            self._stack.enter_context(cluster(self.recipe))
+            self._stack.enter_context(cluster(self.recipe, self.object_store_gib))
             self.connected = True
         found: Any = ray.cluster_resources()
         return found
@@ -70,14 +75,27 @@ class Connection:
             require_sandboxes(backend)
             self._with_sandboxes.add(backend)
 
+    def require_compilers(self) -> None:
+        """Raise UserError if a node with GPUs lacks what kernels are compiled with; each node is asked once."""
+        if self.local:
+            if why := no_compiler():
+                raise UserError(f"this machine {why}")
+        elif not self._compilers_found:
+            self.connect()
+            require_compilers()
+            self._compilers_found = True
+
     def close(self) -> None:
         self.connected = False
         self._stack.close()
 
 
 @contextmanager
-def cluster(recipe: Recipe) -> Iterator[None]:
-    """Connect, and disconnect when the block is left, which ends the processes of a local cluster."""
+def cluster(recipe: Recipe, object_store_gib: float = 0.0) -> Iterator[None]:
+    """Connect, and disconnect when the block is left, which ends the processes of a local cluster.
+
+    `object_store_gib` is what a plan gives the object store of a local one.
+    """
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     address = _address(recipe)
     local = address == "local"
@@ -90,7 +108,9 @@ def cluster(recipe: Recipe) -> Iterator[None]:
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
         options = {
             "num_cpus": recipe.cluster.local_cpus,
-            "object_store_memory": int(recipe.cluster.object_store_gib * 2**30),
+            "object_store_memory": int(
+                (object_store_gib or recipe.cluster.object_store_gib or LEAST_STORE_GIB) * 2**30
+            ),
             "include_dashboard": recipe.cluster.dashboard,
             "dashboard_port": (port := _free_port()),
         }

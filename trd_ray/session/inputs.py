@@ -13,7 +13,7 @@ import pyarrow as pa
 from trd_ray import models
 from trd_ray.config import ModelConfig, Recipe
 from trd_ray.errors import Faults, UserError
-from trd_ray.preflight import checks, placement
+from trd_ray.preflight import checks, compilers, placement
 from trd_ray.problems.corpus import open_corpus
 from trd_ray.problems.load import ProblemSet, has_tests, load_problems
 from trd_ray.problems.set_aside import SetAside
@@ -52,6 +52,11 @@ class Inputs:
         planned = self.findings.length
         per_step = self.recipe.rollouts_per_step
         return min(per_step, planned.rows - step * per_step) if planned else per_step
+
+    def compiles_kernels(self, cluster: dict[str, float]) -> bool:
+        actors = placement.resources(self.recipe, cluster.get("GPU", 0) > 0, self.job)
+        on_gpus = {name for name, actor in actors.items() if actor.gpus}
+        return compilers.compiles_kernels(self.recipe, bool(on_gpus & {"sampler", "refiner"}), "learner" in on_gpus)
 
     def plan(self, cluster: dict[str, float], gpu_gib: float | None = None) -> placement.Placement:
         return placement.plan(

@@ -22,6 +22,8 @@ from trd_ray.record import warnings
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
 from trd_ray.score import stats
+from trd_ray.session.cluster import is_local
+from trd_ray.session.fetch import Wanted, fetch_models
 from trd_ray.session.inputs import Inputs
 from trd_ray.session.stop import StopSignals
 from trd_ray.stream.answers import evaluation_rows
@@ -48,7 +50,11 @@ class Session:
         self.seen: dict[str, tuple[float, dict]] = {}  # name -> when, status
 
     def start(self, *, student_path: str, version: int) -> None:
-        """Begin to start the pools; `student_path` holds the weights of policy version `version`."""
+        """Begin to start the pools, once every node has the models.
+
+        `student_path` holds the weights of policy version `version`.
+        """
+        self.fetch(student_path)
         r = self.recipe
         logs = self.directory.path / "logs"
         backend = placement.sync_backend(r, self.gpus) if self.inputs.job == "train" else None
@@ -66,6 +72,19 @@ class Session:
                 transfer_backend=backend if moves else None, logs=logs,
             )  # fmt: skip
         self.starting = [pool.start.remote() for pool in self.pools.values()]
+
+    def fetch(self, student_path: str) -> None:
+        """Wait until every node that may need the models has them: the deadlines of engines and learner begin later."""
+        r = self.recipe
+        loads = [actor for name, actor in self.actors.items() if name != "verifier"]
+        wanted = [Wanted.of(r.student.path, student_path, r.student.revision)]
+        if r.teacher.path and self.actors.keys() & {"refiner", "learner"}:
+            wanted.append(Wanted.of(r.teacher.path, self.inputs.teacher_path, r.teacher.revision))
+        if fetch_models(
+            wanted, local=is_local(r), on_gpus=all(actor.gpus for actor in loads),
+            timeout_s=r.cluster.fetch_timeout_s, while_waiting=self.stop.check, say=self.display.phase,
+        ):  # fmt: skip
+            self.display.phase("starting engines")
 
     def wait_until_started(self) -> None:
         """Wait for all engines; after their deadline (start_timeout_s) the pool raises with what was lacking."""

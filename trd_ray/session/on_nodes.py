@@ -1,0 +1,94 @@
+"""Questions to every node of a cluster, each answered by a task there, with one deadline for all.
+
+call, arguments, nodes  ->  answers()  ->  (node, what the call returned or raised there), as they come
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trd_ray.errors import UserError
+from trd_ray.preflight.compilers import no_compiler
+
+LOOK_EVERY_S = 0.5
+COMPILER_TIMEOUT_S = 120.0  # for a node to start a worker and look
+
+
+@dataclass(frozen=True)
+class NodeOfRay:
+    node_id: str
+    host: str
+
+
+class Late(Exception):
+    """Nodes did not answer in time."""
+
+    def __init__(self, hosts: list[str]):
+        super().__init__(", ".join(hosts))
+        self.hosts = hosts
+
+
+def nodes_with(resource: str | None) -> list[NodeOfRay]:
+    """The nodes that live and have some of a resource of Ray, such as "GPU"; None for all of them."""
+    return [
+        NodeOfRay(node["NodeID"], node["NodeManagerHostname"])
+        for node in ray.nodes()
+        if node["Alive"] and (resource is None or node["Resources"].get(resource))
+    ]
+
+
+def answers(
+    call: Callable[..., Any],
+    *arguments: Any,
+    nodes: list[NodeOfRay],
+    timeout_s: float,
+    while_waiting: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[NodeOfRay, Any]]:
+    """What `call` returns on each node, in the order in which they answer; a RayError where it could not.
+
+    The tasks reserve nothing. Raises Late with the hosts that have not answered in time, whose tasks are ended.
+    `while_waiting` is called about twice a second and may raise to give up, which ends the tasks too.
+    """
+    there = ray.remote(num_cpus=0, max_retries=0)(call)
+    asked = {
+        there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
+            *arguments
+        ): node
+        for node in nodes
+    }
+    deadline = time.monotonic() + timeout_s
+    try:
+        while asked:
+            done, _ = ray.wait(list(asked), num_returns=1, timeout=LOOK_EVERY_S)
+            for ref in done:
+                node = asked.pop(ref)
+                try:
+                    answer = ray.get(ref)
+                except RayError as e:
+                    answer = e
+                yield node, answer
+            if asked and time.monotonic() > deadline:
+                raise Late([node.host for node in asked.values()])
+            while_waiting()
+    finally:
+        for ref in asked:
+            ray.cancel(ref, force=True)
+
+
+def require_compilers() -> None:
+    """Raise UserError with the name of a node with GPUs that has nothing to compile kernels with."""
+    try:
+        for node, missing in answers(no_compiler, nodes=nodes_with("GPU"), timeout_s=COMPILER_TIMEOUT_S):
+            if isinstance(missing, RayError):
+                missing = f"could not look for a compiler ({' '.join(str(missing).split())[:300]})"
+            if missing:
+                raise UserError(f"node {node.host} {missing}")
+    except Late as late:
+        raise UserError(
+            f"node {late.hosts[0]} did not look for a compiler within {COMPILER_TIMEOUT_S:.0f} s: look at its Ray logs"
+        ) from None
