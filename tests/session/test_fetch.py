@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 
 from trd_ray import models
 from trd_ray.errors import UserError
-from trd_ray.session.fetch import Wanted, fetch_models
+from trd_ray.session.fetch import ModelsWanted, fetch_models
 from trd_ray.session.on_nodes import nodes_with, require_compilers
 
 SHA = "0" * 39 + "1"
@@ -114,12 +114,12 @@ def caches(hub, tmp_path_factory) -> Iterator[list[Path]]:
     shutil.rmtree(temp, ignore_errors=True)
 
 
-def fetch(*wanted: Wanted, on_gpus: bool = False, timeout_s: float = 60, **others) -> bool:
+def fetch(*wanted: ModelsWanted, on_gpus: bool = False, timeout_s: float = 60, **others) -> bool:
     return fetch_models(list(wanted), local=False, on_gpus=on_gpus, timeout_s=timeout_s, **others)
 
 
-def of_hub(name: str) -> Wanted:
-    return Wanted.of(name, name, None)
+def of_hub(name: str) -> ModelsWanted:
+    return ModelsWanted.of(name, name, None)
 
 
 def files_in(cache: Path) -> set[str]:
@@ -168,7 +168,7 @@ def test_a_download_has_a_deadline_and_may_be_given_up(caches):
 
 
 def test_a_folder_must_be_where_every_node_sees_it(caches, tmp_path):
-    wanted = Wanted.of(str(tmp_path), str(tmp_path), None)
+    wanted = ModelsWanted.of(str(tmp_path), str(tmp_path), None)
     assert not fetch(wanted)
     tmp_path.rmdir()
     with pytest.raises(UserError, match=f"does not see the model folder {tmp_path}: put it on storage that every node"):
@@ -177,9 +177,9 @@ def test_a_folder_must_be_where_every_node_sees_it(caches, tmp_path):
 
 def test_a_model_that_is_made_here_is_made_on_every_node_in_the_same_place(caches):
     name = "miniature:student"
-    assert not fetch(Wanted.of(name, models.resolve(name), None))
+    assert not fetch(ModelsWanted.of(name, models.resolve(name), None))
     with pytest.raises(UserError, match="keeps the model miniature:student in .*student, but the driver has it in /x"):
-        fetch(Wanted.of(name, "/x", None))
+        fetch(ModelsWanted.of(name, "/x", None))
 
 
 def test_a_node_with_gpus_that_cannot_compile_kernels_is_named(caches):
@@ -190,6 +190,6 @@ def test_a_node_with_gpus_that_cannot_compile_kernels_is_named(caches):
 
 
 def test_where_ray_has_this_machine_alone_only_the_hub_is_asked(tmp_path):
-    here = [Wanted.of(str(tmp_path), str(tmp_path), None), Wanted.of("smollm2", "/x", None)]
+    here = [ModelsWanted.of(str(tmp_path), str(tmp_path), None), ModelsWanted.of("smollm2", "/x", None)]
     assert [one.kind for one in here] == ["folder", "made"]
     assert not fetch_models(here, local=True, on_gpus=False, timeout_s=1)

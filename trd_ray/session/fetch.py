@@ -20,7 +20,7 @@ from trd_ray.session.on_nodes import Late, answers, nodes_with
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ModelsWanted:
     """A model that engines or ranks load."""
 
     name: str  # as the recipe says it
@@ -29,14 +29,14 @@ class Wanted:
     kind: Literal["hub", "made", "folder"]
 
     @classmethod
-    def of(cls, name: str, path: str, revision: str | None) -> "Wanted":
+    def of(cls, name: str, path: str, revision: str | None) -> "ModelsWanted":
         if name in made_here.MODELS and not Path(name).exists():
             return cls(name, path, revision, "made")
         return cls(name, path, revision, "folder" if Path(path).is_dir() else "hub")
 
 
 def fetch_models(
-    wanted: list[Wanted],
+    wanted: list[ModelsWanted],
     *,
     local: bool,
     on_gpus: bool,
@@ -73,7 +73,7 @@ def fetch_models(
     return downloads
 
 
-def _have(wanted: list[Wanted]) -> list[str]:
+def _have(wanted: list[ModelsWanted]) -> list[str]:
     """Have the models on this node. Returns what stands in the way, each as the end of a sentence."""
     faults = []
     for one in wanted:
@@ -86,12 +86,12 @@ def _have(wanted: list[Wanted]) -> list[str]:
     return faults
 
 
-def _downloaded(one: Wanted) -> str:
+def _downloaded(one: ModelsWanted) -> str:
     models.download(one.path, one.revision)
     return ""
 
 
-def _made(one: Wanted) -> str:
+def _made(one: ModelsWanted) -> str:
     place = models.resolve(one.name)
     if place == one.path:
         return ""
@@ -101,7 +101,7 @@ def _made(one: Wanted) -> str:
     )
 
 
-def _seen(one: Wanted) -> str:
+def _seen(one: ModelsWanted) -> str:
     if Path(one.path).is_dir():
         return ""
     return f"does not see the model folder {one.path}: put it on storage that every node sees, or use a name of the hub"

@@ -23,7 +23,7 @@ from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
 from trd_ray.score import stats
 from trd_ray.session.cluster import is_local
-from trd_ray.session.fetch import Wanted, fetch_models
+from trd_ray.session.fetch import ModelsWanted, fetch_models
 from trd_ray.session.inputs import Inputs
 from trd_ray.session.stop import StopSignals
 from trd_ray.stream.answers import evaluation_rows
@@ -77,9 +77,9 @@ class Session:
         """Wait until every node that may need the models has them: the deadlines of engines and learner begin later."""
         r = self.recipe
         loads = [actor for name, actor in self.actors.items() if name != "verifier"]
-        wanted = [Wanted.of(r.student.path, student_path, r.student.revision)]
+        wanted = [ModelsWanted.of(r.student.path, student_path, r.student.revision)]
         if r.teacher.path and self.actors.keys() & {"refiner", "learner"}:
-            wanted.append(Wanted.of(r.teacher.path, self.inputs.teacher_path, r.teacher.revision))
+            wanted.append(ModelsWanted.of(r.teacher.path, self.inputs.teacher_path, r.teacher.revision))
         if fetch_models(
             wanted, local=is_local(r), on_gpus=all(actor.gpus for actor in loads),
             timeout_s=r.cluster.fetch_timeout_s, while_waiting=self.stop.check, say=self.display.phase,
