@@ -4,7 +4,7 @@
     others:  config -> the same model on "meta" ------+-> Spread -> one group of modules at a time, whole on each rank's
                                                                     device, of which fully_shard then keeps a shard
 
-- Rank 0 alone reads the weights. Its host memory holds the whole model, less with each group that is sharded.
+- Rank 0 alone reads the weights. Its host memory holds the whole model until the last group is sharded.
 - Every other rank holds its shards, and one group whole. On GPUs that group lies on the GPU, as it did before.
 - The others wait for rank 0's reading in a process group of their own, with the deadline of the start. What rank 0
   could not load, all ranks refuse in the same words.
