@@ -11,7 +11,8 @@ from trd_ray import config, models, shipped
 from trd_ray.preflight import placement
 
 SHIPPED = sorted(p.stem for p in (Path(trd_ray.__file__).parent / "recipes").glob("*.yaml"))
-PAPER = [name for name in SHIPPED if name.startswith("paper_")]
+SHARED = [name for name in SHIPPED if name.endswith("_shared")]
+PAPER = [name for name in SHIPPED if name.startswith("paper_") and name not in SHARED]
 NODE = {"CPU": 128.0, "GPU": 8.0, "memory": 512 * 2**30}
 # The GiB that a card of so many GB has at least: an L4 or A10G, an H100.
 CARDS = {"24gb": 22.0, "80gb": 79.0}
@@ -77,6 +78,26 @@ def test_a_paper_recipe_fits_one_node_of_eight_80_gib_gpus(name):
     assert plan.fits, plan.reasons
     assert plan.needs["GPU"] == 8
     assert plan.sync_backend == "nccl"
+    assert f"{plan.needs['CPU']:g} CPUs for its actors" in shipped.text(name)
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_recipe_with_shared_engines_is_the_other_but_for_who_refines(name):
+    other = name.removesuffix("_shared")
+    shared, separate = (config.load(n).model_dump() for n in (name, other))
+    assert (shared["placement"], separate["placement"]) == ("shared", "separate")
+    assert shared["sampler"]["replicas"] == separate["sampler"]["replicas"] + separate["refiner"]["replicas"]
+    assert shared["sampler"]["max_model_len"] >= separate["refiner"]["max_model_len"]
+    assert shared["sampler"]["extra"] == separate["refiner"]["extra"]
+    for key in ("temperature", "top_p", "top_k", "n", "max_prompt_tokens", "max_response_tokens", "select", "feedback"):
+        assert shared["refiner"][key] == separate["refiner"][key], key
+    engines = ("placement", "name", "sampler", "refiner", "sync")
+    assert {k: v for k, v in shared.items() if k not in engines} == {
+        k: v for k, v in separate.items() if k not in engines
+    }
+    plan = placed(name, NODE)
+    assert plan.fits and plan.needs["GPU"] == 8, plan.reasons
+    assert plan.sync_backend == "adapter"
     assert f"{plan.needs['CPU']:g} CPUs for its actors" in shipped.text(name)
 
 
