@@ -11,9 +11,13 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trd_ray.errors import RunFailed, UserError
 from trd_ray.session.supervise import supervised
+
+if TYPE_CHECKING:
+    from trd_ray.session.dry import DryRun
 
 SUPERVISED = ("train", "evaluate", "refine", "compare")
 
@@ -100,12 +104,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "overrides", nargs="*", metavar="key.sub=value", help="override the recipe; values are YAML"
             )
-        command.add_argument(
-            "--dry-run", action="store_true", help="print the resolved recipe and the placement, and end"
-        )
-        command.add_argument(
-            "--gpu-gib", type=_gib, help="memory of each GPU for --dry-run (default: as detected, or 80)"
-        )
+        _dry_run_options(command)
         if name != "evaluate":
             text = (
                 "go on with the run in its directory; auto: begin one where there is none, and end well if it is done"
@@ -122,6 +121,18 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("miniature")
     parser.description = _overview(texts)
     return parser
+
+
+def _dry_run_options(command: argparse.ArgumentParser) -> None:
+    text = "print what the resolved recipe has that is no default, who would run where, and end"
+    command.add_argument("--dry-run", action="store_true", help=text)
+    text = "for --dry-run: a cluster that is not here, as [NODESx]GPUSx(GiB | KIND), such as 8x80GiB or 2x8xH100"
+    command.add_argument("--on", metavar="GPUS", help=text)
+    text = "for --dry-run: memory of each GPU (default: what the nodes tell of theirs)"
+    command.add_argument("--gpu-gib", type=_gib, help=text)
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--full", action="store_true", help="for --dry-run: every key of the recipe")
+    form.add_argument("--json", action="store_true", help="for --dry-run: everything as JSON, for scripts")
 
 
 def _init_options(command: argparse.ArgumentParser) -> None:
@@ -204,6 +215,7 @@ def _job(options: argparse.Namespace) -> int:
 
         o = options
         return export.export(o.checkpoint, o.to, o.dtype, o.form, o.best, o.push)
+    _require_dry_run(options)
     # Read by Ray when it is imported: a message about its own inner life that looks like an error and is none.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
     # Torch, Ray and their like take seconds to import, so what a user wrote is read and checked before that.
@@ -212,11 +224,27 @@ def _job(options: argparse.Namespace) -> int:
     if options.command == "evaluate":
         return _evaluate(options)
     recipe = config.load(options.recipe, options.overrides)
+    if options.on:
+        return _asked(options).elsewhere(recipe, options.command)
     from trd_ray.train import command
 
     if options.dry_run:
-        return command.dry_run(recipe, options.command, options.gpu_gib)
+        return command.dry_run(recipe, options.command, _asked(options))
     return command.run(recipe, options.command, options.resume)
+
+
+def _require_dry_run(options: argparse.Namespace) -> None:
+    given = [f"--{name}" for name in ("on", "full", "json") if getattr(options, name, None)]
+    if given and not options.dry_run:
+        raise UserError(f"{' and '.join(given)} say what --dry-run shows: add --dry-run, or leave {given[0]} out")
+    if getattr(options, "on", None) and options.gpu_gib:
+        raise UserError("--gpu-gib and --on both say how large the GPUs are: leave --gpu-gib out")
+
+
+def _asked(options: argparse.Namespace) -> "DryRun":
+    from trd_ray.session.dry import DryRun
+
+    return DryRun(options.on, options.gpu_gib, options.full, options.json)
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -244,11 +272,14 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     overrides = [a for a in options.overrides if OVERRIDE.fullmatch(a)]
     benchmarks = [a for a in options.overrides if not OVERRIDE.fullmatch(a)]
-    target.require_names(benchmarks, target.target(options.recipe, overrides).recipe)
+    recipe = target.target(options.recipe, overrides).recipe
+    target.require_names(benchmarks, recipe)
+    if options.on:
+        return _asked(options).elsewhere(recipe, "evaluate")
     from trd_ray.evaluate import command
 
     if options.dry_run:
-        return command.dry_run(options.recipe, benchmarks, overrides, options.base, options.gpu_gib)
+        return command.dry_run(options.recipe, benchmarks, overrides, options.base, _asked(options))
     return command.run(options.recipe, benchmarks, overrides, options.name, options.base)
 
 

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from trd_ray import models
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
-from trd_ray.preflight import memory, placement
+from trd_ray.preflight import machines, memory, placement, shown
 
 GIB = 2**30
 QWEN3_8B = models.facts_of(
@@ -147,8 +147,8 @@ def test_remedies_name_keys_of_the_job_alone():
 def test_an_object_store_larger_than_the_free_memory_is_named():
     told = only_reason(on(SMALL_HOST | {"memory": 0.0}, cluster={"object_store_gib": 900}))
     assert told.startswith("cluster.object_store_gib is 900, but 1.0 of 23.5 GiB are free now: lower it")
-    here = placement.local_cluster(recipe(cluster={"object_store_gib": 1e6}))
-    assert here["memory"] == 0 and 0 < here["free_gib"] <= here["total_gib"]
+    here = machines.this_machine(recipe(cluster={"object_store_gib": 1e6}))
+    assert here.memory_gib == 0 and here.free_gib and here.total_gib and 0 < here.free_gib <= here.total_gib
 
 
 # Sync
@@ -300,10 +300,10 @@ def test_activations_are_within_a_quarter_of_what_autograd_keeps(dtype, architec
 
 
 def test_the_rendered_plan_names_every_actor_and_ends_with_yes_or_the_reasons():
-    text = placement.render(on(NODE, facts=QWEN3_8B, learner={"workers": 6, "activation_checkpointing": True}))
+    text = shown.render(on(NODE, facts=QWEN3_8B, learner={"workers": 6, "activation_checkpointing": True}))
     assert all(name in text for name in ("sampler", "refiner", "learner", "verifier", "optimizer", "KV cache"))
     assert text.endswith("fits: yes")
-    assert "fits: no\n  - the placement needs" in placement.render(on({"CPU": 1.0}))
+    assert "fits: no\n  - the placement needs" in shown.render(on({"CPU": 1.0}))
     assert max(map(len, text.splitlines())) <= 140
 
 

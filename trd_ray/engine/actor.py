@@ -111,6 +111,7 @@ class EngineSpec:
     extra: dict[str, Any]
     max_lora_rank: int = 0
     start_id: str = ""  # marks in the log where this start begins
+    place: int | None = None  # which of the pool's places it has; None: it is started wherever there is room
 
 
 @dataclass
@@ -124,6 +125,7 @@ class PoolSpec:
     start_timeout_s: float
     request_timeout_s: float
     in_flight: str
+    places: list[Any] = field(default_factory=list)  # engine.reservation.Place, one for each planned engine
 
 
 class Engine:
@@ -174,6 +176,9 @@ class Engine:
             options["max_model_len"] = s.max_model_len
         if s.on_gpu:
             options["gpu_memory_utilization"] = s.memory_utilization
+            if s.tensor_parallel > 1:
+                # In a placement group vLLM would start its workers as Ray actors, and wait for GPUs that this one has.
+                options["distributed_executor_backend"] = "mp"
         else:
             # vLLM would check this share of the whole machine's memory, though the KV cache has a fixed size.
             options["gpu_memory_utilization"] = 0.05
