@@ -17,11 +17,11 @@ from trd_ray.models import ModelFacts
 @functools.cache
 def known() -> dict[str, ModelFacts]:
     """Name -> facts of each model that ships with the package."""
-    found: dict[str, dict[str, Any]] = json.loads((resources.files("trd_ray") / "known_models.json").read_text())
-    return {
-        path: ModelFacts(**(tree | {name: tuple(tree[name]) for name in ("eos_ids", "linear_layers")}), path=path)
-        for path, tree in found.items()
-    }
+    found: dict[str, Any] = json.loads((resources.files("trd_ray") / "known_models.json").read_text())
+    for tree in found.values():
+        for name in ("eos_ids", "linear_layers"):
+            tree[name] = tuple(tree[name])
+    return {path: ModelFacts(path=path, **tree) for path, tree in found.items()}
 
 
 def facts_without_files(path: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelFacts:

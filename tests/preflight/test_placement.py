@@ -189,6 +189,92 @@ def test_a_backend_that_cannot_work_is_refused(tree, gpus, told):
     assert any(told in reason for reason in on(NODE if gpus else LAPTOP, **tree).reasons)
 
 
+SHARED = {"sampler": {"gpus": 0.5, "replicas": 2, "memory_utilization": 0.4}, "learner": {"gpus": 0.5, "workers": 2}}
+
+
+def h100(*gpus: int, **facts) -> list[machines.Machine]:
+    return [machines.Machine(f"node {i}", 64, gpus=n, gpu_gib=80, **facts) for i, n in enumerate(gpus)]
+
+
+def planned(cluster: list[machines.Machine], **tree) -> placement.Placement:
+    tree = {"refiner": {"memory_utilization": 0.4}} | tree
+    tree["learner"] = {"tokens_per_micro_batch": 1024} | tree.get("learner", {})
+    return placement.plan(recipe(**tree), TINY, TINY, cluster)
+
+
+def test_ipc_is_planned_only_where_every_rank_meets_one_sampler():
+    plan = planned(h100(8), **SHARED)
+    assert plan.fits, plan.reasons
+    assert plan.sync_backend == "ipc"
+    assert [seat.gpus for seat in plan.seats_of("sampler")] == [seat.gpus for seat in plan.seats_of("learner")]
+    assert plan.turns() == {"sampler": 0, "refiner": 0, "learner": 1}
+
+
+def test_weights_of_a_moving_teacher_do_not_travel_by_ipc_to_two_pools():
+    tree = SHARED | {"teacher": {"follow": "live"}}
+    assert planned(h100(8), **tree).sync_backend == "gloo"
+    [told] = planned(h100(8), **tree, sync={"backend": "ipc"}).reasons
+    assert "sync.backend=ipc needs every engine that follows the learner to share its GPU with one rank" in told
+
+
+def test_two_engines_on_one_gpu_cannot_be_in_one_nccl_group():
+    tree = {"sampler": {"gpus": 0.4, "replicas": 2, "memory_utilization": 0.35}}
+    assert planned(h100(4), **tree).sync_backend == "nccl"
+    assert planned(h100(3), **tree).sync_backend == "gloo"
+    [told] = planned(h100(3), **tree, sync={"backend": "nccl"}).reasons
+    assert "sync.backend=nccl needs a GPU of its own for rank 0 and for each engine worker" in told
+
+
+# Nodes
+
+
+def test_a_tensor_parallel_engine_that_fits_no_node_is_refused_though_the_sum_would_do():
+    [told] = planned(h100(2, 2, 2), sampler={"tensor_parallel": 4}).reasons
+    assert told.startswith("sampler 0 needs 4 GPUs") and "node 0 has 2 GPUs" in told
+    assert "lower sampler.tensor_parallel" in told
+    assert planned(h100(2, 4), sampler={"tensor_parallel": 4}).fits
+
+
+def test_each_actor_is_planned_for_the_smallest_gpu_that_it_sits_on():
+    mixed = [*h100(2), machines.Machine("small", 64, gpus=2, gpu_gib=24)]
+    tree = {"learner": {"activation_checkpointing": True, "workers": 2, "tokens_per_micro_batch": 1024, "lora": {}}}
+    plan = placement.plan(recipe(**tree), QWEN3_8B, QWEN3_8B, mixed)
+    assert plan.fits, plan.reasons
+    on = {name: {plan.machines[seat.machine].name for seat in plan.seats_of(name)} for name in plan.specs}
+    assert on["learner"] == {"node 0"} or on["sampler"] == {"node 0"}
+    for actor in plan.actors[:2]:
+        [node] = on[actor.spec.name]
+        gib = {"small": 24, "node 0": 80}[node]
+        assert actor.total_gib == pytest.approx(0.85 * gib)
+
+
+def test_gpus_that_a_node_cannot_show_are_not_guessed_but_may_be_said():
+    blind = [machines.with_gpus(machines.Machine("a", 64), 8, machines.Seen((), "cuda"))]
+    told = planned(blind).reasons
+    assert told[0].startswith("node a offers 8 GPUs to Ray, but their memory cannot be read there")
+    assert placement.plan(recipe(learner={"tokens_per_micro_batch": 1024}), TINY, TINY, blind, gpu_gib=80).fits
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        ({"tensor_parallel": 2, "gpus": 1}, "sampler.gpus is 1, but its 2 tensor-parallel workers need a GPU each"),
+        ({"gpus": 1.5}, "sampler.gpus is 1.5, but Ray gives whole GPUs or a share of one: set sampler.gpus=1"),
+    ],
+)
+def test_gpus_that_ray_cannot_give_are_refused(engine, told):
+    assert told in planned(h100(8), sampler=engine).reasons[0]
+
+
+def test_engines_without_a_gpu_are_refused_where_vllm_is_a_cuda_build():
+    told = planned(h100(8, vllm="cuda"), sampler={"gpus": 0}, refiner={"gpus": 0}).reasons
+    assert [reason.partition(" keeps no engine")[0] for reason in told] == ["sampler.gpus=0", "refiner.gpus=0"]
+    assert planned(h100(8, vllm="cpu"), sampler={"gpus": 0}, refiner={"gpus": 0}).fits
+    [told] = planned([machines.Machine("laptop", 8, vllm="cuda")], evaluation={"path": None}, sync={"backend": "auto"},
+                     refiner={}, train={"trajectory": "y_o"}, teacher={"view": "vanilla"}).reasons  # fmt: skip
+    assert told.startswith("the sampler would run on CPUs, since there is no GPU, but vLLM on laptop is a CUDA build")
+
+
 # Memory
 
 
