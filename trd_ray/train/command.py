@@ -26,8 +26,9 @@ from trd_ray.train.plan import Resume, is_begun, plan, require_refinements, to_r
 from trd_ray.train.rollouts import start_feed
 
 
-def dry_run(recipe: Recipe, job: placement.Job, asked: DryRun) -> int:
+def dry_run(recipe: Recipe, job: placement.Job, asked: DryRun | None = None) -> int:
     """Print the resolved recipe, the data, the actors with their memory, and whether the cluster at hand holds them."""
+    asked = asked or DryRun()
     with Connection(recipe) as connection:
         inputs = prepare(recipe, job, asked.gpu_gib, connection)
         placed = inputs.plan(connection.machines(), asked.gpu_gib)
