@@ -40,8 +40,12 @@ def test_every_recipe_is_planned_for_eight_h100_that_are_not_here(name, capsys):
     tree = json.loads(said)
     plan = tree["placement"]
     assert code == 0 and plan["fits"], plan["reasons"]
-    seats = {(seat["machine"], gpu): seat for seat in plan["seats"] for gpu in seat["gpus"]}
-    assert len(seats) == sum(len(seat["gpus"]) for seat in plan["seats"]) == plan["needs"]["GPU"]
+    on_gpus = [(seat["machine"], gpu, seat) for seat in plan["seats"] for gpu in seat["gpus"]]
+    for machine, gpu, _ in on_gpus:
+        here = [seat for *place, seat in on_gpus if place == [machine, gpu]]
+        assert sum(seat["share"] for seat in here) <= 1 + 1e-6
+        assert len({seat["actor"] for seat in here}) == len(here)
+    assert sum(seat["share"] for *_, seat in on_gpus) == pytest.approx(plan["needs"]["GPU"])
     for actor in plan["actors"]:
         sits = [seat for seat in plan["seats"] if seat["actor"] == actor["actor"]]
         assert len(sits) == actor["count"] or actor["actor"] == "verifier"
@@ -61,7 +65,15 @@ def test_a_cluster_that_is_not_here_needs_neither_network_nor_models_nor_ray():
 
 def test_several_nodes_are_shown_as_a_map(capsys):
     _, said = dry(
-        capsys, "train", "paper_opsd_8b", "sampler.replicas=2", "sampler.tensor_parallel=4", "--on", "2x8xH100"
+        capsys,
+        "train",
+        "paper_opsd_8b",
+        "sampler.replicas=2",
+        "sampler.tensor_parallel=4",
+        "refiner.replicas=1",
+        "learner.workers=4",
+        "--on",
+        "2x8xH100",
     )
     rows = [line.split() for line in said.splitlines() if line.startswith(("who sits", "node"))]
     assert rows[0][:3] == ["who", "sits", "where"] and rows[0].count("GPU") == 8
