@@ -11,13 +11,9 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trd_ray.errors import RunFailed, UserError
 from trd_ray.session.supervise import supervised
-
-if TYPE_CHECKING:
-    from trd_ray.session.dry import DryRun
 
 SUPERVISED = ("train", "evaluate", "refine", "compare")
 
@@ -215,7 +211,6 @@ def _job(options: argparse.Namespace) -> int:
 
         o = options
         return export.export(o.checkpoint, o.to, o.dtype, o.form, o.best, o.push)
-    _require_dry_run(options)
     # Read by Ray when it is imported: a message about its own inner life that looks like an error and is none.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
     # Torch, Ray and their like take seconds to import, so what a user wrote is read and checked before that.
@@ -224,27 +219,16 @@ def _job(options: argparse.Namespace) -> int:
     if options.command == "evaluate":
         return _evaluate(options)
     recipe = config.load(options.recipe, options.overrides)
-    if options.on:
-        return _asked(options).elsewhere(recipe, options.command)
+    from trd_ray.session import dry
+
+    asked = dry.asked(options)
+    if asked and asked.on:
+        return asked.elsewhere(recipe, options.command)
     from trd_ray.train import command
 
-    if options.dry_run:
-        return command.dry_run(recipe, options.command, _asked(options))
+    if asked:
+        return command.dry_run(recipe, options.command, asked)
     return command.run(recipe, options.command, options.resume)
-
-
-def _require_dry_run(options: argparse.Namespace) -> None:
-    given = [f"--{name}" for name in ("on", "full", "json") if getattr(options, name, None)]
-    if given and not options.dry_run:
-        raise UserError(f"{' and '.join(given)} say what --dry-run shows: add --dry-run, or leave {given[0]} out")
-    if getattr(options, "on", None) and options.gpu_gib:
-        raise UserError("--gpu-gib and --on both say how large the GPUs are: leave --gpu-gib out")
-
-
-def _asked(options: argparse.Namespace) -> "DryRun":
-    from trd_ray.session.dry import DryRun
-
-    return DryRun(options.on, options.gpu_gib, options.full, options.json)
 
 
 def _init(options: argparse.Namespace) -> int:
@@ -269,17 +253,19 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from trd_ray.evaluate import target
+    from trd_ray.session import dry
 
     overrides = [a for a in options.overrides if OVERRIDE.fullmatch(a)]
     benchmarks = [a for a in options.overrides if not OVERRIDE.fullmatch(a)]
     recipe = target.target(options.recipe, overrides).recipe
     target.require_names(benchmarks, recipe)
-    if options.on:
-        return _asked(options).elsewhere(recipe, "evaluate")
+    asked = dry.asked(options)
+    if asked and asked.on:
+        return asked.elsewhere(recipe, "evaluate")
     from trd_ray.evaluate import command
 
-    if options.dry_run:
-        return command.dry_run(options.recipe, benchmarks, overrides, options.base, _asked(options))
+    if asked:
+        return command.dry_run(options.recipe, benchmarks, overrides, options.base, asked)
     return command.run(options.recipe, benchmarks, overrides, options.name, options.base)
 
 

@@ -4,11 +4,13 @@ recipe, data, placement at hand  ->  show()       ->  text or JSON, and the exit
 recipe alone, --on 2x8xH100      ->  elsewhere()  ->  the same without data, tokenizers, network or Ray
 """
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trd_ray.config import Recipe, dump, dump_differences
+from trd_ray.errors import UserError
 from trd_ray.known_models import facts_without_files
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import lengths, placement
@@ -53,6 +55,16 @@ class DryRun:
         resolved, longest = _without_data(recipe, student, teacher)
         placed = placement.plan(resolved, student, teacher, machines, job=job, longest_sequence_tokens=longest)
         return self.show(resolved, [], UNREAD, placed)
+
+
+def asked(options: argparse.Namespace) -> DryRun | None:
+    """What the command line asks for, None for no dry run. Raises UserError for options that mean nothing then."""
+    given = [f"--{name}" for name in ("on", "full", "json") if getattr(options, name)]
+    if given and not options.dry_run:
+        raise UserError(f"{' and '.join(given)} say what --dry-run shows: add --dry-run, or leave {given[0]} out")
+    if options.on and options.gpu_gib:
+        raise UserError("--gpu-gib and --on both say how large the GPUs are: leave --gpu-gib out")
+    return DryRun(options.on, options.gpu_gib, options.full, options.json) if options.dry_run else None
 
 
 def _without_data(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> tuple[Recipe, int]:
