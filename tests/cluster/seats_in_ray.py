@@ -4,6 +4,7 @@ A program of its own: `ray.cluster_utils.Cluster` starts a Ray that no other tes
 """
 
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -99,7 +100,7 @@ def main() -> dict:
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
     cluster = Cluster(initialize_head=True, head_node_args=NODE | {"include_dashboard": False})
     cluster.add_node(**NODE)
-    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         nodes = [node for node in ray.nodes() if node["Alive"]]
         machines = [Machine("ab"[i], 16, gpus=GPUS, node_id=node["NodeID"]) for i, node in enumerate(nodes)]

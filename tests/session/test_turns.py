@@ -51,9 +51,10 @@ def started(monkeypatch):
 
 def session(tmp_path, gpus: int, *overrides: str) -> Session:
     inputs = prepare(load("miniature_opsd", ["data.limit=64", "cluster.memory_gib=64", *overrides]))
-    parts: Any = (SimpleNamespace(path=tmp_path), SimpleNamespace(starting=lambda _: None, phase=lambda _: None))
+    directory: Any = SimpleNamespace(path=tmp_path)
+    display: Any = SimpleNamespace(starting=lambda _: None, phase=lambda _: None)
     stop: Any = SimpleNamespace(check=lambda: None)
-    return Session(inputs, *parts, stop, [Machine("a", 16, gpus=gpus, gpu_gib=24)])
+    return Session(inputs, directory, display, stop, [Machine("a", 16, gpus=gpus, gpu_gib=24)])
 
 
 def test_on_one_gpu_sampler_refiner_and_learner_start_in_turn(started, tmp_path):
