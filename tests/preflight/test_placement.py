@@ -256,6 +256,41 @@ def test_gpus_that_a_node_cannot_show_are_not_guessed_but_may_be_said():
     assert placement.plan(recipe(learner={"tokens_per_micro_batch": 1024}), TINY, TINY, blind, gpu_gib=80).fits
 
 
+def test_what_a_sync_takes_is_that_of_the_way_which_the_seats_leave():
+    tree = {"sampler": {"gpus": 0.4, "replicas": 2, "memory_utilization": 0.35}}
+    apart, met = planned(h100(4), **tree), planned(h100(3), **tree)
+    assert (apart.sync_backend, met.sync_backend) == ("nccl", "gloo")
+    takes = [actor(plan, "sampler").memory_gib["weight sync"] * GIB for plan in (apart, met)]
+    assert takes == pytest.approx([memory.sync_bytes(way, TINY, 2) for way in ("nccl", "gloo")])
+
+
+def test_the_rank_that_reads_the_models_needs_the_room_on_its_node():
+    tree = {"learner": {"workers": 2, "activation_checkpointing": True}}
+    plan = on(NODE, facts=QWEN3_8B, **tree)
+    reader = actor(plan, "learner")
+    assert plan.needs["memory"] == pytest.approx(
+        sum(a.spec.replicas * a.host_gib for a in plan.actors) + reader.first_gib
+    )
+    first, other, rest = reader.host_gib + reader.first_gib, reader.host_gib, 6.0  # of two engines and a verifier
+    for nodes, fits in (
+        ([first + other, rest], True),
+        ([first, other + rest], True),
+        ([first - 1, other + rest + 1], False),  # the sum would do
+    ):
+        cluster = [machines.Machine(f"node {i}", 64, gib, gpus=4, gpu_gib=180) for i, gib in enumerate(nodes)]
+        placed = placement.plan(recipe(**tree), QWEN3_8B, QWEN3_8B, cluster)
+        assert placed.fits == fits, (nodes, placed.reasons)
+        assert fits or "GiB of memory" in placed.reasons[0]
+
+
+def test_an_object_store_is_taken_off_what_is_free_where_ray_is_still_to_start():
+    here = machines.Machine("here", 8, memory_gib=16, free_gib=16, total_gib=32)
+    node = machines.Machine("node", 8, memory_gib=16)
+    for machine, left in ((here, 12), (node, 16)):
+        plan = placement.plan(recipe(cluster={"object_store_gib": 4}), TINY, TINY, [machine])
+        assert (plan.object_store_gib, plan.has["memory"]) == (4, left)
+
+
 @pytest.mark.parametrize(
     ("engine", "told"),
     [
