@@ -41,7 +41,7 @@ def plan_of(machines: Sequence[Machine], actors: dict[str, tuple[int, float]]) -
     plans = [ActorPlan(ActorSpec(name, n, 0.1, gpus), {}, 0.0) for name, (n, gpus) in actors.items()]
     seats = seated([Need(name, i, 0.1, gpus) for name, (n, gpus) in actors.items() for i in range(n)], machines)
     assert isinstance(seats, list), seats
-    return Placement(plans, {}, {}, 80, "gloo", machines=tuple(machines), seats=tuple(seats))
+    return Placement(plans, {}, {}, 80, "gloo", 0.5, machines=tuple(machines), seats=tuple(seats))
 
 
 def launched(plan: Placement) -> list[dict]:
