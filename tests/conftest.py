@@ -38,6 +38,7 @@ POOLS = {
 }
 LAST_OF_POOLS = "tests/engine/test_sync.py"  # whose last test shuts them down
 RUNS = {
+    "tests/cluster/test_seats_in_ray.py",
     "tests/evaluate/test_whole.py",
     "tests/jobs/test_bench_stream.py",
     "tests/jobs/test_submit.py",

@@ -103,12 +103,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "overrides", nargs="*", metavar="key.sub=value", help="override the recipe; values are YAML"
             )
-        command.add_argument(
-            "--dry-run", action="store_true", help="print the resolved recipe and the placement, and end"
-        )
-        command.add_argument(
-            "--gpu-gib", type=_gib, help="memory of each GPU for --dry-run (default: as detected, or 80)"
-        )
+        _dry_run_options(command)
         if name != "evaluate":
             text = (
                 "go on with the run in its directory; auto: begin one where there is none, and end well if it is done"
@@ -129,6 +124,18 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("miniature")
     parser.description = _overview(texts)
     return parser
+
+
+def _dry_run_options(command: argparse.ArgumentParser) -> None:
+    text = "print what the resolved recipe has that is no default, who would run where, and end"
+    command.add_argument("--dry-run", action="store_true", help=text)
+    text = "for --dry-run: a cluster that is not here, as [NODESx]GPUSx(GiB | KIND), such as 8x80GiB or 2x8xH100"
+    command.add_argument("--on", metavar="GPUS", help=text)
+    text = "for --dry-run: memory of each GPU (default: what the nodes tell of theirs)"
+    command.add_argument("--gpu-gib", type=_gib, help=text)
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--full", action="store_true", help="for --dry-run: every key of the recipe")
+    form.add_argument("--json", action="store_true", help="for --dry-run: everything as JSON, for scripts")
 
 
 def _init_options(command: argparse.ArgumentParser) -> None:
@@ -252,10 +259,15 @@ def _job(options: argparse.Namespace) -> int:
     if options.command == "reproduce":
         return _reproduce(options)
     recipe = config.load(options.recipe, options.overrides)
+    from trd_ray.session import dry
+
+    asked = dry.asked(options)
+    if asked and asked.on:
+        return asked.elsewhere(recipe, options.command)
     from trd_ray.train import command
 
-    if options.dry_run:
-        return command.dry_run(recipe, options.command, options.gpu_gib)
+    if asked:
+        return command.dry_run(recipe, options.command, asked)
     return command.run(recipe, options.command, options.resume)
 
 
@@ -321,13 +333,18 @@ def _told_apart(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from trd_ray.evaluate import target
+    from trd_ray.session import dry
 
     overrides, benchmarks = _told_apart(options.overrides)
-    target.require_names(benchmarks, target.target(options.recipe, overrides).recipe)
+    recipe = target.target(options.recipe, overrides).recipe
+    target.require_names(benchmarks, recipe)
+    asked = dry.asked(options)
+    if asked and asked.on:
+        return asked.elsewhere(recipe, "evaluate")
     from trd_ray.evaluate import command
 
-    if options.dry_run:
-        return command.dry_run(options.recipe, benchmarks, overrides, options.base, options.gpu_gib)
+    if asked:
+        return command.dry_run(options.recipe, benchmarks, overrides, options.base, asked)
     return command.run(options.recipe, benchmarks, overrides, options.name, options.base)
 
 

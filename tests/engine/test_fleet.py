@@ -11,6 +11,7 @@ from serving import pool_spec
 from stands import ANSWER, ASK, Stands, run, without_ray
 from trd_ray.engine import fleet as fleet_module
 from trd_ray.engine.fleet import MOVES, UP, Life, PoolFailed, State
+from trd_ray.engine.reservation import Place
 from trd_ray.engine.update import EngineFailed
 
 
@@ -52,6 +53,44 @@ def test_every_state_is_reached_from_the_first_and_only_leaving_is_the_end():
 def test_an_engine_whose_weights_are_not_known_cannot_serve_without_an_update():
     assert State.SERVING not in MOVES[State.STALE] and State.UPDATING not in MOVES[State.STARTING]
     assert set(UP) == {state for state in State if state not in (State.STARTING, State.LEAVING)}
+
+
+# Where engines run, and when they start
+
+
+def test_engines_that_share_a_gpu_start_one_after_another_and_the_others_at_once(stands):
+    async def story() -> None:
+        s = stands(4)
+        s.pool.spec.places += [Place(None, "node", turn) for turn in (0, 0, 1, 2)]
+        s.prepare = lambda stand: stand.hold("start")
+        starting = asyncio.create_task(s.pool.start())
+        for under_way in ([0, 1], [0, 1, 2], [0, 1, 2, 3]):
+            await s.until(lambda: sum("start" in stand.calls for stand in s.started) == len(under_way))  # noqa: B023
+            await asyncio.sleep(0.01)
+            assert [i for i, stand in enumerate(s.started) if "start" in stand.calls] == under_way
+            for i in under_way:
+                s.started[i].held["start"].set()
+        await starting
+        assert s.states() == [State.SERVING] * 4
+
+    run(story())
+
+
+def test_a_restarted_engine_keeps_its_place_and_a_new_one_gets_a_free_one_or_none(stands):
+    async def story() -> None:
+        s = stands(2)
+        s.pool.spec.places += [Place(None, "node") for _ in range(3)]
+        await s.pool.start()
+        assert [life.spec.place for life in s.fleet.lives] == [0, 1]
+        s.started[0].failing["generate"] = ActorDiedError()
+        assert await s.client.generate(ASK) == ANSWER
+        await s.until(lambda: s.states() == [State.SERVING] * 2)
+        assert [life.spec.place for life in s.fleet.lives] == [0, 1]
+        await s.pool.resize(1)
+        await s.pool.resize(4)
+        assert [life.spec.place for life in s.fleet.lives] == [0, 1, 2, None]
+
+    run(story())
 
 
 # Who moves an engine

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 from trd_ray import models
 from trd_ray.config import Recipe
 from trd_ray.preflight import memory, placement
+from trd_ray.preflight.actors import ActorPlan
 
 GIB = 2**30
 MIB = 2**20
@@ -40,7 +41,7 @@ def plan(cluster: dict[str, float] = NODE, gpu_gib: float = 80, **tree: Any) -> 
     return placement.plan(recipe(**tree), QWEN3_8B, QWEN3_8B, cluster, gpu_gib=gpu_gib)
 
 
-def actor(found: placement.Placement, name: str) -> placement.ActorPlan:
+def actor(found: placement.Placement, name: str) -> ActorPlan:
     return next(a for a in found.actors if a.spec.name == name)
 
 

@@ -7,7 +7,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen3Config
 from trd_ray import models
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
-from trd_ray.preflight import memory, placement
+from trd_ray.preflight import machines, memory, placement, shown
+from trd_ray.preflight.actors import ActorPlan
 
 GIB = 2**30
 QWEN3_8B = models.facts_of(
@@ -148,8 +149,8 @@ def test_remedies_name_keys_of_the_job_alone():
 def test_an_object_store_larger_than_the_free_memory_is_named():
     told = only_reason(on(SMALL_HOST | {"memory": 0.0}, cluster={"object_store_gib": 900}))
     assert told.startswith("cluster.object_store_gib is 900, but 1.0 of 23.5 GiB are free now: lower it")
-    here = placement.local_cluster(recipe(cluster={"object_store_gib": 1e6}))
-    assert here["memory"] == 0 and 0 < here["free_gib"] <= here["total_gib"]
+    here = machines.this_machine(recipe(cluster={"object_store_gib": 1e6}))
+    assert here.memory_gib == 0 and here.free_gib and here.total_gib and 0 < here.free_gib <= here.total_gib
 
 
 # Sync
@@ -190,10 +191,130 @@ def test_a_backend_that_cannot_work_is_refused(tree, gpus, told):
     assert any(told in reason for reason in on(NODE if gpus else LAPTOP, **tree).reasons)
 
 
+SHARED = {"sampler": {"gpus": 0.5, "replicas": 2, "memory_utilization": 0.4}, "learner": {"gpus": 0.5, "workers": 2}}
+
+
+def h100(*gpus: int, **facts) -> list[machines.Machine]:
+    return [machines.Machine(f"node {i}", 64, gpus=n, gpu_gib=80, **facts) for i, n in enumerate(gpus)]
+
+
+def planned(cluster: list[machines.Machine], **tree) -> placement.Placement:
+    tree = {"refiner": {"memory_utilization": 0.4}} | tree
+    tree["learner"] = {"tokens_per_micro_batch": 1024} | tree.get("learner", {})
+    return placement.plan(recipe(**tree), TINY, TINY, cluster)
+
+
+def test_ipc_is_planned_only_where_every_rank_meets_one_sampler():
+    plan = planned(h100(8), **SHARED)
+    assert plan.fits, plan.reasons
+    assert plan.sync_backend == "ipc"
+    assert [seat.gpus for seat in plan.seats_of("sampler")] == [seat.gpus for seat in plan.seats_of("learner")]
+    assert plan.turns() == {"sampler": 0, "refiner": 0, "learner": 1}
+
+
+def test_weights_of_a_moving_teacher_do_not_travel_by_ipc_to_two_pools():
+    tree = SHARED | {"teacher": {"follow": "live"}}
+    assert planned(h100(8), **tree).sync_backend == "gloo"
+    [told] = planned(h100(8), **tree, sync={"backend": "ipc"}).reasons
+    assert "sync.backend=ipc needs every engine that follows the learner to share its GPU with one rank" in told
+
+
+def test_two_engines_on_one_gpu_cannot_be_in_one_nccl_group():
+    tree = {"sampler": {"gpus": 0.4, "replicas": 2, "memory_utilization": 0.35}}
+    assert planned(h100(4), **tree).sync_backend == "nccl"
+    assert planned(h100(3), **tree).sync_backend == "gloo"
+    [told] = planned(h100(3), **tree, sync={"backend": "nccl"}).reasons
+    assert "sync.backend=nccl needs a GPU of its own for rank 0 and for each engine worker" in told
+
+
+# Nodes
+
+
+def test_a_tensor_parallel_engine_that_fits_no_node_is_refused_though_the_sum_would_do():
+    [told] = planned(h100(2, 2, 2), sampler={"tensor_parallel": 4}).reasons
+    assert told.startswith("sampler 0 needs 4 GPUs") and "node 0 has 2 GPUs" in told
+    assert "lower sampler.tensor_parallel" in told
+    assert planned(h100(2, 4), sampler={"tensor_parallel": 4}).fits
+
+
+def test_each_actor_is_planned_for_the_smallest_gpu_that_it_sits_on():
+    mixed = [*h100(2), machines.Machine("small", 64, gpus=2, gpu_gib=24)]
+    tree = {"learner": {"activation_checkpointing": True, "workers": 2, "tokens_per_micro_batch": 1024, "lora": {}}}
+    plan = placement.plan(recipe(**tree), QWEN3_8B, QWEN3_8B, mixed)
+    assert plan.fits, plan.reasons
+    on = {name: {plan.machines[seat.machine].name for seat in plan.seats_of(name)} for name in plan.specs}
+    assert on["learner"] == {"node 0"} or on["sampler"] == {"node 0"}
+    for actor in plan.actors[:2]:
+        [node] = on[actor.spec.name]
+        assert (actor.memory_gib["KV cache"] > 24) == (node == "node 0")
+
+
+def test_gpus_that_a_node_cannot_show_are_not_guessed_but_may_be_said():
+    blind = [machines.with_gpus(machines.Machine("a", 64), 8, machines.Seen((), "cuda"))]
+    told = planned(blind).reasons
+    assert told[0].startswith("node a offers 8 GPUs to Ray, but their memory cannot be read there")
+    assert placement.plan(recipe(learner={"tokens_per_micro_batch": 1024}), TINY, TINY, blind, gpu_gib=80).fits
+
+
+def test_what_a_sync_takes_is_that_of_the_way_which_the_seats_leave():
+    tree = {"sampler": {"gpus": 0.4, "replicas": 2, "memory_utilization": 0.35}}
+    apart, met = planned(h100(4), **tree), planned(h100(3), **tree)
+    assert (apart.sync_backend, met.sync_backend) == ("nccl", "gloo")
+    takes = [actor(plan, "sampler").memory_gib["weight sync"] * GIB for plan in (apart, met)]
+    assert takes == pytest.approx([memory.sync_bytes(way, TINY, 2) for way in ("nccl", "gloo")])
+
+
+def test_the_rank_that_reads_the_models_needs_the_room_on_its_node():
+    tree = {"learner": {"workers": 2, "activation_checkpointing": True}}
+    plan = on(NODE, facts=QWEN3_8B, **tree)
+    reader = actor(plan, "learner")
+    assert plan.needs["memory"] == pytest.approx(
+        sum(a.spec.replicas * a.host_gib for a in plan.actors) + reader.first_gib
+    )
+    first, other, rest = reader.host_gib + reader.first_gib, reader.host_gib, 6.0  # of two engines and a verifier
+    for nodes, fits in (
+        ([first + other, rest], True),
+        ([first, other + rest], True),
+        ([first - 1, other + rest + 1], False),  # the sum would do
+    ):
+        cluster = [machines.Machine(f"node {i}", 64, gib, gpus=4, gpu_gib=180) for i, gib in enumerate(nodes)]
+        placed = placement.plan(recipe(**tree), QWEN3_8B, QWEN3_8B, cluster)
+        assert placed.fits == fits, (nodes, placed.reasons)
+        assert fits or "GiB of memory" in placed.reasons[0]
+
+
+def test_an_object_store_is_taken_off_what_is_free_where_ray_is_still_to_start():
+    here = machines.Machine("here", 8, memory_gib=16, free_gib=16, total_gib=32)
+    node = machines.Machine("node", 8, memory_gib=16)
+    for machine, left in ((here, 12), (node, 16)):
+        plan = placement.plan(recipe(cluster={"object_store_gib": 4}), TINY, TINY, [machine])
+        assert (plan.object_store_gib, plan.has["memory"]) == (4, left)
+
+
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        ({"tensor_parallel": 2, "gpus": 1}, "sampler.gpus is 1, but its 2 tensor-parallel workers need a GPU each"),
+        ({"gpus": 1.5}, "sampler.gpus is 1.5, but Ray gives whole GPUs or a share of one: set sampler.gpus=1"),
+    ],
+)
+def test_gpus_that_ray_cannot_give_are_refused(engine, told):
+    assert told in planned(h100(8), sampler=engine).reasons[0]
+
+
+def test_engines_without_a_gpu_are_refused_where_vllm_is_a_cuda_build():
+    told = planned(h100(8, vllm="cuda"), sampler={"gpus": 0}, refiner={"gpus": 0}).reasons
+    assert [reason.partition(" keeps no engine")[0] for reason in told] == ["sampler.gpus=0", "refiner.gpus=0"]
+    assert planned(h100(8, vllm="cpu"), sampler={"gpus": 0}, refiner={"gpus": 0}).fits
+    [told] = planned([machines.Machine("laptop", 8, vllm="cuda")], evaluation={"path": None}, sync={"backend": "auto"},
+                     refiner={}, train={"trajectory": "y_o"}, teacher={"view": "vanilla"}).reasons  # fmt: skip
+    assert told.startswith("the sampler would run on CPUs, since there is no GPU, but vLLM on laptop is a CUDA build")
+
+
 # Memory
 
 
-def actor(plan: placement.Placement, name: str) -> placement.ActorPlan:
+def actor(plan: placement.Placement, name: str) -> ActorPlan:
     return next(a for a in plan.actors if a.spec.name == name)
 
 
@@ -240,7 +361,7 @@ def test_one_pool_for_both_roles_is_said_in_the_plan_and_needs_no_gpu_of_a_refin
         (shared, "of the refiner too (without the adapter)"),
         (live, "of the refiner too"),
     ):
-        said = " ".join(placement.render(plan).split())
+        said = " ".join(shown.render(plan).split())
         assert words in said and ("without the adapter" in said) == (plan is shared)
         assert ("of the refiner too" in said) == (plan is not separate)
 
@@ -329,10 +450,10 @@ def test_activations_are_within_a_quarter_of_what_autograd_keeps(dtype, architec
 
 
 def test_the_rendered_plan_names_every_actor_and_ends_with_yes_or_the_reasons():
-    text = placement.render(on(NODE, facts=QWEN3_8B, learner={"workers": 6, "activation_checkpointing": True}))
+    text = shown.render(on(NODE, facts=QWEN3_8B, learner={"workers": 6, "activation_checkpointing": True}))
     assert all(name in text for name in ("sampler", "refiner", "learner", "verifier", "optimizer", "KV cache"))
     assert text.endswith("fits: yes")
-    assert "fits: no\n  - the placement needs" in placement.render(on({"CPU": 1.0}))
+    assert "fits: no\n  - the placement needs" in shown.render(on({"CPU": 1.0}))
     assert max(map(len, text.splitlines())) <= 140
 
 

@@ -7,6 +7,7 @@ import ray
 
 from trd_ray.config import load
 from trd_ray.errors import RunFailed, UserError
+from trd_ray.preflight.machines import Machine
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.record.directory import RunDirectory
 from trd_ray.session.beginning import begin
@@ -45,27 +46,27 @@ def test_what_ends_a_program_says_what_is_kept_and_leaves_the_directory_free(pro
 
 
 def test_a_local_ray_is_started_with_the_object_store_of_its_largest_plan(recipe, monkeypatch):
-    monkeypatch.setattr(Connection, "resources", lambda self: {"CPU": 64.0})
+    monkeypatch.setattr(Connection, "machines", lambda self: [Machine("a", 64)])
     small, large = (prepare(recipe) for _ in range(2))
     large.recipe = recipe.model_copy(update={"rollouts_per_step": 2**20})
     with begin("train", recipe.directory, recipe) as beginning:
         beginning.require(small)
         assert beginning.connection.object_store_gib == 0.5
         beginning.require(small, large)
-        planned = large.plan({"CPU": 64.0}).object_store_gib
+        planned = large.plan([Machine("a", 64)]).object_store_gib
         assert beginning.connection.object_store_gib == planned > 1
 
 
 def test_kernels_are_compiled_where_engines_or_the_learner_are_on_gpus(recipe):
     inputs = prepare(recipe)
     on_gpus = {"learner.gpus": 1, "sampler.gpus": 0, "refiner.gpus": 0}
-    assert not inputs.compiles_kernels({"CPU": 8.0})
+    assert not inputs.compiles_kernels([Machine("a", 8)])
     inputs.recipe = load("miniature_opsd", [f"{key}={value}" for key, value in on_gpus.items()])
-    assert inputs.compiles_kernels({"CPU": 8.0, "GPU": 1.0})
+    assert inputs.compiles_kernels([Machine("a", 8, gpus=1, gpu_gib=80)])
     inputs.recipe = load(
         "miniature_opsd", [f"{key}={value}" for key, value in (on_gpus | {"learner.compile": "false"}).items()]
     )
-    assert not inputs.compiles_kernels({"CPU": 8.0, "GPU": 1.0})
+    assert not inputs.compiles_kernels([Machine("a", 8, gpus=1, gpu_gib=80)])
 
 
 def test_a_local_ray_is_not_started_for_what_can_be_known_without_it(recipe):

@@ -26,7 +26,7 @@ from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan, EngineGroup, pending
 from trd_ray.errors import UserError
 from trd_ray.files import write_atomically
-from trd_ray.preflight import placement
+from trd_ray.preflight import placement, shown
 from trd_ray.record.claim import claim
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display, console_for_results
@@ -52,10 +52,10 @@ def dry_run(name: str, overrides: list[str]) -> int:
         for note in dict.fromkeys(note for cell in plan.cells() for note in plan.inputs(cell).notes):
             console.print(note, markup=False, soft_wrap=True)
         console.print(report.grid(plan))
-        resources = connection.resources()
+        machines = connection.machines()
         for group in plan.groups:
-            placed = _largest(plan, group).plan(resources)
-            console.print(f"\n{group.mode}: {', '.join(group.methods)}\n{placement.render(placed)}", markup=False)
+            placed = _largest(plan, group).plan(machines)
+            console.print(f"\n{group.mode}: {', '.join(group.methods)}\n{shown.render(placed)}", markup=False)
             lacking += placed.reasons
     return 2 if lacking else 0
 
@@ -121,7 +121,7 @@ class Work:
         inputs = _largest(self.plan, group)
         directory = RunDirectory(self.plan.path / group.mode)
         with self._display(0, 0) as display:
-            session = Session(inputs, directory, display, self.running.stop, self.running.resources)
+            session = Session(inputs, directory, display, self.running.stop, self.running.machines)
             try:
                 display.phase(f"{group.mode}: starting engines")
                 begin = time.time()

@@ -12,6 +12,7 @@ from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.recipe_files import (
     apply_override,
     dump,
+    dump_differences,
     from_tree,
     load,
     read_tree,
@@ -74,6 +75,7 @@ __all__ = [
     "close_to",
     "did_you_mean",
     "dump",
+    "dump_differences",
     "folder_name",
     "from_tree",
     "load",

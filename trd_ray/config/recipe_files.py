@@ -104,6 +104,11 @@ def dump(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
 
 
+def dump_differences(recipe: Recipe) -> str:
+    """What of a recipe differs from the defaults, as YAML. `load` reads an equal recipe from it."""
+    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+
+
 def apply_override(tree: dict, override: str) -> None:
     """Set `key.sub=value` in a plain nested dict. Raises UserError."""
     key, sep, value = override.partition("=")

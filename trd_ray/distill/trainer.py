@@ -27,6 +27,7 @@ from ray.exceptions import RayActorError
 
 from trd_ray.config import Recipe
 from trd_ray.distill.batches import Example, micro_batches, split, token_count
+from trd_ray.engine.reservation import NODE_LABEL
 from trd_ray.errors import RunFailed, UserError
 
 POLL_S = 1.0
@@ -201,6 +202,19 @@ def _syncs(spec: LearnerSpec, learner: Any) -> list[Any]:
     ]
 
 
+def scaling(workers: int, cpus: float, gpus: float, nodes: Sequence[str]) -> Any:
+    """Ray Train's ScalingConfig for ranks on these nodes, by Ray's ids; without any, for ranks on one node."""
+    from ray.train import ScalingConfig
+
+    return ScalingConfig(
+        num_workers=workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": cpus} | ({"GPU": gpus} if gpus else {}),
+        placement_strategy="STRICT_PACK" if len(set(nodes)) <= 1 else "PACK",
+        label_selector=[{NODE_LABEL: node} for node in nodes] or None,
+    )
+
+
 class Trainer:
     """The driver's handle on the worker group."""
 
@@ -212,9 +226,14 @@ class Trainer:
         gpus: float,
         storage: Path,
         cost: Callable[[Example], float] = token_count,
+        nodes: Sequence[str] = (),
     ):
-        """A step's examples are shared out over the ranks so that their `cost` is equal."""
+        """A step's examples are shared out over the ranks so that their `cost` is equal.
+
+        `nodes` is Ray's id of the node of each rank; by default Ray finds one node for all of them.
+        """
         recipe: Recipe = spec_without_mailbox["recipe"]
+        self.nodes = nodes
         self.recipe, self.cpus, self.gpus, self.storage, self.cost = recipe, cpus, gpus, storage, cost
         self.worked: list[tuple[int, str, float, float]] = []
         self.mailbox: Any = ray.remote(Mailbox).options(num_cpus=0, max_concurrency=1000).remote(recipe.learner.workers)
@@ -227,18 +246,13 @@ class Trainer:
         self.thread.start()
 
     def _fit(self) -> None:
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import FailureConfig, RunConfig
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        resources = {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
         trainer = TorchTrainer(
             work,
             train_loop_config={"spec": self.spec},
-            scaling_config=ScalingConfig(
-                num_workers=self.recipe.learner.workers,
-                use_gpu=self.gpus > 0,
-                resources_per_worker=resources,
-            ),
+            scaling_config=scaling(self.recipe.learner.workers, self.cpus, self.gpus, self.nodes),
             # Gloo takes what NCCL does not, because it lies in host memory: offloaded gradients, objects.
             torch_config=TorchConfig(
                 backend="cpu:gloo,cuda:nccl" if self.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S

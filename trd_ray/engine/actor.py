@@ -114,6 +114,7 @@ class EngineSpec:
     max_lora_rank: int = 0
     adapters: int = 2  # that may be in use at a time: the newest, and those of requests under way
     start_id: str = ""  # marks in the log where this start begins
+    place: int | None = None  # which of the pool's places it has; None: it is started wherever there is room
 
 
 @dataclass
@@ -127,6 +128,7 @@ class PoolSpec:
     start_timeout_s: float
     request_timeout_s: float
     in_flight: str
+    places: list[Any] = field(default_factory=list)  # engine.reservation.Place, one for each planned engine
 
 
 class Engine:
@@ -177,20 +179,17 @@ class Engine:
         s, begin = self.spec, time.time()
         extra = dict(s.extra)
         options: dict[str, Any] = dict(
-            model=s.model,
-            revision=s.revision,
-            trust_remote_code=s.trust_remote_code,
-            dtype=s.dtype,
-            seed=s.seed,
-            tensor_parallel_size=s.tensor_parallel,
-            max_num_seqs=s.max_concurrent,
+            model=s.model, revision=s.revision, trust_remote_code=s.trust_remote_code, dtype=s.dtype, seed=s.seed,
+            tensor_parallel_size=s.tensor_parallel, max_num_seqs=s.max_concurrent, disable_log_stats=True,
             worker_extension_cls="trd_ray.engine.transfers.WorkerExtension",
-            disable_log_stats=True,
-        )
+        )  # fmt: skip
         if s.max_model_len:
             options["max_model_len"] = s.max_model_len
         if s.on_gpu:
             options["gpu_memory_utilization"] = s.memory_utilization
+            if s.tensor_parallel > 1:
+                # In a placement group vLLM would start its workers as Ray actors, and wait for GPUs that this one has.
+                options["distributed_executor_backend"] = "mp"
         else:
             # vLLM would check this share of the whole machine's memory, though the KV cache has a fixed size.
             options["gpu_memory_utilization"] = 0.05

@@ -155,19 +155,27 @@ class Fleet:
     # Start and restart
 
     async def start(self) -> None:
-        self.lives = [self._new() for _ in range(self.spec.replicas)]
+        """Start all engines; those that share a GPU start one after another."""
+        for _ in range(self.spec.replicas):
+            self.lives.append(self._new())
         try:
-            await asyncio.gather(*map(self._bring_up, self.lives))
+            for turn in sorted({self._turn(life) for life in self.lives}):
+                await asyncio.gather(*(self._bring_up(life) for life in self.lives if self._turn(life) == turn))
         except PoolFailed as e:
             await self.fail(str(e))
             raise
 
     def _new(self) -> Life:
         name = f"{self.spec.name}-{self._next_index}"
+        taken = {life.spec.place for life in self.lives}
+        place = next((i for i in range(len(self.spec.places)) if i not in taken), None)
         self._next_index += 1
         log = Path(self.spec.engine.log_path) / f"{name}.log"
-        spec = replace(self.spec.engine, name=name, log_path=str(log), start_id=uuid.uuid4().hex)
+        spec = replace(self.spec.engine, name=name, log_path=str(log), start_id=uuid.uuid4().hex, place=place)
         return Life(spec, self.make_actor(spec))
+
+    def _turn(self, life: Life) -> int:
+        return 0 if life.spec.place is None else self.spec.places[life.spec.place].turn
 
     async def _bring_up(self, life: Life) -> None:
         """Wait until the engine answers; it serves at once if it started with the weights of the pool's version."""
@@ -281,8 +289,11 @@ class Fleet:
                 "leaving engines to answer what they hold, and a weight update to end: resize it again",
                 lambda: may_stop() and not any(life.outstanding for life in leaving),
             )
-            new = [self._new() for _ in range(replicas - len(staying))]
-            self.lives = staying + new
+            self.lives = list(staying)
+            new = []
+            for _ in range(replicas - len(staying)):
+                new.append(self._new())
+                self.lives.append(new[-1])
             try:
                 await asyncio.gather(*map(_stop, leaving), *map(self._bring_up, new))
             except PoolFailed:

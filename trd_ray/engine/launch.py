@@ -6,6 +6,7 @@ At shutdown `stop_pools` asks every pool to stop its engines, waits, and kills t
 """
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from trd_ray.config import EngineConfig as EngineConfig
 from trd_ray.config import ModelConfig, Recipe
 from trd_ray.engine.actor import EngineSpec
 from trd_ray.engine.pool import Pool, PoolSpec
+from trd_ray.engine.reservation import Place
+from trd_ray.preflight.actors import ActorSpec
 from trd_ray.preflight.memory import adapters_at_once
-from trd_ray.preflight.placement import ActorSpec
 
 VLLM_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 STOP_POOLS_S = 60.0
@@ -34,10 +36,11 @@ def create_pool(
     version: int,
     transfer_backend: str | None,
     logs: Path,
+    places: Sequence[Place] = (),
 ) -> ActorHandle:
     """A pool that is not started yet.
 
-    `path` is the resolved model, `version` the policy version of the weights there.
+    `path` is the resolved model, `version` the policy version of the weights there, `places` has one for each engine.
     """
     engine = EngineSpec(
         name=actor.name,
@@ -68,6 +71,7 @@ def create_pool(
         request_timeout_s=config.request_timeout_s,
         # Nothing waits for an adapter: it comes beside the requests under way.
         in_flight="keep" if transfer_backend == "adapter" else recipe.sync.in_flight,
+        places=list(places),
     )
     pool: Any = ray.remote(Pool).options(num_cpus=0, max_concurrency=POOL_CALLS)
     return pool.remote(spec)

@@ -72,7 +72,11 @@ class Pool:
         self.answered = {"requests": 0, "tokens": 0}
 
     def _actor(self, spec: EngineSpec) -> ActorHandle:
-        actor: Any = ray.remote(Engine).options(max_concurrency=ENGINE_CALLS, **self.spec.actor_options)
+        options = dict(self.spec.actor_options)
+        place = None if spec.place is None else self.spec.places[spec.place]
+        if place and place.is_there():
+            options["scheduling_strategy"] = place.strategy
+        actor: Any = ray.remote(Engine).options(max_concurrency=ENGINE_CALLS, **options)
         return actor.remote(spec)
 
     # Engines come and go

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from trd_ray.config import Recipe, dump
+from trd_ray.config import Recipe
 from trd_ray.distill import checksums
 from trd_ray.errors import UserError
 from trd_ray.evaluate import report
@@ -20,22 +20,21 @@ from trd_ray.evaluate.plan import EvaluationPlan, Exam, plan
 from trd_ray.evaluate.progress import Progress
 from trd_ray.evaluate.samples import Samples
 from trd_ray.evaluate.weights import fingerprint
-from trd_ray.preflight import placement
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import console_for_results
 from trd_ray.session.beginning import Beginning, begin
 from trd_ray.session.cluster import Connection
+from trd_ray.session.dry import DryRun
 from trd_ray.session.session import Session
 from trd_ray.stream.answers import Ask, Sampled, answers, seed_of_sample
 
 
-def dry_run(argument: str, names: list[str], overrides: list[str], base: str | None, gpu_gib: float | None) -> int:
+def dry_run(argument: str, names: list[str], overrides: list[str], base: str | None, asked: DryRun) -> int:
     """Print the resolved recipe, the benchmarks, the engines with their memory, and whether the cluster holds them."""
     planned = plan(argument, names, overrides, base)
     with Connection(planned.recipe) as connection:
-        placed = planned.inputs.plan(connection.resources(), gpu_gib)
-    print(f"{dump(planned.recipe)}\n{planned}\n\n{placement.render(placed)}")
-    return 0 if placed.fits else 2
+        placed = planned.inputs.plan(connection.machines(), asked.gpu_gib)
+    return asked.show(planned.recipe, [], str(planned), placed)
 
 
 def run(argument: str, names: list[str], overrides: list[str], name: str | None, base: str | None) -> int:

@@ -1,64 +1,33 @@
-"""Which actors run where, with what memory, and whether that fits: the one source of their resources.
+"""Which actor runs on which node and GPUs, with what memory, and whether that fits: the object that is launched.
 
-    recipe, GPUs or none           ->  resources(), sync_backend()  ->  what each actor asks Ray for
-    recipe, ModelFacts, a cluster  ->  plan()                       ->  Placement: memory by actor, why it does not fit
-    Placement                      ->  render(), require()          ->  text for --dry-run; UserError
+    recipe, GPUs or none              ->  resources(), sync_backend()  ->  what each actor asks Ray for
+    recipe, ModelFacts, the machines  ->  plan()                       ->  Placement: a seat for each engine and rank,
+                                                                           memory by actor, why it does not fit
+    Placement                         ->  require()                    ->  UserError
+                                          trd_ray.preflight.shown      ->  text or JSON for --dry-run
 
 - Memory is an estimate, in GiB. An actor on GPUs takes it on each of its GPUs, any other actor on the host.
 - An actor that reserves a share of a GPU may use that share of its memory.
-- Resources are compared with the sums over the cluster. Ray finds the nodes for them.
+- Resources are compared with the sums over the cluster, and then with each node: nothing is left for Ray to find.
+- Who shares a GPU starts in turn (`Placement.turns`): vLLM takes for its own what of a GPU's memory changes while it
+  starts.
 """
 
-import io
 import math
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from trd_ray.config import EngineConfig, Recipe
 from trd_ray.errors import UserError
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import memory as estimate
-from trd_ray.preflight.memory import GIB
-
-DEFAULT_GPU_GIB = 80.0
+from trd_ray.preflight import shortages
+from trd_ray.preflight.actors import ActorPlan, ActorSpec
+from trd_ray.preflight.machines import UNKNOWN_GPU_GIB, Machine, one
+from trd_ray.preflight.seats import LEARNER, Need, Seat, Unseated, seated
 
 Job = Literal["train", "evaluate", "refine"]
-
-# GiB of the accelerator types that Ray reports as `accelerator_type:X` and that come in one size.
-_GPU_GIB = {
-    "T4": 15, "V100": 16, "L4": 22, "A10G": 22, "A100-40G": 40, "L40S": 45, "A100-80G": 80, "H100": 80, "H200": 140,
-    "B200": 178,
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ActorSpec:
-    """What each of `replicas` actors (or tasks) reserves from Ray."""
-
-    name: str
-    replicas: int
-    cpus: float
-    gpus: float
-
-
-@dataclass(frozen=True)
-class ActorPlan:
-    spec: ActorSpec
-    memory_gib: dict[str, float]  # what it holds -> how much, on each GPU of a replica or on the host
-    host_gib: float  # a replica's; for one on GPUs what it takes to load the model
-    gpu_share: float = 0.0  # how much of each of its GPUs it reserves
-    note: str = ""
-    first_gib: float = 0.0  # what the first replica takes of the host besides: rank 0 reads the models for all
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.spec.gpus > 0
-
-    @property
-    def total_gib(self) -> float:
-        return sum(self.memory_gib.values())
 
 
 @dataclass(frozen=True)
@@ -70,10 +39,36 @@ class Placement:
     sync_backend: str
     object_store_gib: float  # of a local cluster, which is started with it
     reasons: list[str] = field(default_factory=list)  # why it does not fit, each with its remedy
+    machines: tuple[Machine, ...] = ()
+    seats: tuple[Seat, ...] = ()  # of engines and ranks; none where it does not fit
 
     @property
     def fits(self) -> bool:
         return not self.reasons
+
+    @property
+    def specs(self) -> dict[str, ActorSpec]:
+        return {actor.spec.name: actor.spec for actor in self.actors}
+
+    def seats_of(self, actor: str) -> list[Seat]:
+        return [seat for seat in self.seats if seat.actor == actor]
+
+    def turns(self) -> dict[str, int]:
+        """Pools and learner -> when they start: after all that share a GPU with them and come before them."""
+        turns: dict[str, int] = {}
+        for name in ("sampler", "refiner", LEARNER):
+            if name in self.specs:
+                before = [turn for other, turn in turns.items() if self._meet(name, other)]
+                turns[name] = max(before, default=-1) + 1
+        return turns
+
+    def _meet(self, one: str, other: str) -> bool:
+        return bool(_gpus(self.seats_of(one)) & _gpus(self.seats_of(other)))
+
+
+def _gpus(seats: Sequence[Seat]) -> set[tuple[int, int]]:
+    """Machine and number of every GPU of the seats."""
+    return {(seat.machine, gpu) for seat in seats for gpu in seat.gpus}
 
 
 def needs_sampler(recipe: Recipe, job: Job = "train") -> bool:
@@ -120,8 +115,11 @@ def _engines(name: str, engine: EngineConfig, gpus_available: bool) -> ActorSpec
     return ActorSpec(name, engine.replicas, engine.cpus, gpus_per_engine(engine, gpus_available))
 
 
-def sync_backend(recipe: Recipe, gpus_available: bool) -> str:
-    """How weights travel from the learner to the sampler. Raises UserError for a backend that cannot work."""
+def sync_backend(recipe: Recipe, gpus_available: bool, seats: Sequence[Seat] = ()) -> str:
+    """How weights travel from the learner to the pools that follow it. Raises UserError for a way that cannot work.
+
+    Shares of GPUs say what may work, and the seats, once there are some, whether it does.
+    """
     if recipe.sync.lora == "adapter":
         return "adapter"
     asked = recipe.sync.backend
@@ -131,8 +129,10 @@ def sync_backend(recipe: Recipe, gpus_available: bool) -> str:
     share = per_engine / recipe.sampler.tensor_parallel + per_rank  # what the two reserve of a GPU that holds both
     on_gpus = per_engine > 0 and per_rank > 0
     colocated = on_gpus and share <= 1 and workers == recipe.learner.workers
+    met = _who_meets(recipe, seats)
     if asked == "auto":
-        return "ipc" if colocated else "nccl" if on_gpus and share > 1 else "gloo"
+        best = "ipc" if colocated else "nccl" if on_gpus and share > 1 else "gloo"
+        return "gloo" if best in met else best
     if asked in ("nccl", "ipc") and not on_gpus:
         raise UserError(
             f"sync.backend={asked} needs the sampler and the learner on GPUs, but sampler.gpus is {per_engine:g} and "
@@ -150,91 +150,186 @@ def sync_backend(recipe: Recipe, gpus_available: bool) -> str:
             "sync.backend=nccl needs the sampler and the learner on separate GPUs, but their shares sum to "
             f"{share:g} of one: set sampler.gpus and learner.gpus to whole numbers, or sync.backend=ipc"
         )
+    if asked in met:
+        raise UserError(met[asked])
     return asked
 
 
-def local_cluster(recipe: Recipe) -> dict[str, float]:
-    """This machine and what of it is free, in the keys of ray.cluster_resources(), for a plan before Ray runs."""
-    import psutil
-    import torch
-
-    gpus = torch.cuda.device_count()
-    memory = psutil.virtual_memory()
-    found = {
-        "CPU": float(recipe.cluster.local_cpus or os.cpu_count() or 1),
-        "GPU": float(gpus),
-        "memory": max(0.0, memory.available - (recipe.cluster.object_store_gib or 0.0) * GIB),
-        "free_gib": memory.available / GIB,
-        "total_gib": memory.total / GIB,
-    }
-    if gpus:
-        found["gpu_gib"] = torch.cuda.get_device_properties(0).total_memory / GIB
+def _who_meets(recipe: Recipe, seats: Sequence[Seat]) -> dict[str, str]:
+    """sync.backend -> why it cannot work between actors that sit like this."""
+    ranks = [seat for seat in seats if seat.actor == LEARNER]
+    follows = ["sampler", *(["refiner"] if recipe.teacher.follow != "frozen" else [])]
+    engines = [seat for seat in seats if seat.actor in follows]
+    if not (ranks and engines):
+        return {}
+    of_ranks = [(seat.machine, seat.gpus) for seat in ranks]
+    workers = [(seat.machine, (gpu,)) for seat in engines for gpu in seat.gpus[: _width(recipe, seat)]]
+    found = {}
+    if sorted(of_ranks) != sorted(workers):
+        found["ipc"] = (
+            "sync.backend=ipc needs every engine that follows the learner to share its GPU with one rank, and every "
+            "rank with one such engine, but there is no way to seat them so: set sync.backend=auto"
+        )
+    if len(set(workers)) < len(workers) or of_ranks[0] in workers:
+        found["nccl"] = (
+            "sync.backend=nccl needs a GPU of its own for rank 0 and for each engine worker that follows the learner, "
+            "but some share one: use whole GPUs, or set sync.backend=auto"
+        )
     return found
+
+
+def _width(recipe: Recipe, seat: Seat) -> int:
+    return {"sampler": recipe.sampler, "refiner": recipe.refiner}[seat.actor].tensor_parallel
 
 
 def plan(
     recipe: Recipe,
     student: ModelFacts,
     teacher: ModelFacts,
-    cluster: Mapping[str, float],
+    cluster: Sequence[Machine] | Mapping[str, float],
     *,
     job: Job = "train",
     gpu_gib: float | None = None,
     longest_sequence_tokens: int = 0,
 ) -> Placement:
-    """Place a recipe on a cluster, given as ray.cluster_resources() or local_cluster() give it.
+    """Place a recipe on machines, or on the sums of a cluster as ray.cluster_resources() gives them.
 
-    `gpu_gib` is the memory of a GPU. By default it is what the cluster tells of its accelerators, else 80.
+    `gpu_gib` is the memory of a GPU in place of what the machines tell of theirs.
     `longest_sequence_tokens` is the longest prompt and response together, which may exceed a micro-batch.
     """
-    has = {"CPU": cluster.get("CPU", 0.0), "GPU": cluster.get("GPU", 0.0)}
     store = recipe.cluster.object_store_gib or estimate.object_store_gib(recipe, student)
-    if recipe.cluster.memory_gib:
-        has["memory"] = recipe.cluster.memory_gib
-    elif "memory" in cluster:
-        has["memory"] = min(cluster["memory"] / GIB, max(0.0, cluster.get("free_gib", math.inf) - store))
-    gpu_gib = gpu_gib or _gpu_gib(cluster)
-    specs = resources(recipe, has["GPU"] > 0, job)
-    actors = []
-    reasons = []
-    backend, sends, refused = recipe.sync.backend, None, []
-    if job == "train":
-        try:
-            backend = sends = sync_backend(recipe, has["GPU"] > 0)
-        except UserError as e:
-            refused.append(str(e))
-    if "sampler" in specs:
-        actors.append(_engine(specs["sampler"], recipe.sampler, recipe, student, gpu_gib, reasons, sends))
-    if "refiner" in specs:
-        follows = sends if recipe.teacher.follow != "frozen" else None
-        actors.append(_engine(specs["refiner"], recipe.refiner, recipe, teacher, gpu_gib, reasons, follows))
-    if "learner" in specs:
-        on_gpu = specs["learner"].gpus > 0
-        memory = estimate.rank_gib(recipe, student, teacher, on_gpu, longest_sequence_tokens, sends)
-        host = estimate.rank_host_gib(recipe, student, teacher) if on_gpu else sum(memory.values())
-        tokens = max(recipe.learner.tokens_per_micro_batch, longest_sequence_tokens)
-        share = min(1.0, specs["learner"].gpus)
-        first = estimate.reader_gib(recipe, student, teacher, on_gpu)
-        actors.append(ActorPlan(specs["learner"], memory, host, share, f"micro-batches of {tokens} tokens", first))
-    process = estimate.HOST_OVERHEAD_GIB["verifier"]
-    note = f"tasks, up to {recipe.verify.max_tasks} at a time"
-    actors.append(ActorPlan(specs["verifier"], {"process": process}, process, note=note))
-    reasons += refused
-    needs: dict[str, float] = {
+    machines = [one(cluster)] if isinstance(cluster, Mapping) else list(cluster)
+    machines = [_without_store(machine, store) for machine in machines]
+    if gpu_gib:
+        machines = [replace(m, gpu_gib=gpu_gib, lacks="") if m.gpus else m for m in machines]
+    unread = [m.lacks for m in machines if m.lacks]
+    machines = [replace(m, gpus=0) if m.lacks else m for m in machines]
+    has = _sums(recipe, machines)
+    specs = resources(recipe, has["GPU"] > 0 or bool(unread), job)
+    backend, _ = _way(recipe, has["GPU"] > 0, job)
+    facts = _Facts(student, teacher, longest_sequence_tokens)
+    smallest = min((m.gpu_gib for m in machines if m.gpus and m.gpu_gib), default=gpu_gib or UNKNOWN_GPU_GIB)
+    actors = _actors(recipe, specs, facts, dict.fromkeys(specs, smallest), backend, [])
+    needs = _sums_of(actors)
+    reasons = shortages.of_gpu_counts(recipe, specs) + shortages.of_builds(recipe, specs, machines)
+    reasons += shortages.of_sums(actors, needs, has) + shortages.of_memory(recipe, store, actors, needs, has, machines)
+    seats: list[Seat] = []
+    if not reasons:
+        found = seated(_needs(actors), machines, counts_memory=not recipe.cluster.memory_gib)
+        if isinstance(found, Unseated):
+            reasons.append(shortages.of_seat(found, specs[found.need.actor]))
+        else:
+            seats = [seat for seat in found if seat.actor != "verifier"]
+    gib = {name: _smallest(name, seats, machines, smallest) for name in specs}
+    lacking: list[str] = []
+    backend, refused = _way(recipe, has["GPU"] > 0, job, seats)
+    actors = _actors(recipe, specs, facts, gib, backend, lacking)
+    reasons += [*lacking, *refused, *shortages.of_gpu_memory(actors, gib)]
+    if reasons:
+        reasons = [*unread, *reasons]
+        seats = []
+    return Placement(
+        actors, _sums_of(actors), has, smallest, backend or recipe.sync.backend, store, reasons, tuple(machines),
+        tuple(seats),
+    )  # fmt: skip
+
+
+def _without_store(machine: Machine, store_gib: float) -> Machine:
+    """The machine on which Ray is still to start, with what its object store leaves; any other as it is."""
+    if machine.memory_gib is None or machine.free_gib is None:
+        return machine
+    return replace(machine, memory_gib=min(machine.memory_gib, max(0.0, machine.free_gib - store_gib)))
+
+
+def _way(recipe: Recipe, gpus: bool, job: Job, seats: Sequence[Seat] = ()) -> tuple[str | None, list[str]]:
+    """How weights travel, None where they do not, and why they cannot as they are asked to."""
+    if job != "train":
+        return None, []
+    try:
+        return sync_backend(recipe, gpus, seats), []
+    except UserError as e:
+        return None, [str(e)]
+
+
+def _sums_of(actors: Sequence[ActorPlan]) -> dict[str, float]:
+    """What the actors need in all."""
+    return {
         "CPU": sum(a.spec.replicas * a.spec.cpus for a in actors),
         "GPU": sum(a.spec.replicas * a.spec.gpus for a in actors),
         "memory": sum(a.spec.replicas * a.host_gib + a.first_gib for a in actors),
     }
-    short = [*_shortages(actors, needs, has), *_memory_shortage(recipe, store, actors, needs, has, cluster)]
-    reasons = [*short, *reasons, *_full_gpus(actors, gpu_gib)]
-    return Placement(actors, needs, has, gpu_gib, backend, store, reasons)
 
 
-def _gpu_gib(cluster: Mapping[str, float]) -> float:
-    if "gpu_gib" in cluster:
-        return cluster["gpu_gib"]
-    types = (key.removeprefix("accelerator_type:") for key in cluster if key.startswith("accelerator_type:"))
-    return float(min((_GPU_GIB[t] for t in types if t in _GPU_GIB), default=DEFAULT_GPU_GIB))
+def _sums(recipe: Recipe, machines: Sequence[Machine]) -> dict[str, float]:
+    """What the machines have in all; no memory where that of one is not known."""
+    has = {"CPU": sum(m.cpus for m in machines), "GPU": float(sum(m.gpus for m in machines))}
+    known = [m.memory_gib for m in machines if m.memory_gib is not None]
+    if recipe.cluster.memory_gib:
+        has["memory"] = recipe.cluster.memory_gib
+    elif len(known) == len(machines):
+        has["memory"] = sum(known)
+    return has
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is known of the models and the data."""
+
+    student: ModelFacts
+    teacher: ModelFacts
+    longest_sequence_tokens: int
+
+
+def _actors(
+    recipe: Recipe,
+    specs: Mapping[str, ActorSpec],
+    facts: _Facts,
+    gpu_gib: Mapping[str, float],
+    sends: str | None,
+    reasons: list[str],
+) -> list[ActorPlan]:
+    """The memory of each actor on GPUs of the sizes `gpu_gib`, where weights travel by the backend `sends`.
+
+    What an engine cannot serve goes to `reasons`.
+    """
+    student, teacher = facts.student, facts.teacher
+    actors = []
+    if "sampler" in specs:
+        actors.append(_engine(specs["sampler"], recipe.sampler, recipe, student, gpu_gib["sampler"], sends, reasons))
+    if "refiner" in specs:
+        follows = sends if recipe.teacher.follow != "frozen" else None
+        actors.append(_engine(specs["refiner"], recipe.refiner, recipe, teacher, gpu_gib["refiner"], follows, reasons))
+    if LEARNER in specs:
+        on_gpu = specs[LEARNER].gpus > 0
+        memory = estimate.rank_gib(recipe, student, teacher, on_gpu, facts.longest_sequence_tokens, sends)
+        host = estimate.rank_host_gib(recipe, student, teacher) if on_gpu else sum(memory.values())
+        tokens = max(recipe.learner.tokens_per_micro_batch, facts.longest_sequence_tokens)
+        share = min(1.0, specs[LEARNER].gpus)
+        least = sum(memory.values()) / share if on_gpu else 0.0
+        note = f"micro-batches of {tokens} tokens"
+        first = estimate.reader_gib(recipe, student, teacher, on_gpu)
+        actors.append(ActorPlan(specs[LEARNER], memory, host, share, note, least, first))
+    process = estimate.HOST_OVERHEAD_GIB["verifier"]
+    note = f"tasks, up to {recipe.verify.max_tasks} at a time"
+    actors.append(ActorPlan(specs["verifier"], {"process": process}, process, note=note))
+    return actors
+
+
+def _needs(actors: Sequence[ActorPlan]) -> list[Need]:
+    return [
+        Need(
+            a.spec.name, number, a.spec.cpus, a.spec.gpus, a.host_gib + (a.first_gib if number == 0 else 0.0),
+            a.least_gpu_gib,
+        )
+        for a in actors
+        for number in range(a.spec.replicas)
+    ]  # fmt: skip
+
+
+def _smallest(name: str, seats: Sequence[Seat], machines: Sequence[Machine], default: float) -> float:
+    """GiB of the smallest GPU on which an actor of this name sits."""
+    found = [machines[seat.machine].gpu_gib for seat in seats if seat.actor == name and seat.gpus]
+    return min((gib for gib in found if gib), default=default)
 
 
 def _engine(
@@ -243,8 +338,8 @@ def _engine(
     recipe: Recipe,
     model: ModelFacts,
     gpu_gib: float,
-    reasons: list[str],
     receives: str | None,
+    reasons: list[str],
 ) -> ActorPlan:
     """The plan of one vLLM engine that `receives` weights by this backend. What it cannot serve goes to `reasons`."""
     name = spec.name
@@ -267,126 +362,21 @@ def _engine(
     if name == "sampler" and recipe.placement == "shared" and recipe.refines:
         note += ", of the refiner too" + " (without the adapter)" * recipe.refines_without_adapter
     host = estimate.HOST_OVERHEAD_GIB["engine"] if on_gpu else sum(memory.values())
-    return ActorPlan(spec, memory, host, min(1.0, spec.gpus / engine.tensor_parallel), note)
+    share = min(1.0, spec.gpus / engine.tensor_parallel)
+    least = _least_gpu_gib(engine, memory, sequence_gib, share) if on_gpu else 0.0
+    return ActorPlan(spec, memory, host, share, note, least)
 
 
-def _shortages(actors: list[ActorPlan], needs: Mapping[str, float], has: Mapping[str, float]) -> list[str]:
-    reasons = []
-    for kind in ("CPU", "GPU"):
-        if needs[kind] > has[kind] + 1e-6:
-            each = {a.spec.name: (a.spec.replicas, a.spec.cpus if kind == "CPU" else a.spec.gpus) for a in actors}
-            parts = ", ".join(f"{name} {n} x {amount:g}" for name, (n, amount) in each.items() if amount)
-            keys = [f"{name}.{kind.lower()}s" for name, (_, amount) in each.items() if amount]
-            keys = ["verify.cpus" if key == "verifier.cpus" else key for key in keys]
-            several = "replicas and workers" if "learner" in each else "replicas"
-            reasons.append(
-                f"the placement needs {needs[kind]:g} {kind}s ({parts}), but the cluster has {has[kind]:g}: "
-                f"lower {', '.join(keys)}, or the {several}"
-            )
-    return reasons
-
-
-def _memory_shortage(
-    recipe: Recipe,
-    store: float,
-    actors: list[ActorPlan],
-    needs: Mapping[str, float],
-    has: Mapping[str, float],
-    cluster: Mapping[str, float],
-) -> list[str]:
-    free, total = cluster.get("free_gib"), cluster.get("total_gib")
-    if free is not None and total is not None and store > free:
-        return [
-            f"cluster.object_store_gib is {store:g}, but {free:.1f} of {total:.1f} GiB are free now: lower it "
-            "(default: what the rows of the steps at a time take, 0.5 at least)"
-        ]
-    if needs["memory"] <= has.get("memory", math.inf):
-        return []
-    parts = ", ".join(
-        f"{a.spec.name} {a.spec.replicas} x {a.host_gib:.1f}"
-        + (f" and {a.first_gib:.1f} in rank 0" if a.first_gib >= 0.05 else "")
-        for a in actors
-    )
-    if recipe.cluster.memory_gib:
-        there = f"cluster.memory_gib allows {has['memory']:g}"
-        go_on = "raise cluster.memory_gib"
-    elif free is not None and total is not None:
-        there = (
-            f"{free:.1f} of {total:.1f} GiB are free now (other processes hold {total - free:.1f}), and the object "
-            f"store takes {store:g} of them"
-        )
-        go_on = "wait for memory, or count on more with cluster.memory_gib"
-    else:
-        there = f"the cluster has {has['memory']:.1f}, as each of its nodes found when it started"
-        go_on = "start its nodes with another `ray start --memory`, or set cluster.memory_gib"
-    return [
-        f"the placement needs about {needs['memory']:.1f} GiB of memory ({parts}), but {there}: "
-        f"{', '.join(_memory_remedies(recipe, actors))}; or {go_on}"
-    ]
-
-
-def _memory_remedies(recipe: Recipe, actors: list[ActorPlan]) -> list[str]:
-    """What lowers the memory that this job needs, by keys of the actors that it has."""
-    there = {a.spec.name: a for a in actors}
-    engines = [name for name in ("sampler", "refiner") if name in there]
-    lower = [f"{name}.replicas" for name in engines if there[name].spec.replicas > 1]
-    lower += [f"{name}.cpu_kv_cache_gib" for name in engines if not there[name].on_gpu and _cache_gib(there[name]) > 1]
-    remedies = ["use a smaller model"]
-    if "learner" in there and not there["learner"].on_gpu:
-        lower.append("learner.tokens_per_micro_batch")
-        if not recipe.learner.activation_checkpointing:
-            remedies.append("set learner.activation_checkpointing=true")
-    return [*remedies, f"lower {' or '.join(lower)}"] if lower else remedies
-
-
-def _cache_gib(engine: ActorPlan) -> float:
-    return engine.memory_gib.get("KV cache", 0.0)
-
-
-def _full_gpus(actors: list[ActorPlan], gpu_gib: float) -> list[str]:
-    reasons = []
-    for actor in (a for a in actors if a.on_gpu):
-        allowed = gpu_gib * actor.gpu_share
-        if actor.total_gib > allowed * 1.001:
-            largest = max(actor.memory_gib, key=lambda part: actor.memory_gib[part])
-            name = actor.spec.name
-            remedy = (
-                "raise learner.workers, set learner.activation_checkpointing=true, or lower "
-                "learner.tokens_per_micro_batch or learner.chunk_tokens"
-                if name == "learner"
-                else f"raise {name}.tensor_parallel or {name}.gpus, or lower {name}.memory_utilization"
-            )
-            reasons.append(
-                f"the {name} needs about {actor.total_gib:.1f} GiB of each of its GPUs (most for {largest}: "
-                f"{actor.memory_gib[largest]:.1f}), but may use {allowed:.1f}: {remedy}"
-            )
-    return reasons
+def _least_gpu_gib(engine: EngineConfig, memory: Mapping[str, float], sequence_gib: float, share: float) -> float:
+    """GiB of a GPU on which vLLM's part has room for one sequence, and the rest of the share for a weight sync."""
+    receiving = memory.get("weight sync", 0.0)
+    fixed = sum(memory.values()) - memory.get("KV cache", 0.0) - receiving
+    least = (fixed + sequence_gib) / engine.memory_utilization
+    rest = share - engine.memory_utilization
+    return max(least, receiving / rest) if rest > 0 else least
 
 
 def require(plan: Placement) -> None:
     """Raise UserError for a plan that does not fit."""
     if not plan.fits:
         raise UserError(*plan.reasons)
-
-
-def render(plan: Placement) -> str:
-    """The plan as text: a line for each actor, the sums, and yes or no with the reasons."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("actor", "count", "CPUs", "GPUs", "GiB each", "of which", box=None, pad_edge=False)
-    for actor in plan.actors:
-        s = actor.spec
-        parts = ", ".join(f"{name} {gib:.1f}" for name, gib in actor.memory_gib.items() if gib >= 0.05)
-        where = "GPU" if actor.on_gpu else "host"
-        row = (s.name, str(s.replicas), f"{s.cpus:g}", f"{s.gpus:g}", f"{actor.total_gib:.1f} {where}")
-        table.add_row(*row, f"{parts}; {actor.note}")
-    out = io.StringIO()
-    Console(file=out, width=140).print(table)
-    total = f"{plan.needs['CPU']:g} of {plan.has['CPU']:g} CPUs, {plan.needs['GPU']:g} of {plan.has['GPU']:g} GPUs"
-    if plan.has["GPU"]:
-        total += f" ({plan.gpu_gib:.0f} GiB each)"
-    total += f", {plan.needs['memory']:.1f}" + (f" of {plan.has['memory']:.1f}" if "memory" in plan.has else "")
-    verdict = "fits: yes" if plan.fits else "\n".join(["fits: no", *(f"  - {reason}" for reason in plan.reasons)])
-    lines = (line.rstrip() for line in out.getvalue().splitlines())
-    return "\n".join([*lines, f"in all: {total} GiB of host memory; weights by {plan.sync_backend}", verdict])

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from trd_ray.config import Recipe
 from trd_ray.preflight import placement
+from trd_ray.preflight.machines import Machine
 from trd_ray.problems.set_aside import SetAside, counted, write_set_aside
 from trd_ray.record.claim import require_lasting
 from trd_ray.record.directory import RunDirectory
@@ -41,7 +42,7 @@ def begin(program: str, place: Path, recipe: Recipe) -> Iterator["Beginning"]:
 @dataclass(frozen=True)
 class Running:
     stop: StopSignals
-    resources: dict[str, float]
+    machines: list[Machine]
 
 
 @dataclass
@@ -54,12 +55,12 @@ class Beginning:
 
     def require(self, *inputs: Inputs) -> None:
         """Raise UserError if the cluster lacks something for these inputs; a local one is not started for that."""
-        resources = self.connection.resources()
+        machines = self.connection.machines()
         for one in inputs:
-            placed = one.plan(resources)
+            placed = one.plan(machines)
             placement.require(placed)
             self.connection.object_store_gib = max(self.connection.object_store_gib, placed.object_store_gib)
-        if any(one.compiles_kernels(resources) for one in inputs):
+        if any(one.compiles_kernels(machines) for one in inputs):
             self.connection.require_compilers()
         for backend in dict.fromkeys(one.recipe.verify.sandbox for one in inputs if one.runs_code):
             self.connection.require_sandboxes(backend)
@@ -83,15 +84,15 @@ class Beginning:
             if display and not self.connection.connected:
                 display.phase("starting Ray")
             stack.callback(self.connection.close)
-            resources = self.connection.connect()
+            self.connection.connect()
             stop.install()  # again, since Ray has installed handlers of its own
-            yield Running(stop, resources)
+            yield Running(stop, self.connection.machines())
 
     @contextmanager
     def session(self, inputs: Inputs, directory: RunDirectory, display: Display) -> Iterator[Session]:
         """A session whose pools are not started yet; they are stopped when the block is left."""
         with self.running(display) as running:
-            session = Session(inputs, directory, display, running.stop, running.resources)
+            session = Session(inputs, directory, display, running.stop, running.machines)
             try:
                 yield session
             finally:

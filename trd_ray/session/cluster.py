@@ -10,8 +10,9 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -19,14 +20,16 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
-from trd_ray.preflight import placement
 from trd_ray.preflight.compilers import no_compiler
+from trd_ray.preflight.machines import Machine, Seen, seen_here, this_machine, with_gpus
+from trd_ray.preflight.memory import GIB
 from trd_ray.session.on_nodes import require_compilers
 
 LEAST_STORE_GIB = 0.5  # where nothing was planned
 STARTS = 3  # attempts at a local cluster, for a machine that is busy
 ANSWER_TIMEOUT_S = 15.0  # for the head of a cluster to take a connection
 SANDBOX_TIMEOUT_S = 120.0  # for a node to start a worker and a sandbox in it
+LOOK_TIMEOUT_S = 120.0  # for a node to start a worker, which looks what the node has
 
 
 def is_local(recipe: Recipe) -> bool:
@@ -49,6 +52,7 @@ class Connection:
         self._stack = ExitStack()
         self._with_sandboxes: set[str] = set()  # backends that every node can start
         self._compilers_found = False
+        self._here: Machine | None = None  # as it was before a local cluster took some of its memory
 
     def __enter__(self) -> "Connection":
         return self
@@ -56,17 +60,25 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def resources(self) -> dict[str, float]:
-        """What a run can have; a local cluster is not started to find that out."""
-        return placement.local_cluster(self.recipe) if self.local else self.connect()
+    def machines(self) -> list[Machine]:
+        """The nodes that a run can have, as they are; a local cluster is not started to find that out."""
+        if self.local:
+            if self._here is None:
+                self._here = this_machine(self.recipe)
+            [node, *_] = ray.nodes() if self.connected else [{"NodeID": ""}]
+            return [replace(self._here, node_id=node["NodeID"])]
+        self.connect()
+        return machines()
 
-    def connect(self) -> dict[str, float]:
-        """Connect unless that is done already, and return the resources of the cluster; raises UserError."""
+    def connect(self) -> None:
+        """Connect unless that is done already; raises UserError."""
         if not self.connected:
-            self._stack.enter_context(cluster(self.recipe, self.object_store_gib))
+            self._stack.enter_context(cluster(self.recipe, self.object_store_gib, self._gpus_here()))
             self.connected = True
-        found: Any = ray.cluster_resources()
-        return found
+
+    def _gpus_here(self) -> int | None:
+        """How many GPUs a local cluster offers: those that this machine's own packages can use."""
+        return self.machines()[0].gpus if self.local else None
 
     def require_sandboxes(self, backend: str) -> None:
         """Raise UserError if a node of a cluster starts no sandbox; each node is asked once."""
@@ -91,10 +103,11 @@ class Connection:
 
 
 @contextmanager
-def cluster(recipe: Recipe, object_store_gib: float = 0.0) -> Iterator[None]:
+def cluster(recipe: Recipe, object_store_gib: float = 0.0, gpus: int | None = None) -> Iterator[None]:
     """Connect, and disconnect when the block is left, which ends the processes of a local cluster.
 
-    `object_store_gib` is what a plan gives the object store of a local one.
+    `object_store_gib` is what a plan gives the object store of a local one. `gpus` is how many it offers, by default as
+    many as Ray finds.
     """
     os.environ.setdefault("RAY_DEDUP_LOGS", "1")
     address = _address(recipe)
@@ -108,6 +121,7 @@ def cluster(recipe: Recipe, object_store_gib: float = 0.0) -> Iterator[None]:
         os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")
         options = {
             "num_cpus": recipe.cluster.local_cpus,
+            "num_gpus": gpus,
             "object_store_memory": int(
                 (object_store_gib or recipe.cluster.object_store_gib or LEAST_STORE_GIB) * 2**30
             ),
@@ -177,21 +191,46 @@ def _require_answer(address: str) -> None:
         ) from e
 
 
+def machines() -> list[Machine]:
+    """The nodes that have CPUs or GPUs, each asked for what it has; raises UserError if one does not answer."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and any(map(node["Resources"].get, ("CPU", "GPU")))]
+    seen: list[Seen] = _on_each(nodes, seen_here, timeout_s=LOOK_TIMEOUT_S, what="tell what GPUs it has")
+    return [
+        with_gpus(
+            Machine(
+                name=node["NodeManagerHostname"],
+                cpus=node["Resources"].get("CPU", 0.0),
+                memory_gib=node["Resources"].get("memory", 0.0) / GIB,
+                node_id=node["NodeID"],
+            ),
+            int(node["Resources"].get("GPU", 0)),
+            found,
+        )
+        for node, found in zip(nodes, seen, strict=True)
+    ]
+
+
 def require_sandboxes(backend: str) -> None:
     """Start a sandbox on every node that runs tasks; raises UserError with the name of a node where none starts."""
-    here = ray.remote(num_cpus=0, max_retries=0)(_no_sandbox)
-    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")}
-    asked = {
-        here.options(scheduling_strategy=NodeAffinitySchedulingStrategy(name, soft=False)).remote(backend): name
-        for name in nodes
-    }
-    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=SANDBOX_TIMEOUT_S)
-    for ref in done:
-        if why := ray.get(ref):
-            raise UserError(f"node {nodes[asked[ref]]['NodeManagerHostname']}: {why}")
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    found = _on_each(nodes, _no_sandbox, backend, timeout_s=SANDBOX_TIMEOUT_S, what="start a sandbox")
+    for node, why in zip(nodes, found, strict=True):
+        if why:
+            raise UserError(f"node {node['NodeManagerHostname']}: {why}")
+
+
+def _on_each(nodes: list[dict], ask: Callable[..., Any], *arguments: Any, timeout_s: float, what: str) -> list[Any]:
+    """What a function returns on each node; raises UserError with the name of a node that is late."""
+    task = ray.remote(num_cpus=0, max_retries=0)(ask)
+    asked = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(*arguments)
+        for node in nodes
+    ]
+    late = ray.wait(asked, num_returns=len(asked), timeout=timeout_s)[1] if asked else []
     if late:
-        node = nodes[asked[late[0]]]["NodeManagerHostname"]
-        raise UserError(f"node {node} did not start a sandbox within {SANDBOX_TIMEOUT_S:.0f} s: look at its Ray logs")
+        node = nodes[asked.index(late[0])]["NodeManagerHostname"]
+        raise UserError(f"node {node} did not {what} within {timeout_s:.0f} s: look at its Ray logs")
+    return ray.get(asked)
 
 
 def _no_sandbox(backend: str) -> str:

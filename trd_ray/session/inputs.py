@@ -5,6 +5,7 @@ recipe -> resolved models, problems, held-out problems, the placement for the cl
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from trd_ray import models
 from trd_ray.config import ModelConfig, Recipe
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight import checks, compilers, placement
+from trd_ray.preflight.machines import Machine, this_machine
 from trd_ray.problems.corpus import open_corpus
 from trd_ray.problems.load import ProblemSet, has_tests, load_problems
 from trd_ray.problems.set_aside import SetAside
@@ -53,12 +55,12 @@ class Inputs:
         per_step = self.recipe.rollouts_per_step
         return min(per_step, planned.rows - step * per_step) if planned else per_step
 
-    def compiles_kernels(self, cluster: dict[str, float]) -> bool:
-        actors = placement.resources(self.recipe, cluster.get("GPU", 0) > 0, self.job)
+    def compiles_kernels(self, cluster: Sequence[Machine]) -> bool:
+        actors = placement.resources(self.recipe, any(machine.gpus for machine in cluster), self.job)
         on_gpus = {name for name, actor in actors.items() if actor.gpus}
         return compilers.compiles_kernels(self.recipe, bool(on_gpus & {"sampler", "refiner"}), "learner" in on_gpus)
 
-    def plan(self, cluster: dict[str, float], gpu_gib: float | None = None) -> placement.Placement:
+    def plan(self, cluster: Sequence[Machine], gpu_gib: float | None = None) -> placement.Placement:
         return placement.plan(
             self.recipe,
             self.student,
@@ -115,7 +117,7 @@ def prepare(
                 trains=job == "train",
             )
         if faults.sentences and is_local(r):  # a cluster is asked only when everything else is well
-            here = placement.local_cluster(r)
+            here = [this_machine(r)]
             faults.add(*placement.plan(r, student.facts, teacher.facts, here, job=job, gpu_gib=gpu_gib).reasons)
     faults.require_none()
     assert student and teacher and findings

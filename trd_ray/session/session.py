@@ -7,7 +7,7 @@ raises RunFailed with what the pool said.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,8 +16,11 @@ from ray.actor import ActorHandle
 
 from trd_ray.engine.actor import reason
 from trd_ray.engine.launch import STOP_POOLS_S, create_pool, stop_pools
+from trd_ray.engine.reservation import Reservation, reserve
 from trd_ray.errors import RunFailed
-from trd_ray.preflight import placement
+from trd_ray.preflight.machines import Machine
+from trd_ray.preflight.placement import Placement, require
+from trd_ray.preflight.seats import LEARNER
 from trd_ray.record import warnings
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
@@ -35,17 +38,27 @@ DRAIN_POLL_S = 0.5
 class Session:
     """The engine pools of a run: what they are doing, and the waits in which they are watched."""
 
-    def __init__(self, inputs: Inputs, directory: RunDirectory, display: Display, stop: StopSignals, resources: dict):
+    def __init__(
+        self,
+        inputs: Inputs,
+        directory: RunDirectory,
+        display: Display,
+        stop: StopSignals,
+        machines: Sequence[Machine],
+        plan: Placement | None = None,
+    ):
+        """`plan` is that of the session whose pools this one borrows."""
         self.inputs = inputs
         self.directory = directory
         self.display = display
         self.stop = stop
-        self.resources = resources
+        self.machines = machines
         self.recipe = inputs.recipe
-        self.gpus = resources.get("GPU", 0) > 0
-        self.actors = placement.resources(self.recipe, self.gpus, inputs.job)
+        self.plan = plan or inputs.plan(machines)
+        self.reservation = Reservation(self.plan)
         self.views: Views = load_views(self.recipe, inputs.student_path, inputs.teacher_path)
         self.pools: dict[str, ActorHandle] = {}
+        self.to_start: list[str] = []  # pools whose turn has not come
         self.starting: list[Any] = []
         self.seen: dict[str, tuple[float, dict]] = {}  # name -> when, status
 
@@ -57,28 +70,50 @@ class Session:
         self.fetch(student_path)
         r = self.recipe
         logs = self.directory.path / "logs"
-        backend = placement.sync_backend(r, self.gpus) if self.inputs.job == "train" else None
+        backend = self.plan.sync_backend if self.inputs.job == "train" else None
         moves = r.teacher.follow != "frozen"
-        if "sampler" in self.actors:
+        actors = self.plan.specs
+        require(self.plan)  # the nodes may be others by now than those that were looked at
+        self.reservation = reserve(self.plan, r.sampler.start_timeout_s, self.stop.check)
+        if "sampler" in actors:
             self.pools["sampler"] = create_pool(
-                r.sampler, r.student, student_path, r, actor=self.actors["sampler"], version=version,
-                transfer_backend=backend, logs=logs,
+                r.sampler, r.student, student_path, r, actor=actors["sampler"], version=version,
+                transfer_backend=backend, logs=logs, places=self.reservation.places("sampler"),
             )  # fmt: skip
-        if "refiner" in self.actors:
+        if "refiner" in actors:
             self.pools["refiner"] = create_pool(
                 r.refiner, r.teacher if r.teacher.path else r.student,
                 student_path if moves else self.inputs.teacher_path, r,
-                actor=self.actors["refiner"], version=version if moves else 0,
-                transfer_backend=backend if moves else None, logs=logs,
+                actor=actors["refiner"], version=version if moves else 0,
+                transfer_backend=backend if moves else None, logs=logs, places=self.reservation.places("refiner"),
             )  # fmt: skip
-        self.starting = [pool.start.remote() for pool in self.pools.values()]
+        self.to_start = list(self.pools)
+        self._start_those_whose_turn_it_is()
+
+    def _start_those_whose_turn_it_is(self) -> None:
+        """Pools that share a GPU start one after another, all others at once."""
+        turns = self.plan.turns()
+        first = min((turns[name] for name in self.to_start), default=0)
+        self.starting = [self.pools[name].start.remote() for name in self.to_start if turns[name] == first]
+        self.to_start = [name for name in self.to_start if turns[name] > first]
+
+    @property
+    def learner_waits_for_engines(self) -> bool:
+        """Whether the learner shares a GPU with engines, and so starts after they have taken their memory."""
+        return self.plan.turns().get(LEARNER, 0) > 0
+
+    def admit_learner(self) -> None:
+        """Wait for the engines whose GPUs the learner has shares of, and leave it those."""
+        if self.learner_waits_for_engines:
+            self.wait_until_started()
+        self.reservation.admit_learner()
 
     def fetch(self, student_path: str) -> None:
         """Wait until every node that may need the models has them: the deadlines of engines and learner begin later."""
         r = self.recipe
-        loads = [actor for name, actor in self.actors.items() if name != "verifier"]
+        loads = [actor for name, actor in self.plan.specs.items() if name != "verifier"]
         wanted = [ModelsWanted.of(r.student.path, student_path, r.student.revision)]
-        if r.teacher.path and self.actors.keys() & {"refiner", "learner"}:
+        if r.teacher.path and self.plan.specs.keys() & {"refiner", "learner"}:
             wanted.append(ModelsWanted.of(r.teacher.path, self.inputs.teacher_path, r.teacher.revision))
         if fetch_models(
             wanted, local=is_local(r), on_gpus=all(actor.gpus for actor in loads),
@@ -100,6 +135,8 @@ class Session:
                 statuses = zip(self.pools, ray.get(asked), strict=True)
                 self.display.starting({name: (status["up"], status["engines"]) for name, status in statuses})
             ray.get(done)
+            if not self.starting and self.to_start:
+                self._start_those_whose_turn_it_is()
         self.stop.check()
 
     def lend(self, inputs: Inputs, directory: RunDirectory, display: Display) -> "Session":
@@ -108,8 +145,10 @@ class Session:
         What the other run asks of an engine when it starts (model, precision, lengths) must be the same. A run that
         trains also needs `forget_weights`.
         """
-        other = Session(inputs, directory, display, self.stop, self.resources)
-        other.pools = {name: pool for name, pool in self.pools.items() if name in other.actors}
+        other = Session(inputs, directory, display, self.stop, self.machines, self.plan)
+        needed = inputs.plan(self.machines).specs
+        other.pools = {name: pool for name, pool in self.pools.items() if name in needed}
+        other.reservation = self.reservation
         return other
 
     def forget_weights(self) -> None:
@@ -199,3 +238,4 @@ class Session:
 
     def close(self) -> None:
         stop_pools(list(self.pools.values()), wait_s=0 if self.stop.hurried else STOP_POOLS_S)
+        self.reservation.release()

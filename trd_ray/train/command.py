@@ -6,7 +6,7 @@ Exit codes: 0 done, 1 failed, 2 the user can fix it, 128 + n stopped by signal n
 from).
 """
 
-from trd_ray.config import Recipe, dump
+from trd_ray.config import Recipe
 from trd_ray.preflight import placement
 from trd_ray.preflight.sharing import sharing
 from trd_ray.record import warnings
@@ -18,6 +18,7 @@ from trd_ray.record.summary import summarise
 from trd_ray.rows import light
 from trd_ray.session.beginning import begin
 from trd_ray.session.cluster import Connection
+from trd_ray.session.dry import DryRun
 from trd_ray.session.inputs import prepare
 from trd_ray.session.session import Session
 from trd_ray.train import report
@@ -26,15 +27,14 @@ from trd_ray.train.plan import Resume, is_begun, plan, require_refinements, to_r
 from trd_ray.train.rollouts import start_feed
 
 
-def dry_run(recipe: Recipe, job: placement.Job, gpu_gib: float | None = None) -> int:
+def dry_run(recipe: Recipe, job: placement.Job, asked: DryRun | None = None) -> int:
     """Print the resolved recipe, the data, the actors with their memory, and whether the cluster at hand holds them."""
+    asked = asked or DryRun()
     with Connection(recipe) as connection:
-        inputs = prepare(recipe, job, gpu_gib, connection)
-        placed = inputs.plan(connection.resources(), gpu_gib)
-    for note in filter(None, [*inputs.notes, sharing(inputs.recipe, job)]):
-        print(note)
-    print(f"{dump(inputs.recipe)}\n{inputs.findings}\n\n{placement.render(placed)}")
-    return 0 if placed.fits else 2
+        inputs = prepare(recipe, job, asked.gpu_gib, connection)
+        placed = inputs.plan(connection.machines(), asked.gpu_gib)
+    notes = filter(None, [*inputs.notes, sharing(inputs.recipe, job)])
+    return asked.show(inputs.recipe, list(notes), str(inputs.findings), placed)
 
 
 def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> int:

@@ -7,7 +7,7 @@ from ray.actor import ActorHandle
 from trd_ray.distill.batches import Cost
 from trd_ray.distill.trainer import Trainer
 from trd_ray.engine.launch import engine_dtype
-from trd_ray.preflight import placement
+from trd_ray.preflight.seats import LEARNER
 from trd_ray.session.session import Session
 
 
@@ -15,7 +15,7 @@ def learner_group(session: Session, checkpoint: Path | None) -> Trainer:
     """The group, not started yet; without a checkpoint it begins with the initial weights."""
     r = session.recipe
     inputs = session.inputs
-    learner = session.actors["learner"]
+    learner = session.plan.specs[LEARNER]
     pools: dict[str, list[ActorHandle]] = {}
     for name, whose in session.following().items():
         pools.setdefault(whose, []).append(session.pools[name])
@@ -28,11 +28,12 @@ def learner_group(session: Session, checkpoint: Path | None) -> Trainer:
             "total_steps": inputs.total_steps,
             "resume_from": str(checkpoint) if checkpoint else None,
             "pools": pools,
-            "sync_backend": placement.sync_backend(r, session.gpus),
+            "sync_backend": session.plan.sync_backend,
             "engine_dtype": engine_dtype(r.sampler, r),
         },
         cpus=learner.cpus,
         gpus=learner.gpus,
+        nodes=session.reservation.ranks(),
         storage=session.directory.path / "logs" / "ray_train",
         cost=Cost.of(
             inputs.student, inputs.teacher, r.learner.activation_checkpointing, adapters=bool(r.learner.lora)

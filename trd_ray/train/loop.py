@@ -101,11 +101,16 @@ class Training:
     def start(self, resumed: bool) -> None:
         """Start engines, learner and stream, and make the evaluation that comes before the first step."""
         with self.clock.span("start"):
-            self.trainer.start()
+            if not self.session.learner_waits_for_engines:
+                self.session.admit_learner()
+                self.trainer.start()
             if self.done < self.total_steps or not resumed:
                 # The stage starts beside engines and learner, and its first requests wait at the gates.
                 version = 0 if self.policy.offline else self.done
                 self.feed = start_feed(self.session, start_step=self.done, version=version)
+            if self.session.learner_waits_for_engines:
+                self.session.admit_learner()
+                self.trainer.start()
             self.session.display.starting({"learner": (0, 1)})
             self.trainer.wait_until_started(self.session.look_at_start)
             self.session.display.starting({"learner": (1, 1)})

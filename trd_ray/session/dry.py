@@ -1,0 +1,80 @@
+"""What `--dry-run` prints, for the cluster at hand or for one that `--on` describes.
+
+recipe, data, placement at hand  ->  show()       ->  text or JSON, and the exit code
+recipe alone, --on 2x8xH100      ->  elsewhere()  ->  the same without data, tokenizers, network or Ray
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trd_ray.config import Recipe, dump, dump_differences
+from trd_ray.errors import UserError
+from trd_ray.known_models import facts_without_files
+from trd_ray.models import ModelFacts
+from trd_ray.preflight import lengths, placement
+from trd_ray.preflight.machines import described
+from trd_ray.preflight.sharing import sharing
+from trd_ray.preflight.shown import as_json, render
+
+PROMPT_TOKENS = 2048  # of a problem, in the paper; where nothing was read
+UNREAD = "data, prompts and benchmarks were not read: --dry-run without --on does that, where they are"
+
+
+@dataclass(frozen=True)
+class DryRun:
+    on: str | None = None
+    gpu_gib: float | None = None
+    full: bool = False
+    json: bool = False
+
+    def show(self, recipe: Recipe, notes: Sequence[str], findings: str, placed: placement.Placement) -> int:
+        """Print it, and return 0 if the placement fits, else 2."""
+        if self.json:
+            tree = {"recipe": recipe.model_dump(mode="json"), "notes": list(notes), "found": findings}
+            print(json.dumps(tree | {"placement": as_json(placed)}, indent=1))
+        else:
+            for note in notes:
+                print(note)
+            if self.full:
+                print(dump(recipe))
+            else:
+                print(f"{dump_differences(recipe)}# every other key has its default (--full prints all)\n")
+            print(f"{findings}\n\n{render(placed)}")
+        return 0 if placed.fits else 2
+
+    def elsewhere(self, recipe: Recipe, job: placement.Job) -> int:
+        """Plan the recipe for the machines of `--on`. Raises UserError, also for a model of which nothing is known."""
+        assert self.on is not None
+        machines = described(self.on)
+        student = facts_without_files(recipe.student.path, recipe.student.revision, recipe.student.trust_remote_code)
+        teacher = student
+        if recipe.teacher.path:
+            asked = recipe.teacher
+            teacher = facts_without_files(recipe.teacher.path, asked.revision, asked.trust_remote_code)
+        resolved, longest = _without_data(recipe, student, teacher)
+        placed = placement.plan(resolved, student, teacher, machines, job=job, longest_sequence_tokens=longest)
+        hint = sharing(resolved, job)
+        return self.show(resolved, [hint] if hint else [], UNREAD, placed)
+
+
+def asked(options: argparse.Namespace) -> DryRun | None:
+    """What the command line asks for, None for no dry run. Raises UserError for options that mean nothing then."""
+    given = [f"--{name}" for name in ("on", "full", "json") if getattr(options, name)]
+    if given and not options.dry_run:
+        raise UserError(f"{' and '.join(given)} say what --dry-run shows: add --dry-run, or leave {given[0]} out")
+    if options.on and options.gpu_gib:
+        raise UserError("--gpu-gib and --on both say how large the GPUs are: leave --gpu-gib out")
+    return DryRun(options.on, options.gpu_gib, options.full, options.json) if options.dry_run else None
+
+
+def _without_data(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> tuple[Recipe, int]:
+    """The recipe with a number for every length, and the longest sequence that it allows, whatever the problems are."""
+    contexts = lengths.Contexts.of(recipe, student, teacher)
+    resolved = lengths.resolve(recipe, contexts, [])
+    shown = resolved.refiner.prompt_tokens
+    if resolved.teacher.view == "vanilla":
+        shown = min(shown, PROMPT_TOKENS)
+    longest = shown + lengths.trained_tokens(resolved)
+    return resolved, min(longest, max(contexts.student, contexts.teacher))
