@@ -156,9 +156,7 @@ def _reproduce_options(command: argparse.ArgumentParser) -> None:
     names = "some of the figures' benchmarks, or where one lies, as in aime24:/path (default: all); and overrides"
     command.add_argument("overrides", nargs="*", metavar="BENCHMARK|key.sub=value", help=names)
     command.add_argument("--figures", metavar="FILE", help="what was reported, and what passes (default: as shipped)")
-    command.add_argument(
-        "--dry-run", action="store_true", help="print the figures, the parts and the placement, and end"
-    )
+    _dry_run_options(command)
 
 
 def _export_options(command: argparse.ArgumentParser) -> None:
@@ -321,8 +319,11 @@ def _reproduce(options: argparse.Namespace) -> int:
     found = figures.load(options.recipe, options.figures)
     specs = figures.asked(found, names)
     from trd_ray.reproduce import command
+    from trd_ray.session import dry
 
-    return (command.dry_run if options.dry_run else command.run)(options.recipe, overrides, found, specs)
+    if asked := dry.asked(options):
+        return command.dry_run(options.recipe, overrides, found, specs, asked)
+    return command.run(options.recipe, overrides, found, specs)
 
 
 def _told_apart(arguments: list[str]) -> tuple[list[str], list[str]]:

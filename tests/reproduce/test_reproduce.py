@@ -216,6 +216,12 @@ def test_a_dry_run_shows_the_figures_the_parts_and_the_placement_and_makes_nothi
     assert not directory.exists()
 
 
+def test_a_dry_run_for_a_cluster_that_is_not_here_needs_no_benchmark(capsys):
+    assert main(["reproduce", "paper_opsd_8b", "--dry-run", "--on", "8xH100"]) == 0
+    said = capsys.readouterr().out
+    assert "61.5 (+20.5)" in said and "fits: yes" in said
+
+
 def test_a_dry_run_shows_the_figures_also_where_a_benchmark_is_not_at_hand(capsys, tmp_path):
     assert main(["reproduce", "paper_opd_1p7b", f"aime24:{tmp_path / 'no.jsonl'}", "--dry-run"]) == 2
     said, refusal = capsys.readouterr()

@@ -47,7 +47,8 @@ def test_every_recipe_is_planned_for_its_cluster_which_is_not_here(name, cluster
     assert code == 0 and plan["fits"], plan["reasons"]
     assert len(plan["machines"]) == (2 if cluster.startswith("2x8x") else 1)
     hint = [note for note in tree["notes"] if "placement=shared" in note]
-    assert bool(hint) == (tree["recipe"]["learner"]["lora"] is not None and tree["recipe"]["teacher"]["mode"] == "opsd")
+    lora, mode, shared = (tree["recipe"][key] for key in ("learner", "teacher", "placement"))
+    assert bool(hint) == (lora["lora"] is not None and mode["mode"] == "opsd" and shared == "separate")
     on_gpus = [(seat["machine"], gpu, seat) for seat in plan["seats"] for gpu in seat["gpus"]]
     for machine, gpu, _ in on_gpus:
         here = [seat for *place, seat in on_gpus if place == [machine, gpu]]
@@ -73,16 +74,9 @@ def test_a_cluster_that_is_not_here_needs_neither_network_nor_models_nor_ray():
 
 def test_several_nodes_are_shown_as_a_map(capsys):
     _, said = dry(
-        capsys,
-        "train",
-        "paper_opsd_8b",
-        "sampler.replicas=2",
-        "sampler.tensor_parallel=4",
-        "refiner.replicas=1",
-        "learner.workers=4",
-        "--on",
-        "2x8xH100",
-    )
+        capsys, "train", "paper_opsd_8b", "sampler.replicas=2", "sampler.tensor_parallel=4", "refiner.replicas=1",
+        "learner.workers=4", "--on", "2x8xH100",
+    )  # fmt: skip
     rows = [line.split() for line in said.splitlines() if line.startswith(("who sits", "node"))]
     assert rows[0][:3] == ["who", "sits", "where"] and rows[0].count("GPU") == 8
     cells = [cell for row in rows[1:] for cell in row[3:]]

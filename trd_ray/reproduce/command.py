@@ -10,6 +10,8 @@ there.
 Exit codes: 0 every criterion is met, 1 one is not, or cannot be told from these samples, else as train and evaluate.
 """
 
+from rich.console import Console
+
 from trd_ray import config
 from trd_ray.errors import UserError
 from trd_ray.evaluate import command as evaluation
@@ -20,16 +22,21 @@ from trd_ray.reproduce import judged, report
 from trd_ray.reproduce.figures import Figures
 from trd_ray.reproduce.plan import BASE, TRAINED, ReproductionPlan, of_directory, plan
 from trd_ray.score.stats import Score, from_json
+from trd_ray.session.dry import DryRun
 from trd_ray.train import command as training
 
 
-def dry_run(argument: str, overrides: list[str], figures: Figures, specs: dict[str, str]) -> int:
+def dry_run(argument: str, overrides: list[str], figures: Figures, specs: dict[str, str], asked: DryRun) -> int:
     """Print the figures with their criteria, where each part goes, and the dry run of the training.
 
-    The figures are shown also where something else is in the way.
+    The figures are shown also where something else is in the way. With `--json` only the training is printed.
     """
-    console = console_for_results(width_of_a_log=140)
-    title = report.titled(config.load(argument, overrides), figures)
+    recipe = config.load(argument, overrides)
+    console = Console(quiet=True) if asked.json else console_for_results(width_of_a_log=140)
+    title = report.titled(recipe, figures)
+    if asked.on:
+        console.print(report.rendered(title, judged.lines(figures, {}, []), []))
+        return asked.elsewhere(recipe, "train")
     try:
         planned = plan(argument, overrides, figures, specs)
     except UserError:
@@ -39,8 +46,8 @@ def dry_run(argument: str, overrides: list[str], figures: Figures, specs: dict[s
     for folder, what in ((planned.run, "the run"), (planned.base, "the base"), (planned.trained, "the trained model")):
         state = "begun" if (folder / "recipe.yaml").is_file() else "to do"
         console.print(f"{what}: {state}, {folder}", markup=False, soft_wrap=True)
-    print()
-    return training.dry_run(planned.recipe, "train")
+    console.print()
+    return training.dry_run(planned.recipe, "train", asked)
 
 
 def run(argument: str, overrides: list[str], figures: Figures, specs: dict[str, str]) -> int:
