@@ -19,6 +19,7 @@ from trd_ray.config import Recipe, keys, stored
 from trd_ray.config.effects import ANSWERS, ENGINES, LENGTH, NUMBERS, ROWS, SCORES, VERDICTS
 from trd_ray.errors import UserError
 from trd_ray.preflight.lengths import carried
+from trd_ray.preflight.memory import adapters_at_once
 from trd_ray.preflight.overlap import in_common
 from trd_ray.record.directory import RunDirectory, differences
 from trd_ray.score.stats import Score, from_json
@@ -173,7 +174,8 @@ def _groups(comparison: Comparison) -> list[EngineGroup]:
 
 def _engines(r: Recipe) -> str:
     """What engines are started with, without what may differ from request to request."""
-    return json.dumps(keys.only(r.model_dump(mode="json"), OF_ENGINES))
+    adapters = adapters_at_once(r) if r.sync.lora == "adapter" else 0
+    return json.dumps([adapters, keys.only(r.model_dump(mode="json"), OF_ENGINES)])
 
 
 def _stored(place: Path) -> Recipe:

@@ -69,8 +69,10 @@ def load(model: ModelConfig, path: str, dtype: torch.dtype, learner: LearnerConf
         return loaded
 
     def without_weights() -> Any:
+        own = "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
+        pinned = {"code_revision": model.revision} if own and model.trust_remote_code and model.revision else {}
         with torch.device("meta"):
-            built: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, **code)
+            built: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, **code, **pinned)
         prepare(built, packed=learner.packing)
         return built
 

@@ -13,6 +13,7 @@ place.
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -33,10 +34,18 @@ from trd_ray.errors import RunFailed, UserError
 POLL_S = 1.0
 SYNC_WAITS = 8  # one push waits at most so many times for sync.timeout_s
 # How long a rank waits for another in a collective of a step. Where one may wait for longer, in a sync or for a
-# checkpoint that is being written, the ranks meet in a group of that part's own.
+# checkpoint that is being written, the ranks meet in a group of that part's own. Only vLLM's sender for CUDA IPC meets
+# in the default group while rank 0 waits for the engines.
 COLLECTIVE_TIMEOUT_S = 600
+IPC_MARGIN_S = 60
 # What a rank does for a command, in the driver's words; the others are no work, or wait for what goes on meanwhile.
 WORK = {"step": "train", "sync": "sync", "logprobs": "probe", "begin_checkpoint": "checkpoint"}
+
+
+def collective_timeout_s(sync_backend: str, sync_timeout_s: float) -> int:
+    """The deadline of the learner's default group."""
+    ipc_s = math.ceil(sync_timeout_s) + IPC_MARGIN_S if sync_backend == "ipc" else 0
+    return max(COLLECTIVE_TIMEOUT_S, ipc_s)
 
 
 @dataclass
@@ -255,7 +264,8 @@ class Trainer:
             scaling_config=scaling(self.recipe.learner.workers, self.cpus, self.gpus, self.nodes),
             # Gloo takes what NCCL does not, because it lies in host memory: offloaded gradients, objects.
             torch_config=TorchConfig(
-                backend="cpu:gloo,cuda:nccl" if self.gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S
+                backend="cpu:gloo,cuda:nccl" if self.gpus else "gloo",
+                timeout_s=collective_timeout_s(self.spec.sync_backend, self.recipe.sync.timeout_s),
             ),
             run_config=RunConfig(
                 name="learner", storage_path=str(self.storage), failure_config=FailureConfig(max_failures=0)

@@ -181,6 +181,7 @@ class WeightSync:
             self._push(version)
         except SyncFailed as e:
             self._give_up()
+            self._meet(None, None)  # else the other ranks wait in the next push for what rank 0 still gives up in this
             return str(e)
         except Exception:
             self._give_up()
