@@ -114,7 +114,7 @@ def test_a_model_a_recipe_and_the_miniature_are_told_apart(tmp_path):
     assert target("Qwen/Qwen3-8B", []).name == "Qwen-Qwen3-8B"
     assert target("miniature:teacher", []).recipe.prompts.solve == "{problem}"
     recipe = target("paper_opsd_8b", ["student.path=Qwen/Qwen3-4B"]).recipe
-    assert (recipe.student.path, recipe.sampler.replicas) == ("Qwen/Qwen3-4B", 3)
+    assert (recipe.student.path, recipe.sampler.replicas) == ("Qwen/Qwen3-4B", 5)
     with pytest.raises(UserError, match=r"did you mean miniature_opd"):
         target("miniature_opds", [])
     with pytest.raises(UserError, match=r"^there is no model miniature:studnet: it is miniature:student or "):
