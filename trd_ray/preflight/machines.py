@@ -9,6 +9,7 @@ The GPUs of a machine count as alike, since Ray chooses among them by their numb
 that of each.
 """
 
+import importlib
 import os
 import re
 from collections.abc import Mapping
@@ -72,7 +73,7 @@ def visible_gpus(visible: str | None, nvml: Any = None) -> tuple[tuple[str, floa
     """
     if nvml is None:
         try:
-            import pynvml as nvml  # pyright: ignore[reportMissingImports] - of the GPU stack alone
+            nvml = importlib.import_module("pynvml")  # the GPU stack alone has it
         except ImportError:
             return ()
     try:
