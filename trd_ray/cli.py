@@ -287,7 +287,9 @@ def _doctor(options: argparse.Namespace) -> int:
         recipe = config.load(options.recipe, options.overrides)
     from trd_ray.doctor import command as doctor
 
-    return doctor.run(recipe, options.address, name=options.recipe or "", json=options.json)
+    # With overrides it is no longer for the machine that its header names.
+    name = "" if options.overrides else options.recipe or ""
+    return doctor.run(recipe, options.address, name=name, json=options.json)
 
 
 def _init(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ Kubernetes' core/v1. `authOptions` came with KubeRay 1.5.1, which the files ask 
 
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,22 @@ def test_the_image_has_the_lock_a_python_that_the_lock_is_for_and_no_version_of_
     assert re.findall(r"[\w-]+==[\d.]+", DOCKERFILE) == []
     sources = [word for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE) for word in line.split()[:-1]]
     assert [s for s in sources if not s.startswith("--") and not (ROOT / s).exists()] == []
+
+
+def test_the_image_has_every_file_of_which_its_wheel_is_built():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = build["tool"]["hatch"]["build"]["targets"]["wheel"]
+    asked = [
+        *wheel["packages"],
+        *wheel["force-include"],
+        build["project"]["readme"],
+        *build["project"]["license-files"],
+    ]
+    copied = set()
+    for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE):
+        *sources, to = line.split()
+        copied |= {f"{to}{Path(source).name}" if to.endswith("/") else to for source in sources}
+    assert {f"/opt/trd_ray/{name}" for name in asked} <= copied
 
 
 def test_the_driver_that_the_locked_cuda_needs_is_named():

@@ -2,10 +2,14 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,9 +32,28 @@ def of(found: dict, what: str) -> dict:
     return one
 
 
+def room(monkeypatch, gib: float, shared_gib: float | None = None) -> None:
+    """A machine with so much room on its disks, all of it free."""
+
+    def usage(place: object) -> SimpleNamespace:
+        size = int((gib if shared_gib is None or str(place) != "/dev/shm" else shared_gib) * this_machine.GIB)
+        return SimpleNamespace(total=size, used=0, free=size)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+
+
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """A machine whose hub's cache is empty, and which may not ask the hub."""
+    """A machine with room, whose hub's cache is empty, and which may not ask the hub."""
+    room(monkeypatch, 100)
+    monkeypatch.setattr(this_machine, "MIN_MEMORY_GIB", 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for proxy in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(proxy, raising=False)
+        monkeypatch.delenv(proxy.upper(), raising=False)
+    for token in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(token, raising=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.delenv("HF_HUB_CACHE", raising=False)
@@ -44,6 +67,7 @@ def test_this_machine_has_what_the_miniature_recipes_need(offline, capsys):
     code, found = doctor(capsys, "miniature_code_opsd")
     assert (code, found["ok"], found["where"]) == (0, True, "this machine")
     assert time.monotonic() - begin < 30
+    assert of(found, "disk")["found"].startswith("100 of 100 GiB free"), "all of its folders are on one"
     for what in ("Python", "packages", "memory", "disk", "sandbox", "student", "data.path", "evaluation.path"):
         assert of(found, what)["state"] == PASS, of(found, what)
     assert of(found, "student")["found"].endswith("comes with the package")
@@ -61,6 +85,11 @@ def test_a_model_and_data_that_are_not_here_refuse_a_recipe_offline_and_name_the
     said = capsys.readouterr().out
     assert "LACKS" in said and "needed and lacking: GPUs, student, teacher" in said
     assert "none (CUDA_VISIBLE_DEVICES is ''), but the recipe is for 8 GPUs of 80 GB" in said
+
+
+def test_a_recipe_with_overrides_is_no_longer_for_the_gpus_of_its_header(offline, capsys):
+    _, found = doctor(capsys, "paper_opd_1p7b", "learner.workers=1")
+    assert "but the recipe is for" not in of(found, "GPUs")["found"] and not of(found, "GPUs")["needed"]
 
 
 def test_what_is_in_the_hub_s_cache_needs_no_hub(offline, capsys):
@@ -111,6 +140,30 @@ def test_the_locks_are_those_of_the_checkout_and_the_installed_vllm_chooses():
     assert against_lock.against(locks["cpu.lock"])[0].keys() & set(against_lock.NEEDED) == set()
 
 
+def test_the_remedy_is_a_command_that_works_where_the_lock_lies(monkeypatch, tmp_path):
+    assert f"make setup` in {ROOT}," in against_lock.how_to_install("cpu.lock")
+    assert against_lock.how_to_install("gpu.lock").endswith(f"-r {ROOT}/requirements/gpu.lock")
+    monkeypatch.setattr(against_lock, "CHECKOUT", tmp_path / "requirements")
+    monkeypatch.setattr(against_lock, "SHIPPED", tmp_path / "my locks")
+    cpu = "pip install --no-deps --extra-index-url https://download.pytorch.org/whl/cpu -r"
+    assert against_lock.how_to_install("cpu.lock") == f"{cpu} requirements/cpu.lock", "a node has no copy"
+    (tmp_path / "my locks").mkdir()
+    (tmp_path / "my locks" / "cpu.lock").touch()
+    assert against_lock.how_to_install("cpu.lock") == f"{cpu} '{tmp_path}/my locks/cpu.lock'"
+
+
+def test_a_compiler_is_looked_for_as_a_run_looks_for_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "icx")
+    wanted = this_machine.Wanted(locks={}, python=NOWHERE.python)
+    for has_gpus in (False, True):
+        c, cpp = this_machine._compilers(wanted, has_gpus)
+        assert (c["state"], c["needed"], cpp["state"], cpp["needed"]) == (LACKS, has_gpus, LACKS, False)
+        assert c["found"].startswith("CC=icx, which is no program there") and c["remedy"].startswith("install one")
+    _, cpp = this_machine._compilers(replace(wanted, compiles=True), has_gpus=False)
+    assert cpp["needed"] and "learner.compile" in cpp["found"]
+
+
 @pytest.fixture
 def cards(tmp_path, monkeypatch):
     """A machine with two cards, as far as nvidia-smi tells."""
@@ -129,6 +182,13 @@ def test_a_cpu_build_beside_gpus_refuses(cards):
     assert fewer["needed"] and "for 8 GPUs of 80 GB" in fewer["found"]
     assert found["CUDA"]["needed"] and "is the CPU build" in found["CUDA"]["found"]
     assert "gpu.lock" in found["CUDA"]["remedy"]
+
+
+def test_what_nvidia_smi_says_beside_the_cards_is_no_card(cards, monkeypatch):
+    said = "WARNING: infoROM is corrupted at gpu 0000:3B:00.0\nNVIDIA L4, 23034 MiB, 580.65.06\n\nNo devices"
+    monkeypatch.setattr(this_machine, "_output", lambda command: said)
+    assert this_machine.gpus_seen() == ["NVIDIA L4, 23034 MiB, 580.65.06"]
+    assert this_machine._driver("[N/A]", {"cuda": "13.0"})[0]["state"] == PASS
 
 
 def test_a_torch_that_takes_too_long_is_not_known_and_refuses_nothing(cards, monkeypatch):
@@ -164,17 +224,55 @@ def test_a_build_of_torch_runs_on_a_card_of_its_generation_or_from_ptx(kind, bui
     assert this_machine._has_kernels(kind, built) == runs
 
 
-def test_too_little_shared_memory_for_the_object_store_is_said_and_refuses_nothing():
+def test_too_little_shared_memory_for_the_object_store_is_said_and_refuses_nothing(monkeypatch):
+    room(monkeypatch, 100)
     wanted = this_machine.Wanted(locks={}, python=NOWHERE.python, object_store_gib=1e6)
-    [line] = this_machine._shared_memory(wanted)
+    [line] = this_machine._shared_memory(wanted, has_gpus=True)
     assert (line["state"], line["needed"]) == (LACKS, False) and "cluster.object_store_gib" in line["found"]
 
 
-def test_a_disk_that_cannot_be_written_to_refuses(monkeypatch, tmp_path):
+def test_a_container_s_default_of_shared_memory_refuses_gpus_alone(offline, monkeypatch, capsys):
+    room(monkeypatch, 100, shared_gib=1 / 16)
+    code, found = doctor(capsys, "miniature_opsd")
+    assert (code, of(found, "shared memory")["state"]) == (0, LACKS)
+    assert "--shm-size" in of(found, "shared memory")["remedy"]
+    assert this_machine._shared_memory(NOWHERE, has_gpus=True)[0]["needed"]
+
+
+def test_a_local_cluster_s_object_store_is_as_large_as_the_recipe_says_or_as_it_is_at_least():
+    for overrides, gib in (([], 0.5), (["cluster.object_store_gib=3"], 3.0)):
+        recipe = config.load("miniature_opsd", overrides)
+        assert command.wanted_by(recipe, on_cluster=False).object_store_gib == gib
+    assert command.wanted_by(recipe, on_cluster=True).object_store_gib is None, "a cluster has made its own"
+
+
+def test_a_disk_that_cannot_be_written_to_refuses(offline, monkeypatch):
     monkeypatch.setattr(os, "access", lambda place, mode: False)
-    wanted = this_machine.Wanted(locks={}, python=NOWHERE.python, folders=(str(tmp_path / "not" / "yet"),))
+    wanted = this_machine.Wanted(locks={}, python=NOWHERE.python, folders=(str(offline / "not" / "yet"),))
     [line] = this_machine._disks(wanted)
-    assert line["needed"] and str(tmp_path) in line["found"]
+    assert line["needed"] and str(offline) in line["found"]
+
+
+def test_a_folder_that_may_not_be_looked_at_is_told_and_stops_no_question(offline, monkeypatch):
+    def refuse(*asked: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shutil, "disk_usage", refuse)
+    lines = this_machine._disks(replace(NOWHERE, folders=(str(offline / "secret"),)))
+    assert (
+        all(line["needed"] and "cannot be written to (Permission denied)" in line["found"] for line in lines) and lines
+    )
+    monkeypatch.setattr(this_machine, "model_here", refuse)
+    lines = this_machine._models_and_data(replace(NOWHERE, models=(("student", "/root/model", ""),)))
+    assert lines[0]["needed"] and "cannot be read (Permission denied)" in lines[0]["found"]
+
+
+def test_a_node_is_asked_for_its_own_folders_and_for_a_run_directory_that_is_named(offline, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/of/the/driver")
+    recipe, named = config.load("miniature_opsd"), config.load("miniature_opsd", ["run_dir=/shared/run"])
+    folders = [command.wanted_by(r, on_cluster=True).folders for r in (None, recipe, named)]
+    assert folders == [(), (), ("/shared/run",)], "no other place of the driver's need be on a node"
+    assert command.wanted_by(recipe, on_cluster=False).folders == (str(recipe.directory),)
 
 
 def test_it_looks_at_a_machine_on_which_nothing_is_installed(tmp_path):
@@ -182,8 +280,17 @@ def test_it_looks_at_a_machine_on_which_nothing_is_installed(tmp_path):
     blocked.mkdir()
     for package in ("torch", "ray", "vllm", "pydantic", "yaml", "rich", "numpy", "pyarrow", "psutil"):
         (blocked / f"{package}.py").write_text(f"raise ImportError('{package} is blocked')")
+    code = """
+import shutil, sys
+from types import SimpleNamespace
+shutil.disk_usage = lambda place: SimpleNamespace(total=2**37, used=0, free=2**37)
+from trd_ray.cli import main
+from trd_ray.doctor import this_machine
+this_machine.MIN_MEMORY_GIB = 0
+sys.exit(main(["doctor"]))
+"""
     done = subprocess.run(
-        [sys.executable, "-m", "trd_ray.cli", "doctor"],
+        [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": f"{blocked}:{ROOT}", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
@@ -228,11 +335,12 @@ def test_a_node_without_trd_ray_can_be_asked(tmp_path):
     (blocked / "trd_ray.py").write_text("raise ImportError('trd_ray is not here')")
     sent = tmp_path / "sent"
     sends = """
-import sys, trd_ray.doctor
+import sys
 from ray import cloudpickle
 from trd_ray.doctor.command import wanted_by
+from trd_ray.doctor.every_node import send_by_value
 from trd_ray.doctor.this_machine import examine
-cloudpickle.register_pickle_by_value(trd_ray.doctor)
+send_by_value()
 open(sys.argv[1], "wb").write(cloudpickle.dumps((examine, wanted_by(None, on_cluster=True))))
 """
     answers = """

@@ -35,7 +35,7 @@ from trd_ray.doctor.gpu.parts import Part
 names, only, out = sys.argv[1].split(","), [n for n in sys.argv[2].split(",") if n], Path(sys.argv[3])
 trial.PARTS = [Part(n, n, f"doctor.stand_ins:{n}", ("torch",), deadline_s=6.0 if n == "hangs" else 60.0) for n in names]
 trial.BY_NAME = {part.name: part for part in trial.PARTS}
-trial.gpus_seen = lambda: ["Stand-in card, 81920 MiB, 580.1"]
+trial.gpus_seen = lambda: ["Stand-in card, 81920 MiB, 580.1"] * int(sys.argv[4])
 sys.exit(trial.run(only, out))
 """
 
@@ -44,14 +44,14 @@ def environment(*paths: Path) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, [*paths, ROOT, ROOT / "tests"]))}
 
 
-def begin(out: Path, names: str, only: str = "") -> subprocess.Popen:
-    command = [sys.executable, "-c", PROGRAM, names, only, str(out)]
+def begin(out: Path, names: str, only: str = "", cards: int = 1) -> subprocess.Popen:
+    command = [sys.executable, "-c", PROGRAM, names, only, str(out), str(cards)]
     return subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-def ended(out: Path, names: str, only: str = "") -> tuple[int, str, dict[str, dict]]:
+def ended(out: Path, names: str, only: str = "", cards: int = 1) -> tuple[int, str, dict[str, dict]]:
     """Exit code, what was printed, and the outcomes in results.json."""
-    trial = begin(out, names, only)
+    trial = begin(out, names, only, cards)
     said, _ = trial.communicate(timeout=120)
     parts = json.loads((out / "results.json").read_text())["parts"]
     return trial.returncode, said, {part["part"]: part for part in parts}
@@ -95,6 +95,14 @@ def test_a_second_start_keeps_what_passed_and_tries_the_rest_again(tmp_path):
     assert runs.read_text() == "xxx", "what passed on another machine says nothing about this one"
 
 
+def test_a_start_without_gpus_keeps_what_an_earlier_one_measured(tmp_path):
+    measured = ended(tmp_path, "fails,passes")[2]
+    code, said, found = ended(tmp_path, "fails,passes,raises", cards=0)
+    assert found == measured | {"raises": found["raises"]} and found["raises"]["state"] == "skipped"
+    assert (code, "no GPU; the table keeps pass, of an earlier start" in said) == (0, True)
+    assert "0 pass, 0 fail, 3 skipped" in said, "of this start"
+
+
 def test_a_signal_ends_the_part_under_way_and_keeps_what_is_done(tmp_path):
     trial = begin(tmp_path, "passes,hangs")
     until(lambda: (tmp_path / "hangs" / "left").exists())
@@ -115,6 +123,19 @@ def test_make_test_gpu_skips_every_part_without_a_gpu_and_says_why(tmp_path):
     parts = json.loads(done.stdout)["parts"]
     assert [part["part"] for part in parts] == [part.name for part in PARTS]
     assert {(part["state"], part["why"]) for part in parts} == {("skipped", "no GPU")}
+
+
+def test_the_trial_and_its_refusals_need_nothing_but_python(without, tmp_path):
+    env = without("ray", "vllm", "pydantic", "yaml", "rich", "numpy", "pyarrow", "psutil", "transformers")
+    env["CUDA_VISIBLE_DEVICES"] = ""
+    for arguments, code in ((["--json", "--out", str(tmp_path / "out")], 0), (["--only", "hed"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "trd_ray.cli", "doctor", "--gpu", *arguments],
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    assert done.stderr.startswith("trd: --only hed names no part")
+    assert (tmp_path / "out" / "results.md").is_file()
 
 
 def test_a_part_is_skipped_for_want_of_gpus_or_packages_and_each_ends_before_8_minutes():
@@ -288,6 +309,27 @@ def test_a_run_passes_where_engine_and_learner_agree_all_along():
 def test_a_run_in_which_engines_have_other_weights_fails(metrics, why):
     with pytest.raises(PartFailed, match=why):
         short_runs.checked(metrics)
+
+
+def test_a_short_run_can_be_tried_again_in_a_folder_of_any_name(monkeypatch, tmp_path):
+    """Another program stands in for `trd train`: it refuses a run directory that holds a run, as that does."""
+    train = tmp_path / "train"
+    metrics = "".join(json.dumps(step) + "\n" for step in steps(0.004, 0.004))
+    train.write_text(f"""#!{sys.executable}
+import sys, yaml
+from pathlib import Path
+key, _, value = sys.argv[-1].partition("=")
+place = Path(yaml.safe_load(value))
+place.mkdir()
+(place / "metrics.jsonl").write_text({metrics!r})
+""")
+    train.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(train))
+    folder = tmp_path / "trial: 1, #2"
+    folder.mkdir()
+    for _ in range(2):
+        assert short_runs.short_run(folder, "miniature_opsd")["last gap"] == 0.004
+    assert (folder / "run" / "metrics.jsonl").is_file()
 
 
 @pytest.mark.parametrize("has_smollm2", [True, False])

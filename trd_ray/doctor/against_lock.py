@@ -7,13 +7,16 @@
 package.
 """
 
+import os
 import re
+import shlex
 from importlib import metadata
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2] / "requirements"
 SHIPPED = Path(__file__).parent / "locks"  # of an installed package: pyproject.toml puts the locks there
 NAMES = ("gpu.lock", "cpu.lock")
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu"  # PyPI has no build of torch that is for CPUs alone
 
 # Results, or whether anything starts, depend on these; another version of any other package is said and refuses
 # nothing. Other code's own dependencies move all the time.
@@ -38,6 +41,16 @@ def lock_of_this_machine(locks: dict[str, dict[str, str]], has_gpus: bool) -> st
             return lock
     wanted = "gpu.lock" if has_gpus else "cpu.lock"
     return wanted if wanted in locks else ""
+
+
+def how_to_install(name: str) -> str:
+    """The command for the packages of a lock, with the place of the lock, which a node of a cluster may not have."""
+    if name == "cpu.lock" and all(map(os.path.isfile, (CHECKOUT / name, CHECKOUT.parent / "Makefile"))):
+        return f"`make setup` in {CHECKOUT.parent}, which installs requirements/{name}"
+    here = [folder / name for folder in (CHECKOUT, SHIPPED) if os.path.isfile(folder / name)]
+    lock = shlex.quote(str(here[0])) if here else f"requirements/{name}"
+    builds = f" --extra-index-url {CPU_BUILDS}" if name == "cpu.lock" else ""
+    return f"pip install --no-deps{builds} -r {lock}"
 
 
 def version(package: str) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import re
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +18,16 @@ from typing import TYPE_CHECKING
 from trd_ray import made_here
 from trd_ray.doctor import against_lock, findings
 from trd_ray.doctor.findings import Finding
-from trd_ray.doctor.holdings import hub_cache
 from trd_ray.doctor.this_machine import Wanted, examine
 
 if TYPE_CHECKING:
     from trd_ray.config import Recipe
 
+OBJECT_STORE_GIB = 0.5  # what a local cluster's has at least
+
 
 def run(recipe: "Recipe | None", address: str | None, *, name: str = "", json: bool = False) -> int:
-    """Look, print, and return the exit code; `name` is what the recipe was asked for by.
+    """Look, print, and return the exit code; `name` is that of a recipe without overrides.
 
     Raises UserError where no cluster answers at the address.
     """
@@ -69,12 +69,11 @@ def _of_cluster(address: str, wanted: Wanted) -> dict[str, list[Finding]]:
 
 def wanted_by(r: "Recipe | None", *, on_cluster: bool) -> Wanted:
     """What a recipe asks of a machine; without one nothing but to be able to run any."""
-    folders = [str(hub_cache()), tempfile.gettempdir()]
     of_any = Wanted(
         locks=against_lock.locks(),
         python=(sys.version_info[0], sys.version_info[1]),
-        folders=(str(Path("runs").absolute()), *folders),
-        object_store_gib=None if on_cluster else 0.5,
+        folders=() if on_cluster else (str(Path("runs").absolute()),),
+        object_store_gib=None if on_cluster else OBJECT_STORE_GIB,
         a_node=on_cluster,
         made_here=(*made_here.MODELS, *made_here.PROBLEMS),
     )
@@ -88,11 +87,11 @@ def wanted_by(r: "Recipe | None", *, on_cluster: bool) -> Wanted:
         of_any,
         models=tuple(models),
         problems=(("data.path", r.data.path), *evaluated),
-        folders=(str(r.directory), *folders),
+        folders=(str(r.directory),) if r.run_dir or not on_cluster else (),
         sandbox=r.verify.sandbox,
         runs_code=r.verify.task == "code",
         compiles=bool(r.learner.compile),
-        object_store_gib=None if on_cluster else r.cluster.object_store_gib,
+        object_store_gib=None if on_cluster else r.cluster.object_store_gib or OBJECT_STORE_GIB,
     )
 
 

@@ -19,13 +19,9 @@ MOST_APART_S = 1.0
 def examined(wanted: Wanted) -> dict[str, list[Finding]]:
     """Ask all nodes of the cluster to which Ray is connected."""
     import ray
-    from ray import cloudpickle  # type: ignore[reportAttributeAccessIssue]
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    import trd_ray.doctor
-
-    # A node may have another trd_ray, or none: it gets this code itself instead of its name.
-    cloudpickle.register_pickle_by_value(trd_ray.doctor)
+    send_by_value()
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     names = _names(nodes)
     questions, clock = (ray.remote(num_cpus=0, max_retries=0)(function) for function in (examine, _now))
@@ -46,6 +42,17 @@ def examined(wanted: Wanted) -> dict[str, list[Finding]]:
         silent = [Finding("node", LACKS, f"no answer within {NODE_S:.0f} s", "look at its Ray logs", True)]
         found[names[node]] = [*answers.get(node, silent), *clocks.get(node, []), _store(store)]
     return found
+
+
+def send_by_value() -> None:
+    """A node may have another trd_ray, or none: from now on it gets the code of the questions instead of its name."""
+    from ray import cloudpickle  # type: ignore[reportAttributeAccessIssue]
+
+    import trd_ray.doctor
+    from trd_ray.preflight import compilers
+
+    for module in (trd_ray.doctor, compilers):
+        cloudpickle.register_pickle_by_value(module)
 
 
 def _names(nodes: dict[str, dict]) -> dict[str, str]:

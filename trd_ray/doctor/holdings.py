@@ -83,7 +83,7 @@ def reach_hub() -> tuple[bool, str, str]:
     """(whether the hub answers, what is to be said of it, where a token is found, "" for nowhere)."""
     token = next((name for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN") if os.environ.get(name)), "")
     file = Path(os.environ.get("HF_TOKEN_PATH") or hub_cache().parent / "token")
-    token = token or (str(file) if file.is_file() else "")
+    token = token or (str(file) if os.path.isfile(file) else "")  # false of one that may not be read
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         return False, "HF_HUB_OFFLINE is set, so nothing is asked of the hub", token
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"

@@ -13,11 +13,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from trd_ray.doctor.against_lock import NEEDED, against, lock_of_this_machine, version
-from trd_ray.doctor.holdings import model_here, problems_here, reach_hub
+from trd_ray.doctor.against_lock import NEEDED, against, how_to_install, lock_of_this_machine, version
+from trd_ray.doctor.holdings import hub_cache, model_here, problems_here, reach_hub
+from trd_ray.preflight.compilers import no_compiler
 
 GIB = 2**30
 TORCH_S = 25.0  # to import torch from a cold disk
@@ -48,7 +51,7 @@ class Wanted:
     python: tuple[int, int]  # of the driver, which all nodes share
     models: tuple[tuple[str, str, str], ...] = ()  # (role, path, revision)
     problems: tuple[tuple[str, str], ...] = ()  # (key, path)
-    folders: tuple[str, ...] = ()  # that are written to
+    folders: tuple[str, ...] = ()  # that are written to, beside the hub's cache and the temporary folder
     sandbox: str = "auto"
     runs_code: bool = False
     compiles: bool = False
@@ -69,7 +72,7 @@ def examine(wanted: Wanted) -> list[dict]:
     lines += _cards(gpus, wanted.gpus)
     lines += _compilers(wanted, bool(gpus))
     lines += _memory()
-    lines += _shared_memory(wanted)
+    lines += _shared_memory(wanted, bool(gpus))
     lines += _disks(wanted)
     lines += _sandbox(wanted)
     lines += _ports(wanted)
@@ -97,7 +100,7 @@ def _packages(wanted: Wanted, has_gpus: bool) -> list[dict]:
         return [line("packages", "not known", "the locks did not come with this installation", "work from a checkout")]
     lock = wanted.locks[name]
     differ, missing = against(lock)
-    remedy = f"pip install --no-deps -r requirements/{name}"
+    remedy = how_to_install(name)
     if not differ and not missing:
         return [line("packages", "pass", f"all {len(lock)} as in {name}")]
     lines = []
@@ -117,7 +120,8 @@ def _packages(wanted: Wanted, has_gpus: bool) -> list[dict]:
 def gpus_seen() -> list[str]:
     """ "name, memory, driver" of each GPU that a program started here may use, as NVIDIA's driver tells."""
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    found = _output(query).splitlines() if shutil.which("nvidia-smi") else []
+    said = _output(query).splitlines() if shutil.which("nvidia-smi") else []
+    found = [card for card in said if card.count(", ") == 2]  # a warning can stand between them
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is None:
         return found
@@ -178,14 +182,14 @@ def _driver(driver: str, facts: dict | None) -> list[dict]:
     if not facts or not facts["cuda"]:
         return [line("driver", "pass", driver)]
     oldest = DRIVERS.get(int(facts["cuda"].partition(".")[0]), max(DRIVERS.values()))
-    if int(driver.partition(".")[0]) < oldest:
+    if (branch := driver.partition(".")[0]).isdecimal() and int(branch) < oldest:
         found = f"{driver}, but torch's CUDA {facts['cuda']} needs {oldest}"
         return [line("driver", "lacks", found, f"install NVIDIA's driver {oldest} or newer", True)]
     return [line("driver", "pass", f"{driver} (CUDA {facts['cuda']} needs {oldest})")]
 
 
 def _cuda(count: int, facts: dict | None) -> list[dict]:
-    locked = "pip install --no-deps -r requirements/gpu.lock"
+    locked = how_to_install("gpu.lock")
     if not facts:
         return [line("CUDA", "lacks", "torch is not installed, or does not start", locked, True)]
     if not facts["cuda"]:
@@ -213,26 +217,30 @@ def _has_kernels(kind: str, built: list[str]) -> bool:
 def _nccl(facts: dict | None) -> list[dict]:
     if facts and facts["nccl"]:
         return [line("NCCL", "pass", facts["nccl"])]
-    return [line("NCCL", "lacks", "torch has none", "pip install --no-deps -r requirements/gpu.lock", True)]
+    return [line("NCCL", "lacks", "torch has none", how_to_install("gpu.lock"), True)]
 
 
 # Machine
 
 
 def _compilers(wanted: Wanted, has_gpus: bool) -> list[dict]:
-    lines = []
-    for language, tools, why in (
-        ("C", ("gcc", "cc", "clang"), "Triton and vLLM compile with it on every GPU machine"),
-        ("C++", ("g++", "clang++"), "torch.compile needs it"),
-    ):
-        what = f"{language} compiler"
-        if tool := next((tool for tool in tools if shutil.which(tool)), None):
-            lines.append(line(what, "pass", (_output([tool, "--version"]).splitlines() or [tool])[0]))
-        else:
-            needed = has_gpus or (language == "C++" and wanted.compiles)
-            package = {"C": "gcc", "C++": "g++"}[language]
-            lines.append(line(what, "lacks", f"none; {why}", f"sudo apt install {package}", needed))
-    return lines
+    """C by the question that a run asks before it starts; C++ is for learner.compile alone."""
+    named = os.environ.get("CC")
+    c = next(filter(shutil.which, [named] if named else ["gcc", "clang"]), "")
+    cpp = next(filter(shutil.which, ("g++", "clang++")), "")
+    lacking, _, remedy = no_compiler().removeprefix("has ").partition(": ")
+    if lacking:
+        lines = [line("C compiler", "lacks", lacking, remedy, has_gpus)]
+    else:
+        lines = [line("C compiler", "pass", _of_tool(c))]
+    if cpp:
+        return [*lines, line("C++ compiler", "pass", _of_tool(cpp))]
+    why = "none; learner.compile=true needs it"
+    return [*lines, line("C++ compiler", "lacks", why, "sudo apt install g++", wanted.compiles)]
+
+
+def _of_tool(tool: str) -> str:
+    return next(iter(_output([tool, "--version"]).splitlines()), tool)
 
 
 def _memory() -> list[dict]:
@@ -258,7 +266,8 @@ def _container_limit_gib() -> float | None:
     return None
 
 
-def _shared_memory(wanted: Wanted) -> list[dict]:
+def _shared_memory(wanted: Wanted, has_gpus: bool) -> list[dict]:
+    """With the 64 MiB of a container of Docker's, Ray's object store is on the disk; NCCL does not start."""
     try:
         room = shutil.disk_usage("/dev/shm")
     except OSError:
@@ -267,7 +276,8 @@ def _shared_memory(wanted: Wanted) -> list[dict]:
     needs = wanted.object_store_gib or 0.0
     remedy = "docker run --shm-size=16g, or a Kubernetes emptyDir {medium: Memory} on /dev/shm"
     if room.total < 128 * 2**20:
-        return [line("shared memory", "lacks", f"{said}: too little for NCCL and Ray's object store", remedy, True)]
+        found = f"{said}: too little for NCCL and Ray's object store"
+        return [line("shared memory", "lacks", found, remedy, has_gpus)]
     if room.free / GIB < needs:
         found = f"{said}, but Ray's object store is to have {needs:g} (cluster.object_store_gib): it would use the disk"
         return [line("shared memory", "lacks", found, remedy)]
@@ -276,18 +286,29 @@ def _shared_memory(wanted: Wanted) -> list[dict]:
 
 
 def _disks(wanted: Wanted) -> list[dict]:
+    """The folders that are named, and those that any run writes to on the machine that it runs on."""
     lines = []
     seen = set()
-    for folder in wanted.folders:
-        place = next(p for p in (Path(folder), *Path(folder).parents) if p.exists())
-        device = place.stat().st_dev
+    remedy = "give write permission there"
+    try:
+        temporary = [tempfile.gettempdir()]
+    except OSError as e:
+        temporary = []
+        lines.append(line("disk", "lacks", f"there is no temporary folder ({e.strerror})", "set TMPDIR to one", True))
+    for folder in (*wanted.folders, str(hub_cache()), *temporary):
+        # os.path.exists is false of what may not be looked at; its parent is then what cannot be written to.
+        place = next(p for p in (Path(folder), *Path(folder).parents) if os.path.exists(p))
+        try:
+            device, room = place.stat().st_dev, shutil.disk_usage(place)
+        except OSError as e:
+            lines.append(line("disk", "lacks", f"{place} cannot be written to ({e.strerror})", remedy, True))
+            continue
         if device in seen:
             continue
         seen.add(device)
-        room = shutil.disk_usage(place)
         said = f"{room.free / GIB:.0f} of {room.total / GIB:.0f} GiB free for {folder}"
         if not os.access(place, os.W_OK):
-            lines.append(line("disk", "lacks", f"{place} cannot be written to", "give write permission there", True))
+            lines.append(line("disk", "lacks", f"{place} cannot be written to", remedy, True))
         elif room.free / GIB < MIN_FREE_GIB:
             lines.append(line("disk", "lacks", said, "make room there", room.free < GIB))
         else:
@@ -333,10 +354,18 @@ def _free(port: int) -> bool:
     return True
 
 
+def _looked(look: Callable[..., tuple[bool, str]], *asked: object) -> tuple[bool, str]:
+    try:
+        return look(*asked)
+    except OSError as e:
+        return False, f"cannot be read ({e.strerror})"
+
+
 def _models_and_data(wanted: Wanted) -> list[dict]:
     """The hub, its token, and what a recipe names; the hub is needed where something that is named is not here."""
-    models = [(role, path, *model_here(path, revision, wanted.made_here)) for role, path, revision in wanted.models]
-    data = [(key, path, *problems_here(path, wanted.made_here)) for key, path in wanted.problems]
+    made = wanted.made_here
+    models = [(role, path, *_looked(model_here, path, revision, made)) for role, path, revision in wanted.models]
+    data = [(key, path, *_looked(problems_here, path, made)) for key, path in wanted.problems]
     absent = [path for _, path, here, _ in (*models, *data) if not here]
     answers, said, token = reach_hub()
     lines = []

@@ -3,14 +3,18 @@
 Triton compiles a small C extension in every process that starts a kernel. Those are the engines, and the learner ranks
 whose loss is compiled, as it is on a GPU unless learner.compile=false. Triton takes $CC, gcc or clang, and Python's own
 header (triton/runtime/build.py). Without them an engine dies minutes after its start.
+
+`trd doctor` asks too, also where nothing is installed, so nothing is imported here.
 """
 
 import os
 import shutil
 import sysconfig
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from trd_ray.config import Recipe
+if TYPE_CHECKING:
+    from trd_ray.config import Recipe
 
 
 def no_compiler() -> str:
@@ -26,5 +30,5 @@ def no_compiler() -> str:
     return ""
 
 
-def compiles_kernels(recipe: Recipe, engines_on_gpu: bool, learner_on_gpu: bool) -> bool:
+def compiles_kernels(recipe: "Recipe", engines_on_gpu: bool, learner_on_gpu: bool) -> bool:
     return engines_on_gpu or (learner_on_gpu and recipe.learner.compile is not False)

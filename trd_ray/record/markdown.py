@@ -4,11 +4,6 @@ import io
 import re
 import unicodedata
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 WIDTH = 118  # columns for two texts side by side
 MAX_CHARS = 2400  # a longer text loses its middle
 
@@ -40,6 +35,12 @@ def side_by_side(left: str, right: str, titles: tuple[str, str], above: str) -> 
 
     The columns have a fixed width, so the block reads the same in a terminal and on a page.
     """
+    # These are imported here, since the rest of the module serves where nothing is installed, as `trd doctor` does.
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
     columns = Table(box=box.SQUARE, show_lines=False, width=WIDTH)
     for title in titles:
         columns.add_column(Text(title), ratio=1, overflow="fold")

@@ -11,6 +11,7 @@ their models are at hand.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,7 +118,9 @@ def of_a_real_model(folder: Path, recipe: str, *overrides: str) -> Figures:
 def short_run(folder: Path, recipe: str, *overrides: str, run_s: float = RUN_S) -> Figures:
     """Train, and check what the run recorded. Raises PartFailed with the run's last sentence."""
     place = folder / "run"
-    command = [sys.executable, "-m", "trd_ray.cli", "train", recipe, *overrides, f"run_dir={place}"]
+    shutil.rmtree(place, ignore_errors=True)  # of an earlier start, which would refuse this one
+    run_dir = f"run_dir={json.dumps(str(place))}"  # a JSON string is one of YAML's
+    command = [sys.executable, "-m", "trd_ray.cli", "train", recipe, *overrides, run_dir]
     print(" ".join(command), flush=True)
     environment = os.environ | {"TORCH_NCCL_DUMP_ON_TIMEOUT": "1", "PYTHONUNBUFFERED": "1"}
     environment.pop("RAY_ADDRESS", None)  # what is tried is this machine

@@ -46,13 +46,20 @@ def run(only: list[str], out: Path, *, as_json: bool = False) -> int:
     cards = gpus_seen()
     machine = "; ".join([*(f"{cards.count(card)} x {card}" for card in dict.fromkeys(cards)), *_software()])
     earlier = read(out)
+    written = dict(earlier)
     found: dict[str, PartOutcome] = {}
 
     def tell(outcome: PartOutcome) -> None:
+        """Show an outcome, and write it down; a part that could not be tried keeps what it measured earlier."""
         found[outcome.part] = outcome
-        write(out, earlier | found)
+        measured = earlier.get(outcome.part)
+        keeps = outcome.state == SKIPPED and measured is not None and measured.state != SKIPPED
+        if not keeps:
+            written[outcome.part] = outcome
+        write(out, written)
         if not as_json:
-            print(_line(outcome), flush=True)
+            kept = f"; the table keeps {measured.state}, of an earlier start" if measured and keeps else ""
+            print(_line(outcome) + kept, flush=True)
 
     out.mkdir(parents=True, exist_ok=True)
     with _stopping(out):
