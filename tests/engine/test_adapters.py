@@ -11,12 +11,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from serving import Served, greedy_requests, logprobs, prompts, until
-from stands import ANSWER, ASK, Stands, run, without_ray
+from stands import ANSWER, ASK, Stand, Stands, run, without_ray
 from trd_ray import config
 from trd_ray.distill.learner import Learner
 from trd_ray.engine.actor import Request
 from trd_ray.engine.adapters import AdapterSender
 from trd_ray.engine.fleet import State
+from trd_ray.engine.loaded import LoadedAdapters
 from trd_ray.engine.sync import WeightSync
 from trd_ray.engine.update import EngineFailed
 
@@ -148,6 +149,68 @@ def test_an_engine_that_dies_in_an_update_starts_again_alone_and_waits_for_the_n
         assert (await s.pool.status())["needs_weights"]
         await update(s, 2)
         assert s.states() == [State.SERVING] * 2 and not (await s.pool.status())["needs_weights"]
+
+    run(story())
+
+
+class Adapters:
+    """What a stand-in holds of adapters: two at most, as an engine at staleness 1."""
+
+    def __init__(self, stand: Stand):
+        self.numbers: set[int] = set()
+        self.loaded = LoadedAdapters(2, self.add, self.remove)
+        self.answer, stand.call = stand.call, self.call  # type: ignore[method-assign]
+
+    async def add(self, adapter: Any) -> None:
+        self.numbers.add(adapter.lora_int_id)
+
+    async def remove(self, number: int) -> None:
+        self.numbers.discard(number)
+
+    async def call(self, method: str, arguments: tuple) -> Any:
+        answer = await self.answer(method, arguments)
+        if method == "load_adapter":
+            await self.loaded.load(*arguments[0])
+        elif method == "serve_adapter":
+            await self.loaded.serve(*arguments)
+        elif method == "give_up_adapter":
+            await self.loaded.give_up()
+        return answer
+
+
+@pytest.mark.parametrize("dies_in", ["serve_adapter", None], ids=["while it is served", "afterwards"])
+def test_an_adapter_that_is_sent_again_after_a_death_waits_for_no_request_of_the_engine_that_lives(stands, dies_in):
+    async def story() -> None:
+        s, adapters = stands, []
+        s.prepare = lambda stand: adapters.append(Adapters(stand))
+
+        async def send(version: int) -> None:
+            await s.pool.load_adapter([{"weights": b"%d" % version}])
+            await s.pool.serve_adapter(version)
+
+        await s.pool.start()
+        lives, dies = adapters[0], s.started[1]
+        await send(1)
+        with lives.loaded.using():  # a long request on version 1
+            if dies_in:
+                dies.hold(dies_in)
+                begun = asyncio.create_task(send(2))
+                await s.until(lambda: lives.loaded.served.version == 2)
+                dies.killed.set()
+                with pytest.raises(EngineFailed, match=f"p-1, {dies_in}"):
+                    await begun
+                await s.pool.abort_weight_update()
+            else:
+                await send(2)
+                await s.fleet.restart(s.fleet.lives[1])
+            await s.until(lambda: s.states() == [State.SERVING, State.STALE])
+            with lives.loaded.using():  # and one on version 2: both places are taken
+                await send(2)
+                assert s.states() == [State.SERVING] * 2 and s.fleet.version == 2
+                assert [one.numbers for one in adapters[::2]] == [{1, 2}, {1}]
+        await s.until(lambda: len(lives.numbers) == 1)
+        await send(3)
+        assert lives.loaded.served.version == 3 and len(lives.numbers) == 1
 
     run(story())
 

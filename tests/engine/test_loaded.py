@@ -8,7 +8,9 @@ import pytest
 from stands import run
 from trd_ray.engine.loaded import LoadedAdapters, slots
 
-FILES = {"adapter_model.safetensors": b"weights"}
+
+def files(version: int) -> dict[str, bytes]:
+    return {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights %d" % version}
 
 
 class Held:
@@ -24,7 +26,7 @@ class Held:
         if self.refusal:
             raise self.refusal
         folder = Path(adapter.lora_path)
-        assert (folder / "adapter_model.safetensors").read_bytes() == b"weights"
+        assert (folder / "adapter_model.safetensors").read_bytes().startswith(b"weights")
         self.folders.append(folder)
         self.numbers.add(adapter.lora_int_id)
 
@@ -32,7 +34,7 @@ class Held:
         self.numbers.discard(number)
 
     async def update(self, version: int) -> None:
-        await self.adapters.load(FILES)
+        await self.adapters.load(files(version))
         await self.adapters.serve(version)
 
     @property
@@ -74,12 +76,12 @@ def test_what_could_not_be_loaded_leaves_the_served_one_and_the_next_one_comes()
         await held.update(1)
         held.refusal = ValueError("rank 16 is greater than 8")
         with pytest.raises(ValueError, match="rank 16"):
-            await held.adapters.load(FILES)
+            await held.adapters.load(files(2))
         with pytest.raises(RuntimeError, match="no adapter was loaded that version 2"):
             await held.adapters.serve(2)
         assert held.version == 1 and held.numbers == {1} and len(held.adapters.held) == 1
         held.refusal = None
-        await held.adapters.load(FILES)
+        await held.adapters.load(files(2))
         await held.adapters.give_up()
         assert held.version == 1 and held.numbers == {1}
         await held.update(2)
@@ -95,12 +97,12 @@ def test_one_too_many_waits_for_the_oldest_one_s_last_request_or_is_given_up():
         with held.adapters.using():
             await held.update(2)
             with held.adapters.using():
-                given_up = asyncio.create_task(held.adapters.load(FILES))
+                given_up = asyncio.create_task(held.adapters.load(files(3)))
                 await asyncio.sleep(0.01)
                 await held.adapters.give_up()
                 with pytest.raises(RuntimeError, match="given up while it was loaded"):
                     await given_up
-                waits = asyncio.create_task(held.adapters.load(FILES))
+                waits = asyncio.create_task(held.adapters.load(files(3)))
                 await asyncio.sleep(0.01)
                 assert not waits.done() and held.numbers == {1, 2}
             await asyncio.sleep(0.01)
@@ -108,6 +110,40 @@ def test_one_too_many_waits_for_the_oldest_one_s_last_request_or_is_given_up():
         await waits
         await held.adapters.serve(3)
         assert held.version == 3 and len(held.numbers) == 1
+
+    run(story())
+
+
+def test_the_served_adapter_that_comes_again_takes_no_place_and_waits_for_no_request():
+    async def story() -> None:
+        held = Held()
+        await held.update(1)
+        with held.adapters.using() as first:
+            await held.update(2)
+            with held.adapters.using():
+                await held.update(2)  # every place is taken
+            with held.adapters.using() as second:
+                assert second is not first and held.version == 2
+            assert held.numbers == {1, 2} and held.on_disk() == [True, True]
+            await held.adapters.load(files(2))
+            await held.adapters.give_up()
+            assert held.version == 2 and held.numbers == {1, 2} and held.on_disk() == [True, True]
+            with pytest.raises(RuntimeError, match="no adapter was loaded that version 3"):
+                await held.adapters.serve(3)
+        await until(lambda: len(held.numbers) == 1)
+        await held.update(3)
+        assert held.version == 3 and len(held.numbers) == 1 and held.on_disk() == [False, False, True]
+
+    run(story())
+
+
+def test_another_run_s_adapter_of_the_same_version_replaces_the_served_one():
+    async def story() -> None:
+        held = Held()
+        await held.update(1)
+        await held.adapters.load(files(1) | {"adapter_model.safetensors": b"weights of another run"})
+        await held.adapters.serve(1)
+        assert held.version == 1 and len(held.numbers) == 1 and held.on_disk() == [False, True]
 
     run(story())
 

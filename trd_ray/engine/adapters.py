@@ -9,6 +9,7 @@ What each side does where one fails:
 - The learner's ranks gather together to the end. Rank 0 alone talks to the pools, and all learn how that went.
 - An engine that could not load it goes on with the old adapter, and so do all others: the update is given up.
 - An engine that dies is restarted and holds the base model alone. The learner is told, and sends the adapter again.
+  The engines that serve it by then keep it, and hold no second copy (loaded.py).
 - Between the first engine that serves the new version and the last, the pool's version is the old one. A request may
   then be answered by a newer version than it asked for, and its generation says so.
 

@@ -11,6 +11,8 @@ vLLM takes an adapter with each request, so that nothing pauses for a new one:
 - An adapter that a request uses keeps its files, since vLLM may read them again.
 - At most `at_once` adapters are held. A load of one more waits until a request that uses the oldest one ends, and
   the learner's sync.timeout_s ends that wait.
+- The served adapter may come again: after the death of another engine the learner sends it to all. Then nothing is
+  loaded and nothing is waited for. It is known by its files, since the versions of another run may begin anew.
 
 At shutdown `cleanup` removes the files. When the actor is killed they stay in its node's temporary folder.
 """
@@ -53,7 +55,7 @@ class LoadedAdapters:
 
     def __post_init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="trd_ray-adapters-")
-        self._coming: Adapter | None = None  # loaded or being loaded, and not served yet
+        self._coming: Adapter | None = None  # loaded or being loaded, or the served one that came again
         self._numbers = 0
         self._changed = asyncio.Condition()
         self._removals: set[asyncio.Task] = set()
@@ -76,10 +78,17 @@ class LoadedAdapters:
                 task.add_done_callback(self._removals.discard)
 
     async def load(self, files: dict[str, bytes]) -> None:
-        """Hold another adapter, which nobody uses before `serve`. What vLLM says against it is raised."""
+        """Hold another adapter, which nobody uses before `serve`. What vLLM says against it is raised.
+
+        The files of the served adapter take no place: `serve` goes on with it.
+        """
         await self.give_up()
         self._numbers += 1
         adapter = self._coming = Adapter(self._numbers, Path(self._folder.name) / str(self._numbers))
+        again = self.served and await asyncio.to_thread(_read, self.served.folder) == files
+        if again and self._coming is adapter:
+            self._coming = self.served
+            return
         async with self._changed:
             await self._changed.wait_for(lambda: self._coming is not adapter or len(self.held) < self.at_once)
         if self._coming is adapter:
@@ -103,13 +112,13 @@ class LoadedAdapters:
             raise RuntimeError(f"no adapter was loaded that version {version} could be served with")
         before, self.served, self._coming = self.served, self._coming, None
         self.served.version = version
-        if before and not before.requests:
+        if before and before is not self.served and not before.requests:
             await self._drop(before)
 
     async def give_up(self) -> None:
         """Forget an adapter that is loaded, or being loaded, and not served."""
         adapter, self._coming = self._coming, None
-        if adapter and adapter.ready:
+        if adapter and adapter is not self.served and adapter.ready:
             await self._drop(adapter)
         async with self._changed:
             self._changed.notify_all()
@@ -124,6 +133,10 @@ class LoadedAdapters:
 
     def cleanup(self) -> None:
         self._folder.cleanup()
+
+
+def _read(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
