@@ -210,6 +210,26 @@ def test_an_engine_that_fails_in_the_handshake_ends_it_at_once():
     assert time.monotonic() - begin < 5
 
 
+def test_a_communicator_that_is_made_in_a_handshake_that_has_failed_is_destroyed(monkeypatch):
+    communicator = Communicator()
+    given_up = threading.Event()
+
+    def make(group: Any, device: int) -> Communicator:
+        assert given_up.wait(5)
+        return communicator
+
+    def join(info: dict) -> None:
+        StatelessProcessGroup.create("127.0.0.1", info["master_port"], 1, 2, store_timeout=10)
+        raise RuntimeError("engine sampler-0 died")
+
+    monkeypatch.setattr("vllm.distributed.device_communicators.pynccl.PyNcclCommunicator", make)
+    with pytest.raises(RuntimeError, match="engine sampler-0 died"):
+        NCCLSender.trainer_init(nccl_info(), client=Workers(join), source=Shapes())  # type: ignore[arg-type]
+    assert not communicator.destroyed
+    given_up.set()
+    assert communicator.ended.wait(5)
+
+
 def test_a_handshake_that_nobody_ends_has_a_deadline(monkeypatch):
     monkeypatch.setattr(transfers, "LAST_WORDS_S", 0.05)
     with pytest.raises(TimeoutError, match=r"\(sync.timeout_s\) for the engines to join the weight transfer"):

@@ -104,6 +104,47 @@ def test_another_run_finds_the_gate_open_that_a_drain_of_the_run_before_shut(sta
     run(story())
 
 
+def test_a_drain_does_not_wait_for_what_a_dead_engine_holds(stands):
+    async def story() -> None:
+        s = stands(1)
+        await s.pool.start()
+        s.started[0].hold("generate")
+        flying = asyncio.create_task(s.client.generate(ASK))
+        await s.until(lambda: s.fleet.lives[0].outstanding == 1)
+        s.started[0].failing["check_health"] = ActorDiedError()
+        await asyncio.wait_for(s.pool.drain(), 1)
+        await s.until(lambda: s.states() == [State.SERVING])
+        await s.update(1)
+        assert await flying == ANSWER and s.pool.restarts == 1
+
+    run(story())
+
+
+@pytest.mark.parametrize("freed", [True, False])
+def test_a_drain_after_a_handshake_that_the_learner_gave_up_does_not_wait_for_an_engine_that_hangs_in_it(stands, freed):
+    async def story() -> None:
+        s = stands(2)
+        await s.pool.start()
+        let_go = s.started[1].hold("init_weight_transfer_engine")
+        for method in ["generate", "check_health"]:
+            s.started[1].held[method] = let_go  # it hears nothing meanwhile
+        joining = asyncio.create_task(s.pool.init_weight_transfer_engine(s.fleet.generation, {"rank_offset": 1}))
+        flying = [asyncio.create_task(s.client.generate(ASK)) for _ in range(2)]
+        await s.until(lambda: s.fleet.lives[1].outstanding == 1 and flying[0].done() != flying[1].done())
+        await s.pool.abort_weight_update()
+        if freed:
+            let_go.set()
+        await asyncio.wait_for(s.pool.drain(), 2)
+        assert s.started[1].killed.is_set() is not freed and s.pool.restarts == (0 if freed else 1)
+        outcome = (await asyncio.gather(joining, return_exceptions=True))[0]
+        assert outcome is None if freed else isinstance(outcome, EngineFailed)
+        await s.until(lambda: s.states() == [State.SERVING] * 2)
+        await s.update(1)
+        assert await asyncio.gather(*flying) == [ANSWER] * 2
+
+    run(story())
+
+
 # The first that fails
 
 

@@ -33,7 +33,6 @@ What a caller may wait for, and who ends the wait:
 At shutdown every wait ends with PoolFailed, then every engine process is stopped, then the actors (fleet.py).
 """
 
-import contextlib
 import heapq
 from typing import Any
 
@@ -46,7 +45,7 @@ from trd_ray.engine.deaths import HEALTH_TIMEOUT_S
 from trd_ray.engine.fleet import UP, Fleet, Life, State
 from trd_ray.engine.fleet import PoolFailed as PoolFailed
 from trd_ray.engine.leases import Admission, Lease, Leases, Who
-from trd_ray.engine.update import EngineFailed, WeightUpdate, call_each, given_up
+from trd_ray.engine.update import Calls, EngineFailed, WeightUpdate, call_each, come_out, find_dead, given_up
 
 ENGINE_CALLS = 100_000  # that may be under way in one engine, so that a pause never queues behind requests
 
@@ -65,6 +64,7 @@ class Pool:
         self.fleet = Fleet(spec, lambda engine: self._actor(engine))
         self.update: WeightUpdate | None = None  # under way
         self.draining = False  # an update is about to begin
+        self.joining: Calls = []  # of the handshake that comes before an update, until that is given up
         self.coming: AdapterUpdate | None = None  # the same as `update` of an adapter, for which the gate stays open
         self.run = 0  # counts the runs that the pool has served before this one
         self.leases = Leases(spec.request_timeout_s)
@@ -193,9 +193,7 @@ class Pool:
         The transfer group must be made anew when the generation changes. Engines that start meanwhile get their weights
         later (`needs_weights`).
         """
-        with contextlib.suppress(EngineFailed):
-            up = [(life, life.handle) for life in self.fleet.those(*UP)]
-            await call_each(self.fleet, up, "check_health", timeout_s=HEALTH_TIMEOUT_S)
+        await find_dead(self.fleet)
         await self.fleet.wait_at_most(
             self.spec.start_timeout_s + HEALTH_TIMEOUT_S,
             f"an engine to be up ({self.spec.name}.start_timeout_s)",
@@ -211,23 +209,27 @@ class Pool:
         infos = [
             init_info if offset is None else init_info | {"rank_offset": offset + i * width} for i in range(len(up))
         ]
+        self.joining = []
         await call_each(
             self.fleet,
             [(life, life.handle) for life in up],
             "init_weight_transfer_engine",
             arguments=[(info,) for info in infos],
             together=True,
+            keep=self.joining,
         )
 
     async def drain(self) -> None:
         """Shut the gate and wait for what is in flight, if that is to finish before new weights come (`drain`).
 
         The gate opens when the update that follows ends or is given up, or if this wait takes too long. A run waits
-        here, for as long as a request may take, and only then asks the learner to send: its patience is shorter.
+        here, for as long as a request may take, and only then asks the learner to send: its patience is shorter. A dead
+        engine is looked for first, since it answers nothing that it holds.
         """
         if self.spec.in_flight != "drain":
             return
         self.draining = True
+        await find_dead(self.fleet)
         try:
             await self.fleet.wait_at_most(
                 self.spec.request_timeout_s + HEALTH_TIMEOUT_S,
@@ -274,7 +276,12 @@ class Pool:
         await self.fleet.notify()
 
     async def abort_weight_update(self) -> None:
-        """Give up the update under way, if any: its engines go on with the old weights, or restart without them."""
+        """Give up the update under way, if any: its engines go on with the old weights, or restart without them.
+
+        Those that are still in the handshake before it come out of that, or restart.
+        """
+        come_out(self.fleet, self.joining)
+        self.joining = []
         update = self.update or self.coming
         self.update, self.coming, self.draining = None, None, False
         if update:

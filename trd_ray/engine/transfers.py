@@ -13,7 +13,7 @@ sender's wait (`joined`), and nothing waits longer than the client's `timeout_s`
 raises too. An NCCL broadcast waits for ever: sync.py aborts its group when an engine has failed.
 
 At shutdown each side drops its process group. What a handshake that failed leaves behind is a thread of the sender,
-which ends with the store that it waits at.
+which ends with the store that it waits at. An NCCL communicator that it still makes is destroyed.
 """
 
 import math
@@ -244,7 +244,17 @@ def _nccl_group(i: Any, client: Any) -> Any:
             return PyNcclCommunicator(group, device=device)
 
     workers = in_thread(lambda: client.init_weight_transfer_engine(worker_init_payload(worker_info)))
-    return joined(workers, in_thread(endpoint), client.timeout_s)
+    made = in_thread(endpoint)
+    try:
+        return joined(workers, made, client.timeout_s)
+    except Exception:
+        made.add_done_callback(_destroy)  # it may be made in a moment still, and would keep its GPU memory for ever
+        raise
+
+
+def _destroy(made: Future) -> None:
+    if made.exception() is None:
+        made.result().destroy()
 
 
 def in_thread(call: Callable[[], Any]) -> Future:

@@ -12,6 +12,7 @@ the middle waits for the next update.
 
 Where the engines wait for each other (`receive`, and the handshake before an update), the first that fails is told
 without the others, which may never return. Those that have not come out of the call COME_OUT_S later are restarted.
+The same holds for those that are still in the handshake when the learner gives it up.
 
 Who waits for what: `prepare` waits for the leases of its engines, each of which ends by `request_timeout_s` or soon
 after (leases.py). A run has waited for them before (`Pool.drain`), so that this is no part of the learner's patience.
@@ -39,6 +40,7 @@ LAST_WORDS_S = 2.0  # after a first failure, which may be that of an engine whos
 COME_OUT_S = 10.0
 
 Engines = Sequence[tuple[Life, ActorHandle]]  # lives with the handle that each had when it was chosen
+Calls = list[tuple[tuple[Life, ActorHandle], asyncio.Task]]  # of one method, on each of several engines
 
 
 class EngineFailed(RuntimeError):
@@ -123,16 +125,20 @@ async def call_each(
     arguments: list[tuple] | None = None,
     timeout_s: float | None = None,
     together: bool = False,
+    keep: Calls | None = None,
 ) -> None:
     """Call every engine; one that is found dead is restarted, and the caller told, who may try again.
 
     Without `timeout_s` the wait ends with the engines, or when the learner gives up (sync.timeout_s). In a call that
-    they make `together` each may wait for the others, so the first failure ends it for all.
+    they make `together` each may wait for the others, so the first failure ends it for all. `keep` is given the calls,
+    for whoever gives them up (`come_out`).
     """
     calls = [
         asyncio.create_task(asyncio.wait_for(result(getattr(handle, method).remote(*a)), timeout_s))
         for (_, handle), a in zip(engines, arguments or [()] * len(engines), strict=True)
     ]
+    if keep is not None:
+        keep.extend(zip(engines, calls, strict=True))
     inside: set[asyncio.Task] = set()
     if calls:
         _, inside = await asyncio.wait(calls, return_when=FIRST_EXCEPTION if together else ALL_COMPLETED)
@@ -146,19 +152,30 @@ async def call_each(
             pass  # it might not answer before the others let it go; the end of the update or the next check finds it
         elif isinstance(outcome, DEATHS):
             await fleet.on_death(life, handle, reason(outcome), passing=isinstance(outcome, PASSING))
-    if inside:
-        left = [(one, call) for one, call in zip(engines, calls, strict=True) if call in inside]
-        fleet.watch(_come_out(fleet, left))
+    come_out(fleet, [(one, call) for one, call in zip(engines, calls, strict=True) if call in inside])
     deaths_first = sorted(zip(engines, outcomes, strict=True), key=lambda one: not isinstance(one[1], DEATHS))
     for (life, _), outcome in deaths_first:
         if outcome is not None:
             raise EngineFailed(f"engine {life.spec.name}, {method}: {reason(outcome)}") from None
 
 
-async def _come_out(fleet: Fleet, left: Sequence[tuple[tuple[Life, ActorHandle], asyncio.Task]]) -> None:
-    """Restart the engines that are still in a call which has failed: they hear nothing, and answer no request."""
-    await asyncio.wait([call for _, call in left], timeout=COME_OUT_S)
-    for (life, handle), call in left:
+async def find_dead(fleet: Fleet) -> None:
+    """Ask every engine that is up whether it lives; one that is found dead is restarted."""
+    with contextlib.suppress(EngineFailed):
+        up = [(life, life.handle) for life in fleet.those(*UP)]
+        await call_each(fleet, up, "check_health", timeout_s=HEALTH_TIMEOUT_S)
+
+
+def come_out(fleet: Fleet, calls: Calls) -> None:
+    """Nobody waits for these calls any longer: the engines get COME_OUT_S to come out of them."""
+    if calls:
+        fleet.watch(_come_out(fleet, calls))
+
+
+async def _come_out(fleet: Fleet, calls: Calls) -> None:
+    """Restart the engines that are still in a call that is over: they hear nothing, and answer no request."""
+    await asyncio.wait([call for _, call in calls], timeout=COME_OUT_S)
+    for (life, handle), call in calls:
         if call.done():
             call.exception()  # taken note of, else asyncio would complain
         elif life.handle is handle and not fleet.failure:
