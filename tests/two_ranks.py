@@ -238,6 +238,7 @@ def _play(story: Story, rank: int, folder: Path) -> list[Told]:
         learner.version = version
         told.append(_push(sync, version, pool))
         learner.failing = False
+        sync.timeout_s = sync.client.timeout_s = TIMEOUT_S  # a story's own is for the push that fails
         if pool:
             pool.heal()
             _until(lambda: len(pool.stands.fleet.those("starting")) == 0)

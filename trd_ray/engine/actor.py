@@ -173,7 +173,6 @@ class Engine:
         """Load the model and compile; returns the seconds it took."""
         from vllm.config.weight_transfer import WeightTransferConfig
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         s, begin = self.spec, time.time()
@@ -202,11 +201,15 @@ class Engine:
             extra["max_loras"] = max(slots(s.adapters, s.on_gpu), s.extra.get("max_loras", 0))
         elif s.transfer_backend:
             options["weight_transfer_config"] = WeightTransferConfig(backend=s.transfer_backend)
-        try:
+        context: dict[str, Any] = {}
+        if s.on_gpu:
+            from vllm.usage.usage_lib import UsageContext
+
             # By this name vLLM chooses the size of a chunk of prefill: 16,384 or 8,192 tokens on a GPU. AsyncLLM's own
             # name is in no table, and gets 2,048, of which a refine prompt would take ten.
-            context = UsageContext.LLM_CLASS if s.on_gpu else UsageContext.ENGINE_CONTEXT
-            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(options | extra)), usage_context=context)
+            context["usage_context"] = UsageContext.LLM_CLASS
+        try:
+            self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(options | extra)), **context)
         except Exception as e:
             traceback.print_exc()  # into the log
             raise StartFailed(reason(e)) from None
