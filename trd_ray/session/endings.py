@@ -20,8 +20,8 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RaySystemE
 
 from trd_ray.errors import RunFailed, UserError
 from trd_ray.record.directory import RunDirectory
-from trd_ray.session.last_words import say
-from trd_ray.session.quiet import memory_kill
+from trd_ray.session.last_words import RAYLET_DIED, say
+from trd_ray.session.quiet import memory_kill, raylet_died
 from trd_ray.session.stop import Stopped
 from trd_ray.stream.feed import StreamEnded
 
@@ -62,7 +62,9 @@ def told(directory: Path, job: str, kept: Callable[[Path], str] | None = None) -
     except KeyboardInterrupt as e:
         raise Stopped(e.args[0] if e.args else signal.SIGINT, f"at once; {kept(directory)}") from e
     except Exception as e:
-        raise RunFailed(f"{cause(e)}; {kept(directory)}; {_trace(directory, e)}") from e
+        # Every process of Ray on this machine ends with the raylet; `e` names the one that was missed first.
+        why = f"{RAYLET_DIED}, and its last words are in {log}" if raylet_died() else cause(e)
+        raise RunFailed(f"{why}; {kept(directory)}; {_trace(directory, e)}") from e
 
 
 def _kept_by_training(directory: Path) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 PIPE = "TRD_RAY_LAST_WORDS"  # environment variable: the pipe's number, in the run alone
 PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_PDEATHSIG = 1
+RAYLET_DIED = "Ray's raylet on this machine has died (killed, or crashed)"
 _words: Any = None  # in the run: the pipe to the process above
 
 

@@ -184,6 +184,12 @@ def _raylet_out() -> _Tail | None:
     return _Tail(path) if path and path.is_file() else None
 
 
+def raylet_died() -> bool:
+    """Whether the raylet that this process has started for itself has ended."""
+    node = ray_worker._global_node
+    return node is not None and any(kind == "raylet" for kind, _ in node.dead_processes())
+
+
 def _flush() -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.flush()

@@ -112,10 +112,9 @@ def _kept_places() -> dict[str, str]:
     return {name: place for name, place in places.items() if name not in os.environ}
 
 
-RAYLET_DIED = "Ray's raylet on this machine has died (killed, or crashed)"
 # What Ray's core says when it ends a driver -> what that means.
 _SIGNS = {
-    "Raylet is terminated": RAYLET_DIED,
+    "Raylet is terminated": last_words.RAYLET_DIED,
     "connect to GCS": "Ray's control service (GCS) has died or cannot be reached",
     "Cannot allocate memory": "memory ran out",
 }
@@ -130,7 +129,7 @@ def _why(log: str | None, since: int, left: set[str]) -> str:
         tail = Path(log or "").read_bytes()[since:][-20_000:].decode(errors="replace")
     except OSError:
         tail = ""
-    otherwise = f": {RAYLET_DIED}" if "gcs_server" in left and "raylet" not in left else ""
+    otherwise = f": {last_words.RAYLET_DIED}" if "gcs_server" in left and "raylet" not in left else ""
     return next((f": {meaning}" for sign, meaning in _SIGNS.items() if sign in tail), otherwise)
 
 
