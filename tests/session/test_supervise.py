@@ -101,7 +101,15 @@ def test_a_run_that_ended_without_a_word_is_given_one_with_what_is_kept_and_how_
         assert words in err, err
 
 
-@pytest.mark.parametrize("names, died", [(["gcs_server"], True), (["gcs_server", "raylet"], False), ([], False)])
+@pytest.mark.parametrize(
+    "names, died",
+    [
+        (["gcs_server"], True),
+        (["ray::DashboardAgent", "ray::RuntimeEnvAgent"], True),
+        (["gcs_server", "raylet"], False),
+        ([], False),
+    ],
+)
 def test_a_raylet_of_whose_death_ray_said_nothing_is_missed(tmp_path, names, died):
     """Processes that take these names stand for Ray's, which are there when the driver ends."""
     rename = "import ctypes, sys, time; ctypes.CDLL(None).prctl(15, sys.argv[1].encode())"

@@ -112,6 +112,8 @@ def _kept_places() -> dict[str, str]:
     return {name: place for name, place in places.items() if name not in os.environ}
 
 
+# A local Ray's other processes, by the names that the kernel keeps of them.
+_BESIDE_RAYLET = {"gcs_server", "ray::DashboardA", "ray::RuntimeEnv"}
 # What Ray's core says when it ends a driver -> what that means.
 _SIGNS = {
     "Raylet is terminated": last_words.RAYLET_DIED,
@@ -123,13 +125,13 @@ _SIGNS = {
 def _why(log: str | None, since: int, left: set[str]) -> str:
     """What Ray's core said in the log, from the byte `since` on, at which this start of the run began.
 
-    Sometimes it says nothing. A control service that the run has `left` without a raylet tells that the raylet died.
+    Sometimes it says nothing. Processes of a local Ray that the run has `left` without a raylet tell that this died.
     """
     try:
         tail = Path(log or "").read_bytes()[since:][-20_000:].decode(errors="replace")
     except OSError:
         tail = ""
-    otherwise = f": {last_words.RAYLET_DIED}" if "gcs_server" in left and "raylet" not in left else ""
+    otherwise = f": {last_words.RAYLET_DIED}" if left & _BESIDE_RAYLET and "raylet" not in left else ""
     return next((f": {meaning}" for sign, meaning in _SIGNS.items() if sign in tail), otherwise)
 
 
