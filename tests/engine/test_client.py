@@ -85,6 +85,21 @@ def test_requests_that_are_wanted_together_are_admitted_in_one_call_and_over_in_
     run(story())
 
 
+def test_the_pool_is_told_once_how_many_wait_however_long_they_take_to_say_so(stands, monkeypatch):
+    async def story() -> None:
+        s = stands(1)
+        await s.pool.start()
+        monkeypatch.setattr(client_module, "TELL_WITHIN_S", 0.0)
+        gate = s.started[0].hold("generate")
+        asked = ask(s.client, 30)
+        await s.until(lambda: loads(s) == [30])
+        assert [name for name, *_ in s.near.calls] == ["admit"]
+        gate.set()
+        assert await asyncio.gather(*asked) == [ANSWER] * 30
+
+    run(story())
+
+
 def test_an_answer_of_the_pool_that_overtakes_the_one_with_the_engine_s_handle_waits_for_it(stands):
     async def story() -> None:
         s = stands(1)

@@ -64,7 +64,8 @@ class Client:
         self._engines: dict[str, Any] = {}  # start_id -> handle
         self._held = 0  # leases that are not over
         self._over: list[tuple[int, int | None]] = []  # leases, with the tokens of those that were answered
-        self._changed: set[Wish] = set()  # more or fewer wait than the pool knows
+        self._told: dict[Wish, int] = {}  # how many wait, by what the pool was told
+        self._changed: set[Wish] = set()  # more or fewer wait than that
         self._telling: asyncio.TimerHandle | None = None
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -163,6 +164,7 @@ class Client:
         wanted = self._wanted[wish]
         try:
             while waiting := _waiting(wanted):
+                self._told[wish] = waiting
                 # Separate calls may overtake each other, so this one says what is over: the pool looks at loads next.
                 admission: Admission = await self.pool.admit.remote(self.who, *wish, waiting, self._take_over())
                 self._engines |= admission.engines
@@ -185,6 +187,7 @@ class Client:
                     place.set_exception(e)
         finally:
             del self._asking[wish], self._wanted[wish]
+            self._told.pop(wish, None)
 
     # What the pool is told and not waited for
 
@@ -217,9 +220,10 @@ class Client:
         with contextlib.suppress(Exception):  # a pool that has died is met by the next call that is waited for
             if over:
                 self.pool.settle.remote(over)
-            for wish in changed:
-                if wish in self._asking:
-                    self.pool.recount.remote(self.who, *wish, _waiting(self._wanted[wish]))
+            for wish in changed & self._told.keys():
+                if (waiting := _waiting(self._wanted[wish])) != self._told[wish]:
+                    self._told[wish] = waiting
+                    self.pool.recount.remote(self.who, *wish, waiting)
 
 
 class _Call:
