@@ -4,6 +4,7 @@ Two real ranks over gloo. The model whose memory is counted has 200 MB; the othe
 """
 
 import json
+import shutil
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -86,10 +87,10 @@ def counted(folder: Path) -> int:
     return most - before
 
 
-def refused(folder: Path) -> tuple[str, float]:
+def refused(folder: Path, name: str) -> tuple[str, float]:
     begin = time.monotonic()
     with pytest.raises(UserError) as told:
-        loaded(folder, "biased", torch.float32, 0)
+        loaded(folder, name, torch.float32, 0)
     return str(told.value), time.monotonic() - begin
 
 
@@ -126,7 +127,8 @@ def run(rank: int, folder: Path) -> None:
         student = shard(model, init_device_mesh("cpu", (2,)), dtype)
         told[f"{case}: tied"] = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         tensors[case] = whole(student)
-    told["refused"] = refused(folder)
+    told["refused"] = refused(folder, "biased")
+    told["said to be tied"] = refused(folder, "said to be tied")
     told["missing"] = missing(folder)
     told["another"] = another(folder, rank)
     torch.save(tensors, folder / f"tensors-{rank}.pt")
@@ -154,6 +156,8 @@ def folder(tmp_path_factory) -> Path:
     AutoModelForCausalLM.from_config(CONFIGS["tied"]).save_pretrained(folder / "cut")
     weights = folder / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
+    shutil.copytree(folder / "untied", folder / "said to be tied")
+    shutil.copy(folder / "tied" / "config.json", folder / "said to be tied")
     biased = PhiForCausalLM(PhiConfig(**SIZES))
     torch.nn.init.ones_(biased.lm_head.bias)
     biased.save_pretrained(folder / "biased")
@@ -201,6 +205,12 @@ def test_what_rank_0_refuses_every_rank_refuses_at_once_in_the_same_words(ranks)
     (first, first_s), (second, second_s) = (told["refused"] for told in ranks)
     assert first == second and "are not the product" in first
     assert max(first_s, second_s) < 30
+
+
+def test_a_head_of_its_own_that_the_config_does_not_say_is_refused_by_one_rank_and_by_two(folder, ranks):
+    alone, _ = refused(folder, "said to be tied")
+    assert [alone] * 2 == [told["said to be tied"][0] for told in ranks]
+    assert "tie_word_embeddings: true, but its lm_head has weights of its own" in alone
 
 
 def test_files_that_rank_0_cannot_read_end_the_others_with_its_reason(ranks):

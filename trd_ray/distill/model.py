@@ -57,13 +57,14 @@ class HiddenStates(nn.Module):
 def load(model: ModelConfig, path: str, dtype: torch.dtype, learner: LearnerConfig) -> Any:
     """The model on the CPU in `dtype`; of several ranks, only rank 0's has weights before `shard`. Collective.
 
-    Raises UserError where its logits are not what the chunked head computes.
+    Raises UserError where its logits are not what the chunked head computes, or its head not what its config says.
     """
     code = {"trust_remote_code": model.trust_remote_code}
     config = AutoConfig.from_pretrained(path, revision=model.revision, **code)
 
     def whole() -> Any:
         loaded = AutoModelForCausalLM.from_pretrained(path, revision=model.revision, dtype=dtype, **code)
+        _require_head_of_config(loaded, path)
         _require_plain_logits(loaded, path)
         prepare(loaded, packed=learner.packing)
         return loaded
@@ -79,6 +80,16 @@ def load(model: ModelConfig, path: str, dtype: torch.dtype, learner: LearnerConf
     if not is_read_once(config):
         return whole()
     return read_by_rank_0(whole, without_weights, path, learner.start_timeout_s)
+
+
+def _require_head_of_config(model: Any, path: str) -> None:
+    """transformers unties what differs in the files; vLLM and the other ranks go by the config."""
+    says_tied = model.config.get_text_config().tie_word_embeddings and model._tied_weights_keys
+    if says_tied and model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        raise UserError(
+            f"config.json of {path} says tie_word_embeddings: true, but its lm_head has weights of its own, which the "
+            "engines would not load: set it to false there, or choose another checkpoint"
+        )
 
 
 @torch.no_grad()
