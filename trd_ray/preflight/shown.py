@@ -32,7 +32,8 @@ def render(plan: Placement) -> str:
         total += f" ({plan.gpu_gib:.0f} GiB each)"
     total += f", {plan.needs['memory']:.1f}" + (f" of {plan.has['memory']:.1f}" if "memory" in plan.has else "")
     verdict = "fits: yes" if plan.fits else "\n".join(["fits: no", *(f"  - {reason}" for reason in plan.reasons)])
-    told = f"in all: {total} GiB of host memory; weights by {plan.sync_backend}"
+    told = f"in all: {total} GiB of host memory, {plan.object_store_gib:.1f} in the object store; "
+    told += f"weights by {plan.sync_backend}"
     return "\n".join([*_table(rows), told, *_map(plan), verdict])
 
 

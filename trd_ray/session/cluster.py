@@ -10,20 +10,19 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 from trd_ray.preflight.compilers import no_compiler
-from trd_ray.preflight.machines import Machine, Seen, seen_here, this_machine, with_gpus
+from trd_ray.preflight.machines import Machine, seen_here, this_machine, with_gpus
 from trd_ray.preflight.memory import GIB
-from trd_ray.session.on_nodes import require_compilers
+from trd_ray.session.on_nodes import nodes_with, require_compilers, told
 
 LEAST_STORE_GIB = 0.5  # where nothing was planned
 STARTS = 3  # attempts at a local cluster, for a machine that is busy
@@ -193,44 +192,30 @@ def _require_answer(address: str) -> None:
 
 def machines() -> list[Machine]:
     """The nodes that have CPUs or GPUs, each asked for what it has; raises UserError if one does not answer."""
-    nodes = [node for node in ray.nodes() if node["Alive"] and any(map(node["Resources"].get, ("CPU", "GPU")))]
-    seen: list[Seen] = _on_each(nodes, seen_here, timeout_s=LOOK_TIMEOUT_S, what="tell what GPUs it has")
+    has = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
+    what = "tell what GPUs it has"
+    seen = told(seen_here, nodes=nodes_with("CPU", "GPU"), timeout_s=LOOK_TIMEOUT_S, what=what)
     return [
         with_gpus(
             Machine(
-                name=node["NodeManagerHostname"],
-                cpus=node["Resources"].get("CPU", 0.0),
-                memory_gib=node["Resources"].get("memory", 0.0) / GIB,
-                node_id=node["NodeID"],
+                name=node.host,
+                cpus=has[node.node_id].get("CPU", 0.0),
+                memory_gib=has[node.node_id].get("memory", 0.0) / GIB,
+                node_id=node.node_id,
             ),
-            int(node["Resources"].get("GPU", 0)),
+            int(has[node.node_id].get("GPU", 0)),
             found,
         )
-        for node, found in zip(nodes, seen, strict=True)
+        for node, found in seen
     ]
 
 
 def require_sandboxes(backend: str) -> None:
     """Start a sandbox on every node that runs tasks; raises UserError with the name of a node where none starts."""
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    found = _on_each(nodes, _no_sandbox, backend, timeout_s=SANDBOX_TIMEOUT_S, what="start a sandbox")
-    for node, why in zip(nodes, found, strict=True):
+    nodes = nodes_with("CPU")
+    for node, why in told(_no_sandbox, backend, nodes=nodes, timeout_s=SANDBOX_TIMEOUT_S, what="start a sandbox"):
         if why:
-            raise UserError(f"node {node['NodeManagerHostname']}: {why}")
-
-
-def _on_each(nodes: list[dict], ask: Callable[..., Any], *arguments: Any, timeout_s: float, what: str) -> list[Any]:
-    """What a function returns on each node; raises UserError with the name of a node that is late."""
-    task = ray.remote(num_cpus=0, max_retries=0)(ask)
-    asked = [
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(*arguments)
-        for node in nodes
-    ]
-    late = ray.wait(asked, num_returns=len(asked), timeout=timeout_s)[1] if asked else []
-    if late:
-        node = nodes[asked.index(late[0])]["NodeManagerHostname"]
-        raise UserError(f"node {node} did not {what} within {timeout_s:.0f} s: look at its Ray logs")
-    return ray.get(asked)
+            raise UserError(f"node {node.host}: {why}")
 
 
 def _no_sandbox(backend: str) -> str:

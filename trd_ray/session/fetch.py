@@ -55,7 +55,7 @@ def fetch_models(
     names = " and ".join(dict.fromkeys(one.name for one in asked))
     # What is made here cannot be had later, as what stages read of a hub's model can: stages may run on any node.
     anywhere = any(one.kind == "made" for one in asked)
-    nodes = nodes_with(None if anywhere else "GPU" if on_gpus else "CPU")
+    nodes = nodes_with() if anywhere else nodes_with("GPU" if on_gpus else "CPU")
     downloads = any(one.kind == "hub" for one in asked)
     if downloads:
         say(f"fetching {names} to {len(nodes)} node{'s' * (len(nodes) > 1)}")

@@ -1,6 +1,7 @@
 """Questions to every node of a cluster, each answered by a task there, with one deadline for all.
 
 call, arguments, nodes  ->  answers()  ->  (node, what the call returned or raised there), as they come
+                        ->  told()     ->  (node, what it returned there), once all have answered
 """
 
 import time
@@ -33,12 +34,12 @@ class Late(Exception):
         self.hosts = hosts
 
 
-def nodes_with(resource: str | None) -> list[NodeOfRay]:
-    """The nodes that live and have some of a resource of Ray, such as "GPU"; None for all of them."""
+def nodes_with(*resources: str) -> list[NodeOfRay]:
+    """The nodes that live and have some of one of these resources of Ray, such as "GPU"; of none, all that live."""
     return [
         NodeOfRay(node["NodeID"], node["NodeManagerHostname"])
         for node in ray.nodes()
-        if node["Alive"] and (resource is None or node["Resources"].get(resource))
+        if node["Alive"] and (not resources or any(map(node["Resources"].get, resources)))
     ]
 
 
@@ -54,7 +55,8 @@ def answers(
     The tasks reserve nothing. Raises Late with the hosts that have not answered in time, whose tasks are ended.
     `while_waiting` is called about twice a second and may raise to give up, which ends the tasks too.
     """
-    there = ray.remote(num_cpus=0, max_retries=0)(call)
+    # A task is tried again if its worker dies: it may be one that Ray ends because the task before was given up there.
+    there = ray.remote(num_cpus=0, max_retries=2)(call)
     asked = {
         there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
             *arguments
@@ -80,15 +82,24 @@ def answers(
             ray.cancel(ref, force=True)
 
 
+def told(
+    call: Callable[..., Any], *arguments: Any, nodes: list[NodeOfRay], timeout_s: float, what: str
+) -> list[tuple[NodeOfRay, Any]]:
+    """What `call` returns on each node, in their order. Raises UserError with the name of one that did not `what`."""
+    found: dict[NodeOfRay, Any] = {}
+    try:
+        for node, answer in answers(call, *arguments, nodes=nodes, timeout_s=timeout_s):
+            if isinstance(answer, RayError):
+                raise UserError(f"node {node.host} did not {what}: {' '.join(str(answer).split())[:300]}")
+            found[node] = answer
+    except Late as late:
+        raise UserError(f"node {late.hosts[0]} did not {what} within {timeout_s:.0f} s: look at its Ray logs") from None
+    return [(node, found[node]) for node in nodes]
+
+
 def require_compilers() -> None:
     """Raise UserError with the name of a node with GPUs that has nothing to compile kernels with."""
-    try:
-        for node, missing in answers(no_compiler, nodes=nodes_with("GPU"), timeout_s=COMPILER_TIMEOUT_S):
-            if isinstance(missing, RayError):
-                missing = f"could not look for a compiler ({' '.join(str(missing).split())[:300]})"
-            if missing:
-                raise UserError(f"node {node.host} {missing}")
-    except Late as late:
-        raise UserError(
-            f"node {late.hosts[0]} did not look for a compiler within {COMPILER_TIMEOUT_S:.0f} s: look at its Ray logs"
-        ) from None
+    what = "look for a compiler"
+    for node, missing in told(no_compiler, nodes=nodes_with("GPU"), timeout_s=COMPILER_TIMEOUT_S, what=what):
+        if missing:
+            raise UserError(f"node {node.host} {missing}")
