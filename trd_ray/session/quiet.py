@@ -186,7 +186,7 @@ def _raylet_out() -> _Tail | None:
 
 def raylet_died() -> bool:
     """Whether the raylet that this process has started for itself has ended."""
-    node = ray_worker._global_node
+    node: Any = ray_worker._global_node
     return node is not None and any(kind == "raylet" for kind, _ in node.dead_processes())
 
 
