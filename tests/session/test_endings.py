@@ -4,13 +4,18 @@ import errno
 import os
 import signal
 import sys
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
+from ray._private import worker as ray_worker
 from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
 from ray.train import ControllerError, WorkerGroupError
 
 from trd_ray.engine.pool import PoolFailed
 from trd_ray.errors import RunFailed, UserError
+from trd_ray.record.directory import RunDirectory
+from trd_ray.session.beginning import Beginning
 from trd_ray.session.endings import cause, resuming, told
 from trd_ray.session.stop import Stopped
 from trd_ray.stream.feed import StreamEnded
@@ -114,6 +119,24 @@ def test_the_sentence_names_the_checkpoint_the_command_and_the_file_with_the_tra
     command = "`trd train 'my recipe.yaml' learner.lr=1e-5 --resume`"
     for words in ("an engine pool", f"checkpoint 6 is kept in {tmp_path / 'checkpoints'}", command, str(trace)):
         assert words in str(failed.value)
+
+
+def test_a_raylet_that_died_is_named_whoever_was_missed_first_and_though_ray_is_closed_by_then(tmp_path, monkeypatch):
+    class Near:
+        connected = True
+        connect = machines = list
+
+        def close(self) -> None:
+            monkeypatch.setattr(ray_worker, "_global_node", None)
+
+    node = SimpleNamespace(dead_processes=lambda: [("raylet", None)])
+    with pytest.raises(RunFailed, match="^Ray's raylet on this machine has died") as failed, ExitStack() as stack:
+        beginning = Beginning("train", Near(), lambda path: "all is kept", stack)
+        beginning.claimed(RunDirectory(tmp_path))
+        with beginning.running():
+            monkeypatch.setattr(ray_worker, "_global_node", node)
+            raise died(KILLED.format(name="RayTrainWorker"))
+    assert "logs/ray.log; all is kept" in str(failed.value)
 
 
 def test_a_stop_says_what_is_kept_and_a_second_signal_too(tmp_path):

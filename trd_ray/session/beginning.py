@@ -24,7 +24,7 @@ from trd_ray.record.claim import require_lasting
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
 from trd_ray.session.cluster import Connection
-from trd_ray.session.endings import KEPT, told
+from trd_ray.session.endings import KEPT, missing_the_raylet, told
 from trd_ray.session.inputs import Inputs
 from trd_ray.session.quiet import ray_apart
 from trd_ray.session.session import Session
@@ -80,12 +80,14 @@ class Beginning:
             stop = stack.enter_context(StopSignals())
             if display:
                 stack.enter_context(display)
-            stack.enter_context(ray_apart(self.directory / "logs" / "ray.log"))
+            log = self.directory / "logs" / "ray.log"
+            stack.enter_context(ray_apart(log))
             if display and not self.connection.connected:
                 display.phase("starting Ray")
             stack.callback(self.connection.close)
             self.connection.connect()
             stop.install()  # again, since Ray has installed handlers of its own
+            stack.enter_context(missing_the_raylet(log))
             yield Running(stop, self.connection.machines())
 
     @contextmanager

@@ -46,6 +46,23 @@ _VANISHED = "connection error code"
 LONGEST = 400  # characters of a cause in words that are not ours
 
 
+class RayletDied(RunFailed):
+    """This machine's raylet has died, and what was missed first is the exception behind."""
+
+
+@contextmanager
+def missing_the_raylet(log: Path) -> Iterator[None]:
+    """Raise RayletDied for what ends the block where that is why; Ray must still be connected at its end."""
+    try:
+        yield
+    except (UserError, Stopped):
+        raise
+    except Exception as e:
+        if raylet_died():  # every process of Ray on this machine ends with it
+            raise RayletDied(f"{RAYLET_DIED}, and its last words are in {log}") from e
+        raise
+
+
 @contextmanager
 def told(directory: Path, job: str, kept: Callable[[Path], str] | None = None) -> Iterator[None]:
     """Turn what ends the block into one sentence, in which `kept`, by default the job's, says what is on disk."""
@@ -62,8 +79,7 @@ def told(directory: Path, job: str, kept: Callable[[Path], str] | None = None) -
     except KeyboardInterrupt as e:
         raise Stopped(e.args[0] if e.args else signal.SIGINT, f"at once; {kept(directory)}") from e
     except Exception as e:
-        # Every process of Ray on this machine ends with the raylet; `e` names the one that was missed first.
-        why = f"{RAYLET_DIED}, and its last words are in {log}" if raylet_died() else cause(e)
+        why = str(e) if isinstance(e, RayletDied) else cause(e)
         raise RunFailed(f"{why}; {kept(directory)}; {_trace(directory, e)}") from e
 
 
