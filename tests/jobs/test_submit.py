@@ -47,7 +47,8 @@ def test_a_submitted_job_trains_and_its_log_can_be_followed(head, tmp_path):
 def test_a_stopped_job_goes_on_with_the_very_same_command_until_it_is_done(head, tmp_path):
     directory = tmp_path / "run"
     pid, environment = head.pid, head.environment
-    arguments = [f"run_dir={directory}", *SMALL, *NO_EVALUATION, "--resume", "auto"]
+    # The command that stops it takes seconds to start, by which a run of few steps would be done.
+    arguments = [f"run_dir={directory}", *SMALL, "steps=40", *NO_EVALUATION, "--resume", "auto"]
     wait = ["--no-wait", "--submission-id", "first"]
     command = [BIN / "ray", "job", "submit", *wait, "--working-dir", ".", "--", "python", "jobs/train.py"]
     subprocess.run([*command, "miniature_opsd", *arguments], env=environment, cwd=REPO, check=True, timeout=120)
@@ -63,7 +64,7 @@ def test_a_stopped_job_goes_on_with_the_very_same_command_until_it_is_done(head,
     done = len(metrics.read_text().splitlines())
     assert f"stopped by SIGTERM; checkpoint {done} is kept" in said, stopped.stdout + said[-3000:]
     assert "`python jobs/train.py miniature_opsd" in said and engines(pid) == []
-    for words in ("step 5/5", "nothing is left to do"):
+    for words in ("step 40/40", "nothing is left to do"):
         again = submit(environment, *arguments)
         assert again.returncode == 0 and words in again.stdout, again.stdout[-3000:]
-    assert sorted(row["row"] for row in Finished(0, "", directory, []).rows) == list(range(80))
+    assert sorted(row["row"] for row in Finished(0, "", directory, []).rows) == list(range(640))
