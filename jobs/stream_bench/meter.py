@@ -58,7 +58,7 @@ class Watch:
                         self._add(process)
 
     def _add(self, process: psutil.Process) -> None:
-        times = process.cpu_times()
+        seconds = _cpu_seconds(process)
         title = " ".join(process.cmdline())
         self.roles.setdefault(process.pid, RAY)
         if process.pid == self.driver.pid:
@@ -69,7 +69,17 @@ class Watch:
             self.roles[process.pid] = "verifiers"
         elif "raylet/raylet" in title:
             self.usage.store_bytes = max(self.usage.store_bytes, _plasma_bytes(process.pid))
-        self.usage.processes[str(process.pid)] = (self.roles[process.pid], times.user + times.system)
+        self.usage.processes[str(process.pid)] = (self.roles[process.pid], seconds)
+
+
+def _cpu_seconds(process: psutil.Process) -> float:
+    """What it has used: of its threads to the nanosecond, or in ticks of 10 ms with those that have ended."""
+    times, fine = process.cpu_times(), 0
+    with contextlib.suppress(OSError, IndexError):
+        for thread in os.scandir(f"/proc/{process.pid}/task"):
+            with open(f"{thread.path}/schedstat") as file:
+                fine += int(file.read().split()[0])
+    return max(times.user + times.system, fine / 1e9)
 
 
 def _plasma_bytes(raylet: int) -> int:
