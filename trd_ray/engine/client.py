@@ -64,8 +64,7 @@ class Client:
         self._engines: dict[str, Any] = {}  # start_id -> handle
         self._held = 0  # leases that are not over
         self._over: list[tuple[int, int | None]] = []  # leases, with the tokens of those that were answered
-        self._told: dict[Wish, int] = {}  # how many wait, by what the pool was told
-        self._changed: set[Wish] = set()  # more or fewer wait than that
+        self._told: dict[Wish, int] = {}  # how many wait at the gate, by what the pool was told
         self._telling: asyncio.TimerHandle | None = None
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -149,12 +148,12 @@ class Client:
             # The task runs once all that are ready to run now have said what they want.
             self._asking[wish] = asyncio.create_task(self._ask(wish))
         else:
-            self._recount(wish)
+            self._tell_soon()
         try:
             return await place
         except asyncio.CancelledError:
             if place.cancelled():
-                self._recount(wish)
+                self._tell_soon()
             elif not place.exception():
                 self._settle(place.result()[0])  # it was given in this very moment
             raise
@@ -167,6 +166,7 @@ class Client:
                 self._told[wish] = waiting
                 # Separate calls may overtake each other, so this one says what is over: the pool looks at loads next.
                 admission: Admission = await self.pool.admit.remote(self.who, *wish, waiting, self._take_over())
+                del self._told[wish]
                 self._engines |= admission.engines
                 self._held += len(admission.leases)
                 # The answer to a call of another wish may be the one that brings a handle, and arrive after this one.
@@ -199,10 +199,6 @@ class Client:
         else:  # an update may wait for it
             asyncio.get_running_loop().call_soon(self._tell)
 
-    def _recount(self, wish: Wish) -> None:
-        self._changed.add(wish)
-        self._tell_soon()
-
     def _take_over(self) -> list[tuple[int, int | None]]:
         over, self._over = self._over, []
         return over
@@ -216,12 +212,11 @@ class Client:
             self._telling.cancel()
             self._telling = None
         over = self._take_over()
-        changed, self._changed = self._changed, set()
         with contextlib.suppress(Exception):  # a pool that has died is met by the next call that is waited for
             if over:
                 self.pool.settle.remote(over)
-            for wish in changed & self._told.keys():
-                if (waiting := _waiting(self._wanted[wish])) != self._told[wish]:
+            for wish, told in self._told.items():
+                if (waiting := _waiting(self._wanted[wish])) != told:
                     self._told[wish] = waiting
                     self.pool.recount.remote(self.who, *wish, waiting)
 
