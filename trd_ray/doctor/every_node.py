@@ -5,6 +5,7 @@
 A node that has not answered within NODE_S is named, and the others are still told. Nothing is left running there.
 """
 
+import contextlib
 import time
 from typing import Any
 
@@ -19,28 +20,23 @@ MOST_APART_S = 1.0
 def examined(wanted: Wanted) -> dict[str, list[Finding]]:
     """Ask all nodes of the cluster to which Ray is connected."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from trd_ray.session.on_nodes import Late, NodeOfRay, answers
 
     send_by_value()
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     names = _names(nodes)
-    questions, clock = (ray.remote(num_cpus=0, max_retries=0)(function) for function in (examine, _now))
-
-    def on(node: str, task: Any, *arguments: Any) -> Any:
-        strategy = NodeAffinitySchedulingStrategy(node, soft=False)
-        return task.options(scheduling_strategy=strategy).remote(*arguments)
-
-    asked = {on(node, questions, wanted): node for node in nodes}
-    done, late = ray.wait(list(asked), num_returns=len(asked), timeout=NODE_S)
-    answers = {asked[ref]: _answer(ref) for ref in done}
-    for ref in late:
-        ray.cancel(ref, force=True)
-    clocks = {node: _clock(lambda node=node: on(node, clock)) for node in answers}
+    asked = [NodeOfRay(node, facts["NodeManagerHostname"]) for node, facts in nodes.items()]
+    answered: dict[NodeOfRay, list[Finding]] = {}
+    with contextlib.suppress(Late):
+        for node, answer in answers(examine, wanted, nodes=asked, timeout_s=NODE_S):
+            answered[node] = _findings(answer)
+    clocks = {node: _clock(node) for node in answered}
     found = {}
-    for node, facts in nodes.items():
-        store = facts["Resources"].get("object_store_memory", 0) / GIB
+    for node in asked:
+        store = nodes[node.node_id]["Resources"].get("object_store_memory", 0) / GIB
         silent = [Finding("node", LACKS, f"no answer within {NODE_S:.0f} s", "look at its Ray logs", True)]
-        found[names[node]] = [*answers.get(node, silent), *clocks.get(node, []), _store(store)]
+        found[names[node.node_id]] = [*answered.get(node, silent), *clocks.get(node, []), _store(store)]
     return found
 
 
@@ -61,28 +57,28 @@ def _names(nodes: dict[str, dict]) -> dict[str, str]:
     return {node: f"{host} ({node[:6]})" if host in twice else host for node, host in hosts.items()}
 
 
-def _answer(ref: Any) -> list[Finding]:
-    import ray
-
-    try:
-        return [Finding(**fields) for fields in ray.get(ref)]
-    except Exception as e:  # whatever a node can raise is what is to be told of it
-        return [Finding("node", LACKS, " ".join(str(e).split())[-200:], "look at its Ray logs", True)]
+def _findings(answer: Any) -> list[Finding]:
+    if isinstance(answer, Exception):
+        return [Finding("node", LACKS, _end_of(answer), "look at its Ray logs", True)]
+    return [Finding(**fields) for fields in answer]
 
 
-def _clock(ask: Any) -> list[Finding]:
+def _clock(node: Any) -> list[Finding]:
     """How far a node's clock is from this one's, at least; its worker has been started by the task before."""
-    import ray
+    from trd_ray.session.on_nodes import Late, answers
 
     begin = time.time()
-    ref = ask()
-    if not ray.wait([ref], timeout=CLOCK_S)[0]:
-        return [Finding("clock", NOT_KNOWN, f"no answer within {CLOCK_S:.0f} s")]
     try:
-        there: Any = ray.get(ref)
-    except Exception as e:  # the node has gone since
-        return [Finding("clock", NOT_KNOWN, " ".join(str(e).split())[-200:])]
+        [(_, there)] = answers(_now, nodes=[node], timeout_s=CLOCK_S)
+    except Late:
+        return [Finding("clock", NOT_KNOWN, f"no answer within {CLOCK_S:.0f} s")]
+    if isinstance(there, Exception):  # the node has gone since
+        return [Finding("clock", NOT_KNOWN, _end_of(there))]
     return [_apart(there - begin, time.time() - there)]
+
+
+def _end_of(error: Exception) -> str:
+    return " ".join(str(error).split())[-200:]
 
 
 def _now() -> float:

@@ -22,7 +22,7 @@ from trd_ray.errors import UserError
 from trd_ray.preflight.compilers import no_compiler
 from trd_ray.preflight.machines import Machine, seen_here, this_machine, with_gpus
 from trd_ray.preflight.memory import GIB
-from trd_ray.session.on_nodes import nodes_with, require_compilers, told
+from trd_ray.session.on_nodes import all_answers, nodes_with, require_compilers
 
 LEAST_STORE_GIB = 0.5  # where nothing was planned
 STARTS = 3  # attempts at a local cluster, for a machine that is busy
@@ -194,7 +194,7 @@ def machines() -> list[Machine]:
     """The nodes that have CPUs or GPUs, each asked for what it has; raises UserError if one does not answer."""
     has = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
     what = "tell what GPUs it has"
-    seen = told(seen_here, nodes=nodes_with("CPU", "GPU"), timeout_s=LOOK_TIMEOUT_S, what=what)
+    seen = all_answers(seen_here, nodes=nodes_with("CPU", "GPU"), timeout_s=LOOK_TIMEOUT_S, what=what)
     return [
         with_gpus(
             Machine(
@@ -212,8 +212,8 @@ def machines() -> list[Machine]:
 
 def require_sandboxes(backend: str) -> None:
     """Start a sandbox on every node that runs tasks; raises UserError with the name of a node where none starts."""
-    nodes = nodes_with("CPU")
-    for node, why in told(_no_sandbox, backend, nodes=nodes, timeout_s=SANDBOX_TIMEOUT_S, what="start a sandbox"):
+    nodes, what = nodes_with("CPU"), "start a sandbox"
+    for node, why in all_answers(_no_sandbox, backend, nodes=nodes, timeout_s=SANDBOX_TIMEOUT_S, what=what):
         if why:
             raise UserError(f"node {node.host}: {why}")
 

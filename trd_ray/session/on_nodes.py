@@ -1,7 +1,7 @@
 """Questions to every node of a cluster, each answered by a task there, with one deadline for all.
 
-call, arguments, nodes  ->  answers()  ->  (node, what the call returned or raised there), as they come
-                        ->  told()     ->  (node, what it returned there), once all have answered
+call, arguments, nodes  ->  answers()      ->  (node, what the call returned or raised there), as they come
+                        ->  all_answers()  ->  (node, what it returned there), once all have answered
 """
 
 import time
@@ -82,7 +82,7 @@ def answers(
             ray.cancel(ref, force=True)
 
 
-def told(
+def all_answers(
     call: Callable[..., Any], *arguments: Any, nodes: list[NodeOfRay], timeout_s: float, what: str
 ) -> list[tuple[NodeOfRay, Any]]:
     """What `call` returns on each node, in their order. Raises UserError with the name of one that did not `what`."""
@@ -100,6 +100,6 @@ def told(
 def require_compilers() -> None:
     """Raise UserError with the name of a node with GPUs that has nothing to compile kernels with."""
     what = "look for a compiler"
-    for node, missing in told(no_compiler, nodes=nodes_with("GPU"), timeout_s=COMPILER_TIMEOUT_S, what=what):
+    for node, missing in all_answers(no_compiler, nodes=nodes_with("GPU"), timeout_s=COMPILER_TIMEOUT_S, what=what):
         if missing:
             raise UserError(f"node {node.host} {missing}")
