@@ -34,6 +34,7 @@ POOLS = {
     "tests/engine/test_sync.py",
     "tests/evaluate/test_evaluate.py",
     "tests/problems/test_taco.py",
+    "tests/session/test_porter.py",
     "tests/stream/test_flow.py",
 }
 LAST_OF_POOLS = "tests/engine/test_sync.py"  # whose last test shuts them down
@@ -41,9 +42,11 @@ RUNS = {
     "tests/cluster/test_seats_in_ray.py",
     "tests/evaluate/test_whole.py",
     "tests/jobs/test_bench_stream.py",
+    "tests/jobs/test_six_deaths.py",
     "tests/jobs/test_submit.py",
     "tests/session/test_on_a_head.py",
     "tests/train/test_chaos.py",
+    "tests/train/test_scaled_run.py",
     "tests/train/test_train.py",
 }
 

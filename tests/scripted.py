@@ -38,6 +38,9 @@ class ScriptedEngine:
     async def check_health(self) -> None:
         pass
 
+    async def pulse(self) -> float:
+        return 0.0
+
     def shutdown(self) -> None:
         pass
 
@@ -53,6 +56,8 @@ class ScriptedEngine:
             kill_stage()
         if (other := self.script.waits_for.get(request.seed)) is not None:
             await self._event(other).wait()
+        if request.seed in self.script.refuses:
+            return [Generation.refusal("ValueError: too long", 0, self.spec.name, 0.0)] * request.n
         ids = np.arange(2, 6, dtype=np.int32)
         text = "\\boxed{1}"
         return [Generation(ids, text, "stop", np.zeros(4, np.float32), 0, self.spec.name, 0.0, 0.0)] * request.n
@@ -64,7 +69,13 @@ class ScriptedEngine:
 class Script:
     """What an engine does besides answering at once."""
 
-    def __init__(self, waits_for: dict[int, int] | None = None, kill_stage_at: set[int] | None = None):
+    def __init__(
+        self,
+        waits_for: dict[int, int] | None = None,
+        kill_stage_at: set[int] | None = None,
+        refuses: set[int] | None = None,
+    ):
+        self.refuses = refuses or set()  # seeds
         self.waits_for = waits_for or {}  # the request of a seed is answered after that of another has been asked for
         self.kill_stage_at = kill_stage_at or set()  # counted in requests that the engine has not met before
 

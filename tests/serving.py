@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 
 from trd_ray.engine.actor import EngineSpec, Generation, Request
 from trd_ray.engine.client import Client
-from trd_ray.engine.pool import Pool, PoolSpec
+from trd_ray.engine.launch import pool_actor
+from trd_ray.engine.pool import PoolSpec
 from trd_ray.engine.sync import WeightSync
 
 SPECIAL = ["<pad>", "<eos>", "<user>", "<assistant>"]
@@ -78,7 +79,7 @@ class Served:
     ) -> tuple[ActorHandle, ray.ObjectRef]:
         """A pool and its start, under way."""
         spec = replace(spec, actor_options={"num_cpus": num_cpus}, start_timeout_s=start_timeout_s)
-        pool = ray.remote(Pool).options(num_cpus=0, max_concurrency=1000).remote(spec)
+        pool = pool_actor(spec)
         return pool, pool.start.remote()
 
     # Weights

@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError
 
 from serving import pool_spec
 from trd_ray.engine import client as client_module
-from trd_ray.engine.actor import Generation, Request, in_parts
+from trd_ray.engine.actor import Condition, Generation, Request, in_parts
 from trd_ray.engine.client import Client
 from trd_ray.engine.fleet import Fleet, State
 from trd_ray.engine.pool import Pool
@@ -84,6 +84,9 @@ class Stand:
     def __init__(self, name: str):
         self.name = name
         self.calls: list[str] = []
+        self.quiet_s, self.pulses = 0.0, 0
+        self.condition_ = Condition(0, paused=False, mixed=False)
+        self.asked: list[Request] = []
         self.failing: dict[str, Exception] = {}
         self.held: dict[str, asyncio.Event] = {}
         self.killed = asyncio.Event()
@@ -95,7 +98,12 @@ class Stand:
         return self.held.setdefault(method, asyncio.Event())
 
     async def call(self, method: str, arguments: tuple) -> Any:
-        self.calls.append(method)
+        if method == "pulse":
+            self.pulses += 1
+        else:
+            self.calls.append(method)
+        if method == "generate":
+            self.asked += arguments[0]
         let_go = self.held.get(method)
         if let_go:
             waits = [asyncio.create_task(let_go.wait()), asyncio.create_task(self.killed.wait())]
@@ -108,6 +116,10 @@ class Stand:
             raise ActorDiedError()
         if method in self.failing:
             raise self.failing[method]
+        if method == "pulse":
+            return self.quiet_s
+        if method == "condition":
+            return self.condition_
         return in_parts([ANSWER] * len(arguments[0])) if method == "generate" else None
 
 
@@ -119,6 +131,8 @@ class Stands:
         self.prepare: Callable[[Stand], object] = lambda stand: None  # called before an engine starts
         self.pool = Pool(pool_spec("p", "model", tmp_path, replicas=replicas, in_flight=in_flight, **engine))
         self.pool._actor = self._actor  # type: ignore[assignment, method-assign]
+        self.gone: set[int] = set()  # places whose nodes have gone
+        self.pool._has_lost_its_node = lambda spec: spec.place in self.gone  # type: ignore[method-assign]
         self.near = Near(self.pool)
         self.client = Client(self.near)
 
@@ -141,7 +155,7 @@ class Stands:
         await self.pool.finish_weight_update(version)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(120):  # on a busy machine
             while not condition():
                 await asyncio.sleep(0.001)
 
@@ -155,6 +169,6 @@ def without_ray(monkeypatch: Any) -> None:
 
 def run(story: Awaitable) -> None:
     async def told() -> None:
-        await asyncio.wait_for(story, 20)
+        await asyncio.wait_for(story, 240)
 
     asyncio.run(told())

@@ -185,7 +185,9 @@ class Pooled:
         return SimpleNamespace(remote=lambda *a: asyncio.run_coroutine_threadsafe(method(*a), self.loop))
 
     def served(self) -> list[tuple[int, bool]]:
-        return [life.handle.served for life in self.stands.fleet.lives]
+        lives = self.stands.fleet.lives
+        _until(lambda: all(life.handle for life in lives))  # an engine that starts again has one in a moment
+        return [life.handle.served for life in lives]
 
     def heal(self) -> None:
         for stand in self.stands.started:

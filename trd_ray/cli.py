@@ -1,19 +1,20 @@
 """The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
 key.sub=value ...`, `trd compare`, `trd reproduce`, `trd export`, `trd init`, `trd recipes`, `trd doctor` and `trd
-miniature build`.
+miniature build`; and for a run that goes on `trd status | logs | stop | pause | unpause | checkpoint | scale RUN`.
 
 What a user can fix is one sentence on standard error and exit code 2.
 """
 
 import argparse
 import contextlib
-import math
 import os
 import re
 import sys
 from pathlib import Path
 
+from trd_ray import usage
 from trd_ray.errors import RunFailed, UserError
+from trd_ray.session.submitted import resume_by_default
 from trd_ray.session.supervise import supervised
 
 SUPERVISED = ("train", "evaluate", "refine", "compare", "reproduce")
@@ -27,6 +28,13 @@ EXAMPLES = {
     "doctor": "trd doctor miniature_opsd",
     "init": "trd init my.yaml --model Qwen/Qwen3-1.7B --data problems.jsonl --held-out held_out.jsonl",
     "train": "trd train miniature_opsd",
+    "status": "trd status runs/miniature-opsd",
+    "logs": "trd logs runs/miniature-opsd sampler-0",
+    "stop": "trd stop runs/miniature-opsd",
+    "pause": "trd pause runs/miniature-opsd",
+    "unpause": "trd unpause runs/miniature-opsd",
+    "checkpoint": "trd checkpoint runs/miniature-opsd",
+    "scale": "trd scale runs/miniature-opsd refiner=2",
     "evaluate": "trd evaluate runs/miniature-opsd miniature:test",
     "export": "trd export runs/miniature-opsd --to exports/mine",
     "compare": "trd compare miniature --dry-run",
@@ -61,11 +69,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _resume_spelled_out(arguments: list[str]) -> list[str]:
-    """`--resume` may stand alone or before "auto"; argparse would take any override behind it for its value."""
+    """`--resume` may stand alone, before "auto" or "no"; argparse would take any override behind it for its value."""
     out: list[str] = []
     for argument in arguments:
-        if argument == "auto" and out and out[-1] == "--resume=required":
-            out[-1] = "--resume=auto"
+        if argument in ("auto", "no") and out and out[-1] == "--resume=required":
+            out[-1] = f"--resume={argument}"
         else:
             out.append("--resume=required" if argument == "--resume" else argument)
     return out
@@ -82,9 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name", nargs="?", help="print this recipe or comparison instead")
     texts["recipes"] = "the shipped recipes, and what each needs"
     texts["init"] = "write a recipe for your own model and data, every line explained"
-    _init_options(commands.add_parser("init", description=texts["init"]))
+    usage.of_init(commands.add_parser("init", description=texts["init"]))
     texts["export"] = "a checkpoint as a Hugging Face folder, in any type, with a model card"
-    _export_options(commands.add_parser("export", description=texts["export"]))
+    usage.of_export(commands.add_parser("export", description=texts["export"]))
     for name, text in {
         "train": "sample, verify, refine, verify, distil, sync; evaluate before and after",
         "evaluate": "Avg@k and Pass@k of a checkpoint on benchmarks; started again, it goes on",
@@ -103,12 +111,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "overrides", nargs="*", metavar="key.sub=value", help="override the recipe; values are YAML"
             )
-        _dry_run_options(command)
+        usage.of_dry_run(command)
         if name != "evaluate":
             text = (
-                "go on with the run in its directory; auto: begin one where there is none, and end well if it is done"
+                "go on with the run in its directory; auto: begin one where there is none, and end well if it is done; "
+                "a submitted job means auto unless it says no"
             )
-            command.add_argument("--resume", choices=("auto", "required"), default="no", metavar="auto", help=text)
+            choices, default = ("auto", "required", "no"), resume_by_default()
+            command.add_argument("--resume", choices=choices, default=default, metavar="auto", help=text)
         else:
             command.add_argument("--name", help="what to call the checkpoint in the tables (default: after its path)")
             command.add_argument("--base", help="compare with a former evaluation: its directory, or a name next to it")
@@ -118,79 +128,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override it; values are YAML")
     command.add_argument("--dry-run", action="store_true", help="print the cells, done and left, and end")
     texts["reproduce"] = "run a recipe, evaluate it, put what was reported beside it; started again, it goes on"
-    _reproduce_options(commands.add_parser("reproduce", description=texts["reproduce"]))
+    usage.of_reproduce(commands.add_parser("reproduce", description=texts["reproduce"]))
     texts["doctor"] = "what this machine or cluster has and lacks, each with its remedy; --gpu tries it out"
-    _doctor_options(commands.add_parser("doctor", description=texts["doctor"]))
+    usage.of_doctor(commands.add_parser("doctor", description=texts["doctor"]))
+    for name, text in usage.STEERING.items():
+        texts[name] = text
+        usage.of_steering(commands.add_parser(name, description=text), name)
     commands.add_parser("miniature")
     parser.description = _overview(texts)
     return parser
-
-
-def _dry_run_options(command: argparse.ArgumentParser) -> None:
-    text = "print what the resolved recipe has that is no default, who would run where, and end"
-    command.add_argument("--dry-run", action="store_true", help=text)
-    text = "for --dry-run: a cluster that is not here, as [NODESx]GPUSx(GiB | KIND), such as 8x80GiB or 2x8xH100"
-    command.add_argument("--on", metavar="GPUS", help=text)
-    text = "for --dry-run: memory of each GPU (default: what the nodes tell of theirs)"
-    command.add_argument("--gpu-gib", type=_gib, help=text)
-    form = command.add_mutually_exclusive_group()
-    form.add_argument("--full", action="store_true", help="for --dry-run: every key of the recipe")
-    form.add_argument("--json", action="store_true", help="for --dry-run: everything as JSON, for scripts")
-
-
-def _init_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "file", nargs="?", default="my.yaml", metavar="FILE", help="the recipe to write (default: my.yaml)"
-    )
-    command.add_argument("--model", default="Qwen/Qwen3-1.7B", help="the one that learns: a folder or a hub name")
-    command.add_argument("--teacher", metavar="MODEL", help="another, stronger model of the same tokenizer")
-    command.add_argument("--mode", choices=["opsd", "opd"], help="default: opd with --teacher, else opsd")
-    command.add_argument("--data", metavar="PROBLEMS", help="training data: JSONL, Parquet, a folder, a hub name")
-    command.add_argument("--held-out", metavar="PROBLEMS", help="evaluation data: the same, or a benchmark")
-    text = "what a column of PROBLEMS is called, where it is not found: problem, answer, reference, tests"
-    command.add_argument("--column", action="append", default=[], metavar="OURS=NAME", help=text)
-
-
-def _reproduce_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("recipe", help="the name of a shipped recipe that has figures, or with --figures any recipe")
-    names = "some of the figures' benchmarks, or where one lies, as in aime24:/path (default: all); and overrides"
-    command.add_argument("overrides", nargs="*", metavar="BENCHMARK|key.sub=value", help=names)
-    command.add_argument("--figures", metavar="FILE", help="what was reported, and what passes (default: as shipped)")
-    _dry_run_options(command)
-
-
-def _export_options(command: argparse.ArgumentParser) -> None:
-    text = "a run directory, of which the newest checkpoint is taken, or a checkpoint's folder"
-    command.add_argument("checkpoint", metavar="CHECKPOINT", help=text)
-    command.add_argument("--best", action="store_true", help="take the run's best checkpoint, by its checkpoint.best")
-    command.add_argument("--to", metavar="FOLDER", help="a new folder (default: exports/RUN-STEP)")
-    text = "type of the weights (default: bfloat16; adapters: float32)"
-    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help=text)
-    form = command.add_mutually_exclusive_group()
-    text = "whole weights; adapters are added to the base (default: as the checkpoint has them)"
-    form.add_argument("--merged", dest="form", action="store_const", const="merged", help=text)
-    form.add_argument("--adapter", dest="form", action="store_const", const="adapter", help="LoRA adapters alone")
-    text = "upload to the Hugging Face hub too, into a private repository unless it exists"
-    command.add_argument("--push", metavar="OWNER/NAME", help=text)
-
-
-def _doctor_options(command: argparse.ArgumentParser) -> None:
-    text = "a recipe to look for too: its models and data, a compiler or a sandbox if it needs one"
-    command.add_argument("recipe", nargs="?", help=text)
-    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override the recipe; values are YAML")
-    text = "look at every node of this cluster (default: the recipe's cluster.address, RAY_ADDRESS, else this machine)"
-    command.add_argument("--address", metavar="HOST:PORT", help=text)
-    command.add_argument("--json", action="store_true", help="for scripts")
-    text = (
-        "try the package on this machine's GPUs: tests, benchmarks, runs; about an hour, and it goes on where it ended"
-    )
-    command.add_argument("--gpu", action="store_true", help=text)
-    text = (
-        "with --gpu: this part alone, also where it has passed; may be repeated (trd_ray/doctor/README.md lists them)"
-    )
-    command.add_argument("--only", action="append", default=[], metavar="PART", help=text)
-    text = "with --gpu: where the table and the logs go (default: runs/doctor-gpu)"
-    command.add_argument("--out", metavar="FOLDER", help=text)
 
 
 def _overview(texts: dict[str, str]) -> str:
@@ -220,19 +166,11 @@ def _unknown(command: str) -> int:
     raise UserError(f"there is no command {command!r}{did_you_mean(command, list(EXAMPLES))}: trd --help explains them")
 
 
-def _gib(text: str) -> float:
-    try:
-        gib = float(text)
-    except ValueError:
-        gib = math.nan
-    if not 0 < gib < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of GiB greater than 0, but is {text}")
-    return gib
-
-
 def _job(options: argparse.Namespace) -> int:
     if options.command == "doctor":
         return _doctor(options)
+    if options.command in usage.STEERING:
+        return _steer(options)
     from trd_ray import config
 
     if options.command == "recipes":
@@ -290,6 +228,20 @@ def _doctor(options: argparse.Namespace) -> int:
     # With overrides it is no longer for the machine that its header names.
     name = "" if options.overrides else options.recipe or ""
     return doctor.run(recipe, options.address, name=name, json=options.json)
+
+
+def _steer(options: argparse.Namespace) -> int:
+    from trd_ray.steer import command as steer
+
+    o = options
+    if o.command == "status":
+        return steer.status(o.run, o.address, o.json)
+    if o.command == "logs":
+        return steer.logs(o.run, o.log, o.address, o.lines, o.follow)
+    if o.command == "checkpoint":
+        return steer.checkpoint(o.run, o.address, o.timeout, wait=not o.no_wait)
+    arguments = {"stop": lambda: {"now": o.now}, "scale": lambda: steer.sizes(o.sizes)}.get(o.command, dict)
+    return steer.ask(o.run, o.command, arguments(), o.address, o.timeout)
 
 
 def _init(options: argparse.Namespace) -> int:

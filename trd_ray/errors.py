@@ -1,10 +1,16 @@
-"""The exceptions whose text is for the person who started the job.
+"""The package's own exceptions. `failures.kind_of` tells for any exception which of these it amounts to.
+
+The text of two is for the person who started the job. The command line prints it without a traceback:
 
 - UserError: something that the user can fix, such as a recipe, a file or a placement. Exit code 2.
 - RunFailed: what ended a run that was started with everything right. Exit code 1.
 
-The command line prints their text without a traceback. Where several things are wrong, `Faults` gathers them, and all
-are told at once.
+Two are for the code that can go on after them:
+
+- Lost: a process, a connection or a machine's patience is gone. The same work is done again.
+- BadRow: one row cannot be made, and it is the row's own fault. The row is dropped.
+
+Where several things are wrong, `Faults` gathers them, and all are told at once.
 """
 
 
@@ -50,3 +56,11 @@ class Faults:
 
 class RunFailed(RuntimeError):
     """The run cannot go on. The message says what failed and what to do."""
+
+
+class Lost(RuntimeError):
+    """What did the work is gone, for no fault of the work: it is to be done again, elsewhere if that can be."""
+
+
+class BadRow(Exception):
+    """A row cannot be made out of its own data; the message says why, and doing it again would say the same."""

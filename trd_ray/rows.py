@@ -85,6 +85,9 @@ REFINED = [
     pa.field("y_r", TRAJECTORY),  # null where nothing was refined
 ]
 
+# Why the row could not be made or judged, which is the fault of its own data; null for every other row.
+FAULT = [pa.field("fault", pa.string())]
+
 EXAMPLE = [
     pa.field("trajectory", pa.string()),  # "y_o" | "y_r": what the response below is
     pa.field("train", pa.bool_()),
@@ -96,7 +99,7 @@ EXAMPLE = [
 ]
 
 METADATA = {_VERSION_KEY: str(SCHEMA_VERSION)}
-_MADE = [*ORDER, *ROLLOUT, *REFINED, *EXAMPLE]
+_MADE = [*ORDER, *ROLLOUT, *REFINED, *FAULT, *EXAMPLE]
 
 # A row as it is stored: tests can be megabytes a problem, and no reader of a stored row needs them.
 ROW = pa.schema([*(f for f in PROBLEM if f.name != "tests"), *_MADE], metadata=METADATA)
@@ -105,7 +108,7 @@ IN_STREAM = pa.schema([pa.field("problem_number", pa.int64(), nullable=False), *
 
 
 # What the metrics of a step are counted from: no ids, log-probabilities or texts.
-_PLAIN = ("row", "step", "epoch", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens")
+_PLAIN = ("row", "step", "epoch", "fault", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens")
 _OF_TRAJECTORY = ("finish", "version", "engine", "start_s", "seconds", "passed", "extracted", "detail")
 _OF_VERIFYING = ("verify_start_s", "verify_seconds")
 

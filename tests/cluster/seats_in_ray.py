@@ -14,13 +14,17 @@ from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
+from ray.core.generated import autoscaler_pb2
 
+from trd_ray.config import from_tree
 from trd_ray.engine.reservation import reserve
 from trd_ray.errors import UserError
 from trd_ray.preflight.actors import ActorPlan, ActorSpec
 from trd_ray.preflight.machines import Machine
 from trd_ray.preflight.placement import Placement
 from trd_ray.preflight.seats import LEARNER, Need, seated
+from trd_ray.session.fresh_seats import machines_now, seats_again
+from trd_ray.session.notices import leaving
 
 GPUS = 8
 NODE: dict[str, Any] = {"num_cpus": 16, "num_gpus": GPUS, "object_store_memory": 80 * 2**20}
@@ -102,15 +106,59 @@ def main() -> dict:
     cluster.add_node(**NODE)
     ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        nodes = [node for node in ray.nodes() if node["Alive"]]
+        nodes = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: n["NodeID"] != cluster.head_node.node_id)
         machines = [Machine("ab"[i], 16, gpus=GPUS, node_id=node["NodeID"]) for i, node in enumerate(nodes)]
         found: dict[str, Any] = {name: launched(plan_of(machines, actors)) for name, actors in PLANS.items()}
         found["asked"] = asked()
         found["held"] = held_by_others(machines)
+        found["again"] = a_node_goes(cluster, machines)
         return found
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def a_node_goes(cluster: Cluster, machines: Sequence[Machine]) -> dict:
+    """Notice is given to the second of two nodes with an engine each, and the engine there starts on a third one."""
+    plan = plan_of(machines, {"sampler": (2, 5)})
+    before = reserve(plan, 60)
+    spec = plan.specs["sampler"]
+    options: dict[str, Any] = {"num_cpus": spec.cpus, "num_gpus": spec.gpus}
+    probes = [
+        ray.remote(Probe).options(**options, scheduling_strategy=p.strategy).remote() for p in before.places("sampler")
+    ]
+    at = [ray.get(probe.seen.remote(), timeout=60)[0] for probe in probes]
+    goes = next(node for node in cluster.list_all_nodes() if node.node_id == machines[1].node_id)
+    lost = at.index(goes.node_id)
+    message = "a spot machine"
+    ray._private.worker.global_worker.gcs_client.drain_node(
+        goes.node_id, autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION, message, int(time.time() * 1000) + 600_000
+    )
+    told = leaving()
+    recipe = from_tree({"cluster": {"address": cluster.address}})
+    while_it_leaves = [machine.name for machine in machines_now(machines, recipe)]
+    comes = cluster.add_node(**NODE)
+    fresh = Machine("c", 16, gpus=GPUS, node_id=comes.node_id)
+    said: list[str] = []
+    nodes = iter([[machines[0]]])  # it is there at the second look
+    after = seats_again(
+        [("sampler", lost)], before, recipe, wait_s=120, machines=lambda _: next(nodes, [machines[0], fresh]),
+        while_waiting=lambda: None, say=said.append,
+    )  # fmt: skip
+    place = after.places_by_number("sampler")[lost]
+    again: Any = ray.remote(Probe).options(**options, scheduling_strategy=place.strategy).remote()
+    cluster.remove_node(goes)
+    found = {
+        "told": {"of it": list(told) == [goes.node_id], "left_s": told[goes.node_id]},
+        "while it leaves": while_it_leaves,
+        "said": said,
+        "again on the new node": ray.get(again.seen.remote(), timeout=60)[0] == comes.node_id,
+        "the other stays": ray.get(probes[1 - lost].seen.remote(), timeout=60)[0] == at[1 - lost],
+    }
+    for probe in (again, probes[1 - lost]):
+        ray.kill(probe)
+    after.release()
+    return found
 
 
 def asked() -> list[dict]:

@@ -61,3 +61,11 @@ def test_gpus_that_others_hold_are_refused_in_time_and_by_node(found):
 def test_a_node_that_offers_gpus_which_cannot_be_read_says_so(found):
     for node in found["asked"]:
         assert node["gpus"] == 8 and "offers 8 GPUs to Ray, but their memory cannot be read" in node["lacks"]
+
+
+def test_an_engine_whose_node_leaves_starts_on_one_that_comes_and_the_other_stays(found):
+    again = found["again"]
+    assert again["told"]["of it"] and 500 < again["told"]["left_s"] <= 600
+    assert again["while it leaves"] == ["a"]
+    assert [text.partition(": ")[0] for text in again["said"]] == ["waiting up to 120 s for a node"]
+    assert again["again on the new node"] and again["the other stays"]

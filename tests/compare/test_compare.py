@@ -110,6 +110,11 @@ def test_a_fault_in_a_recipe_names_the_cell(tmp_path):
         ComparisonPlan(comparison(tmp_path, "methods.trd={set: {loss: {divergense: jsd}}}"))
 
 
+def test_a_mirror_is_refused_since_no_cell_would_be_fetched_from_it(tmp_path):
+    with pytest.raises(UserError, match="have no mirror: set.checkpoint.mirror=null$"):
+        ComparisonPlan(comparison(tmp_path, "set.checkpoint.mirror=s3://bucket/runs"))
+
+
 def test_problems_to_tune_on_are_those_of_the_test_set_and_of_training_never():
     texts = {split: {row["problem"] for row in miniature.problems(split)} for split in ("train", "tune", "test")}
     assert len(texts["tune"]) == len(texts["test"]) == 200
@@ -147,8 +152,11 @@ def test_a_dry_run_tells_what_there_is_to_know_of_the_problems(tmp_path, capsys)
     ]
     (tmp_path / "test.jsonl").write_text("\n".join(lines))
     own = [f"set.evaluation.path=aime24:{tmp_path / 'test.jsonl'}", "tuning=null", "seeds=[0]"]
+    own += ["set.refiner.replicas={max: 2}"]
     command.dry_run("miniature", [*SMALL, f"directory={tmp_path / 'runs'}", *own, "set.cluster.memory_gib=64"])
-    assert capsys.readouterr().out.startswith("aime24: 2 problems, where AIME 2024 (I and II) has 30\n")
+    said = capsys.readouterr().out
+    assert said.startswith("aime24: 2 problems, where AIME 2024 (I and II) has 30\n")
+    assert said.count("refiner.replicas are bounds") == 1 and "of the refiner stays at 1\n" in said
     assert not (tmp_path / "runs").exists()
 
 

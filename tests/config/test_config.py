@@ -1,8 +1,10 @@
 """A recipe says exactly what runs: defaults filled in, overrides applied, everything else refused in one sentence."""
 
 import pytest
+import yaml
 
 from trd_ray import config
+from trd_ray.config.rank_counts import RankRange
 from trd_ray.errors import UserError
 
 
@@ -67,7 +69,7 @@ def test_a_dumped_recipe_loads_to_an_equal_one(recipe_file):
         (
             {"cluster": {"zzz": 1}},
             "unknown key cluster.zzz (known here: address, local_cpus, object_store_gib, dashboard, memory_gib, "
-            "fetch_timeout_s)",
+            "fetch_timeout_s, wait_for_nodes_s)",
         ),
         ({"learner": {"lora": {"rnk": 1}}}, "unknown key learner.lora.rnk (did you mean rank?)"),
         ({"learner": {"lora": {"rank": 0}}}, "learner.lora.rank must be at least 1, but found 0"),
@@ -189,3 +191,18 @@ def test_a_malformed_override_is_refused_and_quoted(recipe_file, override):
 def test_a_missing_recipe_lists_the_shipped_ones():
     with pytest.raises(UserError, match="smollm2_smoke.*did you mean smollm2_smoke"):
         config.load("smolm2_smoke")
+
+
+def test_ranks_are_a_number_or_bounds():
+    def workers(value: object) -> object:
+        return config.from_tree({"learner": {"workers": value}}).learner.workers
+
+    assert workers(3) == workers("3") == 3
+    assert config.from_tree({"learner": {"workers": 3}}).learner.bounds == RankRange(min=3, max=3)
+    recipe = config.from_tree({"learner": {"workers": {"min": 2, "max": 8}}})
+    assert recipe.learner.bounds == RankRange(min=2, max=8) and recipe.learner.ranks == 2
+    assert config.from_tree(yaml.safe_load(config.dump(recipe))) == recipe
+    assert recipe.with_ranks(5).learner.workers == 5
+    for wrong in (0, 1.5, "many", {"min": 2}, {"min": 3, "max": 2}, {"min": 0, "max": 2}, {"min": 1, "max": "x"}):
+        with pytest.raises(UserError, match=r"learner\.workers must .*but found"):
+            workers(wrong)

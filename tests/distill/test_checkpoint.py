@@ -12,8 +12,10 @@ import random
 import shutil
 import signal
 import time
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -617,6 +619,20 @@ def train_and_save(base: Path, run: Path) -> None:
         assert checkpointer.done(60) == (True, None)
         directory.commit_checkpoint(folder)
         directory.keep_checkpoints(last=1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_failure_that_rank_0_has_told_ends_no_rank_that_had_not_heard_of_it_yet(rank, tmp_path):
+    """A full disk is waited for, and the checkpoint begun again, as soon as rank 0 says so."""
+    failed: Future = Future()
+    failed.set_exception(OSError("No space left on device"))
+    made: Any = Checkpointer.__new__(Checkpointer)
+    made.rank, made.writing, made.learner = rank, [failed], SimpleNamespace(rows_sha256="a" * 64)
+    if rank == 0:  # nobody was told
+        with pytest.raises(OSError, match="No space"):
+            made.begin(tmp_path, "b" * 64)
+    else:
+        assert "other rows made the weights" in made.begin(tmp_path, "b" * 64)
 
 
 def test_killed_in_the_middle_of_a_save_the_previous_checkpoint_is_whole(base, alone, tmp_path):

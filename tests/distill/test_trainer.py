@@ -1,20 +1,30 @@
 """The worker group under Ray Train, without engines: steps, checkpoints in the background, failures as sentences."""
 
+import contextlib
+import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
+from ray.util import placement_group_table
 
+from runs import descendants
 from serving import make_tiny_model
 from trd_ray import config
 from trd_ray.distill.batches import Example
-from trd_ray.distill.trainer import Trainer
+from trd_ray.distill.mailbox import CONTROLLER
+from trd_ray.distill.trainer import LearnerLost, Trainer
 from trd_ray.errors import UserError
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.metrics import require_metric
+from trd_ray.rows import to_table
 from trd_ray.train.checkpoints import Checkpoints
+from trd_ray.train.living import Circumstances, LivingLearner
 
 pytestmark = pytest.mark.timeout(300)
 ROWS = [Example(row, [2, 3], [4, 2, 3], [5, 6, 7 + row]) for row in range(4)]
@@ -107,6 +117,51 @@ def _folder_on_a_full_disk(folder: Path) -> Path:
     return folder
 
 
+def test_a_group_that_dies_or_hangs_is_replaced_by_one_that_does_the_same_steps(trained, model, tmp_path):
+    """Ray Train's controller is killed, and then a rank is stopped, which Ray itself would notice after ten minutes."""
+    losses, _ = trained
+    with Run(model, tmp_path / "run", ranks=2) as run:
+        (run.directory.path / "rows").mkdir()
+        nothing: Any = lambda *_: None  # noqa: E731
+        seats = lambda _: (run.trainer.ranks, [])  # noqa: E731
+        around = Circumstances(
+            max_restarts=1, look=nothing, seats=seats, spec=dict, release=nothing, say=nothing, phase=nothing
+        )
+        living = LivingLearner(run.trainer, run.directory, 0, around)
+
+        def step(number: int) -> None:
+            assert living.step(ROWS)["loss"] == pytest.approx(losses[number - 1], rel=1e-5)
+            run.directory.write_rows(number, to_table([stored(example) for example in ROWS]))
+            living.record(number)
+
+        step(1)
+        ray.kill(run.trainer.group.members[CONTROLLER])
+        step(2)
+        assert living.restarts == 1
+        run.trainer.group.silence_s = 5.0
+        ranks = rank_processes()
+        assert len(ranks) == 2
+        ranks[0].suspend()
+        step(3)
+        assert living.restarts == 2 and not ranks[0].is_running()
+    events = (run.directory.path / "events.jsonl").read_text()
+    assert "Ray Train's controller on node" in events and "has not been heard of for 5 s (heartbeat_s)" in events
+    deadline = time.monotonic() + 120
+    while left := [g for g in placement_group_table().values() if g["state"] != "REMOVED"]:  # also the first group's
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def rank_processes() -> list[psutil.Process]:
+    return [p for p in descendants(os.getpid()) if "ray::RayTrainWorker" in " ".join(p.cmdline())]
+
+
+def stored(example: Example) -> dict[str, Any]:
+    fixed = {"problem_id": "p", "problem": "?", "answer": "", "reference": "", "epoch": 0, "sample_index": 0, "seed": 0}
+    ids = {name: getattr(example, name) for name in ("student_ids", "teacher_ids", "response_ids")}
+    return fixed | ids | {"row": example.row, "step": 0, "train": True}
+
+
 def test_a_rank_that_cannot_start_tells_the_user_why(trained, model, tmp_path):
     damaged = shutil.copytree(trained[1].checkpoints()[0][1], tmp_path / "step-000002")
     for shards in (damaged / "learner").glob("*.distcp"):
@@ -133,6 +188,26 @@ def test_the_learner_s_start_has_a_deadline_of_its_own_and_can_be_given_up(ray_c
         with pytest.raises(TimeoutError, match=r"waited 1 s \(learner.start_timeout_s\) for the learner to start"):
             run.trainer.wait_until_started(lambda: None)
         assert run.trainer.lost  # so nobody waits for it again
+
+
+def test_a_rank_that_is_stopped_before_its_first_sign_of_life_is_missed(ray_cluster, model, tmp_path):
+    stopped: list[psutil.Process] = []
+
+    def stop_the_first() -> None:
+        while not stopped:
+            with contextlib.suppress(psutil.Error):
+                stopped.extend(rank_processes()[:1])
+        stopped[0].suspend()
+
+    run = Run(model, tmp_path / "run", ranks=2)
+    run.recipe.heartbeat_s = run.trainer.group.silence_s = 6.0
+    with run:
+        threading.Thread(target=stop_the_first, daemon=True).start()
+        missed = r"rank [01] of the learner has not been heard of for 6 s \(heartbeat_s\) while it was asked to start"
+        with pytest.raises(LearnerLost, match=missed):
+            run.trainer.wait_until_started(lambda: None)
+    psutil.wait_procs(stopped, timeout=60)
+    assert not stopped[0].is_running()
 
 
 def test_a_best_metric_that_nothing_measures_is_refused_with_what_was_meant():

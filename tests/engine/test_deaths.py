@@ -56,6 +56,7 @@ class Handle:
         self.failures, self.answers_health = failures, answers_health
         self.generate, self.check_health = Generate(self._generate), Method(self._health)
         self.start = self.shutdown = Method(self._done)
+        self.pulse = Method(self._well)
 
     async def _generate(self) -> Any:
         if self.failures:
@@ -68,6 +69,9 @@ class Handle:
 
     async def _done(self) -> None:
         pass
+
+    async def _well(self) -> float:
+        return 0.0
 
 
 @pytest.fixture

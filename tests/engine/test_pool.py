@@ -9,7 +9,7 @@ import numpy as np
 import psutil
 import pytest
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError
 
 from serving import CONTEXT, EOS, Served, greedy_requests, pool_spec, processes_writing_to, prompts, until
 from trd_ray.engine.actor import Request
@@ -77,8 +77,8 @@ def test_an_answer_ends_where_the_context_does(tied):
 
 
 def test_a_prompt_longer_than_the_context_is_refused_and_harms_nobody(tied):
-    with pytest.raises(RayTaskError, match=str(CONTEXT)):
-        tied.ask(greedy_requests([[5] * (CONTEXT + 1)], 1))
+    [told] = tied.ask(greedy_requests([[5] * (CONTEXT + 1)], 1))
+    assert told.finish == "refused" and told.ids == [] and str(CONTEXT) in told.refused
     assert len(tied.ask(greedy_requests(prompts(1, 5), 1))) == 1 and tied.status()["restarts"] == 0
 
 
@@ -106,6 +106,26 @@ def test_a_killed_engine_is_restarted_and_every_request_answered(untied):
     # It started with the weights of the pool's version, so nobody has to send them.
     status = untied.status()
     assert (status["restarts"], status["needs_weights"], status["restarting"]) == (1, False, False)
+
+
+def test_a_pool_whose_process_is_killed_goes_on_with_its_engine_and_answers_who_waits(untied):
+    asked = untied.endless_prompts(4, 400)
+    before = untied.status()
+    flying = [untied.begin(greedy_requests([p], 400)) for p in asked]
+    untied.wait(lambda status: status["running"] == 4)
+    core = untied.engine_process(0)
+    at_gate = untied.begin(greedy_requests(prompts(1, 8), 5), untied.version + 1)
+    untied.wait(lambda status: status["waiting"] == 1)
+    psutil.Process(before["pid"]).kill()
+    assert [untied.answers(call)[0].ids for call in flying] == [untied.greedy(p, 400) for p in asked]
+    status = untied.wait(lambda status: status["up"] == 1)
+    assert status["pid"] != before["pid"] and core.is_running()
+    kept = ("version", "restarts", "needs_weights", "engines")
+    assert {name: status[name] for name in kept} == {name: before[name] for name in kept}
+    untied.perturb()
+    assert untied.push() is None
+    assert [g.version for g in untied.answers(at_gate)] == [untied.version]
+    untied.begin_anew()
 
 
 def test_a_pool_shrinks_and_grows_while_requests_run(tied):

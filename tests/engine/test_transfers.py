@@ -156,7 +156,7 @@ def test_by_ipc_each_pool_that_follows_has_an_export_of_its_own():
 
 @pytest.mark.parametrize(("backend", "allowed"), [("ipc", "1"), ("nccl", None), ("gloo", None), (None, None)])
 def test_only_an_engine_that_gets_ipc_handles_lets_vllm_pickle(monkeypatch, tmp_path, backend, allowed):
-    monkeypatch.setattr(actor_module, "_redirect_output", lambda path: None)
+    monkeypatch.setattr(actor_module, "redirect_output", lambda path: None)
     monkeypatch.setattr(actor_module, "take_descendants_along", lambda: None)
     monkeypatch.setattr(actor_module.os, "write", lambda *_: 0)
     monkeypatch.setattr(actor_module.os, "environ", dict(os.environ))

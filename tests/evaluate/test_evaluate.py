@@ -28,7 +28,7 @@ from trd_ray.evaluate.weights import difference, fingerprint
 from trd_ray.rows import TRAJECTORY
 from trd_ray.score.stats import Answer, compare, score, table
 from trd_ray.stream.answers import Ask, Question, Sampled, Verified, answers, seed_of_sample
-from trd_ray.verify import Verdict
+from trd_ray.verify import Verdict, unjudged
 from trd_ray.verify.code.tests import Tests
 
 pytestmark = pytest.mark.timeout(400)
@@ -136,6 +136,13 @@ def test_a_benchmark_brings_its_own_limits_and_what_is_set_goes_before(tmp_path)
     assert (exam.evaluation.temperature, exam.evaluation.top_p, exam.evaluation.samples) == (0.6, 0.95, 16)
 
 
+def test_bounds_in_which_an_evaluation_does_not_move_are_told(tmp_path):
+    own = [str(held_out(tmp_path / "own.jsonl", 2))]
+    [note] = plan("miniature:student", own, ["sampler.replicas={max: 3}"]).inputs.notes
+    assert note.startswith("sampler.replicas are bounds, ") and note.endswith("of the sampler stays at 1")
+    assert plan("miniature:student", own, ["sampler.replicas=3", "refiner.replicas={max: 3}"]).inputs.notes == []
+
+
 def test_engines_get_the_context_that_the_longest_benchmark_needs(tmp_path):
     names = [str(held_out(tmp_path / f"{n}.jsonl", n)) for n in (2, 3)]
     planned = plan("miniature:student", names, [])
@@ -213,6 +220,15 @@ def written(place: Path, n: int = 3) -> Path:
             samples.add(("p", i), i, "prompt", generation(f"answer {i}"))
             samples.judge(("p", i), "v1", Verdict(i > 0, float(i > 0), str(i), "", 0.0))
     return place
+
+
+def test_a_verdict_that_says_nothing_about_the_sample_is_made_again_by_the_next_start(tmp_path):
+    place = written(tmp_path / "samples.jsonl")
+    with Samples.open(place, SETTINGS) as samples:
+        samples.judge(("p", 1), "v2", unjudged("it died twice"))
+        assert samples.verified(("p", 1), "v2") and not samples.passed(("p", 1))  # so that this start ends
+    with Samples.open(place, SETTINGS) as samples:
+        assert not samples.verified(("p", 1), "v2") and samples.verified(("p", 2), "v1")
 
 
 def test_a_line_that_a_crash_cut_short_is_cut_off_and_the_rest_is_there(tmp_path):

@@ -42,8 +42,8 @@ def wait_for_samples(process, directory: Path, n: int) -> None:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
-    held_out(folder / "own.jsonl", 60)
-    held_out(folder / "other.jsonl", 10, first=60)
+    held_out(folder / "own.jsonl", 40)
+    held_out(folder / "other.jsonl", 10, first=40)
     return folder
 
 
@@ -58,7 +58,7 @@ def whole(data, tmp_path_factory) -> Finished:
 def test_an_evaluation_leaves_scores_samples_and_a_report(whole):
     assert whole.code == 0, whole.output[-3000:]
     assert whole.left == []
-    for name, n in (("own", 60), ("other", 10)):
+    for name, n in (("own", 40), ("other", 10)):
         found = json.loads((whole.directory / "evaluation" / f"{name}.json").read_text())
         score = from_json(found)
         assert (score.problems, score.samples, score.name) == (n, 8, "miniature-student")
@@ -93,7 +93,7 @@ def test_a_killed_evaluation_goes_on_and_samples_nothing_twice(whole, data, tmp_
         with contextlib.suppress(psutil.NoSuchProcess):
             other.kill()
     first = samples_in(directory)
-    assert 30 <= len(first) < 240
+    assert 30 <= len(first) < 160
     with open(directory / "evaluation" / "own.jsonl", "ab") as file:
         file.write(b'{"kind": "sample", "problem_id": "test-0')
 
@@ -104,7 +104,7 @@ def test_a_killed_evaluation_goes_on_and_samples_nothing_twice(whole, data, tmp_
     assert stopped.code == 130 and stopped.left == [], stopped.output[-3000:]
     assert "the same command goes on" in stopped.output
     second = samples_in(directory)
-    assert second[: len(first)] == first and len(second) < 240
+    assert second[: len(first)] == first and len(second) < 160
 
     done = run(*command, "evaluation.samples=8")
     assert done.code == 0, done.output[-3000:]

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 TINY = (
-    "--rows 16 --steps 2 --engines 8 --raw-median 40 --refined-median 20 --max-tokens 80 "
-    "--token-seconds 0.002 --learner-seconds 0.05 --scale 1 --idle-seconds 1"
+    "--rows 64 --steps 3 --engines 8 --raw-median 40 --refined-median 20 --max-tokens 80 "
+    "--token-seconds 0.002 --learner-seconds 0.05 --scale 1 --idle-seconds 3"
 )
 
 

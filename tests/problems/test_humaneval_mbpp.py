@@ -374,7 +374,8 @@ if __name__ == "__main__":
         expected = eval(g["expected"])
         n = len(expected)
         inputs = [[i] for i in range(n)]
-        details = untrusted_check(g["dataset"], program, inputs, g["name"], expected, g["atol"], [0.0] * n)[1]
+        slow = [10.0] * n  # evalplus's least limit, 1 s, can pass on a busy machine in a case that only looks up
+        details = untrusted_check(g["dataset"], program, inputs, g["name"], expected, g["atol"], slow)[1]
         found.append([bool(d) for d in details])
     json.dump([verdicts, found], open(sys.argv[3], "w"))
 """

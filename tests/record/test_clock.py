@@ -43,6 +43,13 @@ def row(start: float, step: int = 0, **columns) -> dict:
     return {"step": step, "y_o": y_o, "y_r": y_r} | columns
 
 
+def test_a_row_that_no_engine_has_answered_takes_no_part_in_the_times_of_its_step(hands, tmp_path):
+    ticking = clock(hands, tmp_path)
+    spend(ticking, hands, wait=5, train=3, sync=2)
+    seconds = ticking.seconds([row(1001.0), row(1000.0, y_o=None, y_r=None)])
+    assert seconds["seconds/step"] == 9 and seconds["seconds/sample"] == 2
+
+
 def test_a_step_counted_by_hand(hands, tmp_path):
     ticking = clock(hands, tmp_path)
     spend(ticking, hands, wait=5, probe=1, train=3, sync=2)

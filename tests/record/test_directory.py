@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from trd_ray import rows as schema
 from trd_ray.config import from_tree, load
 from trd_ray.errors import UserError
 from trd_ray.files import write_atomically
+from trd_ray.record.claim import is_read, reading
 from trd_ray.record.directory import RunDirectory, write_parquet
 from trd_ray.record.ledger import facts_of_run
 from trd_ray.record.metrics import Metrics
@@ -203,6 +205,15 @@ def test_a_checkpoint_counts_only_when_it_is_whole(directory):
     assert [p.name for p in (directory.path / "checkpoints").iterdir()] == ["step-000002"]
 
 
+def test_a_checkpoint_that_is_begun_again_has_a_folder_of_its_own_and_the_other_is_never_one(directory):
+    """A rank that was cut off from the run may still write into the first one."""
+    first, second = (directory.begin_checkpoint(3, {"metrics": {}}) for _ in range(2))
+    (first / "late").touch()
+    assert [file.name for file in directory.commit_checkpoint(second).iterdir()] == ["state.json"]
+    directory.delete_unfinished()
+    assert [p.name for p in (directory.path / "checkpoints").iterdir()] == ["step-000003"]
+
+
 def test_checkpoints_are_in_the_order_of_their_numbers_not_of_their_names(directory):
     for steps in (1_000_000, 999_999):
         save(directory, steps)
@@ -215,6 +226,26 @@ def test_the_newest_checkpoints_are_kept(directory):
         directory.keep_checkpoints(last=2)
     assert saved(directory) == [3, 4]
     assert len(list((directory.path / "checkpoints").iterdir())) == 2  # nothing half deleted is left
+
+
+def test_a_checkpoint_that_somebody_reads_is_deleted_another_time(directory):
+    save(directory, 1)
+    with reading(directory.checkpoints()[0][1]), reading(directory.checkpoints()[0][1]):
+        for steps in (2, 3):
+            save(directory, steps)
+            directory.keep_checkpoints(last=1)
+        assert saved(directory) == [1, 3]
+    directory.keep_checkpoints(last=1)
+    assert saved(directory) == [3]
+
+
+def test_who_begins_to_read_while_the_run_looks_whether_somebody_reads_has_the_checkpoint_still(directory, monkeypatch):
+    save(directory, 1)
+    looks = os.open(directory.checkpoints()[0][1] / "state.json", os.O_RDWR)
+    fcntl.flock(looks, fcntl.LOCK_EX)
+    monkeypatch.setattr("trd_ray.record.claim.time.sleep", lambda _: os.close(looks))
+    with reading(directory.checkpoints()[0][1]):
+        assert is_read(directory.checkpoints()[0][1])
 
 
 @pytest.mark.parametrize(("best_is", "kept"), [("max", [2, 5]), ("min", [3, 5])])

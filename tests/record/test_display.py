@@ -111,6 +111,14 @@ def test_the_panel_says_what_is_ready_and_how_long_each_has_taken(monkeypatch):
     assert shown["sampler"] == ["2", "of", "2", "30"] and shown["learner"] == ["0", "of", "1", "71"]
 
 
+def test_a_run_that_goes_on_without_an_engine_no_longer_shows_its_start():
+    d = Display(3, Console(file=io.StringIO()))
+    d.starting({"sampler": (1, 2)})
+    assert d.shown()["starting"] == {"sampler": [1, 2]}
+    d.rollouts(0, 16)
+    assert "starting" not in d.shown()
+
+
 def test_an_evaluation_has_its_bar_pass_rate_and_time_left_in_the_panel():
     console = Console(file=io.StringIO(), force_terminal=True, width=80, height=30, record=True)
     d = Display(3, console)

@@ -79,6 +79,13 @@ def test_rows_in_files_give_the_numbers_of_rows_in_memory(tmp_path):
     assert ledger(facts_of_run(schema.RowFiles(tmp_path.iterdir())), version=3) == row_metrics(lit(FULL), version=3)
 
 
+def test_a_row_that_nobody_could_judge_is_dropped_and_in_no_share():
+    bad = row(5, **generation("y_o", 50, False), fault="y_o: not judged", train=False, dropped_because="bad row")
+    never = row(6, fault="y_o: the engine refused the request", train=False, dropped_because="bad row")
+    with_bad, without = row_metrics(lit([*FULL, bad, never])), row_metrics(lit(FULL))
+    assert with_bad == without | {"rollouts": 7, "dropped/bad row": 2}
+
+
 def test_no_rows_are_no_error():
     assert row_metrics([])["rollouts"] == 0
 

@@ -59,6 +59,16 @@ def test_a_resumed_run_goes_on_in_the_same_files(tmp_path):
     assert scalars(tmp_path, "loss") == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
+def test_half_a_line_that_a_crash_left_is_taken_back(tmp_path):
+    with Metrics(tmp_path, 10) as metrics:
+        metrics.log(1, STEP)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 2, "lo')
+    with Metrics(tmp_path, 10, done=1) as metrics:
+        metrics.log(2, STEP)
+    assert [json.loads(text)["step"] for text in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
 def test_lines_stand_in_columns_whatever_was_measured():
     lines = [line({"step": 1}, 120), line({"step": 100} | STEP, 120), line({"step": 8, "kl/mean": None}, 120)]
     assert len({len(text) for text in lines}) == 1
@@ -91,3 +101,24 @@ def test_a_full_disk_is_an_error_where_a_step_is_lost_and_a_sentence_at_the_end(
     metrics.close()
     assert "the metrics could not be closed (No space left on device)" in capsys.readouterr().out
     assert scalars(tmp_path, "kl/mean") == [(1, 0.1235)]
+
+
+def test_a_step_that_found_no_room_is_logged_once_when_there_is_some(tmp_path, monkeypatch):
+    metrics = Metrics(tmp_path, total_steps=10)
+    metrics.log(1, STEP)
+    full = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    whole, metrics._json = metrics._json, full
+    with pytest.raises(OSError, match="No space left on device"):
+        metrics.log(2, STEP)
+    metrics._json = whole
+    buffered, metrics._log = metrics._log, open("/dev/full", "w", buffering=1)  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left on device"):
+        metrics.log(2, STEP)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1  # the line was taken back
+    metrics._log = buffered
+    metrics.log(2, STEP)
+    metrics.close()
+    full.close()
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(one)["step"] for one in lines] == [1, 2]
+    assert scalars(tmp_path, "kl/mean") == [(1, 0.1235), (2, 0.1235)]

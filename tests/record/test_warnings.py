@@ -44,6 +44,14 @@ def test_a_run_as_it_should_be_is_warned_of_nothing():
     assert warnings.of_score(scored(10, cut=0.5, answered=0.5), RECIPE, 128) == {}
 
 
+def test_rows_that_nobody_could_judge_warn_of_nothing_and_held_out_samples_do():
+    facts = [fact(True, True) for _ in range(8)]
+    assert warnings.of_rows([*facts, *[fact(False, False, fault="y_o: not judged") for _ in range(64)]], RECIPE) == {}
+    assert warnings.of_unjudged(["", "not equal", "empty"]) == {}
+    [text] = warnings.of_unjudged(["", "not judged (it died twice)", "not judged (x)"]).values()
+    assert text.startswith("2 held-out samples could not be judged and count as not passed") and "it died twice" in text
+
+
 def test_hard_problems_of_which_a_few_pass_are_warned_of_nothing():
     facts = [fact(i == 0, i < 8, y_o_detail="not equal") for i in range(64)]
     assert warnings.of_rows(facts, RECIPE) == {}

@@ -364,6 +364,17 @@ def test_a_killed_harness_is_a_death_and_the_next_case_runs(backend):
         assert program.run("x").stdout == "x\n"
 
 
+def test_who_ended_a_sandbox_is_told_but_only_where_no_program_inside_can_kill_it(backend):
+    with backend.script("print(input())", GENEROUS) as program:
+        signal.pidfd_send_signal(program._process._pidfd, signal.SIGKILL)
+        outcome = program.run("x")
+        assert outcome.status == "died" and outcome.killed is (backend.backend != "unsafe_no_sandbox")
+        assert program.run("x").stdout == "x\n"
+    with backend.function("import os\ndef f(): os._exit(1)", "f", GENEROUS) as program:
+        outcome = program.call([])
+        assert outcome.status == "died" and not outcome.killed
+
+
 @pytest.fixture
 def fresh_choice():
     backends._complaint.cache_clear()
@@ -424,7 +435,7 @@ def test_unsafe_still_limits_and_cleans_up(monkeypatch):
     before, unsafe = processes(), Sandbox("unsafe_no_sandbox")
     folders = set(Path("/tmp").glob("trd-unsafe-*"))  # of a caller that was killed, which nobody removes
     for source, (status, stdout) in UNSAFE.items():
-        with unsafe.script(source, LIMITS) as program:
+        with unsafe.script(source, LIMITS if status == "time" else UNHURRIED) as program:
             outcome = program.run("hello")
             assert outcome.status == status, outcome
             assert stdout is None or outcome.stdout == stdout

@@ -1,6 +1,9 @@
 """Every program begins and ends in one order: what is left out is named, and what is claimed is given back."""
 
 import json
+import shutil
+import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -10,6 +13,7 @@ from trd_ray.errors import RunFailed, UserError
 from trd_ray.preflight.machines import Machine
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.record.directory import RunDirectory
+from trd_ray.record.elsewhere import Elsewhere
 from trd_ray.session.beginning import begin
 from trd_ray.session.cluster import Connection
 from trd_ray.session.inputs import prepare
@@ -79,3 +83,65 @@ def test_a_local_ray_is_not_started_for_what_can_be_known_without_it(recipe):
     with pytest.raises(UserError, match="64"), begin("train", recipe.directory, recipe) as beginning:
         beginning.require(too_large)
     assert not recipe.directory.exists()
+
+
+def test_a_run_that_goes_on_waits_for_the_nodes_of_its_cluster_and_a_new_one_does_not(recipe, monkeypatch, capsys):
+    """The head of a cluster is up before its workers are."""
+    monkeypatch.setattr("trd_ray.session.beginning.LOOK_FOR_NODES_S", 0.0)
+    looks = iter([[Machine("head", 0)], [Machine("head", 0)], [Machine("head", 0), Machine("worker", 64)]] * 2)
+    monkeypatch.setattr(Connection, "machines", lambda self: next(looks))
+    inputs = prepare(recipe)
+    with begin("train", recipe.directory, recipe) as beginning:
+        beginning.connection.local = False
+        monkeypatch.setattr(beginning.connection, "require_sandboxes", lambda backend: None)
+        with pytest.raises(UserError, match="CPU"):
+            beginning.require(inputs)
+        assert capsys.readouterr().out == ""
+        beginning.require(inputs, wait_s=100)
+    [said] = capsys.readouterr().out.splitlines()
+    assert said.startswith("waiting up to 100 s (cluster.wait_for_nodes_s) for nodes, since ")
+
+
+def breaks(place: Elsewhere, folder: Path) -> None:
+    """The mirror is no longer there, once it has been written for the first time."""
+    deadline = time.monotonic() + 200
+    while place.read("mirror.json") is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    shutil.rmtree(folder)
+    folder.write_text("no folder")
+
+
+def test_a_run_that_is_done_fails_if_its_mirror_lacks_something_and_says_that_the_same_command_copies_it(
+    recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("trd_ray.record.mirror.STUCK_S", 0.3)
+    place = Elsewhere.at(str(tmp_path / "there"), "run")
+    broken = pytest.raises(RunFailed, match="the run is done, but the mirror .* lacks .*the same command copies it")
+    with broken, begin("refine", recipe.directory, recipe) as beginning:
+        directory = RunDirectory.create(recipe.directory, recipe)
+        beginning.claimed(directory)
+        beginning.mirror_to(place, directory, recipe, 0)
+        breaks(place, tmp_path / "there")
+        beginning.finish_mirror()
+    (tmp_path / "there").unlink()
+    monkeypatch.setattr("trd_ray.record.mirror.STUCK_S", 200)
+    with begin("refine", recipe.directory, recipe) as beginning:
+        directory = RunDirectory.create(recipe.directory, recipe, resume=True)
+        beginning.claimed(directory)
+        beginning.mirror_to(place, directory, recipe, 0)
+        assert place.read("alive.json")
+        beginning.finish_mirror()
+    assert place.read("mirror.json") and place.read("recipe.yaml") and place.read("alive.json") is None
+
+
+def test_a_run_that_failed_otherwise_says_so_and_not_what_its_mirror_lacks(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("trd_ray.record.mirror.STUCK_S", 0.3)
+    place = Elsewhere.at(str(tmp_path / "there"), "run")
+    with begin("refine", recipe.directory, recipe) as beginning:
+        directory = RunDirectory.create(recipe.directory, recipe)
+        beginning.claimed(directory)
+        beginning.mirror_to(place, directory, recipe, 0)
+        breaks(place, tmp_path / "there")
+        beginning.finish_mirror(failed=True)
+    assert "the mirror" in capsys.readouterr().out

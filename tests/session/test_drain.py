@@ -21,7 +21,8 @@ def session(monkeypatch):
     made.told, made.ends = [], {"sampler": [None], "refiner": [None]}  # what each answers, one after the other
 
     def pool(name: str) -> Any:
-        return SimpleNamespace(drain=SimpleNamespace(remote=lambda: made.told.append(name) or name))
+        asked = SimpleNamespace(remote=lambda: made.told.append(name) or name)
+        return SimpleNamespace(drain=asked, forget_weights=asked)
 
     def get(names: list[str]) -> None:
         for name in names:
@@ -62,3 +63,9 @@ def test_a_pool_that_fails_meanwhile_ends_the_run_with_its_own_words(session):
     session.look = look
     with pytest.raises(RunFailed, match="died twice in a row"):
         session.drain()
+
+
+def test_pools_that_are_to_forget_another_run_s_weights_are_watched_meanwhile(session):
+    session.ends["sampler"] = session.ends["refiner"] = [Drained, Drained, None, None]
+    session.forget_weights()
+    assert session.told[:2] == ["sampler", "refiner"] and "look" in session.told and "other" not in session.told

@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 from ray._private import worker as ray_worker
-from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError
+from ray.data.exceptions import SystemException
+from ray.exceptions import ActorDiedError, NodeDiedError, OutOfMemoryError, RayTaskError, UserCodeException
 from ray.train import ControllerError, WorkerGroupError
 
 from trd_ray.engine.pool import PoolFailed
 from trd_ray.errors import RunFailed, UserError
+from trd_ray.failures import Failure
 from trd_ray.record.directory import RunDirectory
 from trd_ray.session.beginning import Beginning
 from trd_ray.session.endings import cause, resuming, told
@@ -99,6 +101,11 @@ LEARNER = "the learner ended while it was asked to step"
             ),
             ["an engine pool on node 10.0.0.7", "killed or it crashed"],
         ),
+        (
+            wrapped(raised_in_actor(Failure("bug", "KeyError: 'y_o'", "trace")), StreamEnded("ray::MapWorker a page")),
+            ["KeyError: 'y_o'"],
+        ),
+        (wrapped(raised_in_actor(UserError("one", "other")), StreamEnded("ray::MapWorker a page")), ["one; other"]),
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/a/rows"), ["No space left on device: /runs/a/rows"]),
         (TimeoutError("waited 3600 s (learner.step_timeout_s) for the learner to step"), ["learner.step_timeout_s"]),
     ],
@@ -107,6 +114,44 @@ def test_the_cause_is_found_behind_what_ray_wraps_it_in(error, words):
     said = cause(error)
     assert all(word in said for word in words), said
     assert "\n" not in said and "pid=" not in said and len(said) < 500
+
+
+IN_STAGE = """Traceback (most recent call last):
+  File "/me/views.py", line 9, in load_views
+    return views[name]
+trd_ray.odd.NoSuchView: no view of this name:
+there are two others
+"""
+IN_CALL = f"""{IN_STAGE}
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "/ray/data/_internal/planner/plan_udf_map_op.py", line 482, in _try_wrap_udf_exception
+    raise UserCodeException("UDF failed to process a data block.") from e
+ray.exceptions.UserCodeException: UDF failed to process a data block.
+"""
+IN_TWO = """Traceback (most recent call last):
+  File "/me/flow.py", line 1, in __call__
+    return ray.get(asked)
+ray.exceptions.RayTaskError(KeyError): ray::Shelf.tests() (pid=7, ip=10.0.0.7)
+  File "/me/shelf.py", line 2, in tests
+    return self.found[7]
+KeyError: 7
+"""
+
+
+@pytest.mark.parametrize(
+    "from_ray, said",
+    [
+        (RayTaskError("map", "a trace", KeyError("y_o")).as_instanceof_cause(), "KeyError: 'y_o'"),
+        (RayTaskError("map", "a trace", AssertionError()).as_instanceof_cause(), "AssertionError"),
+        (RayTaskError("map", IN_CALL, UserCodeException("UDF failed")), "NoSuchView: no view of this name:"),
+        (ActorDiedError(RayTaskError("__init__", IN_STAGE, ValueError("x"))), "NoSuchView: no view of this name:"),
+        (RayTaskError("map", IN_TWO, UserCodeException("UDF failed")), "KeyError: 7"),
+    ],
+)
+def test_a_bug_in_a_stage_is_named_though_ray_data_puts_an_error_without_a_word_behind_it(from_ray, said):
+    assert cause(wrapped(wrapped(SystemException(), from_ray), StreamEnded("a page"))) == said
 
 
 def test_the_sentence_names_the_checkpoint_the_command_and_the_file_with_the_trace(tmp_path, monkeypatch):
@@ -123,7 +168,7 @@ def test_the_sentence_names_the_checkpoint_the_command_and_the_file_with_the_tra
 
 def test_a_raylet_that_died_is_named_whoever_was_missed_first_and_though_ray_is_closed_by_then(tmp_path, monkeypatch):
     class Near:
-        connected = True
+        connected = local = True
         connect = machines = list
 
         def close(self) -> None:
@@ -137,6 +182,14 @@ def test_a_raylet_that_died_is_named_whoever_was_missed_first_and_though_ray_is_
             monkeypatch.setattr(ray_worker, "_global_node", node)
             raise died(KILLED.format(name="RayTrainWorker"))
     assert "logs/ray.log; all is kept" in str(failed.value)
+
+
+def test_the_trace_of_a_bug_in_another_process_is_in_the_file(tmp_path):
+    with pytest.raises(RunFailed, match="^KeyError: 'y_o'; ") as failed, told(tmp_path, "train"):
+        raise wrapped(raised_in_actor(Failure("bug", "KeyError: 'y_o'", "line 7 of flow.py")), StreamEnded("a page"))
+    [trace] = (tmp_path / "logs").glob("failure-*.txt")
+    assert trace.read_text().endswith("In the process that failed:\nline 7 of flow.py")
+    assert str(trace) in str(failed.value)
 
 
 def test_a_stop_says_what_is_kept_and_a_second_signal_too(tmp_path):
@@ -165,3 +218,10 @@ def test_a_command_that_goes_on_unasked_is_named_as_it_is(monkeypatch, argv):
     assert resuming().endswith("a steps=2`")
     monkeypatch.setattr(sys, "argv", ["/bin/trd", "train", "reproduce.yaml"])
     assert resuming() == "`trd train reproduce.yaml --resume`"
+
+
+@pytest.mark.parametrize("given", [[], ["--resume=no"], ["--resume", "no"]])
+def test_a_submitted_job_goes_on_unasked_and_its_command_says_so(monkeypatch, given):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "a.yaml", *given])
+    assert resuming() == "`python jobs/train.py a.yaml`"

@@ -104,7 +104,7 @@ def caches(hub, tmp_path_factory) -> Iterator[list[Path]]:
     for i, folder in enumerate(folders):
         environment = {"HF_ENDPOINT": url, "HF_HOME": str(folder), "HF_HUB_OFFLINE": "0"}
         others = {"num_gpus": 1, "env_vars": environment | {"CC": "/no/cc"}} if i else {"env_vars": environment}
-        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, **others)
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False, **others)
     ray.init(address=cluster.address, log_to_driver=False)
     yield folders
     ray.shutdown()

@@ -174,6 +174,7 @@ def test_a_submitted_job_does_not_write_into_ray_s_copy_of_the_code(capsys, tmp_
         (["--resume"], "required", ["a=1"]),
         (["--resume", "auto"], "auto", ["a=1"]),
         (["--resume=auto"], "auto", ["a=1"]),
+        (["--resume", "no"], "no", ["a=1"]),
     ],
 )
 def test_resume_stands_alone_or_before_auto_and_takes_no_override_for_its_value(given, resume, overrides, monkeypatch):
@@ -183,6 +184,18 @@ def test_resume_stands_alone_or_before_auto_and_takes_no_override_for_its_value(
     monkeypatch.setattr(cli, "_job", lambda found: options.append(found) or 0)
     assert main(["train", "miniature_opsd", *given, "a=1"]) == 0
     assert options[0].resume == resume and options[0].overrides == overrides
+
+
+@pytest.mark.parametrize("given, resume", [([], "auto"), (["--resume=no"], "no"), (["--resume"], "required")])
+@pytest.mark.parametrize("command", ["train", "refine"])
+def test_a_submitted_job_resumes_unless_it_says_otherwise(command, given, resume, monkeypatch):
+    from trd_ray import cli
+
+    options = []
+    monkeypatch.setattr(cli, "_job", lambda found: options.append(found) or 0)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert main([command, "miniature_opsd", *given, "a=1"]) == 0
+    assert options[0].resume == resume
 
 
 def test_held_out_problems_laid_out_as_the_training_data_need_no_columns_of_their_own(capsys, tmp_path):

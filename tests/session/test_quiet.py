@@ -67,17 +67,21 @@ def test_without_a_terminal_errors_stay_on_standard_error(tmp_path, capfd):
 
 
 SCRIPT = """
-import logging, os, sys, time
+import contextlib, logging, os, sys, time
 os.environ |= {"RAY_memory_usage_threshold": "0.001", "RAY_memory_monitor_refresh_ms": sys.argv[2]}
 import ray
 from pathlib import Path
 from ray.data._internal.stats import _StatsManager, get_or_create_stats_actor
+from ray.data.exceptions import omit_traceback_stdout
 from trd_ray.record.display import Display
 from trd_ray.session.quiet import ray_apart
 
 class Restarted:
     def __init__(self, argument): pass
     def answer(self): return 1
+
+def stage_fails():
+    raise RuntimeError("of a stage")
 
 def eat():
     time.sleep(60)
@@ -92,6 +96,8 @@ with Display(1), ray_apart(Path(sys.argv[1])):
         ray.get(actor.answer.remote())
         ray.get(get_or_create_stats_actor().gen_dataset_id.remote())
         _StatsManager.update_execution_metrics("unknown", [], [], {"state": "RUNNING"})
+        with contextlib.suppress(RuntimeError):
+            omit_traceback_stdout(stage_fails)()
         ray.remote(num_cpus=0)(lambda: 1 / 0).remote()
         time.sleep(3)
     else:
@@ -118,6 +124,7 @@ def output(tmp_path, refresh_ms: int) -> str:
 def test_rays_own_noise_is_out_of_sight_and_a_failed_task_is_not(tmp_path):
     said = output(tmp_path, 0)
     assert "constructor arguments" not in said and "_StatsActor" not in said and "KeyError" not in said
+    assert "Exception occurred" not in said and "of a stage" not in said
     assert "ZeroDivisionError" in said
     assert "has constructor arguments in the object store" in (tmp_path / "ray.log").read_text()
     assert "put:" in said and "Ray has not been started" in said, "nothing starts a Ray of its own at the end"

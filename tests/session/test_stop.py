@@ -63,3 +63,17 @@ def test_handlers_of_before_are_there_again_afterwards():
     with StopSignals():
         pass
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_a_request_at_the_door_asks_as_a_signal_does_and_in_a_hurry_as_a_second_one():
+    with StopSignals() as signals:
+        signals.ask("trd stop")
+        with pytest.raises(Stopped, match="^trd stop$") as asked:
+            signals.check()
+        assert asked.value.exit_code == 143
+        assert str(Stopped(asked.value.number, "all is kept", asked.value.by)) == "trd stop; all is kept"
+        with pytest.raises(KeyboardInterrupt):
+            signals.at_once()
+        assert signals.hurried
+        signals.at_once()  # what is being ended at once is not disturbed
+        os.kill(os.getpid(), signal.SIGINT)

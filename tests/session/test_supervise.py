@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from trd_ray.record.events import last_events
+
 PROGRAM = """
 import sys
 from trd_ray.session.last_words import say
@@ -159,3 +161,74 @@ def test_nothing_of_ray_is_imported_above(tmp_path):
     source = "import sys; import trd_ray.cli; print([m for m in ('ray', 'torch', 'pyarrow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, env=os.environ, timeout=60)
     assert done.stdout == "[]\n", done.stderr
+
+
+def until(condition, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def said(run: Path) -> str:
+    return " ".join(event["said"] for event in last_events(run) if event["kind"] == "silence")
+
+
+HANGS = """
+from pathlib import Path
+from trd_ray.session import last_words
+run = Path({run!r})
+last_words.say(directory=str(run), job="train")
+last_words.watched(run, 0.5)
+def waits_for_a_call():
+    while not (run / "go").exists():
+        time.sleep(0.01)
+def beats():
+    while not (run / "end").exists():
+        last_words.beat()
+        time.sleep(0.01)
+{steps}
+return 0
+"""
+
+
+def test_a_driver_that_hangs_is_named_with_the_place_and_so_is_its_return(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    process = start(tmp_path, HANGS.format(run=str(run), steps="waits_for_a_call()\nbeats()"))
+    until(lambda: "has not been heard of for 0.5 s (heartbeat_s): it hangs or computes" in said(run))
+    assert "waits_for_a_call (program.py, line" in said(run) and str(run / "logs" / "stacks.txt") in said(run)
+    (run / "go").touch()
+    until(lambda: "the run goes on" in said(run))
+    (run / "end").touch()
+    code, _, err = outcome(process)
+    assert code == 0 and err.count("has not been heard of") == err.count("the run goes on") == 1
+
+
+def test_a_driver_that_is_stopped_is_named_with_the_command_that_lets_it_go_on(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    process = start(tmp_path, HANGS.format(run=str(run), steps="print(os.getpid(), flush=True)\nbeats()"))
+    assert process.stdout
+    pid = int(process.stdout.readline())
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: f"it is stopped, and `kill -CONT {pid}` lets it go on" in said(run))
+    os.kill(pid, signal.SIGCONT)
+    (run / "end").touch()
+    assert outcome(process)[0] == 0
+
+
+def test_the_temporary_files_of_a_run_whose_supervisor_was_killed_go_with_the_next_run(tmp_path):
+    body = "import tempfile; print(tempfile.mkdtemp(), flush=True); time.sleep(1000)"
+    process = start(tmp_path, body)
+    assert process.stdout
+    left = Path(process.stdout.readline().strip())
+    process.kill()
+    process.wait()
+    alive = start(tmp_path, body)
+    assert alive.stdout
+    in_use = Path(alive.stdout.readline().strip())  # it swept as it started
+    until(lambda: not left.parent.exists())
+    assert outcome(start(tmp_path, "return 0"))[0] == 0 and in_use.is_dir()
+    alive.terminate()
+    assert outcome(alive)[0] == 128 + signal.SIGTERM and not in_use.parent.exists()

@@ -7,6 +7,7 @@ import pytest
 import ray
 
 from trd_ray.config import load
+from trd_ray.engine import launch
 from trd_ray.engine.reservation import Reservation
 from trd_ray.preflight.machines import Machine
 from trd_ray.session import session as session_module
@@ -34,7 +35,7 @@ def started(monkeypatch):
             found.append(Start(actor.name))
             return found[-1]
 
-        status = SimpleNamespace(remote=lambda: {"up": 0, "engines": 1})
+        status = SimpleNamespace(remote=lambda: {"up": 0, "engines": 1, "pid": 1, "news": []})
         return SimpleNamespace(start=SimpleNamespace(remote=start), status=status)
 
     def wait(refs: list, num_returns: int, timeout: float) -> tuple[list, list]:
@@ -78,3 +79,29 @@ def test_who_shares_nothing_starts_at_once(started, tmp_path):
     assert not apart.learner_waits_for_engines
     apart.admit_learner()  # waits for nobody
     assert not any(start.done for start in started)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["in time", "never"])
+def test_the_run_is_looked_at_while_its_pools_stop_and_they_are_killed_in_any_case(monkeypatch, ends):
+    now, looks, killed = 0.0, [], []
+
+    def wait(refs: list, num_returns: int, timeout: float) -> tuple[list, list]:
+        nonlocal now
+        now += timeout
+        return (refs, []) if ends and now >= 3 else ([], refs)
+
+    monkeypatch.setattr(launch.time, "monotonic", lambda: now)
+    monkeypatch.setattr(ray, "wait", wait)
+    monkeypatch.setattr(ray, "kill", killed.append)
+    pool: Any = SimpleNamespace(shutdown=SimpleNamespace(remote=lambda: "stopped"))
+    launch.stop_pools([pool], 10, lambda: looks.append(now))
+    assert looks == [1, 2, 3] if ends else looks[-1] == 10
+    assert killed == [pool]
+
+    def hurry() -> None:
+        raise KeyboardInterrupt
+
+    now = 0.0
+    with pytest.raises(KeyboardInterrupt):
+        launch.stop_pools([pool], 10, hurry)
+    assert killed == [pool, pool]

@@ -8,10 +8,11 @@ from transformers import PreTrainedTokenizerFast
 
 from trd_ray import config
 from trd_ray.engine.actor import Generation
+from trd_ray.errors import BadRow
 from trd_ray.record.ledger import row_metrics
 from trd_ray.rows import EXAMPLE, ROW, light, to_table
 from trd_ray.stream.examples import build, examples_of, rebuilt
-from trd_ray.stream.stages import min_version, record_refined, select
+from trd_ray.stream.stages import min_version, record_refined, require_judged, require_taken, select
 from trd_ray.verify import Verdict
 from trd_ray.views import Views
 
@@ -260,3 +261,24 @@ def test_a_trajectory_with_a_token_that_only_one_model_has_is_dropped_with_the_r
     assert row_metrics(light(to_table([row])))["dropped/token outside the shared vocabulary"] == 1
     assert made(vocabulary=21, **{trajectory: beyond}, **tree)[1].response_ids.tolist() == [3, 20]
     assert made(vocabulary=20, **{other: beyond}, **tree)[1] is not None
+
+
+def test_a_row_that_could_not_be_made_or_judged_never_trains_also_from_a_corpus(tokenizer):
+    recipe = config.from_tree({"prompts": PROMPTS, "train": {"when_refinement_fails": "train"}})
+    order = {"problem_id": "p", "problem": "x", "answer": "1", "reference": "", "step": 0, "epoch": 0}
+    rows = [order | {"row": i, "sample_index": 0, "seed": i, "fault": "y_o: not judged (x)"} for i in range(2)]
+    rows[1]["y_o"] = {"ids": [1, 2], "passed": False, "detail": "not judged (x)"}
+    table = rebuilt(to_table(rows), recipe, Views(recipe, tokenizer, tokenizer))
+    assert table["train"].to_pylist() == [False, False] and examples_of(table) == []
+    assert table["dropped_because"].to_pylist() == ["bad row", "bad row"]
+    assert row_metrics(light(table))["dropped/bad row"] == 2
+
+
+def test_what_nobody_judged_and_what_an_engine_refused_are_bad_rows():
+    require_judged({"y_o": {"detail": "not equal"}}, "y_o")
+    with pytest.raises(BadRow, match=r"^y_o: not judged \(it died twice\)$"):
+        require_judged({"y_o": {"detail": "not judged (it died twice)"}}, "y_o")
+    taken = Generation(np.array([5]), "a", "stop", np.array([-0.1]), 0, "e", 0.0, 0.0)
+    require_taken([taken, taken], "y_r")
+    with pytest.raises(BadRow, match="^y_r: the engine refused the request .*too long"):
+        require_taken([taken, Generation.refusal("ValueError: too long", 0, "e", 0.0)], "y_r")

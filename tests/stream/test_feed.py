@@ -9,11 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.exceptions import ActorDiedError
 
-from trd_ray.errors import UserError
+from trd_ray.errors import RunFailed, UserError
+from trd_ray.failures import Failure
 from trd_ray.rows import IN_STREAM, ROW, to_table
 from trd_ray.stream.blocks import RowBlock, calls, pack, unpack
-from trd_ray.stream.feed import AHEAD_STEPS, Feed, StreamEnded, corpus_blocks, open_corpus
+from trd_ray.stream.feed import AGAIN, AHEAD_STEPS, Feed, StreamEnded, corpus_blocks, open_corpus
 
 
 def row(number: int, rows_per_step: int = 4) -> dict:
@@ -85,6 +87,47 @@ def test_an_exception_in_the_stream_reaches_the_one_who_takes():
     with pytest.raises(StreamEnded, match="a stage failed") as failed:
         source.take(1, nothing)
     assert isinstance(failed.value.__cause__, ZeroDivisionError)
+
+
+class Streams:
+    """Streams that end with an error after so many blocks, each begun with the step that is told."""
+
+    def __init__(self, error: Exception, *made: list[RowBlock]):
+        self.error, self.made, self.begun = error, list(made), []
+
+    def begin(self, step: int = 0, why: BaseException | None = None) -> Iterator[RowBlock]:
+        self.begun.append((step, why))
+        yield from self.made.pop(0)
+        raise self.error
+
+
+LOST = ActorDiedError()
+
+
+def test_a_stream_whose_stage_is_lost_begins_again_with_the_step_that_is_waited_for_and_no_row_comes_twice():
+    first, second = [block(0, 1), block(4), block(2, 3), block(5)], [block(6, 5), block(4, 7, last=True)]
+    streams = Streams(LOST, first, second, [block(8, 9)], [block(10)], [block(11)])
+    source = Feed(streams.begin(), rows_per_step=4, stall_timeout_s=60, again=streams.begin)
+    assert [numbers(source.take(step, nothing)) for step in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert numbers(source.take(2, nothing)) == [8, 9, 10, 11]
+    assert streams.begun == [(0, None), (1, LOST), (2, LOST), (2, LOST), (2, LOST)] and not source.waiting
+
+
+def test_a_stream_that_is_lost_again_and_again_without_a_step_in_between_ends():
+    streams = Streams(LOST, *[[block(0)]] * (AGAIN + 1))
+    source = Feed(streams.begin(), rows_per_step=4, stall_timeout_s=60, again=streams.begin)
+    with pytest.raises(StreamEnded) as failed:
+        source.take(0, nothing)
+    assert failed.value.__cause__ is LOST and len(streams.begun) == AGAIN + 1
+
+
+@pytest.mark.parametrize("error", [Failure("bug", "KeyError: 'y_o'"), RunFailed("engine p-0 died twice"), KeyError(1)])
+def test_a_stream_that_ends_for_another_reason_is_not_begun_again(error):
+    streams = Streams(error, [block(0)], [block(1, 2, 3)])
+    source = Feed(streams.begin(), rows_per_step=4, stall_timeout_s=60, again=streams.begin)
+    with pytest.raises(StreamEnded):
+        source.take(0, nothing)
+    assert len(streams.begun) == 1
 
 
 def test_a_stream_that_ends_within_a_step_says_so():

@@ -7,6 +7,7 @@ import pytest
 
 from trd_ray.config import from_tree
 from trd_ray.distill.batches import micro_batches, split
+from trd_ray.lineage import START
 from trd_ray.record.clock import Clock
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.ledger import row_metrics
@@ -28,6 +29,9 @@ def training(told: list[str], **parts: Any) -> Any:
     )
     made.directory = SimpleNamespace(write_rows=tells("rows"))
     made.trainer = SimpleNamespace(take_worked=list, stop=tells("stop the learner"))
+    made.learner = SimpleNamespace(record=tells("learner"))
+    made.session.room = SimpleNamespace(having=lambda _, write: write())
+    made.rows_sha256 = START
     made.clock = SimpleNamespace(close=tells("timeline"), draw=tells("draw"))
     made.metrics = SimpleNamespace(close=tells("metrics"), log=tells("log"))
     made.feed = SimpleNamespace(close=tells("feed"))
@@ -57,7 +61,7 @@ def test_a_step_whose_metrics_are_logged_is_recorded_whatever_comes_after_them(m
     made.session.warn = full
     with pytest.raises(OSError, match="no space left"):
         made.record(1, to_table([]), [], {"loss": 0.5})
-    assert told == ["rows", "log", "show"] and (made.done, made.recorded) == (1, {"loss": 0.5})
+    assert told == ["rows", "log", "learner", "show"] and (made.done, made.recorded) == (1, {"loss": 0.5})
 
 
 def test_nothing_that_the_driver_does_with_a_step_makes_an_object_of_a_token(tmp_path):

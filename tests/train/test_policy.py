@@ -8,7 +8,7 @@ from trd_ray.train import policy as module
 from trd_ray.train.policy import Policy
 from trd_ray.train.probe import logprob_gap
 
-IDLE = {"needs_weights": False, "restarting": False}
+IDLE = {"needs_weights": False, "restarting": False, "up": 1}
 
 
 class Engines:
@@ -41,6 +41,20 @@ def test_every_pool_that_follows_serves_what_is_published():
     p = policy(engines, following=("sampler", "refiner"))
     p.publish(1)
     assert (p.version, p.served, p.serves, engines.pushed) == (1, 1, {"sampler": 1, "refiner": 1}, [1])
+
+
+def test_a_new_engine_waits_for_the_next_version_where_all_would_stand_still_for_it():
+    late = {"needs_weights": True, "lives": [{"state": "serving"}, {"state": "stale"}]}
+    alone = {"needs_weights": True, "lives": [{"state": "starting"}, {"state": "stale"}]}
+    for status, options, pushed in (
+        (late, {"drains": True}, []),
+        (late, {"drains": False}, [0]),
+        (late, {"drains": True, "offline": True}, [0]),  # no later version is sent
+        (alone, {"drains": True}, [0]),
+    ):
+        engines = Engines(status=status)
+        policy(engines, **options).watch()
+        assert engines.pushed == pushed
 
 
 def test_a_push_that_failed_is_tried_again_when_the_engines_are_back():
@@ -76,6 +90,31 @@ def test_an_engine_that_does_not_come_back_ends_the_run_with_what_broke_it():
     p.restart_timeout_s = 0
     with pytest.raises(RunFailed, match="did not come back after a failed weight sync: no memory"):
         p.publish(1)
+
+
+def test_a_push_is_tried_again_without_an_engine_that_is_late_once_another_of_each_pool_is_up(monkeypatch):
+    engines = Engines("engine sampler-0 died", status={"restarting": True, "up": 0})
+    clock = iter(range(0, 1000, 3))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+
+    def one_is_up_later(seconds: float) -> None:
+        if engines.looks == 5:
+            engines.status = engines.status | {"up": 1}
+
+    monkeypatch.setattr(module.time, "sleep", one_is_up_later)
+    p = policy(engines)
+    p.restart_timeout_s = 600
+    p.publish(3)
+    assert engines.pushed == [3, 3] and engines.looks == 6
+
+
+def test_a_pool_that_does_not_follow_is_not_waited_for():
+    engines = Engines("engine refiner-0 died")
+    p = policy(engines, following=("refiner",))
+    engines.look = lambda: {"sampler": IDLE | {"restarting": True}, "refiner": IDLE}  # type: ignore[method-assign]
+    p.look = engines.look
+    p.publish(1)
+    assert engines.pushed == [1, 1]
 
 
 def test_a_look_that_raises_ends_the_wait():

@@ -4,7 +4,9 @@ import contextlib
 import json
 import os
 import signal
+import time
 from operator import eq
+from pathlib import Path
 from statistics import fmean
 
 import psutil
@@ -25,7 +27,10 @@ from runs import (
     wait_for_step,
 )
 from trd_ray import miniature
+from trd_ray.cli import main
+from trd_ray.record.events import last_events
 from trd_ray.record.metrics import metric_names
+from trd_ray.session.seen import look_at
 from trd_ray.verify.code.tests import Tests
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -141,6 +146,7 @@ def test_staleness_1_overlaps_sampling_with_training_and_keeps_its_bound(tmp_pat
     assert any("sync/gap_mean" in m for m in done.metrics)
 
 
+@pytest.mark.long  # tests/engine/test_adapters.py shows the same of a pool, without a run
 def test_one_pool_samples_with_the_adapter_and_refines_without_it_as_pools_of_their_own_do(opsd, tmp_path):
     """In the first step all engines hold the initial weights, whatever trains."""
     shared = run(tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *ADAPTERS, *ONE_POOL)
@@ -211,9 +217,10 @@ def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_a
 def test_one_command_starts_goes_on_and_is_done_in_the_default_directory_and_stops_though_rows_are_always_ready(
     corpus, tmp_path
 ):
-    """What a terminal, a retry loop and a spot notice do. A corpus always has the next step's rows."""
+    """What a terminal, a retry loop, a spot notice and a machine that is lost do. A corpus always has the next rows."""
     command = ["miniature_opsd", "name=live", "data.source=corpus", f"data.path={corpus.directory}", *NO_EVALUATION]
     command += ["rollouts_per_step=2", "steps=40", "checkpoint.every_steps=30", "--resume", "auto"]
+    command += [f"checkpoint.mirror={tmp_path / 'elsewhere'}"]
     directory = tmp_path / "runs" / "live"
     for number in (signal.SIGHUP, signal.SIGINT):
         process = start(None, "train", *command, cwd=tmp_path)
@@ -227,18 +234,64 @@ def test_one_command_starts_goes_on_and_is_done_in_the_default_directory_and_sto
         told = f"stopped by {number.name}; checkpoint {done} is kept in {directory / 'checkpoints'}: `trd train"
         assert told in stopped.output.splitlines()[-1] and stopped.output.rstrip().endswith("goes on from there")
         assert (directory / "checkpoints" / f"step-{done:06d}" / "state.json").is_file()
+    directory.rename(tmp_path / "lost")
     for words in ("step 40/40", "has done its 40 steps: nothing is left to do"):
         process = start(None, "train", *command, cwd=tmp_path)
         ended = finish(process, directory, output=tmp_path / "run.out")
         assert ended.code == 0 and words in ended.output, ended.output[-3000:]
+    assert f"mirror: going on from step {done} of {tmp_path / 'elsewhere' / 'live'}" in ended.output
     assert [m["step"] for m in ended.metrics] == list(range(1, 41))
     assert sorted(row["row"] for row in ended.rows) == list(range(80))
     assert not (directory / "rewound").exists()
+    mirrored = sorted((tmp_path / "elsewhere" / "live" / "rows").iterdir())
+    assert [p.name for p in mirrored] == [p.name for p in sorted((directory / "rows").iterdir())]
+    assert not (tmp_path / "elsewhere" / "live" / "alive.json").exists()
 
 
-def test_a_learner_that_is_killed_is_one_sentence_with_the_command_that_goes_on(corpus, tmp_path):
+def test_a_run_is_seen_and_steered_through_its_directory_from_its_first_second_on(corpus, tmp_path, capsys):
+    directory = tmp_path / "run"
     command = ["miniature_opsd", "data.source=corpus", f"data.path={corpus.directory}", *NO_EVALUATION]
-    command += ["rollouts_per_step=2", "steps=40", "checkpoint.every_steps=2"]
+    process = start(directory, "train", *command, "rollouts_per_step=2", "steps=40", "checkpoint.every_steps=30")
+
+    def trd(verb: str, *more: str) -> str:
+        assert main([verb, str(directory), *more]) == 0, Path(f"{directory}.out").read_text()[-3000:]
+        return capsys.readouterr().out
+
+    def until(phase: str) -> dict:
+        deadline = time.monotonic() + 200
+        while phase not in (view := look_at(directory))["status"].get("shown", {}).get("phase", ""):
+            assert process.poll() is None and time.monotonic() < deadline, view
+            time.sleep(0.2)
+        return view
+
+    try:
+        until("starting")
+        trd("pause", "--timeout", "200")  # while learner and stream still start
+        until("paused after step 0")
+        trd("unpause", "--timeout", "200")
+        wait_for_step(process, directory, 1)
+        trd("pause", "--timeout", "200")
+        view = until("paused after step ")
+        done = view["status"]["shown"]["steps"][0]
+        assert view["state"] == "paused" and 1 <= done < 40
+        assert trd("checkpoint", "--timeout", "200").splitlines() == [
+            f"checkpoint {done} is written now",
+            f"checkpoint {done} is written",
+        ]
+        assert f"step {done} of 40" in (screen := trd("status")) and f"paused after step {done}" in screen, screen
+        assert "checkpoint" in trd("stop", "--timeout", "200")
+    finally:
+        stopped = finish(process, directory)
+    assert stopped.code == 128 + signal.SIGTERM and stopped.left == [], stopped.output[-3000:]
+    assert f"stopped by trd stop; checkpoint {done} is kept" in stopped.output.splitlines()[-1]
+    assert look_at(directory)["state"] == "stopped"
+    kinds = [event["kind"] for event in last_events(directory)]
+    assert [kinds.count(kind) for kind in ("start", "asked", "pause", "checkpoint", "end")] == [1, 5, 3, 1, 1]
+
+
+def test_a_learner_that_is_killed_and_may_not_restart_is_one_sentence_with_the_command_that_goes_on(corpus, tmp_path):
+    command = ["miniature_opsd", "data.source=corpus", f"data.path={corpus.directory}", *NO_EVALUATION]
+    command += ["rollouts_per_step=2", "steps=40", "checkpoint.every_steps=2", "learner.max_restarts=0"]
     process = start(tmp_path / "run", "train", *command)
     wait_for_checkpoint(process, tmp_path / "run")
     [learner] = [p for p in descendants(process.pid) if "RayTrainWorker" in " ".join(p.cmdline())]

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 import yaml
@@ -121,7 +122,9 @@ class Work:
         inputs = _largest(self.plan, group)
         directory = RunDirectory(self.plan.path / group.mode)
         with self._display(0, 0) as display:
-            session = Session(inputs, directory, display, self.running.stop, self.running.machines)
+            session = Session(
+                inputs, directory, display, self.running.stop, self.running.machines, door=self.running.door
+            )
             try:
                 display.phase(f"{group.mode}: starting engines")
                 begin = time.time()
@@ -176,15 +179,16 @@ class Work:
             with self._display(steps, done) as display:
                 display.phase(f"{cell.name}: starting")
                 session = engines.lend(inputs, directory, display)
-                if cell.kind == "base":
-                    session.evaluate("base", 0, 0, inputs.held_out)
-                    write_summary(directory)
-                else:
-                    if cell.kind == "final":
-                        self._copy_base(cell, directory)
-                    directory.rewind(done)
-                    session.forget_weights()
-                    train_run(session, done, folder)
+                with session.door:
+                    if cell.kind == "base":
+                        session.evaluate("base", 0, 0, inputs.held_out)
+                        write_summary(directory)
+                    else:
+                        if cell.kind == "final":
+                            self._copy_base(cell, directory)
+                        directory.rewind(done)
+                        session.forget_weights()
+                        train_run(session, done, folder)
         finally:
             directory.release()
         score = plan.score(cell)
@@ -230,6 +234,7 @@ def _largest(plan: ComparisonPlan, group: EngineGroup) -> Inputs:
 
 
 def _broken(engines: Session) -> bool:
+    asked: list[Any] = [pool.status.remote() for pool in engines.pools.values()]
     with contextlib.suppress(Exception):
-        return any(status["failure"] for status in ray.get([p.status.remote() for p in engines.pools.values()]))
+        return any(status["failure"] for status in ray.get(asked, timeout=engines.recipe.heartbeat_s))
     return True

@@ -21,10 +21,11 @@ from trd_ray.errors import UserError
 from trd_ray.preflight.lengths import carried
 from trd_ray.preflight.memory import adapters_at_once
 from trd_ray.preflight.overlap import in_common
+from trd_ray.preflight.placement import needs_refiner
 from trd_ray.record.directory import RunDirectory, differences
 from trd_ray.score.stats import Score, from_json
 from trd_ray.session.cluster import Connection
-from trd_ray.session.inputs import Inputs, prepare
+from trd_ray.session.inputs import Inputs, fixed_numbers, prepare
 
 # Keys that a score does not depend on: they may differ between a cell that was begun and the comparison.
 MAY_DIFFER = keys.not_affecting(ROWS, NUMBERS, VERDICTS, ANSWERS, SCORES, LENGTH)
@@ -78,16 +79,18 @@ class ComparisonPlan:
     def inputs(self, cell: Cell) -> Inputs:
         """The Inputs of a cell; cells that differ only in name, directory, seed and learning rate share them."""
         r = self.recipe(cell)
+        if r.checkpoint.mirror:
+            raise UserError(f"{cell.name}: the cells of a comparison have no mirror: set.checkpoint.mirror=null")
         tree = r.model_dump(mode="json", exclude={*GIVEN})
         del tree["learner"]["lr"]
         key = json.dumps([cell.kind == "base", tree])
         if key not in self._inputs:
+            job = "evaluate" if cell.kind == "base" else "train"
             try:
-                self._inputs[key] = prepare(
-                    r, "evaluate" if cell.kind == "base" else "train", connection=self._connection
-                )
+                made = self._inputs[key] = prepare(r, job, connection=self._connection)
             except UserError as e:
                 raise UserError(*(f"{cell.name}: {sentence}" for sentence in e.sentences)) from e
+            made.notes += fixed_numbers(r, "sampler", *["refiner"] * needs_refiner(r, job))
         found = replace(self._inputs[key], recipe=carried(r, self._inputs[key].recipe))
         if found.held_out is None:
             raise UserError(f"{cell.name} has no problems to be evaluated on: set evaluation.path")

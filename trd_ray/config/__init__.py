@@ -7,6 +7,7 @@ Lengths are tokens, times are seconds, memory is GiB. The unit stands in the nam
 """
 
 from trd_ray.config.close_words import close_to, did_you_mean
+from trd_ray.config.engine_counts import EngineRange
 from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig
 from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.recipe_files import (
@@ -35,6 +36,7 @@ from trd_ray.config.rollout_keys import (
     TeacherConfig,
     VerifyConfig,
 )
+from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.training_keys import (
     Beta,
     CheckpointConfig,
@@ -54,6 +56,7 @@ __all__ = [
     "DType",
     "DataConfig",
     "EngineConfig",
+    "EngineRange",
     "EvaluationConfig",
     "LearnerConfig",
     "LoRAConfig",
@@ -65,6 +68,7 @@ __all__ = [
     "RefinerConfig",
     "SamplerConfig",
     "SamplingConfig",
+    "ScaleConfig",
     "StreamConfig",
     "StudentConfig",
     "SyncConfig",

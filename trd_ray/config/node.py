@@ -2,6 +2,7 @@
 
 import re
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
@@ -21,6 +22,23 @@ def plain_path(path: str | None) -> str | None:
     if path and not path.isprintable():
         raise ValueError(f"must be a path without control characters, but found {path!r}")
     return path
+
+
+def place_elsewhere(url: str | None) -> str | None:
+    """The place, unchanged. Raises ValueError where it cannot be one, or where it has a password in it."""
+    if not plain_path(url):
+        return url
+    parts = urlsplit(url)
+    if parts.password:
+        raise ValueError(
+            "must not hold a password, which would be written into recipe.yaml: the environment has it (for S3 "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)"
+        )
+    if not parts.scheme and not str(url).startswith("/"):
+        raise ValueError(
+            f"must be a place such as s3://bucket/runs, gs://bucket/runs or /an/absolute/path, but found {url!r}"
+        )
+    return url
 
 
 def _takes_bool(annotation: Any) -> bool:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from trd_ray.config.effects import ANSWERS, ENGINES, MACHINES, NOTHING, NUMBERS, ROWS, SCORES, VERDICTS
+from trd_ray.config.engine_counts import EngineCount, EngineRange
 from trd_ray.config.node import Node
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -74,6 +75,11 @@ class DataConfig(Node):
         default="refuse", description="problems whose prompts leave a context no room; drop: set_aside.jsonl names them"
     )
     shuffle: Annotated[bool, ROWS] = True
+    max_bad_rows: Annotated[int, NOTHING] = Field(
+        default=100,
+        ge=0,
+        description="rows of a run that an engine refuses or nothing can judge, which do not train; more end the run",
+    )
 
 
 class SamplingConfig(Node):
@@ -97,7 +103,11 @@ class SamplingConfig(Node):
 class EngineConfig(Node):
     """One pool of vLLM engines."""
 
-    replicas: Annotated[int, ENGINES, MACHINES] = Field(default=1, ge=1)
+    replicas: Annotated[EngineCount, ENGINES, MACHINES] = Field(
+        default=1,
+        description="engines: a number, or {min: 1, max: 4}, between which the run moves them to where steps wait "
+        "(see scale); start says with how many it begins, by default min. `trd scale` changes it while a run goes on",
+    )
     tensor_parallel: Annotated[int, ENGINES, MACHINES] = Field(default=1, ge=1)
     cpus: Annotated[float, ENGINES, MACHINES] = Field(
         default=1.0, ge=0, description="Ray CPUs an engine actor reserves"
@@ -123,6 +133,12 @@ class EngineConfig(Node):
     extra: Annotated[dict[str, Any], ROWS, ANSWERS, ENGINES] = Field(
         default_factory=dict, description="passed to vLLM's engine arguments as they are"
     )
+
+    @property
+    def bounds(self) -> EngineRange:
+        """The fewest engines, the most, and how many there are at the start."""
+        asked = self.replicas
+        return EngineRange(min=asked, max=asked, start=asked) if isinstance(asked, int) else asked
 
 
 class SamplerConfig(EngineConfig, SamplingConfig):

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trd_ray.config.effects import ANSWERS, ENGINES, NOTHING, NUMBERS, ROWS
-from trd_ray.config.node import Node
+from trd_ray.config.node import Node, place_elsewhere
+from trd_ray.config.rank_counts import RankCount, RankRange
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -61,7 +62,11 @@ class LoRAConfig(Node):
 
 
 class LearnerConfig(Node):
-    workers: Annotated[int, ENGINES] = Field(default=1, ge=1, description="FSDP ranks")
+    workers: Annotated[RankCount, ENGINES] = Field(
+        default=1,
+        description="FSDP ranks: a number, or {min: 1, max: 8} for as many as the nodes hold. Those are counted at the "
+        "start, where ranks are lost, and at a step's end where nodes have come or are about to go",
+    )
     cpus: Annotated[float, NOTHING] = Field(default=1.0, ge=0, description="Ray CPUs a rank reserves")
     gpus: Annotated[float | None, ENGINES] = Field(default=None, ge=0, description="a rank; default: 1 if GPUs, else 0")
     # float16 is left out: gradients of single tokens vanish in it unless the loss is scaled, which nothing here does.
@@ -96,6 +101,22 @@ class LearnerConfig(Node):
         default=1800, gt=0, description="longest time to load the models and a checkpoint"
     )
     step_timeout_s: Annotated[float, NOTHING] = Field(default=3600, gt=0)
+    max_restarts: Annotated[int, NOTHING] = Field(
+        default=3,
+        ge=0,
+        description="how often the ranks start again, from the newest checkpoint, if some of them die or hang before "
+        "another step is finished",
+    )
+
+    @property
+    def bounds(self) -> RankRange:
+        asked = self.workers
+        return RankRange(min=asked, max=asked) if isinstance(asked, int) else asked
+
+    @property
+    def ranks(self) -> int:
+        """How many there are at least."""
+        return self.bounds.min
 
 
 class SyncConfig(Node):
@@ -118,12 +139,25 @@ class SyncConfig(Node):
 
 class CheckpointConfig(Node):
     every_steps: Annotated[int, NOTHING] = Field(default=50, ge=1)
+    every_s: Annotated[float | None, NOTHING] = Field(
+        default=None, gt=0, description="also after the first step that ends so long after the last checkpoint began"
+    )
     keep_last: Annotated[int, NOTHING] = Field(default=2, ge=1, description="older ones are deleted")
     best: Annotated[str | None, NOTHING] = Field(
         default=None, description="a metric of metrics.jsonl, whose best checkpoint is kept too, e.g. evaluation/avg"
     )
     best_is: Annotated[Literal["max", "min"], NOTHING] = "max"
     asynchronous: Annotated[bool, NOTHING] = Field(default=True, description="write while the next steps train")
+    mirror: Annotated[str | None, NOTHING] = Field(
+        default=None,
+        description="s3://bucket/runs, gs://..., any file system of pyarrow: checkpoints, rows and metrics are copied "
+        "there after each checkpoint, into a folder named as run_dir, and a fresh machine goes on from them",
+    )
     export: Annotated[Literal["merged", "adapter"], NOTHING] = Field(
         default="merged", description="what the Hugging Face folder holds of a student with learner.lora"
     )
+
+    @field_validator("mirror")
+    @classmethod
+    def _is_a_place(cls, mirror: str | None) -> str | None:
+        return place_elsewhere(mirror)

@@ -31,6 +31,7 @@ from trd_ray.config.rollout_keys import (
     TeacherConfig,
     VerifyConfig,
 )
+from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
 
 
@@ -55,12 +56,18 @@ class ClusterConfig(Node):
     fetch_timeout_s: Annotated[float, MACHINES] = Field(
         default=3600, gt=0, description="longest time to download the models to every node, before anything starts"
     )
+    wait_for_nodes_s: Annotated[float, MACHINES] = Field(
+        default=600, ge=0, description="longest wait for nodes in place of lost ones (a local cluster: 0)"
+    )
 
 
 class Recipe(Node):
     name: Annotated[str, NOTHING] = "run"
     seed: Annotated[int, ROWS, NUMBERS, ANSWERS] = Field(default=0, ge=0)
     run_dir: Annotated[str | None, NOTHING] = Field(default=None, description="default: runs/<name>")
+    heartbeat_s: Annotated[float, NOTHING] = Field(
+        default=60, gt=0, description="silence after which a process of the run counts as dead; those that compile beat"
+    )
     steps: Annotated[int | None, LENGTH, COMPARISON, TUNING] = Field(
         default=None, ge=1, description="default: one pass over the problems"
     )
@@ -91,6 +98,7 @@ class Recipe(Node):
         default_factory=EvaluationConfig
     )
     checkpoint: Annotated[CheckpointConfig, NOTHING, TUNING] = Field(default_factory=CheckpointConfig)
+    scale: Annotated[ScaleConfig, NOTHING] = Field(default_factory=ScaleConfig)
     cluster: Annotated[ClusterConfig, MACHINES, COMPARISON] = Field(default_factory=ClusterConfig)
 
     @field_validator("name")
@@ -102,6 +110,10 @@ class Recipe(Node):
     @classmethod
     def _is_a_path(cls, run_dir: str | None) -> str | None:
         return plain_path(run_dir)
+
+    def with_ranks(self, ranks: int) -> "Recipe":
+        """The same recipe with a learner of so many ranks."""
+        return self.model_copy(update={"learner": self.learner.model_copy(update={"workers": ranks})})
 
     @property
     def directory(self) -> Path:

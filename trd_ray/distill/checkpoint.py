@@ -5,7 +5,8 @@
                                                        read back, compared  -> folder/checksums.json
 
 What is in a checkpoint: the trained weights (with LoRA only the adapters), the optimizer, the place in the schedule,
-the moving average and the random states. The frozen weights are read from the base again.
+the moving average, the random states, and which rows made the weights (trd_ray.lineage). The frozen weights are read
+from the base again.
 
 - The learner waits for the copying only. The threads write while it trains, over a process group of their own.
 - What a rank wrote, the next rank reads back before the save is done. So a disk that lost it, or a folder that not all
@@ -46,6 +47,7 @@ if TYPE_CHECKING:  # `flaw` is called before anything starts, and must not wait 
     from trd_ray.distill.learner import Learner
 
 STATE, SHARDS, EXPORT = "state.json", "learner", "model"  # in a checkpoint's folder
+ROWS = "rows_sha256"  # in state.json and among the shards: see trd_ray.lineage
 
 
 class Checkpointer:
@@ -63,19 +65,29 @@ class Checkpointer:
         self.mode = 0o666 & ~mask
         self.writing: list[Future] = []
 
-    def begin(self, folder: Path) -> str | None:
+    def begin(self, folder: Path, rows_sha256: str | None = None) -> str | None:
         """Copy the state as it is now, and begin to write it into an empty folder. `done` tells when it is there.
 
-        Returns what of the state is not finite, and then writes nothing; None if all is finite. Only one save is
-        written at a time: an earlier one is waited for, and its failure is raised here if `done` has not told it.
+        Returns what of the state is wrong, and then writes nothing; None if nothing is: every number is finite, and the
+        rows that made the weights are those of the ledger, `rows_sha256`. Only one save is written at a time: an
+        earlier one is waited for, and its failure is raised here if `done` has not told it.
         """
-        self._outcome()
+        try:
+            self._outcome()
+        except (Exception, CheckpointException):
+            # It fails on every rank. Rank 0 may have told it a moment before this one could.
+            if self.rank == 0:
+                raise
+        made_by = self.learner.rows_sha256
+        if rows_sha256 not in (None, made_by):
+            return f"other rows made the weights ({made_by[:12]}) than rows/ holds ({rows_sha256[:12]})"
         if broken := self._not_finite():
             return broken
         export = self._gather()
         state = _tensors(self.learner) | {
             "updates": self.learner.schedule.last_epoch,
             "random": {str(self.rank): pickle.dumps(_random_state())},
+            ROWS: self.learner.rows_sha256,
         }
         saving: Any = async_save(state, checkpoint_id=folder / SHARDS, process_group=self.group)
         self.writing = [saving]
@@ -193,12 +205,15 @@ class Checkpointer:
         same_ranks = sum(name.startswith("random.") for name in saved) == ranks
         if same_ranks:
             state["random"] = {str(self.rank): b""}
+        if ROWS in saved:  # the checkpoints of earlier versions do not have it
+            state[ROWS] = ""
         try:
             load_shards(state, checkpoint_id=folder / SHARDS, process_group=self.group)
         except CheckpointException as e:
             raise _unusable(folder, reason(e)) from None
         if broken := self._not_finite():
             raise _unusable(folder, broken)
+        learner.rows_sha256 = state.get(ROWS, learner.rows_sha256)
         for _ in range(state["updates"]):
             learner.schedule.step()
         if same_ranks:

@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoTokenizer
 
+from trd_ray import lineage
 from trd_ray.config import Recipe
 from trd_ray.distill.batches import Example, MicroBatch, collate
 from trd_ray.distill.divergences import Divergence
@@ -73,6 +74,7 @@ class Learner:
         r = recipe
         opt = recipe.learner
         self.recipe = recipe
+        self.rows_sha256 = lineage.START  # of the rows that made the weights; who calls `step` keeps it
         self.device = device
         self.dtype: torch.dtype = getattr(torch, opt.dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(

@@ -14,26 +14,28 @@ import asyncio
 import contextlib
 import os
 import re
-import subprocess
-import sys
 import time
 import traceback
 import uuid
 from collections.abc import Awaitable, Coroutine, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 
+from trd_ray.engine.generations import Generation, Parts, Request, in_parts
 from trd_ray.engine.loaded import LoadedAdapters, slots
+from trd_ray.engine.own_process import Signs, redirect_output, take_descendants_along
+from trd_ray.engine.scheduler_view import Viewed
+from trd_ray.errors import Lost
 
 DEATH_POLL_S = 0.5
+BEAT_S = 5.0  # between two calls that only ask whether vLLM answers
 
 
-class EngineDied(RuntimeError):
+class EngineDied(Lost):
     """The engine process behind a living actor has ended."""
 
 
@@ -41,54 +43,12 @@ class StartFailed(RuntimeError):
     """vLLM could not start; its own exceptions do not all survive the way to another process."""
 
 
-@dataclass
-class Request:
-    """One prompt to continue. `prompt_logprobs` scores the prompt itself and samples a single token."""
+class Condition(NamedTuple):
+    """Of an engine that is up."""
 
-    prompt_ids: list[int] | np.ndarray  # int32
-    seed: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int = 16
-    n: int = 1
-    prompt_logprobs: bool = False
-    adapter: bool = True  # False: the base model answers, whatever adapters the engine has been sent
-
-
-@dataclass
-class Generation:
-    """What an engine made of a request; `logprobs` are of the sampled tokens under the model itself (temperature 1)."""
-
-    ids: np.ndarray  # int32; the arrays may lie in Ray's object store, which nobody may write to
-    text: str
-    finish: str
-    logprobs: np.ndarray  # float32
-    version: int
-    engine: str
-    start_s: float
-    seconds: float
-    prompt_logprobs: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))  # from the second token on
-
-
-Arrays = list[list[np.ndarray]]
-Parts = tuple[Arrays, Arrays, list[list[Generation]]]
-_NONE = np.empty(0)
-
-
-def in_parts(answers: list[list[Generation]]) -> Parts:
-    """(ids, log-probs, the rest) of the generations of each request."""
-    ids = [[g.ids for g in generations] for generations in answers]
-    logprobs = [[g.logprobs for g in generations] for generations in answers]
-    return ids, logprobs, [[replace(g, ids=_NONE, logprobs=_NONE) for g in generations] for generations in answers]
-
-
-def whole(ids: Arrays, logprobs: Arrays, rest: list[list[Generation]]) -> list[list[Generation]]:
-    """What `in_parts` took apart."""
-    return [
-        [replace(g, ids=i, logprobs=p) for g, i, p in zip(*of_request, strict=True)]
-        for of_request in zip(rest, ids, logprobs, strict=True)
-    ]
+    version: int  # what it serves
+    paused: bool
+    mixed: bool  # it may hold a part of other weights, or is in a handshake for them
 
 
 @dataclass
@@ -128,26 +88,32 @@ class PoolSpec:
     start_timeout_s: float
     request_timeout_s: float
     in_flight: str
-    places: list[Any] = field(default_factory=list)  # engine.reservation.Place, one for each planned engine
+    heartbeat_s: float = 60.0  # an engine of which nothing is seen for so long is taken for dead
+    places: list[Any] = field(default_factory=list)  # engine.reservation.Place, one for each engine; None: given back
+    load_every_s: float = 0.0  # how often engines are asked for their load; 0: never
 
 
-class Engine:
+class Engine(Viewed):
     """The actor class; a pool's `actor_options` give its resources."""
 
     def __init__(self, spec: EngineSpec):
+        take_descendants_along()  # before anything gets a temporary file
         self.spec = spec
         self.version = spec.version  # of the weights, without an adapter
         self.connected = False  # has been in a transfer group
+        self.updating = False  # from the handshake or the first weight until it is over
+        self.paused = False
+        self.llm: Any = None  # until `start`
+        self.signs = Signs()
         self.adapters = LoadedAdapters(
             spec.adapters,
             add=lambda adapter: self._control(self.llm.add_lora(adapter)),
             remove=lambda number: self._control(self.llm.remove_lora(number)),
         )
-        _redirect_output(spec.log_path)
+        redirect_output(spec.log_path)
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         mark = f"==== engine {spec.name} starts at {now}, process {os.getpid()}, start {spec.start_id}\n"
         os.write(1, mark.encode())  # the descriptor is the log, whatever Ray has made of sys.stdout
-        take_descendants_along()
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         if spec.transfer_backend == "ipc":
             # CUDA IPC handles are Python objects, which vLLM passes on to its engine process only with this. Pickles
@@ -166,8 +132,10 @@ class Engine:
                 # and not in a third one, which would take as long to import vLLM as each of the other two.
                 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             if spec.extra.get("enforce_eager"):
-                # vLLM still compiles a helper of the log-probs, which takes 20 s in the first request and wins nothing.
-                os.environ["TORCHDYNAMO_DISABLE"] = "1"
+                os.environ["TORCHDYNAMO_DISABLE"] = "1"  # else a helper of the log-probs compiles for 20 s, for nothing
+
+    def __repr__(self) -> str:  # how Ray's dashboard names it
+        return f"Engine({self.spec.name})"
 
     async def start(self) -> float:
         """Load the model and compile; returns the seconds it took."""
@@ -182,8 +150,7 @@ class Engine:
             tensor_parallel_size=s.tensor_parallel, max_num_seqs=s.max_concurrent, disable_log_stats=True,
             worker_extension_cls="trd_ray.engine.transfers.WorkerExtension",
         )  # fmt: skip
-        if s.max_model_len:
-            options["max_model_len"] = s.max_model_len
+        options |= {"max_model_len": s.max_model_len} if s.max_model_len else {}
         if s.on_gpu:
             options["gpu_memory_utilization"] = s.memory_utilization
             if s.tensor_parallel > 1:
@@ -201,19 +168,44 @@ class Engine:
             extra["max_loras"] = max(slots(s.adapters, s.on_gpu), s.extra.get("max_loras", 0))
         elif s.transfer_backend:
             options["weight_transfer_config"] = WeightTransferConfig(backend=s.transfer_backend)
-        context: dict[str, Any] = {}
+        context: dict[str, Any] = {"stat_loggers": [self.view]}
         if s.on_gpu:
             from vllm.usage.usage_lib import UsageContext
 
-            # By this name vLLM chooses the size of a chunk of prefill: 16,384 or 8,192 tokens on a GPU. AsyncLLM's own
-            # name is in no table, and gets 2,048, of which a refine prompt would take ten.
+            # By this name vLLM chooses a chunk of prefill: 16,384 or 8,192 tokens on a GPU. AsyncLLM's own gets 2,048.
             context["usage_context"] = UsageContext.LLM_CLASS
         try:
             self.llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**(options | extra)), **context)
         except Exception as e:
             traceback.print_exc()  # into the log
             raise StartFailed(reason(e)) from None
+        self.beating = asyncio.create_task(self._beat())
         return time.time() - begin
+
+    async def _beat(self) -> None:
+        with contextlib.suppress(Exception):  # the engine process has ended, which `pulse` tells
+            while True:
+                await self.llm.is_paused()
+                self.signs.heard()
+                self.signs.started = True
+                await asyncio.sleep(BEAT_S)
+
+    @ray.method(concurrency_group="pulse")
+    async def pulse(self) -> float:
+        """How long vLLM has neither answered nor worked, in seconds; raises EngineDied when its process has ended.
+
+        It has a thread of its own, so it answers while the actor loads a model.
+        """
+        if self.llm is not None and self.llm.errored:
+            raise EngineDied("the engine process ended")
+        return self.signs.quiet_s()
+
+    async def condition(self) -> "Condition":
+        """What a pool asks that does not know this engine, but finds it alive."""
+        if self.llm is None:
+            raise StartFailed("it was told to start, and could not")
+        served = self.adapters.served
+        return Condition(served.version if served else self.version, self.paused, self.updating)
 
     @ray.method(num_returns=3)
     async def generate(self, requests: list[Request]) -> "Parts":
@@ -223,7 +215,19 @@ class Engine:
         with the reply, and not through the object store, which takes twice as much processor time.
         """
         with self._naming_death():
-            return in_parts(await asyncio.gather(*(self._generate(r) for r in requests)))
+            return in_parts(await asyncio.gather(*(self._answer(r) for r in requests)))
+
+    async def _answer(self, r: Request) -> list[Generation]:
+        """The generations, or a refusal: what vLLM finds wrong with one request must not fail the others of a call."""
+        from vllm.exceptions import VLLMClientError
+
+        start = time.time()
+        try:
+            return await self._generate(r)
+        except (VLLMClientError, ValueError) as e:
+            if self.llm.errored:
+                raise
+            return [Generation.refusal(reason(e), self.version, self.spec.name, start)] * r.n
 
     @contextlib.contextmanager
     def _naming_death(self) -> Iterator[None]:
@@ -257,8 +261,8 @@ class Engine:
         prompt: Any = {"prompt_token_ids": np.asarray(r.prompt_ids).tolist()}  # vLLM takes lists
         with self.adapters.using() if r.adapter else contextlib.nullcontext() as adapter:
             version = adapter.version if adapter else self.version
-            lora = adapter.request if adapter else None
-            outputs = self.llm.generate(prompt, params, uuid.uuid4().hex, lora_request=lora)
+            lora_request = adapter.request if adapter else None
+            outputs = self.llm.generate(prompt, params, uuid.uuid4().hex, lora_request=lora_request)
             [final] = [output async for output in outputs]
         seconds = time.time() - start
         prompt_logprobs: Any = final.prompt_logprobs  # FlatLogprobs, or None; the first token has none
@@ -286,10 +290,12 @@ class Engine:
         if self.connected:
             # vLLM would forget the old group without ending it, and its communicator keeps GPU memory.
             await self._control(self.llm.shutdown_weight_transfer_engine())
-        self.connected = True
+        self.connected = self.updating = True
         await self._control(self.llm.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info)))
+        self.updating = False
 
     async def start_weight_update(self) -> None:
+        self.updating = True
         await self._control(self.llm.start_weight_update())
 
     async def update_weights(self, update_info: Any) -> None:
@@ -301,7 +307,7 @@ class Engine:
         await self._control(self.llm.finish_weight_update(str(version)))
         if self.spec.on_gpu:
             await self._control(self.llm.collective_rpc("release_transfer_buffers"))
-        self.version = version
+        self.version, self.updating = version, False
 
     # Adapters, for which nothing pauses
 
@@ -326,12 +332,14 @@ class Engine:
     async def pause(self, in_flight: str) -> None:
         """Stop scheduling: `drain` lets running requests finish first, `keep` freezes them. The cache is emptied."""
         mode = "wait" if in_flight == "drain" else "keep"
+        self.paused = True
         await self._control(self.llm.pause_generation(mode=mode, clear_cache=True))
 
     async def resume(self) -> None:
         # Kept requests are preempted too: their keys are recomputed with the weights that go on to use them.
         await self._control(self.llm.reset_prefix_cache(reset_running_requests=True))
         await self._control(self.llm.resume_generation())
+        self.paused = False
 
     async def check_health(self) -> None:
         """Returns when the engine process has answered; vLLM's own check only looks whether its end was noticed."""
@@ -349,7 +357,9 @@ class Engine:
                 if self.llm.errored and not task.done():
                     task.cancel()
                     raise RuntimeError("the engine process ended")
-            return await task
+            value = await task
+        self.signs.heard()
+        return value
 
     def shutdown(self) -> None:
         self.llm.shutdown()
@@ -374,27 +384,3 @@ def reason(error: BaseException) -> str:
     # Ray says first what it killed, where and why, and last the cause of a failed start. Its long ids tell little.
     text = re.sub(r"\b[0-9a-f]{32,}\b", lambda match: match[0][:8], " ".join(str(cause).split()))
     return f"{type(cause).__name__}: {text if len(text) <= 900 else f'{text[:600]} ... {text[-300:]}'}"
-
-
-def _redirect_output(path: str) -> None:
-    """Send this process's output to a file, and with it the engine process's: it is long, and it explains a death."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    os.close(log)
-
-
-def take_descendants_along() -> None:
-    """However this process ends, all that it started ends too: a shell waits for the end of a pipe and kills the group.
-
-    Ray does so for a worker that dies, but not when Ray itself is killed (`ray stop --force`): vLLM would live on.
-    """
-    if os.getpgrp() != os.getpid():
-        os.setpgid(0, 0)
-    read, _held_open = os.pipe()
-    command = ["/bin/sh", "-c", f"read _; kill -s KILL -- -{os.getpid()}"]
-    subprocess.Popen(command, stdin=read, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    os.close(read)

@@ -1,6 +1,6 @@
 """A client of a pool: it asks the pool which engine may answer, and then asks that engine itself.
 
-    generate(request) --admit--> pool: the gate, the least loaded engine        a lease, some bytes
+    generate(request) --admit--> pool: the gate, the engine (routing.py)        a lease, some bytes
                       --request, generations--> the engine's actor              never through the pool
                       --settle--> pool: this engine has one request less        batched, not waited for
                       --lost--> pool: restarts the engine that died             waited for; then admit again
@@ -35,8 +35,9 @@ from typing import Any
 
 import ray
 
-from trd_ray.engine.actor import Generation, Request, reason, whole
+from trd_ray.engine.actor import reason
 from trd_ray.engine.deaths import DEATHS, PASSING
+from trd_ray.engine.generations import Generation, Request, whole
 from trd_ray.engine.leases import Admission, Lease, Who
 
 ASK_EVERY_S = 0.01  # at most, for one version: a call costs as much processor time as a request in it takes
@@ -60,6 +61,7 @@ class Client:
         self._calls: dict[str, _Call] = {}  # start_id -> the call that its next request joins
         self.who = Who(*_process(), next(_numbers))
         self._wanted: dict[Wish, deque[asyncio.Future[tuple[Lease, Admission]]]] = {}  # who wait for a lease
+        self._prefixes: dict[asyncio.Future, int] = {}  # of those who wait and have one
         self._asking: dict[Wish, asyncio.Task] = {}
         self._engines: dict[str, Any] = {}  # start_id -> handle
         self._held = 0  # leases that are not over
@@ -79,7 +81,7 @@ class Client:
         """
         run = None
         while True:
-            lease, admission = await self._admitted((min_version if request.adapter else None, run))
+            lease, admission = await self._admitted((min_version if request.adapter else None, run), request.prefix)
             run = admission.run
             try:
                 async with asyncio.timeout(admission.request_timeout_s):
@@ -141,8 +143,10 @@ class Client:
 
     # Leases
 
-    async def _admitted(self, wish: Wish) -> tuple[Lease, Admission]:
+    async def _admitted(self, wish: Wish, prefix: int | None) -> tuple[Lease, Admission]:
         place: asyncio.Future[tuple[Lease, Admission]] = asyncio.get_running_loop().create_future()
+        if prefix is not None:
+            self._prefixes[place] = prefix
         self._wanted.setdefault(wish, deque()).append(place)
         if wish not in self._asking:
             # The task runs once all that are ready to run now have said what they want.
@@ -157,6 +161,11 @@ class Client:
             elif not place.exception():
                 self._settle(place.result()[0])  # it was given in this very moment
             raise
+        finally:
+            self._prefixes.pop(place, None)
+
+    def _prefixes_of(self, wanted: deque[asyncio.Future]) -> list[int | None]:
+        return [self._prefixes.get(place) for place in wanted] if self._prefixes else []
 
     async def _ask(self, wish: Wish) -> None:
         """Ask the pool for leases until nobody waits for one."""
@@ -165,7 +174,9 @@ class Client:
             while waiting := _waiting(wanted):
                 self._told[wish] = waiting
                 # Separate calls may overtake each other, so this one says what is over: the pool looks at loads next.
-                admission: Admission = await self.pool.admit.remote(self.who, *wish, waiting, self._take_over())
+                admission: Admission = await self.pool.admit.remote(
+                    self.who, *wish, waiting, self._take_over(), self._prefixes_of(wanted)
+                )
                 del self._told[wish]
                 self._engines |= admission.engines
                 self._held += len(admission.leases)
@@ -218,7 +229,7 @@ class Client:
             for wish, told in self._told.items():
                 if (waiting := _waiting(self._wanted[wish])) != told:
                     self._told[wish] = waiting
-                    self.pool.recount.remote(self.who, *wish, waiting)
+                    self.pool.recount.remote(self.who, *wish, waiting, self._prefixes_of(self._wanted[wish]))
 
 
 class _Call:

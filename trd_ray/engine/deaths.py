@@ -1,40 +1,28 @@
 """What an engine's death looks like: what Ray and the engine raise, whether it still answers, and its last words.
 
-In Ray the errors are siblings, not children of one, so they are listed here.
+handle --pulse, every PULSE_EVERY_S--> death_of() returns why, once it is dead, or nothing is seen of it for so long
 """
 
 import asyncio
+import contextlib
 import mmap
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ray.actor import ActorHandle
-from ray.exceptions import (
-    ActorUnavailableError,
-    LocalRayletDiedError,
-    NodeDiedError,
-    ObjectLostError,
-    OutOfMemoryError,
-    RayActorError,
-    WorkerCrashedError,
-)
 
-from trd_ray.engine.actor import EngineDied, EngineSpec, result
+from trd_ray.engine.actor import EngineSpec, reason, result
+from trd_ray.failures import LOSSES
+from trd_ray.failures import PASSING as PASSING
 
 HEALTH_TIMEOUT_S = 120
+PULSE_EVERY_S = 2.0
+LAST_CHANCE = 0.1  # of the heartbeat: the caller may have been stopped too, and a second question tells
 LOG_TAIL_LINES = 30
 LOG_TAIL_BYTES = 64 * 1024
 
-# An answer was lost (ObjectLostError, its OwnerDiedError) or a connection broke: the engine may be alive.
-PASSING = (ActorUnavailableError, ObjectLostError)
-DEATHS = (
-    EngineDied,
-    RayActorError,
-    OutOfMemoryError,
-    NodeDiedError,
-    WorkerCrashedError,
-    LocalRayletDiedError,
-    *PASSING,
-)
+DEATHS = LOSSES  # among them EngineDied
 
 
 async def answers(handle: ActorHandle) -> bool:
@@ -44,6 +32,40 @@ async def answers(handle: ActorHandle) -> bool:
     except Exception:
         return False
     return True
+
+
+async def death_of(handle: ActorHandle, heartbeat_s: float, may_be_quiet: Callable[[], bool]) -> str:
+    """Ask for the engine's pulse until it is dead; returns why. An actor that is not placed yet may take any time.
+
+    `may_be_quiet` says whether its vLLM may wait for others now. A broken connection is asked again.
+    """
+    heard_s: float | None = None  # when the actor answered
+    while True:
+        try:
+            quiet_s = await _pulse(handle, None if heard_s is None else heartbeat_s)
+        except TimeoutError:
+            return f"TimeoutError: no sign of life for {heartbeat_s:g} s (heartbeat_s)"
+        except PASSING as e:
+            if heard_s is not None and time.monotonic() - heard_s > heartbeat_s:
+                return reason(e)
+        except DEATHS as e:
+            return reason(e)
+        else:
+            heard_s = time.monotonic()
+            if quiet_s > heartbeat_s and not may_be_quiet():
+                return f"TimeoutError: vLLM neither answered nor worked for {quiet_s:.0f} s (heartbeat_s)"
+        await asyncio.sleep(PULSE_EVERY_S)
+
+
+async def _pulse(handle: ActorHandle, heartbeat_s: float | None) -> float:
+    if heartbeat_s is None:
+        return await result(handle.pulse.remote())
+    # Not by `wait_for`, which in Python 3.11 may swallow the cancellation of who waits.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(heartbeat_s * (1 - LAST_CHANCE)):
+            return await result(handle.pulse.remote())
+    async with asyncio.timeout(heartbeat_s * LAST_CHANCE):
+        return await result(handle.pulse.remote())
 
 
 def log_tail(engine: EngineSpec) -> str:

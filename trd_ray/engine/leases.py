@@ -69,7 +69,7 @@ class Leases:
         self.lasts_s = request_timeout_s + LATE_S
         self._given: dict[int, Given] = {}  # the oldest first
         self._clients: dict[Who, Heard] = {}
-        self._numbers: Iterator[int] = count()
+        self._numbers: Iterator[int] = count(time.time_ns())  # no lease of an earlier process of the pool has them
 
     def hear(self, who: Who) -> bool:
         """A client speaks; says whether it is the first of a new process, so that what the earlier one held is over."""

@@ -1,6 +1,6 @@
 """A pool of engines: the Ray actor that holds the gate, routes requests, and receives weights as if it were one engine.
 
-    client --admit--> gate --> the least loaded SERVING engine, as a lease --> client, who asks that engine itself
+    client --admit--> gate --> a SERVING engine, as a lease --> client, who asks that engine itself
            --settle--> that engine has one request less
            --lost--> the fleet restarts the engine; the client asks to be admitted again
 
@@ -30,27 +30,32 @@ What a caller may wait for, and who ends the wait:
     an update           the engines; else the learner, after sync.timeout_s, gives it up (update.py)
     a resize            the leases of the engines that leave, within request_timeout_s
 
-At shutdown every wait ends with PoolFailed, then every engine process is stopped, then the actors (fleet.py).
+At shutdown every wait ends with PoolFailed, then every engine process is stopped, then the actors (fleet.py). When the
+pool's process dies, the next one goes on with the engines (keeper.py), and who waits here does not notice.
 """
 
-import heapq
+import os
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 
-from trd_ray.engine.actor import Engine, EngineSpec, PoolSpec
+from trd_ray.engine.actor import EngineSpec, PoolSpec
 from trd_ray.engine.adapters import AdapterUpdate
 from trd_ray.engine.deaths import HEALTH_TIMEOUT_S
 from trd_ray.engine.fleet import UP, Fleet, Life, State
 from trd_ray.engine.fleet import PoolFailed as PoolFailed
+from trd_ray.engine.keeper import Noted, begin_anew, has_lived_before, recall, start_engine, take_over
 from trd_ray.engine.leases import Admission, Lease, Leases, Who
+from trd_ray.engine.reservation import Place
+from trd_ray.engine.resizable import Resizable
+from trd_ray.engine.routing import Routing
+from trd_ray.engine.routing import least_loaded as least_loaded
 from trd_ray.engine.update import Calls, EngineFailed, WeightUpdate, call_each, come_out, find_dead, given_up
 
-ENGINE_CALLS = 100_000  # that may be under way in one engine, so that a pause never queues behind requests
-
-
 Asked = tuple[Who, int | None, int | None]  # by whom, for at least which version, in which run
+Prefixes = Sequence[int | None]
 Over = tuple[int, int | None]  # the number of a lease, and the tokens of its answer if it had one
 
 
@@ -58,37 +63,74 @@ class RunEnded(RuntimeError):
     """The pool serves another run by now than the one whose request still waited at its gate."""
 
 
-class Pool:
-    def __init__(self, spec: PoolSpec):
+class Pool(Resizable):
+    def __init__(self, spec: PoolSpec, keeper: Any = None):
+        """`keeper` is an EngineKeeper's handle. Without one the engines end with this process."""
         self.spec = spec
+        self.keeper = keeper
         self.fleet = Fleet(spec, lambda engine: self._actor(engine))
+        self.fleet.homeless = lambda engine: self._has_lost_its_node(engine)
         self.update: WeightUpdate | None = None  # under way
         self.draining = False  # an update is about to begin
         self.joining: Calls = []  # of the handshake that comes before an update, until that is given up
         self.coming: AdapterUpdate | None = None  # the same as `update` of an adapter, for which the gate stays open
         self.run = 0  # counts the runs that the pool has served before this one
         self.leases = Leases(spec.request_timeout_s)
+        self.routing = Routing()
         self.at_gate: dict[Asked, int] = {}  # requests that wait, by the call that asks for them
+        self.prefixes: dict[Asked, Prefixes] = {}  # theirs
         self.answered = {"requests": 0, "tokens": 0}
+        if keeper is not None:
+            self._recall(*ray.get(keeper.recall.remote()))
 
-    def _actor(self, spec: EngineSpec) -> ActorHandle:
+    def __repr__(self) -> str:  # how Ray's dashboard names it
+        return f"Pool({self.spec.name})"
+
+    def _recall(self, noted: Noted | None, made: dict[str, tuple[EngineSpec, Any]]) -> None:
+        """Go on where an earlier process of this pool has died, if there was one."""
+        self.noted = noted
+        self.run = noted.run if noted else 0
+        if made or noted:
+            self.spec.places[:] = noted.places if noted else self.spec.places
+            for life in recall(self.fleet, noted, made):
+                life.restart = self.fleet.watch(take_over(self.fleet, life))
+            self.loads.begin()
+        elif has_lived_before() and ray.get(self.keeper.has_died.remote()):  # else none was begun, and `start` comes
+            begin_anew(self.fleet)
+            self.loads.begin()
+        self.fleet.changed = self._note
+
+    def _note(self) -> None:
+        fleet = self.fleet
+        staying = [life.spec.name for life in fleet.lives if life.state is not State.LEAVING]
+        noted = Noted(self.run, fleet.version, staying, fleet.next_index, fleet.restarts, list(self.spec.places))
+        if noted != self.noted:
+            self.noted = noted
+            self.keeper.note.remote(noted)
+
+    def _actor(self, spec: EngineSpec) -> Awaitable[ActorHandle] | ActorHandle:
         options = dict(self.spec.actor_options)
-        place = None if spec.place is None else self.spec.places[spec.place]
-        if place and place.is_there():
-            options["scheduling_strategy"] = place.strategy
-        actor: Any = ray.remote(Engine).options(max_concurrency=ENGINE_CALLS, **options)
-        return actor.remote(spec)
+        if spec.place is not None:
+            options["scheduling_strategy"] = self.spec.places[spec.place].strategy
+        return self.keeper.make.remote(spec, options) if self.keeper else start_engine(spec, options)
+
+    def _has_lost_its_node(self, spec: EngineSpec) -> bool:
+        return spec.place is not None and not self.spec.places[spec.place].is_there()
 
     # Engines come and go
 
     async def start(self) -> None:
+        self.loads.begin()
         await self.fleet.start()
 
-    async def resize(self, replicas: int) -> None:
-        """Grow or shrink to so many engines while running; leaving engines answer what they hold first."""
-        if replicas < 1:
-            raise ValueError(f"pool {self.spec.name} needs at least 1 engine, not {replicas}")
-        await self.fleet.resize(replicas, may_stop=lambda: not (self.update or self.coming))
+    async def seat(self, places: dict[int, Place]) -> None:
+        """Start the engines whose nodes have gone at other places, by the numbers that `status` has told."""
+        for life in self.fleet.those(State.RESTING):
+            number = life.spec.place
+            if life.homeless and number is not None and number in places:
+                self.spec.places[number] = places[number]
+                self.fleet.wake(life)
+        await self.fleet.notify()
 
     async def shutdown(self) -> None:
         await self.fleet.shutdown()
@@ -100,12 +142,19 @@ class Pool:
     # Requests
 
     async def admit(
-        self, who: Who, min_version: int | None, run: int | None, count: int, over: list[Over]
+        self,
+        who: Who,
+        min_version: int | None,
+        run: int | None,
+        count: int,
+        over: list[Over],
+        prefixes: Prefixes = (),
     ) -> Admission:
-        """Leases for `count` requests, each of the engine that is least loaded, once the gate lets them through.
+        """Leases for `count` requests, each of the engine that routing.py chooses, once the gate lets them through.
 
         `min_version` is None for requests that ask the base model. `count` may change meanwhile (`recount`). `run` is
         the run to which the requests belong, None for the one that the pool serves now. `over` is settled first.
+        `prefixes` are of the first requests, in their order.
         """
         if self.leases.hear(who):
             await self.fleet.notify()
@@ -114,27 +163,32 @@ class Pool:
             raise ValueError(f"pool {self.spec.name} is sent whole weights, so its engines lose their base model")
         of = self.run if run is None else run
         key = (who, min_version, run)
-        self.at_gate[key] = count
+        self.at_gate[key], self.prefixes[key] = count, prefixes
         try:
             await self.fleet.wait(lambda: self.run != of or not self.leases.knows(who) or bool(self._open(min_version)))
             # No await from the open gate to the last lease: the gate may close and loads change in one.
-            count = self.at_gate[key]
+            count, prefixes = self.at_gate[key], self.prefixes[key]
         finally:
             self.at_gate.pop(key, None)
+            self.prefixes.pop(key, None)
         if self.run != of:
             raise RunEnded(f"the run that asked pool {self.spec.name} has ended")
         if not self.leases.knows(who):
             raise RuntimeError(f"a client of pool {self.spec.name} was closed while it waited at the gate")
-        lives = least_loaded(self._open(min_version), count)
+        wanted = [*prefixes[:count], *[None] * (count - len(prefixes))]
+        lives = self.routing.choose(self._open(min_version), wanted)
         leases = [self.leases.give(life, who) for life in lives]
         new = self.leases.untold(leases, who)
         engines = {life.spec.start_id: life.handle for life in lives if life.spec.start_id in new}
         return Admission(leases, engines, of, self.spec.name, self.spec.request_timeout_s)
 
-    async def recount(self, who: Who, min_version: int | None, run: int | None, count: int) -> None:
+    async def recount(
+        self, who: Who, min_version: int | None, run: int | None, count: int, prefixes: Prefixes = ()
+    ) -> None:
         """So many requests of the client wait at the gate by now, if its call still does."""
-        if (who, min_version, run) in self.at_gate:
-            self.at_gate[who, min_version, run] = count
+        key = (who, min_version, run)
+        if key in self.at_gate:
+            self.at_gate[key], self.prefixes[key] = count, prefixes
 
     async def settle(self, over: list[Over]) -> None:
         """Leases are over."""
@@ -257,6 +311,7 @@ class Pool:
     async def finish_weight_update(self, version: int) -> None:
         """End an update: every engine serves `version` before the gate opens."""
         await self._under_way("finish_weight_update").end(version)
+        self.routing.forget()
         self.update, self.draining = None, False
         await self.fleet.notify()
 
@@ -272,6 +327,7 @@ class Pool:
         if self.coming is None:
             raise given_up(self.fleet, "serve_adapter")
         await self.coming.serve(version)
+        self.routing.forget()
         self.coming = None
         await self.fleet.notify()
 
@@ -316,28 +372,22 @@ class Pool:
         await self._expire()
         fleet = self.fleet
         return {
+            "pid": os.getpid(),
             "version": fleet.version,
             "engines": len(fleet.lives),
             "up": len(fleet.those(*UP)),
             "running": sum(life.outstanding for life in fleet.lives),
             "waiting": sum(self.at_gate.values()),
+            "resting": len(fleet.those(State.RESTING)),
+            "homeless": [life.spec.place for life in fleet.those(State.RESTING) if life.homeless],
             "restarts": fleet.restarts,
             "restarting": not fleet.failure and any(life.restart for life in fleet.those(State.STARTING)),
             "updating": bool(self.update or self.coming) or self.draining,
             "failure": fleet.failure,
             # An engine that is up but holds other weights than the pool's version: the learner must send them again.
             "needs_weights": not (self.update or self.coming) and bool(fleet.those(State.STALE)),
+            "lives": [life.shown() for life in fleet.lives],
+            "news": list(fleet.news),
             **self.answered,
+            **self.loads.shown(),
         }
-
-
-def least_loaded(lives: list[Life], count: int) -> list[Life]:
-    """An engine for each of so many requests: the one that has the fewest, those before it in the list included."""
-    loads = [(life.outstanding, i) for i, life in enumerate(lives)]
-    heapq.heapify(loads)
-    chosen = []
-    for _ in range(count):
-        load, i = loads[0]
-        heapq.heapreplace(loads, (load + 1, i))
-        chosen.append(lives[i])
-    return chosen

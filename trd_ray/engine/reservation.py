@@ -50,10 +50,21 @@ class Reservation:
     plan: Placement
     groups: dict[tuple[int, tuple[int, ...]], PlacementGroup] = field(default_factory=dict)  # machine, its GPUs
     fillers: list[PlacementGroup] = field(default_factory=list)
+    leaving: dict[str, list[PlacementGroup]] = field(default_factory=dict)  # of nodes that are still there, by their id
 
     def places(self, pool: str) -> list[Place]:
         """One for each engine of the pool, in their order; none where one machine has all and no GPU is asked for."""
-        places = []
+        found = self.places_by_number(pool).values()
+        if len(self.plan.machines) > 1:
+            return list(found)
+        return [place for place in found if isinstance(place.strategy, PlacementGroupSchedulingStrategy)]
+
+    def places_by_number(self, pool: str) -> dict[int, Place]:
+        """The same by the number of the engine, and for all of one machine too, since that may be the last one left.
+
+        An engine that has lost its node, and was given no other, has no place.
+        """
+        places = {}
         met: dict[tuple[int, int], int] = {}  # engines of the pool on each GPU so far
         for seat in self.plan.seats_of(pool):
             node_id = self.plan.machines[seat.machine].node_id
@@ -63,9 +74,9 @@ class Reservation:
                 turn = max(met.get(gpu, 0) for gpu in on_its_gpus)
                 met |= dict.fromkeys(on_its_gpus, turn + 1)
                 strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-                places.append(Place(strategy, node_id, turn))
-            elif len(self.plan.machines) > 1 and node_id:
-                places.append(Place(NodeAffinitySchedulingStrategy(node_id, soft=True), node_id))
+                places[seat.number] = Place(strategy, node_id, turn)
+            elif node_id:
+                places[seat.number] = Place(NodeAffinitySchedulingStrategy(node_id, soft=True), node_id)
         return places
 
     def ranks(self) -> list[str]:
@@ -80,10 +91,9 @@ class Reservation:
         self.fillers = []
 
     def release(self) -> None:
-        for group in [*self.fillers, *self.groups.values()]:
-            with contextlib.suppress(Exception):
-                remove_placement_group(group)
-        self.fillers, self.groups = [], {}
+        for group in [*self.fillers, *self.groups.values(), *(g for groups in self.leaving.values() for g in groups)]:
+            _give_back(group)
+        self.fillers, self.groups, self.leaving = [], {}, {}
 
 
 def _within(seat: Seat, machine: int, gpus: tuple[int, ...]) -> bool:
@@ -96,25 +106,77 @@ def reserve(plan: Placement, timeout_s: float, while_waiting: Callable[[], objec
     `while_waiting` is called while somebody else still holds a GPU. It may raise to give up.
     """
     reservation = Reservation(plan)
-    deadline = time.monotonic() + timeout_s
     try:
-        for machine, gpus, holders in _tied(plan):
-            learner = max((seat.share for seat in holders if seat.actor == LEARNER), default=0.0)
-            engines = [seat for seat in holders if seat.actor != LEARNER]
-            if not engines and learner > 1 - EPSILON:
-                continue  # Ray Train takes it
-            cpus = sum(plan.specs[seat.actor].cpus for seat in engines)
-            group = _group(plan, machine, round(len(gpus) - learner, 4), cpus)
-            reservation.groups[machine, gpus] = group
-            _wait(group, plan, machine, gpus, deadline, timeout_s, while_waiting)
-            if EPSILON < learner < 1 - EPSILON:
-                filler = _group(plan, machine, learner, 0.0)
-                reservation.fillers.append(filler)
-                _wait(filler, plan, machine, gpus, deadline, timeout_s, while_waiting)
+        _take(reservation, timeout_s, while_waiting)
     except BaseException:
         reservation.release()
         raise
     return reservation
+
+
+def reserve_again(
+    before: Reservation, plan: Placement, timeout_s: float, while_waiting: Callable[[], object] = lambda: None
+) -> Reservation:
+    """The same for a plan that was made again: what still holds is kept, and what nobody sits on is given back.
+
+    A node that leaves is not in the plan, but what runs there goes on until it is gone.
+
+    Raises what `reserve` raises. What anybody sits on is then held as before.
+    """
+    now = {machine.node_id: place for place, machine in enumerate(plan.machines)}
+    kept = {}
+    leaving = {node_id: list(groups) for node_id, groups in before.leaving.items()}
+    for (machine, gpus), group in list(before.groups.items()):
+        node_id = before.plan.machines[machine].node_id
+        place = now.get(node_id)
+        if place is None:
+            leaving.setdefault(node_id, []).append(group)
+        elif any(_within(s, place, gpus) for s in plan.seats if s.actor != LEARNER):
+            kept[place, gpus] = group
+        else:
+            _give_back(before.groups.pop((machine, gpus)))
+    for node_id in leaving.keys() - _alive() if leaving else ():
+        for group in leaving.pop(node_id):
+            _give_back(group)
+    reservation = Reservation(plan, dict(kept), list(before.fillers), leaving)
+    try:
+        _take(reservation, timeout_s, while_waiting)
+    except BaseException:
+        for place, group in reservation.groups.items():
+            if place not in kept:
+                _give_back(group)
+        for filler in reservation.fillers[len(before.fillers) :]:
+            _give_back(filler)
+        raise
+    return reservation
+
+
+def _alive() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+def _give_back(group: PlacementGroup) -> None:
+    with contextlib.suppress(Exception):
+        remove_placement_group(group)
+
+
+def _take(reservation: Reservation, timeout_s: float, while_waiting: Callable[[], object]) -> None:
+    """Take what the plan needs and the reservation does not hold yet."""
+    plan = reservation.plan
+    deadline = time.monotonic() + timeout_s
+    for machine, gpus, holders in _tied(plan):
+        learner = max((seat.share for seat in holders if seat.actor == LEARNER), default=0.0)
+        engines = [seat for seat in holders if seat.actor != LEARNER]
+        if (machine, gpus) in reservation.groups or (not engines and learner > 1 - EPSILON):
+            continue  # Ray Train takes those that ranks have for themselves
+        cpus = sum(plan.specs[seat.actor].cpus for seat in engines)
+        group = _group(plan, machine, round(len(gpus) - learner, 4), cpus)
+        reservation.groups[machine, gpus] = group
+        _wait(group, plan, machine, gpus, deadline, timeout_s, while_waiting)
+        if EPSILON < learner < 1 - EPSILON:
+            filler = _group(plan, machine, learner, 0.0)
+            reservation.fillers.append(filler)
+            _wait(filler, plan, machine, gpus, deadline, timeout_s, while_waiting)
 
 
 def _tied(plan: Placement) -> list[tuple[int, tuple[int, ...], list[Seat]]]:

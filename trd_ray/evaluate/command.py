@@ -16,17 +16,22 @@ from trd_ray.config import Recipe
 from trd_ray.distill import checksums
 from trd_ray.errors import UserError
 from trd_ray.evaluate import report
+from trd_ray.evaluate.beside import hold, is_whole
 from trd_ray.evaluate.plan import EvaluationPlan, Exam, plan
 from trd_ray.evaluate.progress import Progress
 from trd_ray.evaluate.samples import Samples
+from trd_ray.evaluate.target import run_of, target
 from trd_ray.evaluate.weights import fingerprint
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import console_for_results
 from trd_ray.session.beginning import Beginning, begin
 from trd_ray.session.cluster import Connection
 from trd_ray.session.dry import DryRun
+from trd_ray.session.room_beside import wait_for_room
 from trd_ray.session.session import Session
 from trd_ray.stream.answers import Ask, Sampled, answers, seed_of_sample
+
+LOOKS = 3  # for a checkpoint that its run has not deleted meanwhile
 
 
 def dry_run(argument: str, names: list[str], overrides: list[str], base: str | None, asked: DryRun) -> int:
@@ -34,7 +39,7 @@ def dry_run(argument: str, names: list[str], overrides: list[str], base: str | N
     planned = plan(argument, names, overrides, base)
     with Connection(planned.recipe) as connection:
         placed = planned.inputs.plan(connection.machines(), asked.gpu_gib)
-    return asked.show(planned.recipe, [], str(planned), placed)
+    return asked.show(planned.recipe, planned.inputs.notes, str(planned), placed)
 
 
 def run(argument: str, names: list[str], overrides: list[str], name: str | None, base: str | None) -> int:
@@ -42,9 +47,10 @@ def run(argument: str, names: list[str], overrides: list[str], name: str | None,
 
     Returns exit code 0. Raises what ended it early: UserError for anything that the user can fix.
     """
-    planned = plan(argument, names, overrides, base)
     console = console_for_results()
-    with begin("evaluate", planned.directory, planned.recipe) as beginning, ExitStack() as stack:
+    with ExitStack() as stack:
+        planned = plan(_held(argument, overrides, stack), names, overrides, base)
+        beginning = stack.enter_context(begin("evaluate", planned.directory, planned.recipe))
         console.print(str(planned), markup=False, soft_wrap=True)
         if not planned.directory.exists():
             beginning.require(planned.inputs)
@@ -61,6 +67,18 @@ def run(argument: str, names: list[str], overrides: list[str], name: str | None,
     report.show(console, results, planned.recipe)
     console.print(f"everything is in {planned.directory}, the report is {place.name}", soft_wrap=True, markup=False)
     return 0
+
+
+def _held(argument: str, overrides: list[str], stack: ExitStack) -> str:
+    """The argument, with a checkpoint's folder in place of its run: it stays until the stack is closed.
+
+    A run that goes on deletes old checkpoints, so the newest one may go while it is looked for.
+    """
+    for _ in range(LOOKS):
+        model = target(argument, overrides).recipe.student.path
+        if hold(model, stack):
+            return str(Path(model).parent) if Path(argument).expanduser().is_dir() and run_of(Path(model)) else argument
+    raise UserError(f"{model} was deleted meanwhile: raise checkpoint.keep_last of its run")
 
 
 class Evaluation:
@@ -91,6 +109,12 @@ class Evaluation:
         self._show_kept(progress)
         with beginning.session(self.plan.inputs, self.directory, progress) as session:
             if self.samples_left:
+                run = run_of(Path(self.plan.recipe.student.path))
+                if self.plan.beside and run:
+                    wait_for_room(
+                        session.plan, "sampler", self.plan.beside, verifier_cpus=self.plan.recipe.verify.cpus,
+                        while_waiting=session.check, say=progress.phase, is_whole=lambda: is_whole(run),
+                    )  # fmt: skip
                 progress.phase("starting engines")
                 session.start(student_path=self.plan.inputs.student_path, version=0)
                 session.wait_until_started()
@@ -104,6 +128,7 @@ class Evaluation:
             progress.look()
 
         recipe = self.plan.recipe
+        unjudged = 0
         for event in answers(
             self._asks(), pool=session.pools.get("sampler"), sampler=recipe.sampler, verify=recipe.verify,
             while_waiting=while_waiting,
@@ -118,10 +143,14 @@ class Evaluation:
                 progress.sampled(exam.name, len(event.generation.ids))
                 continue
             samples.judge(key, exam.verifiers[problem_id], event.verdict)
+            unjudged += not event.verdict.judged
             progress.verified(exam.name, problem_id, event.verdict.passed)
             self.to_verify[exam.name] -= 1
             if not self.to_verify[exam.name]:
                 progress.say(report.headline(self.finish(exam)))
+        if unjudged:
+            said = "could not be judged and count as not passed: the same command judges them again"
+            progress.say(f"warning: {unjudged} samples {said}")
 
     def _asks(self) -> Iterator[Ask]:
         """What is left, problem by problem, since samples of one problem share the cache of their prompt."""

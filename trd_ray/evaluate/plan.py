@@ -21,6 +21,7 @@ from trd_ray.config.effects import ANSWERS
 from trd_ray.config.keys import affecting, in_group
 from trd_ray.engine.launch import engine_dtype
 from trd_ray.errors import Faults, UserError
+from trd_ray.evaluate.beside import beside
 from trd_ray.evaluate.samples import prompt_sha256, verifier_of
 from trd_ray.evaluate.target import Target, target
 from trd_ray.evaluate.target import word as file_name
@@ -28,7 +29,7 @@ from trd_ray.preflight import checks
 from trd_ray.problems import benchmarks
 from trd_ray.problems.load import ProblemSet, load_benchmark, load_problems
 from trd_ray.score.stats import Score, from_json
-from trd_ray.session.inputs import Inputs, require_sandbox
+from trd_ray.session.inputs import Inputs, fixed_numbers, require_sandbox
 from trd_ray.stream.answers import Question
 from trd_ray.views import Views
 
@@ -83,9 +84,11 @@ class EvaluationPlan:
     inputs: Inputs
     exams: list[Exam]
     directory: Path
+    beside: str = ""  # the run that the checkpoint is of, if that run still goes on
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.target.name} in {self.directory}", *map(str, self.exams)])
+        where = f", beside run {self.beside}" if self.beside else ""
+        return "\n".join([f"{self.target.name} in {self.directory}{where}", *map(str, self.exams)])
 
     def settings(self, exam: Exam) -> dict[str, Any]:
         """Settings that must be equal for samples on disk to be used again.
@@ -117,7 +120,7 @@ class _Model:
 
 def plan(argument: str, names: list[str], overrides: list[str], base: str | None = None) -> EvaluationPlan:
     asked = target(argument, overrides)
-    r = asked.recipe
+    living, r = beside(asked.recipe, overrides)
     if not names and not (asked.has_path and r.evaluation.path):
         raise UserError(
             f"there is nothing to evaluate {argument} on: name a file of problems, or benchmarks of this list\n"
@@ -153,10 +156,11 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
     tables = pa.concat_tables([source.found.table for source in sources])
     set_aside = [problem for source in sources for problem in source.found.set_aside]
     inputs = Inputs(
-        "evaluate", r, model.path, model.path, None, tables, 0, findings, model.facts, model.facts, set_aside
-    )
+        "evaluate", r, model.path, model.path, None, tables, 0, findings, model.facts, model.facts, set_aside,
+        fixed_numbers(r, "sampler"),
+    )  # fmt: skip
     require_sandbox(r, inputs.held_out)
-    return EvaluationPlan(asked, r, inputs, exams, directory)
+    return EvaluationPlan(asked, r, inputs, exams, directory, living)
 
 
 def _source(r: Recipe, spec: str) -> _Source:

@@ -52,6 +52,7 @@ class Progress(Display):
             self._judge(benchmark, problem_id, passed)
 
     def begin(self) -> None:
+        self._end_start()
         self._began = self._shown = time.monotonic()
         # Samples of an earlier start say nothing about the pace of this one.
         self._progress.reset(self._task, completed=sum(c.verified for c in self.counts.values()))

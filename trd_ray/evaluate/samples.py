@@ -9,7 +9,8 @@ came, each with the key (problem_id, sample). The rules:
   removed when the file is opened again.
 - A sample is never made twice.
 - A sample is never mixed with samples of other weights, settings or prompts: `open` and `check_prompt` refuse those.
-- A verdict of another verifier, or with another answer key, is ignored and made again.
+- A verdict of another verifier, or with another answer key, is ignored and made again. So is one that says nothing
+  about the response, since what judges was killed: it counts as not passed until the next start.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ from trd_ray.files import taking_place
 from trd_ray.record.directory import differences
 from trd_ray.rows import METADATA, TRAJECTORY, encodable
 from trd_ray.score.stats import Answer
-from trd_ray.verify import Verdict
+from trd_ray.verify import UNJUDGED, Verdict
 
 FORMAT = 1
 ROWS_AT_A_TIME = 256
@@ -136,6 +137,8 @@ class Samples:
             raise UserError(f"{self.path} holds samples of other weights ({changed}): evaluate those again, {remedy}")
 
     def _judged(self, kept: Kept, line: dict[str, Any]) -> None:
+        if line["detail"].startswith(UNJUDGED):
+            return
         kept.verdict_place = self._end
         kept.verdict_of = line["verifier"]
         kept.passed = line["passed"]

@@ -61,7 +61,7 @@ def _tree(argument: str) -> dict[str, Any]:
     place = Path(argument).expanduser()
     if place.is_dir():
         model = _model_folder(argument)
-        run = _run_of(Path(model))
+        run = run_of(Path(model))
         return _of_run(run, model) if run else {"student": {"path": model}}
     if argument in made_here.RECIPES:  # the model knows only the prompts of this recipe
         return _kept(config.recipe_tree(made_here.RECIPES[argument]), argument)
@@ -102,8 +102,8 @@ def _model_folder(path: str) -> str:
     return str(folder.resolve()) if folder.is_dir() else path
 
 
-def _run_of(model: Path) -> Path | None:
-    """The run directory of .../checkpoints/step-000300/model."""
+def run_of(model: Path) -> Path | None:
+    """The run directory of .../checkpoints/step-000300/model; None for any other folder."""
     run = model.parents[2] if len(model.parents) > 2 else model
     ours = (model.parent / "state.json").is_file() and model.parents[1].name == "checkpoints"
     return run if ours and (run / "recipe.yaml").is_file() else None
@@ -134,7 +134,7 @@ def _kept(tree: dict[str, Any], model: str) -> dict[str, Any]:
 
 def _name(path: str) -> str:
     place = Path(path)
-    if run := _run_of(place):
+    if run := run_of(place):
         return word(f"{run.name}-{place.parent.name}")
     return word(place.name if place.is_dir() else path)
 

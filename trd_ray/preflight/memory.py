@@ -144,7 +144,7 @@ def rank_gib(
     parts = {**shards, **of_a_step}
     # A sync comes between steps, and may use what a step has freed.
     parts["weight sync"] = max(0, sync_bytes(sync, student, width) - sum(of_a_step.values()))
-    if not on_gpu and learner.workers == 1:  # only shards are moved to a GPU; of several ranks, see reader_gib
+    if not on_gpu and learner.ranks == 1:  # only shards are moved to a GPU; of several ranks, see reader_gib
         parts["loading"] = max(0, _loading(recipe, student, teacher, on_gpu) - sum(parts.values()))
     if learner.cpu_offload and on_gpu:
         parts = {name: size for name, size in parts.items() if name not in shards}
@@ -166,7 +166,7 @@ def reader_gib(recipe: Recipe, student: ModelFacts, teacher: ModelFacts, on_gpu:
     """
     loading = _loading(recipe, student, teacher, on_gpu)
     if not on_gpu:
-        several = recipe.learner.workers > 1
+        several = recipe.learner.ranks > 1
         return max(0.0, loading / GIB - sum(rank_gib(recipe, student, teacher, on_gpu).values())) if several else 0.0
     saved = _saved(_shards(recipe, student, teacher))
     export = BYTES[recipe.learner.dtype] * student.parameters
@@ -193,7 +193,7 @@ def _saved(shards: dict[str, float]) -> float:
 def _shards(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> dict[str, float]:
     """What FSDP spreads over the ranks: bytes on each of them."""
     learner = recipe.learner
-    ranks = learner.workers
+    ranks = learner.ranks
     width, teacher_width = BYTES[learner.dtype], BYTES[recipe.teacher.dtype or learner.dtype]
     trained = adapter_parameters(student, learner.lora.rank) if learner.lora else student.parameters
     parts = {

@@ -106,13 +106,13 @@ def resources(recipe: Recipe, gpus_available: bool, job: Job = "train") -> dict[
     if needs_refiner(r, job):
         specs.append(_engines("refiner", r.refiner, gpus_available))
     if job == "train":
-        specs.append(ActorSpec("learner", r.learner.workers, r.learner.cpus, gpus_per_rank(r, gpus_available)))
+        specs.append(ActorSpec("learner", r.learner.ranks, r.learner.cpus, gpus_per_rank(r, gpus_available)))
     specs.append(ActorSpec("verifier", 1, r.verify.cpus, 0.0))
     return {spec.name: spec for spec in specs}
 
 
 def _engines(name: str, engine: EngineConfig, gpus_available: bool) -> ActorSpec:
-    return ActorSpec(name, engine.replicas, engine.cpus, gpus_per_engine(engine, gpus_available))
+    return ActorSpec(name, engine.bounds.start, engine.cpus, gpus_per_engine(engine, gpus_available))
 
 
 def sync_backend(recipe: Recipe, gpus_available: bool, seats: Sequence[Seat] = ()) -> str:
@@ -125,10 +125,10 @@ def sync_backend(recipe: Recipe, gpus_available: bool, seats: Sequence[Seat] = (
     asked = recipe.sync.backend
     per_engine = gpus_per_engine(recipe.sampler, gpus_available)
     per_rank = gpus_per_rank(recipe, gpus_available)
-    workers = recipe.sampler.replicas * recipe.sampler.tensor_parallel
+    workers = recipe.sampler.bounds.start * recipe.sampler.tensor_parallel
     share = per_engine / recipe.sampler.tensor_parallel + per_rank  # what the two reserve of a GPU that holds both
     on_gpus = per_engine > 0 and per_rank > 0
-    colocated = on_gpus and share <= 1 and workers == recipe.learner.workers
+    colocated = on_gpus and share <= 1 and workers == recipe.learner.ranks
     met = _who_meets(recipe, seats)
     if asked == "auto":
         best = "ipc" if colocated else "nccl" if on_gpus and share > 1 else "gloo"
@@ -141,7 +141,7 @@ def sync_backend(recipe: Recipe, gpus_available: bool, seats: Sequence[Seat] = (
     if asked == "ipc" and not colocated:
         raise UserError(
             "sync.backend=ipc needs every learner rank to share a GPU with one sampler worker, but there are "
-            f"{workers} workers (sampler.replicas x sampler.tensor_parallel) for {recipe.learner.workers} ranks "
+            f"{workers} workers (sampler.replicas x sampler.tensor_parallel) for {recipe.learner.ranks} ranks "
             f"(learner.workers), and the two reserve {share:g} of a GPU: make the counts equal and sampler.gpus and "
             "learner.gpus fractions that sum to at most 1, or set sync.backend=nccl"
         )
@@ -194,12 +194,23 @@ def plan(
 ) -> Placement:
     """Place a recipe on machines, or on the sums of a cluster as ray.cluster_resources() gives them.
 
+    Of the numbers of ranks that the recipe leaves open (learner.workers) the largest that fits is placed.
     `gpu_gib` is the memory of a GPU in place of what the machines tell of theirs.
     `longest_sequence_tokens` is the longest prompt and response together, which may exceed a micro-batch.
     """
-    store = recipe.cluster.object_store_gib or estimate.object_store_gib(recipe, student)
+    facts = _Facts(student, teacher, longest_sequence_tokens)
     machines = [one(cluster)] if isinstance(cluster, Mapping) else list(cluster)
-    machines = [_without_store(machine, store) for machine in machines]
+    fewest, most = recipe.learner.bounds.min, recipe.learner.bounds.max
+    numbers = range(most if job == "train" else fewest, fewest, -1)
+    plans = (_plan(recipe.with_ranks(ranks), facts, machines, job, gpu_gib) for ranks in numbers)
+    fitting = next((found for found in plans if found.fits), None)
+    return fitting or _plan(recipe.with_ranks(fewest), facts, machines, job, gpu_gib)
+
+
+def _plan(recipe: Recipe, facts: "_Facts", cluster: list[Machine], job: Job, gpu_gib: float | None) -> Placement:
+    student = facts.student
+    store = recipe.cluster.object_store_gib or estimate.object_store_gib(recipe, student)
+    machines = [_without_store(machine, store) for machine in cluster]
     if gpu_gib:
         machines = [replace(m, gpu_gib=gpu_gib, lacks="") if m.gpus else m for m in machines]
     unread = [m.lacks for m in machines if m.lacks]
@@ -207,7 +218,6 @@ def plan(
     has = _sums(recipe, machines)
     specs = resources(recipe, has["GPU"] > 0 or bool(unread), job)
     backend, _ = _way(recipe, has["GPU"] > 0, job)
-    facts = _Facts(student, teacher, longest_sequence_tokens)
     smallest = min((m.gpu_gib for m in machines if m.gpus and m.gpu_gib), default=gpu_gib or UNKNOWN_GPU_GIB)
     actors = _actors(recipe, specs, facts, dict.fromkeys(specs, smallest), backend, [])
     needs = _sums_of(actors)
@@ -215,7 +225,7 @@ def plan(
     reasons += shortages.of_sums(actors, needs, has) + shortages.of_memory(recipe, store, actors, needs, has, machines)
     seats: list[Seat] = []
     if not reasons:
-        found = seated(_needs(actors), machines, counts_memory=not recipe.cluster.memory_gib)
+        found = seated(needs_of(actors), machines, counts_memory=not recipe.cluster.memory_gib)
         if isinstance(found, Unseated):
             reasons.append(shortages.of_seat(found, specs[found.need.actor]))
         else:
@@ -315,7 +325,8 @@ def _actors(
     return actors
 
 
-def _needs(actors: Sequence[ActorPlan]) -> list[Need]:
+def needs_of(actors: Sequence[ActorPlan]) -> list[Need]:
+    """What each engine, each rank and the verifier needs of one node."""
     return [
         Need(
             a.spec.name, number, a.spec.cpus, a.spec.gpus, a.host_gib + (a.first_gib if number == 0 else 0.0),
@@ -361,6 +372,8 @@ def _engine(
     note = f"cache for {max(0, math.floor(kv_gib / sequence_gib))} sequences of {length} tokens"
     if name == "sampler" and recipe.placement == "shared" and recipe.refines:
         note += ", of the refiner too" + " (without the adapter)" * recipe.refines_without_adapter
+    if engine.bounds.min < engine.bounds.max:
+        note += f"; {engine.bounds.min} to {engine.bounds.max} engines, as steps need them"
     host = estimate.HOST_OVERHEAD_GIB["engine"] if on_gpu else sum(memory.values())
     share = min(1.0, spec.gpus / engine.tensor_parallel)
     least = _least_gpu_gib(engine, memory, sequence_gib, share) if on_gpu else 0.0

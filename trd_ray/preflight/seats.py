@@ -97,13 +97,16 @@ class _Room:
         if gpus is None:
             return None
         seat = Seat(need.actor, need.number, self.place, tuple(gpus), min(1.0, need.gpus))
+        self.hold(seat, need)
+        return seat
+
+    def hold(self, seat: Seat, need: Need) -> None:
         self.cpus -= need.cpus
         self.memory_gib -= need.memory_gib
         self.ranks += need.actor == LEARNER
-        for i in gpus:
+        for i in seat.gpus:
             self.gpus[i] -= seat.share
             self.holders[i].append(seat)
-        return seat
 
     def __str__(self) -> str:
         parts = [f"{self.cpus:g} CPUs"] if math.isfinite(self.cpus) else []
@@ -114,15 +117,24 @@ class _Room:
         return f"{self.machine.name} has {', '.join(parts) or 'nothing'} left"
 
 
-def seated(needs: Sequence[Need], machines: Sequence[Machine], counts_memory: bool = True) -> list[Seat] | Unseated:
-    """A seat for each need, in their order. Where several ways work, the learner's ranks share a machine."""
+def seated(
+    needs: Sequence[Need],
+    machines: Sequence[Machine],
+    counts_memory: bool = True,
+    sitting: Sequence[tuple[Seat, Need]] = (),
+) -> list[Seat] | Unseated:
+    """A seat for each need, in their order. Where several ways work, the learner's ranks share a machine.
+
+    Those who are `sitting` already stay where they are.
+    """
     failed: list[Unseated] = []
     for ways in (needs, [replace(need, least_gpu_gib=0.0) for need in needs]):
         for order, learners in _orders(ways, machines):
-            found = _fill(order, machines, learners, counts_memory)
+            found = _fill(order, machines, learners, counts_memory, sitting)
             if not isinstance(found, Unseated):
                 place = {(need.actor, need.number): i for i, need in enumerate(needs)}
-                return sorted(_numbered(found), key=lambda seat: place[seat.actor, seat.number])
+                as_they_are = {seat.machine for seat, _ in sitting}
+                return sorted(_numbered(found, as_they_are), key=lambda seat: place[seat.actor, seat.number])
             failed.append(found)
     return failed[-1]
 
@@ -139,9 +151,15 @@ def _orders(needs: Sequence[Need], machines: Sequence[Machine]) -> Iterator[tupl
 
 
 def _fill(
-    order: list[Need], machines: Sequence[Machine], learners: int | None, counts_memory: bool
+    order: list[Need],
+    machines: Sequence[Machine],
+    learners: int | None,
+    counts_memory: bool,
+    sitting: Sequence[tuple[Seat, Need]],
 ) -> list[Seat] | Unseated:
     rooms = [_Room.of(place, machine, counts_memory) for place, machine in enumerate(machines)]
+    for seat, need in sitting:
+        rooms[seat.machine].hold(seat, need)
     seats = []
     for need in order:
         allowed = [rooms[learners]] if need.actor == LEARNER and learners is not None else rooms
@@ -166,17 +184,20 @@ def _shares(room: _Room, need: Need) -> int:
     return max((room.of_one(need.actor, i) for i in gpus or ()), default=0)
 
 
-def _numbered(seats: list[Seat]) -> list[Seat]:
+def _numbered(seats: list[Seat], as_they_are: set[int]) -> list[Seat]:
     """The same seats, with the GPUs of each machine numbered anew: those of engines first, those of ranks alone last.
 
-    Ranks are numbered by their machine and GPU, as Ray Train does.
+    Where somebody sat before, the numbers stay `as_they_are`, since his do. Ranks are numbered by their machine and
+    GPU, as Ray Train does.
     """
     order = {name: i for i, name in enumerate(["sampler", "refiner", LEARNER, "verifier"])}
     numbers: dict[tuple[int, int], int] = {}
     taken: dict[int, int] = {}
     for seat in sorted(seats, key=lambda seat: (order[seat.actor], seat.number)):
         for gpu in seat.gpus:
-            if (seat.machine, gpu) not in numbers:
+            if seat.machine in as_they_are:
+                numbers[seat.machine, gpu] = gpu
+            elif (seat.machine, gpu) not in numbers:
                 numbers[seat.machine, gpu] = taken.get(seat.machine, 0)
                 taken[seat.machine] = taken.get(seat.machine, 0) + 1
     seats = [replace(seat, gpus=tuple(sorted(numbers[seat.machine, gpu] for gpu in seat.gpus))) for seat in seats]

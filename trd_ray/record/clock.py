@@ -7,8 +7,8 @@
 
 What is counted:
 
-- A step lasts from the end of the previous sync to the end of its own. Pauses within it (evaluations, checkpoints) do
-  not count as its time.
+- A step lasts from the end of the previous sync to the end of its own. Pauses within it (evaluations, checkpoints,
+  rests that `trd pause` asked for) do not count as its time.
 - A span within a span is drawn, but not counted.
 - An error or a signal closes the span that it leaves, so the timeline shows what the run was doing when it ended.
 - A span begins at wall time, which can be compared with the times of other processes; its length is monotonic.
@@ -23,7 +23,7 @@ from trd_ray.record.ledger import stage_seconds, union_seconds
 from trd_ray.record.timeline import Timeline
 from trd_ray.rows import part
 
-PAUSES = ("evaluate", "checkpoint")
+PAUSES = ("evaluate", "checkpoint", "pause")
 
 
 class Span(NamedTuple):
@@ -51,7 +51,7 @@ class Clock:
         self.wall = wall
         self.monotonic = monotonic
         self.spans: list[Span] = []  # the closed spans that the step under way may count
-        self.depth = 0
+        self.under_way: list[tuple[str, float]] = []  # the open spans and when they began, the outermost first
         self.first = True
         self.began = wall()  # when the step under way did
         self.step = Span("", self.began, self.began)  # the last step that `seconds` closed
@@ -60,14 +60,14 @@ class Clock:
     def span(self, name: str) -> Iterator[None]:
         begin = self.wall()
         ticks = self.monotonic()
-        self.depth += 1
+        self.under_way.append((name, begin))
         try:
             yield
         finally:
-            self.depth -= 1
+            self.under_way.pop()
             span = Span(name, begin, begin + self.monotonic() - ticks)
             self.timeline.span(*span)
-            if not self.depth:
+            if not self.under_way:
                 self.spans.append(span)
 
     def start(self) -> None:
@@ -84,7 +84,7 @@ class Clock:
         last = {span.name: span for span in self.spans}
         wait, train, sync = last["wait"], last["train"], last["sync"]
         if self.first:  # before the first sample the stages were starting
-            starts = [row["y_o"]["start_s"] for row in rows] if self.sampled else []
+            starts = [row["y_o"]["start_s"] for row in rows if row["y_o"]] if self.sampled else []
             self.began = max(self.began, min(starts, default=wait.begin))
             self.first = False
         window = self.began, sync.end

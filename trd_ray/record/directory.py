@@ -7,6 +7,9 @@
     checkpoints/step-000012/    the state after step 12
     evaluation/base.json        a score; base.parquet holds its rows
     timeline.json               who worked and who waited when; opens in ui.perfetto.dev
+    events.jsonl                what happened (trd_ray.record.events)
+    scale.json                  how many engines each pool had, for the run that goes on (trd_ray.session.scaling)
+    status.json door/           what the run does, and what it is asked (trd_ray.session.door)
     tensorboard/ logs/ summary.md
     rewound/1/                  what was recorded after the checkpoint that a resumed run went on from
 
@@ -22,8 +25,9 @@ The rules:
 import json
 import os
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,11 +37,13 @@ from trd_ray.config import Recipe, dump, keys, stored
 from trd_ray.config.effects import NUMBERS, ROWS, VERDICTS
 from trd_ray.errors import UserError
 from trd_ray.files import sync_names, taking_place, write_atomically
-from trd_ray.record.claim import claim, require_lasting, writing
+from trd_ray.record.claim import claim, is_read, require_lasting, writing
 from trd_ray.record.environment import environment
+from trd_ray.record.events import append_event
 from trd_ray.score.stats import Score, from_json, to_json
 
 FOLDERS = ("rows", "tensorboard", "checkpoints", "evaluation", "logs")
+T = TypeVar("T")
 # A run may be continued by a recipe that differs from its own in these keys: how long, where and in which portions it
 # works, and how it is evaluated.
 MAY_CHANGE = keys.not_affecting(ROWS, NUMBERS, VERDICTS)
@@ -56,6 +62,8 @@ class RunDirectory:
     def __init__(self, path: Path, lock: int | None = None):
         self.path = path
         self._lock = lock
+        self._begun = 0  # checkpoints, by this process
+        self.on_commit: Callable[[int], object] = lambda steps: None  # of a mirror, which is told what is complete
 
     @classmethod
     def create(
@@ -122,13 +130,7 @@ class RunDirectory:
             )
         lock = claim(path)
         try:
-            began = stored(path / "recipe.yaml")
-            changed = differences(began.model_dump(mode="json"), recipe.model_dump(mode="json"), may_change)
-            if changed:
-                raise UserError(
-                    f"the run in {path} began with another recipe: put back {'; '.join(changed)}, "
-                    "or start a new run in another run_dir"
-                )
+            require_same(stored(path / "recipe.yaml"), recipe, path, may_change)
             if (path / "rows" / f"{_step(0)}.parquet").exists():
                 raise UserError(
                     f"the run in {path} was begun by an earlier version, which counted steps from 0: go on with that "
@@ -149,6 +151,10 @@ class RunDirectory:
             os.close(self._lock)
             self._lock = None
 
+    def event(self, kind: str, **facts: Any) -> None:
+        """Note what happened in events.jsonl; `said` is the sentence for people."""
+        append_event(self.path, kind, **facts)
+
     # Rows
 
     def write_rows(self, step: int, rows: pa.Table) -> Path:
@@ -159,7 +165,15 @@ class RunDirectory:
 
     def read_rows(self) -> schema.RowFiles:
         """Every row of every step, in order, whichever version wrote it."""
-        return schema.RowFiles(sorted((self.path / "rows").glob("step-*.parquet"), key=_number))
+        return schema.RowFiles([file for _, file in self.row_files()])
+
+    def row_files(self) -> list[tuple[int, Path]]:
+        """The files of rows as (step, file), in order."""
+        return [(_number(p), p) for p in sorted((self.path / "rows").glob("step-*.parquet"), key=_number)]
+
+    def read_step(self, step: int) -> pa.Table:
+        """The rows of one step."""
+        return schema.RowFiles([self.path / "rows" / f"{_step(step)}.parquet"]).to_table()
 
     def read_metrics(self) -> list[dict]:
         return _read_lines(self.path / "metrics.jsonl")
@@ -172,35 +186,48 @@ class RunDirectory:
         `state` goes into its state.json. It holds "metrics", the metrics of the last step, and whatever else is worth
         knowing about the checkpoint.
         """
-        # The name has the process id: processes of a killed run may still write into a folder of their own.
-        folder = self.path / "checkpoints" / f".{_step(steps)}.{os.getpid()}.tmp"
+        # No name comes twice: a rank of a killed run, or of a group that was replaced, may still write into its folder.
+        self._begun += 1
+        folder = self.path / "checkpoints" / f".{_step(steps)}.{os.getpid()}.{self._begun}.tmp"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        write_atomically(folder / "state.json", json.dumps({"steps": steps} | state, indent=2))
+        try:
+            write_atomically(folder / "state.json", json.dumps({"steps": steps} | state, indent=2))
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return folder
+
+    def delete_unfinished(self) -> None:
+        """Delete what was left half written or half deleted; nobody writes a checkpoint now."""
+        for folder in (self.path / "checkpoints").glob(".step-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def commit_checkpoint(self, folder: Path) -> Path:
         """Give a folder of `begin_checkpoint` its name, now that all of it is written."""
         place = folder.with_name(folder.name.removeprefix(".").split(".")[0])
         os.rename(folder, place)
         sync_names(place.parent)  # before older ones are deleted
+        self.on_commit(_number(place))
         return place
+
+    def state_of(self, checkpoint: Path) -> dict[str, Any]:
+        """What `begin_checkpoint` was given, and the number of steps."""
+        return _read_json(checkpoint / "state.json", dict, "delete that checkpoint")
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """The complete checkpoints as (steps, folder), in order."""
         return [(_number(p), p) for p in sorted((self.path / "checkpoints").glob("step-*"), key=_number)]
 
     def keep_checkpoints(self, last: int, best: str | None = None, best_is: str = "max") -> None:
-        """Delete all checkpoints but the `last` newest ones, and the best one if `best` names a metric of them."""
+        """Delete all checkpoints but the `last` newest ones, and the best one if `best` names a metric of them.
+
+        One that somebody reads, such as `trd evaluate` or a mirror, is deleted another time.
+        """
         found = self.checkpoints()
-        keep = [folder for _, folder in found[-last:]]
-        values = {folder: self._metric(folder, best) for _, folder in found} if best else {}
-        known = {folder: value for folder, value in values.items() if value is not None}
-        if known:
-            best_of = max if best_is == "max" else min
-            keep.append(best_of(known, key=lambda folder: known[folder]))
+        kept = kept_checkpoints([(f, self._metric(f, best) if best else None) for _, f in found], last, best_is)
         for _, folder in found:
-            if folder not in keep:
+            if folder not in kept and not is_read(folder):
                 self._delete_checkpoint(folder)
 
     def _metric(self, checkpoint: Path, name: str) -> float | None:
@@ -236,8 +263,7 @@ class RunDirectory:
         again = [line for line in lines if line["step"] > steps]
         rows = [file for file in (self.path / "rows").glob("step-*.parquet") if _number(file) > steps]
         recorded = max([line["step"] for line in again] + [_number(file) for file in rows], default=steps)
-        for folder in (self.path / "checkpoints").glob(".step-*"):  # what a crash left half written or half deleted
-            shutil.rmtree(folder)
+        self.delete_unfinished()
         scores = [score for score in self.read_evaluations() if score.step > steps]
         moved = [*rows, *(folder for number, folder in self.checkpoints() if number > steps)]
         moved += [file for score in scores for file in (self.path / "evaluation").glob(f"{score.name}.*")]
@@ -272,6 +298,13 @@ class RunDirectory:
         """All scores, ordered by step; the base comes first."""
         found = [_read_score(file) for file in (self.path / "evaluation").glob("*.json")]
         return sorted(found, key=lambda score: (score.step, score.name))
+
+
+def kept_checkpoints(found: Sequence[tuple[T, float | None]], last: int, best_is: str) -> set[T]:
+    """The `last` newest of the checkpoints in order, and the one with the best value; most have none."""
+    values = [(value, checkpoint) for checkpoint, value in found if value is not None]
+    best = (max if best_is == "max" else min)(values, key=lambda pair: pair[0])[1:] if values else ()
+    return {checkpoint for checkpoint, _ in found[-last:]} | set(best)
 
 
 def write_parquet(place: Path, rows: pa.Table) -> Path:
@@ -311,6 +344,15 @@ def _read_score(place: Path) -> Score:
         return from_json(tree)
     except (KeyError, TypeError, ValueError) as e:
         raise UserError(f"{place} is no score of this version of the program ({e!r}): {remedy}") from e
+
+
+def require_same(began: Recipe, now: Recipe, place: Path | str, may_change: set[str] = MAY_CHANGE) -> None:
+    """Raise UserError if the recipe asks for another run than the one that was begun in the place."""
+    if changed := differences(began.model_dump(mode="json"), now.model_dump(mode="json"), may_change):
+        raise UserError(
+            f"the run in {place} began with another recipe: put back {'; '.join(changed)}, "
+            "or start a new run in another run_dir"
+        )
 
 
 def differences(began: dict, now: dict, may_change: set[str], prefix: str = "") -> list[str]:

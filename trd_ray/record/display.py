@@ -116,6 +116,7 @@ class Display:
 
     def evaluating(self, name: str, done: int, total: int, passed: int) -> None:
         """Show how many samples of an evaluation have a verdict, and how many passed; called after each verdict."""
+        self._end_start()
         share = f"{passed / done:.1%} passed" if done else ""
         if name not in self._evaluations:
             self._evaluations[name] = self._evaluated.add_task(Text(name).markup, total=total, passed=share)
@@ -131,10 +132,12 @@ class Display:
 
     def rollouts(self, done: int, of: int) -> None:
         """Show how many rows of the step under way have come out of the stream."""
+        self._end_start()
         self._rollouts = done, of
 
     def step(self, metrics: dict[str, Any]) -> None:
         """Show the metrics of a finished step, as they are logged."""
+        self._end_start()
         self._metrics = metrics
         self._rollouts = None
         self._progress.update(self._task, completed=metrics["step"])
@@ -152,6 +155,19 @@ class Display:
     def say(self, text: str) -> None:
         """Print a line that stays, above the panel if there is one."""
         self._print(text)
+
+    def shown(self) -> dict[str, Any]:
+        """The same as numbers, for whoever does not see the screen."""
+        p = self._progress.tasks[self._task]
+        found: dict[str, Any] = {"phase": self._phase.plain, self.COUNTED: [int(p.completed), int(p.total or 0)]}
+        if self._is_starting():
+            found["starting"] = {name: [part.ready, part.of] for name, part in self._starting.items()}
+        if self._rollouts:
+            found["rollouts"] = list(self._rollouts)
+        for task in self._evaluated.tasks:
+            if not task.finished:
+                found["evaluating"] = {"samples": [int(task.completed), int(task.total or 0)]}
+        return found
 
     def _print(self, text: str, style: str = "") -> None:
         with contextlib.suppress(*_GONE):
@@ -181,6 +197,12 @@ class Display:
 
     def _is_starting(self) -> bool:
         return any(part.took_s is None for part in self._starting.values())
+
+    def _end_start(self) -> None:
+        """The run goes on without what is not ready by now, such as an engine that rests."""
+        for part in self._starting.values():
+            if part.took_s is None:
+                part.took_s = time.monotonic() - part.began
 
     def _start(self) -> Table:
         shown = Table("starting", box=None, padding=(0, 2))

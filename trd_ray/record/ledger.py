@@ -3,6 +3,7 @@
     rows of a step (rows.light), or rows/*.parquet of a run  ->  facts (a few numbers a row)  ->  flat metrics
 
 A key appears only when it means something: without refinements there is no y_r/..., without dropped rows no dropped/...
+The trajectories of a row that could not be made or judged are in no share: nobody knows what they are.
 """
 
 from collections import Counter
@@ -33,7 +34,7 @@ METRICS = (
 )
 DROPPED = "dropped/"
 
-_PLAIN = ["row", "step", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens"]
+_PLAIN = ["row", "step", "fault", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens"]
 _VERDICT = ("passed", "finish", "extracted", "detail", "seconds")
 _PARTS = [("y_o", "version"), *((y, n) for y in ("y_o", "y_r") for n in _VERDICT)]
 
@@ -76,9 +77,10 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
     out: dict[str, float] = {"rollouts": len(facts), "trained_rows": sum(bool(f["train"]) for f in facts)}
     dropped = Counter(f["dropped_because"] for f in facts if f["dropped_because"])
     out |= {f"{DROPPED}{reason}": count for reason, count in sorted(dropped.items())}
+    sound = [f for f in facts if not f["fault"]]
     for y in ("y_o", "y_r"):
-        out |= _trajectory_metrics(y, [f for f in facts if f[f"{y}_tokens"] is not None])
-    judged = [f for f in facts if f["y_o_passed"] is not None and f["y_r_passed"] is not None]
+        out |= _trajectory_metrics(y, [f for f in sound if f[f"{y}_tokens"] is not None])
+    judged = [f for f in sound if f["y_o_passed"] is not None and f["y_r_passed"] is not None]
     if judged:
         words = {True: "pass", False: "fail"}
         cells = Counter((f["y_o_passed"], f["y_r_passed"]) for f in judged)

@@ -7,21 +7,24 @@ null in metrics.jsonl, left out of TensorBoard, and nan or inf in the line. `clo
 flushes TensorBoard.
 """
 
+import contextlib
 import difflib
 import json
 import math
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from trd_ray.config import EVALUATED
 from trd_ray.errors import UserError
+from trd_ray.record.room import is_full
 
 # What the loop itself measures in a step; the rows (ledger.METRICS) and the learner (learner.METRICS) give the rest.
 OF_THE_LOOP = (
     *("version", "epoch", "time_s", "sync/gap_mean", "sync/gap_max"),
     *(f"seconds/{part}" for part in ("step", "wait", "sample", "verify", "refine", "train", "sync", "overhead")),
+    *("checkpoint/seconds", "checkpoint/waited_s", "learner/restarts"),
     *(f"{what}/{pool}" for what in ("tokens_per_s", "queue") for pool in ("sampler", "refiner")),
 )
 
@@ -46,32 +49,55 @@ class Metrics:
     """Appends to the files in a run directory; `done` steps were logged before this start of the run."""
 
     def __init__(self, directory: Path | str, total_steps: int, done: int = 0):
+        self.directory = Path(directory)
+        self.total_steps = total_steps
+        self._json = open(self.directory / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
+        _take_back_half_a_line(self.directory / "metrics.jsonl")
+        self._log = open(self.directory / "train.log", "a", buffering=1)  # noqa: SIM115
+        # What an earlier start logged after `done` steps is hidden: the resumed run does those steps again.
+        self._begun = 0  # the step that was logged last, or failed to be
+        self._board: Any = self._new_board(purge_step=done + 1)
+
+    def _new_board(self, **options: Any) -> Any:
         # Imported here since it imports all of torch, which a use of `line` should not cost.
         from torch.utils.tensorboard import SummaryWriter
 
-        directory = Path(directory)
-        self.total_steps = total_steps
-        self._json = open(directory / "metrics.jsonl", "a", buffering=1)  # noqa: SIM115
-        self._log = open(directory / "train.log", "a", buffering=1)  # noqa: SIM115
-        # purge_step hides what an earlier start logged after `done` steps: the resumed run does those steps again.
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
+        return SummaryWriter(str(self.directory / "tensorboard"), **options)
 
     def log(self, step: int, metrics: dict[str, Any]) -> str:
-        """Record a step, which is counted from 1, and return its line."""
+        """Record a step, which is counted from 1, and return its line.
+
+        Raises OSError if metrics.jsonl or train.log cannot hold it. Then `log` can be called again for the same step.
+        What a full disk takes from TensorBoard's files stays away: nothing is read from them.
+        """
         measured = {"step": step} | {name: _plain(value) for name, value in metrics.items()}
         record = {name: _finite(value) for name, value in measured.items()}
-        self._json.write(json.dumps(record, allow_nan=False) + "\n")
-        os.fsync(self._json.fileno())
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
         text = line(measured, self.total_steps)
-        self._log.write(text + "\n")
+        with _or_nothing(self._json):
+            _append(self._json, json.dumps(record, allow_nan=False) + "\n")
+            os.fsync(self._json.fileno())
+            if step == self._begun:  # in a call that failed; what it could not write of the line is in the buffer
+                self._log.flush()
+            else:
+                self._begun = step
+                self._draw(step, record)
+                self._log.write(text + "\n")
         return text
+
+    def _draw(self, step: int, record: dict[str, Any]) -> None:
+        self._board = self._board or self._new_board()
+        try:
+            for name, value in record.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
+        except OSError as e:
+            if not is_full(e):
+                raise
+            self._board = None  # its thread has ended with the error
 
     def close(self) -> None:
         """What cannot be closed, as on a full disk, is said: `log` has raised where a step is not whole."""
-        for file in (self._json, self._log, self._board):
+        for file in filter(None, (self._json, self._log, self._board)):
             try:
                 file.close()
             except OSError as e:
@@ -82,6 +108,30 @@ class Metrics:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextlib.contextmanager
+def _or_nothing(file: Any) -> Iterator[None]:
+    """If the block fails, the file is as long again as it was before it."""
+    before = os.fstat(file.fileno()).st_size
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), before)
+        raise
+
+
+def _append(file: Any, text: str) -> None:
+    left = memoryview(text.encode())
+    while left:  # what is unbuffered may be written in parts
+        left = left[file.write(left) :]
+
+
+def _take_back_half_a_line(place: Path) -> None:
+    """What a machine that lost power left of its last line; whoever reads the file leaves it out too."""
+    with open(place, "rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def line(metrics: dict[str, Any], total_steps: int) -> str:

@@ -254,14 +254,17 @@ def _verdicts(facts: list[dict]) -> str:
         for y in ("y_o", "y_r")
     }
     details = sorted(odd["y_o"] | odd["y_r"], key=lambda d: (-odd["y_o"][d] - odd["y_r"][d], d))
+    faults = Counter(NUMBER.sub("N", f["fault"]) for f in facts if f["fault"])
+    named = "; ".join(f"{inline(why)} ({count})" for why, count in faults.most_common(MAX_VERDICTS))
+    bad = f"\n\n{faults.total()} rows could not be made or judged, and did not train: {named}." if faults else ""
     if not details:
-        return "Every response held an answer that could be compared."
+        return f"Every response held an answer that could be compared.{bad}"
     lines = [["verdict", "raw", "refined"]]
     lines += [[inline(d), str(odd["y_o"][d]), str(odd["y_r"][d])] for d in details[:MAX_VERDICTS]]
     if len(details) > MAX_VERDICTS:
         rest = [str(sum(odd[y][d] for d in details[MAX_VERDICTS:])) for y in ("y_o", "y_r")]
         lines.append([f"{len(details) - MAX_VERDICTS} others", *rest])
-    return table(lines)
+    return f"{table(lines)}{bad}"
 
 
 def _gap(metrics: list[dict]) -> str:

@@ -9,12 +9,14 @@ the data is inline code.
 
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 from scipy.stats import binomtest
 
 from trd_ray.config import Recipe
 from trd_ray.record.markdown import code
 from trd_ray.score.stats import Score
+from trd_ray.verify import UNJUDGED
 
 FEW_PROBLEMS = 10  # fewer give such a wide interval that hardly any training shows
 ENOUGH = 8  # if at least so many verdicts all fail, that means something
@@ -27,10 +29,11 @@ POOLS = {"y_o": ("raw", "sampler"), "y_r": ("refined", "refiner")}
 def of_rows(facts: list[dict], recipe: Recipe) -> dict[str, str]:
     """The warnings that these rows give; they are the rows of one step or of a whole run."""
     found: dict[str, str] = {}
+    sound = [f for f in facts if not f.get("fault")]
     for y in POOLS:
-        found |= _of_trajectories(y, [f for f in facts if f[f"{y}_tokens"] is not None], recipe)
-    broken = sum(f["y_o_passed"] is True and f["y_r_passed"] is False for f in facts)
-    repaired = sum(f["y_o_passed"] is False and f["y_r_passed"] is True for f in facts)
+        found |= _of_trajectories(y, [f for f in sound if f[f"{y}_tokens"] is not None], recipe)
+    broken = sum(f["y_o_passed"] is True and f["y_r_passed"] is False for f in sound)
+    repaired = sum(f["y_o_passed"] is False and f["y_r_passed"] is True for f in sound)
     if broken > repaired and binomtest(broken, broken + repaired, alternative="greater").pvalue < SIGNIFICANCE:
         found["refined below raw"] = (
             f"Refinement breaks more than it repairs: of {len(facts)} rollouts {broken} passed only before it and "
@@ -125,6 +128,17 @@ def of_score(
             f"answers in {where} are the right ones, or take easier problems."
         )
     return found
+
+
+def of_unjudged(details: Iterable[str]) -> dict[str, str]:
+    """The warning that these verdicts of held-out samples, told by their details, give."""
+    unjudged = [detail for detail in details if detail.startswith(UNJUDGED)]
+    if not unjudged:
+        return {}
+    return {
+        "unjudged": f"{len(unjudged)} held-out samples could not be judged and count as not passed, such as one "
+        f"{code(unjudged[0][:MAX_DETAIL_CHARS])}."
+    }
 
 
 def _share(count: int, of: int) -> str:

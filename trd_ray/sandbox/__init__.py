@@ -23,6 +23,7 @@ from trd_ray.sandbox.process import Broken, Process
 
 MAX_STRETCH = 3  # of the wall time, where a busy machine lets a program wait for a processor
 GRACE_S = 2.0  # for the harness to say that a limit was broken, before the sandbox is ended from outside
+KILLED = "killed"  # the key of a report
 _STATUSES = {"ok", "error", "time", "memory", "output", "died"}
 
 
@@ -40,7 +41,8 @@ class Outcome:
     """What a case came to. All of it but `seconds` comes from the program. Text is valid UTF-8, except in `value`.
 
     status: "ok"; "error" (an exception, a non-zero exit, a signal); "time", "memory", "output" (a limit);
-    "died" (the function's process, or the sandbox, ended before it answered).
+    "died" (the function's process, or the sandbox, ended before it answered). `killed` says of "died" that somebody
+    outside killed the sandbox, which tells nothing about the program.
     """
 
     status: str
@@ -50,6 +52,7 @@ class Outcome:
     detail: str = ""
     seconds: float = 0.0
     exit_code: int | None = None  # of a script; minus the signal that killed it
+    killed: bool = False
 
 
 class Sandbox:
@@ -100,13 +103,16 @@ class _Program:
     def _ask(self, body: bytes, loads: bool = False) -> tuple[dict, bytes]:
         wait_s = self._config["limits"]["wall_s"] * (2 if loads else 1) + GRACE_S + len(body) / 10e6
         try:
-            return self._started().ask({}, body, wait_s, (self._limits.output_kib << 10) + 1)
+            report, answer = self._started().ask({}, body, wait_s, (self._limits.output_kib << 10) + 1)
+            report.pop(KILLED, None)  # for us alone to say
+            return report, answer
         except TimeoutError:
             self.close()
             return {"status": "time", "detail": "no answer by the deadline", "seconds": wait_s}, b""
         except Broken as e:
+            killed = self._started().was_killed()
             self.close()
-            return {"status": "died", "detail": str(e)}, b""
+            return {"status": "died", "detail": str(e), KILLED: killed}, b""
         except BaseException:
             self.close()
             raise
@@ -154,6 +160,7 @@ def _outcome(report: dict, stdout: str, value: Any = None) -> Outcome:
         detail=_text(report.get("detail", ""))[:500],
         seconds=seconds if isinstance(seconds, float) else 0.0,
         exit_code=exit_code if type(exit_code) is int else None,
+        killed=report.get(KILLED, False),
     )
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from pathlib import PurePath
 
-from trd_ray.errors import UserError
+from trd_ray.errors import Lost, UserError
 from trd_ray.sandbox.interpreter import HARNESS, PACKAGES, Interpreter, this_interpreter
 from trd_ray.sandbox.process import Broken, Launch, Process
 
@@ -58,13 +58,16 @@ def working(backend: str) -> str:
 
 
 def start(backend: str, config: dict) -> Process:
-    """A new sandbox, ready for its first case. RuntimeError where the machine refuses it again and again."""
+    """A new sandbox, ready for its first case. Lost where the machine refuses it again and again."""
     for pause_s in _PAUSES_S:
         try:
             return _started(backend, config)
         except (RuntimeError, OSError):  # out of processes or memory for the moment, and no fault of the program
             time.sleep(pause_s)
-    return _started(backend, config)
+    try:
+        return _started(backend, config)
+    except (RuntimeError, OSError) as e:
+        raise Lost(f"this machine starts no sandbox any more ({e})") from e
 
 
 def _started(backend: str, config: dict) -> Process:

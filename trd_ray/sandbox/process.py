@@ -23,6 +23,8 @@ from trd_ray.sandbox.interpreter import HARNESS, PACKAGES
 
 START_TIMEOUT_S = 30.0  # on a busy machine; measured on an idle one: 0.04
 END_TIMEOUT_S = 10.0  # for the kernel to end all processes of a namespace
+ENDING_S = 2.0  # for the tool that started the harness to end after it
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # bubblewrap ends as the harness did
 _MAX_HEADER_BYTES = 1 << 20
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid
 
@@ -100,6 +102,19 @@ class Process:
         if not isinstance(report, dict):
             raise Broken("an answer that is no report")
         return report, bytes(answer)
+
+    def was_killed(self) -> bool:
+        """Of a sandbox that is Broken: whether somebody outside killed it, as the system does when memory runs out.
+
+        The harness is process 1 of its namespace, which no signal from inside reaches. Without isolation a program may
+        have done it.
+        """
+        try:
+            ended_as = self._popen.wait(ENDING_S)
+        except subprocess.TimeoutExpired:
+            return False
+        # The harness itself complains of nothing once it is ready. `unshare` cannot end by SIGKILL, and says so.
+        return self._launch.isolated and (ended_as in _KILLED or bool(self._complaint()))
 
     def close(self) -> None:
         """End the sandbox. Returns when no process of it is left."""

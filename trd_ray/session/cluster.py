@@ -5,12 +5,13 @@ started last, when everything else is checked. `close` disconnects, and ends the
 of the `with` block closes too.
 """
 
+import contextlib
 import logging
 import os
 import signal
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -22,13 +23,14 @@ from trd_ray.errors import UserError
 from trd_ray.preflight.compilers import no_compiler
 from trd_ray.preflight.machines import Machine, seen_here, this_machine, with_gpus
 from trd_ray.preflight.memory import GIB
-from trd_ray.session.on_nodes import all_answers, nodes_with, require_compilers
+from trd_ray.session.on_nodes import NodeOfRay, all_answers, nodes_with, require_compilers
 
 LEAST_STORE_GIB = 0.5  # where nothing was planned
 STARTS = 3  # attempts at a local cluster, for a machine that is busy
 ANSWER_TIMEOUT_S = 15.0  # for the head of a cluster to take a connection
 SANDBOX_TIMEOUT_S = 120.0  # for a node to start a worker and a sandbox in it
 LOOK_TIMEOUT_S = 120.0  # for a node to start a worker, which looks what the node has
+NEW_NODE_TIMEOUT_S = 30.0  # the same, of a node that has come while a run waits; it is asked again
 
 
 def is_local(recipe: Recipe) -> bool:
@@ -192,9 +194,29 @@ def _require_answer(address: str) -> None:
 
 def machines() -> list[Machine]:
     """The nodes that have CPUs or GPUs, each asked for what it has; raises UserError if one does not answer."""
+    return _looked_at(nodes_with("CPU", "GPU"))
+
+
+def machines_but(leaving: Collection[str], known: Sequence[Machine]) -> list[Machine]:
+    """The nodes that live, without those that are `leaving`. Only those that are not `known` are asked what they have.
+
+    One that has come and does not answer is left out.
+    """
+    by_id = {machine.node_id: machine for machine in known}
+    found = []
+    for node in nodes_with("CPU", "GPU"):
+        if node.node_id in by_id and node.node_id not in leaving:
+            found.append(by_id[node.node_id])
+        elif node.node_id not in leaving:
+            with contextlib.suppress(UserError):
+                found += _looked_at([node], NEW_NODE_TIMEOUT_S)
+    return found
+
+
+def _looked_at(nodes: list[NodeOfRay], timeout_s: float = LOOK_TIMEOUT_S) -> list[Machine]:
     has = {node["NodeID"]: node["Resources"] for node in ray.nodes()}
     what = "tell what GPUs it has"
-    seen = all_answers(seen_here, nodes=nodes_with("CPU", "GPU"), timeout_s=LOOK_TIMEOUT_S, what=what)
+    seen = all_answers(seen_here, nodes=nodes, timeout_s=timeout_s, what=what)
     return [
         with_gpus(
             Machine(

@@ -19,16 +19,19 @@ from pathlib import Path
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RaySystemError, RayTaskError
 
 from trd_ray.errors import RunFailed, UserError
+from trd_ray.failures import OURS, Failure, links, sentence
 from trd_ray.record.directory import RunDirectory
 from trd_ray.session.last_words import RAYLET_DIED, say
 from trd_ray.session.quiet import memory_kill, raylet_died
 from trd_ray.session.stop import Stopped
+from trd_ray.session.submitted import is_submitted
 from trd_ray.stream.feed import StreamEnded
 
 # What a user calls the actors of a run.
 ACTORS = {
     "Pool": "an engine pool",
     "Engine": "an engine",
+    "EngineKeeper": "the keeper of a pool's engines",
     "Mailbox": "the learner's mailbox",
     "RayTrainWorker": "a learner rank",
     "TrainController": "Ray Train's controller",
@@ -44,6 +47,9 @@ _EXIT = re.compile(
 # What Ray says about a process that was killed from outside, or that crashed.
 _VANISHED = "connection error code"
 LONGEST = 400  # characters of a cause in words that are not ours
+# The line of a trace that says what was raised. Ray's wrapper of another one has brackets in its name.
+_RAISED = re.compile(r"^(?:\w+\.)*(\w+)(?:: (.*))?$")
+_IN_HANDLING = "During handling of the above exception, another exception occurred:"
 
 
 class RayletDied(RunFailed):
@@ -75,7 +81,7 @@ def told(directory: Path, job: str, kept: Callable[[Path], str] | None = None) -
     except UserError:
         raise
     except Stopped as e:
-        raise Stopped(e.number, kept(directory)) from e
+        raise Stopped(e.number, kept(directory), e.by) from e
     except KeyboardInterrupt as e:
         raise Stopped(e.args[0] if e.args else signal.SIGINT, f"at once; {kept(directory)}") from e
     except Exception as e:
@@ -116,71 +122,64 @@ def resuming(flag: str = "--resume") -> str:
     """The command that goes on with the run: that of this process, with `flag`, unless it goes on unasked."""
     name, *arguments = sys.argv
     ours = Path(name).name in ("trd", "cli.py")
-    goes_on = "reproduce" in (arguments[:1] if ours else [Path(name).stem])
-    given = goes_on or any(a == flag or a.startswith(f"{flag}=") for a in arguments)
-    program = ["trd"] if ours else ["python", name]
-    return f"`{shlex.join([*program, *arguments, *([] if given else [flag])])}`"
+    goes_on = is_submitted() or "reproduce" in (arguments[:1] if ours else [Path(name).stem])
+    command = shlex.join([*(["trd"] if ours else ["python", name]), *arguments])
+    command = command.replace(" --resume=no", "").replace(" --resume no", "")  # the run had to be a new one
+    given = goes_on or any(a == flag or a.startswith(f"{flag}=") for a in shlex.split(command))
+    return f"`{command}`" if given else f"`{command} {flag}`"
 
 
 def cause(e: BaseException) -> str:
     """Why it failed, in a sentence without a full stop: our own words if there are any, then Ray's reason."""
     if isinstance(e, UserError):
         return "; ".join(e.sentences)
-    links = list(_chain(e))
+    chain = [x for x in links(e) if not _is_silent(x)] or [e]
     # Ray's copy of one of ours says where it was raised, and has the original behind it.
-    originals = [x for x in links if not isinstance(x, RayTaskError)]
-    ours = next((str(x) for x in originals if isinstance(x, RunFailed | TimeoutError) or _is_pools(x)), "")
-    headline = ours.partition("\n")[0].removesuffix("; the end of its log:").rstrip("; ")
-    why = _rays_reason(links) or ("" if headline else _own_words(links[-1]))
+    originals = [x for x in chain if not isinstance(x, RayTaskError)]
+    headline = next((_short(sentence(x)) for x in originals if isinstance(x, OURS)), "")
+    why = _rays_reason(chain) or ("" if headline else _raised_in_text(chain) or _own_words(chain[-1]))
     if headline and why and why not in headline:
         return f"{headline} ({why})"
     return headline or why
 
 
-def _is_pools(e: BaseException) -> bool:
-    from trd_ray.engine.pool import PoolFailed
-
-    return isinstance(e, PoolFailed)
-
-
-def _chain(e: BaseException | None) -> Iterator[BaseException]:
-    """An exception and all that it wraps, outermost first."""
-    seen: set[int] = set()
-    waiting = [e]
-    while waiting:
-        e = waiting.pop(0)
-        if e is None or id(e) in seen:
-            continue
-        seen.add(id(e))
-        yield e
-        inner = [
-            getattr(e, name, None) for name in ("cause", "controller_failure", "health_check_failure", "__cause__")
-        ]
-        inner += (getattr(e, "worker_failures", None) or {}).values()
-        waiting += [x for x in inner if isinstance(x, BaseException)]
-
-
-def _rays_reason(links: list[BaseException]) -> str:
-    texts = [str(x) for x in links if isinstance(x, RayError)]
-    for e, text in ((e, str(e)) for e in links):
+def _rays_reason(chain: list[BaseException]) -> str:
+    texts = [str(x) for x in chain if isinstance(x, RayError)]
+    for e, text in ((e, str(e)) for e in chain):
         if isinstance(e, OutOfMemoryError) or (isinstance(e, RayError) and MEMORY_SIGN in text):
             return _memory(text)
-    for e in links:
+    for e in chain:
         if isinstance(e, NodeDiedError):
             return f"a node died: {_short(str(e))}"
-    for e, text in ((e, str(e)) for e in links):
+    for e, text in ((e, str(e)) for e in chain):
         if isinstance(e, RayError) and DEATH_SIGN in text and not getattr(e, "actor_init_failed", False):
             return _death(text[text.rindex(DEATH_SIGN) :])
-    for e in links:
+    for e in chain:
         if isinstance(e, RaySystemError):
             return f"Ray itself failed: {_short(str(e))}"
-    inner = [e for e in links if not isinstance(e, RayError) and _is_telling(e)]
-    return _own_words(inner[-1]) if inner and (texts or len(links) > 1) else ""
+    inner = [e for e in chain if not isinstance(e, RayError) and _is_telling(e)]
+    return _own_words(inner[-1]) if inner and (texts or len(chain) > 1) else ""
+
+
+def _is_silent(e: BaseException) -> bool:
+    """Whether Ray raised it without a word, as Ray Data puts a SystemException behind what it does not know."""
+    return type(e).__module__.startswith("ray.") and not str(e).strip()
+
+
+def _raised_in_text(chain: list[BaseException]) -> str:
+    """What was raised first by a trace that Ray kept as text only; "" where there is none."""
+    for text in (str(e) for e in reversed(chain) if isinstance(e, RayError)):
+        lines = text.rpartition(_IN_HANDLING)[2].splitlines()
+        for above, line in zip(lines, lines[1:], strict=False):
+            in_trace = above.startswith((" ", "Traceback ")) or "(pid=" in above
+            if in_trace and (found := _RAISED.match(line)):
+                return f"{found[1]}: {_short(found[2])}" if found[2] else found[1]
+    return ""
 
 
 def _is_telling(e: BaseException) -> bool:
     wraps = getattr(e, "worker_failures", None) or getattr(e, "controller_failure", None) or isinstance(e, StreamEnded)
-    return not wraps and not isinstance(e, RunFailed | TimeoutError) and not _is_pools(e)
+    return not wraps and not isinstance(e, OURS)
 
 
 def _memory(text: str) -> str:
@@ -207,7 +206,8 @@ def _own_words(e: BaseException) -> str:
         return f"{e.strerror}: {e.filename}" if e.filename else e.strerror
     if isinstance(e, RayTaskError):
         return _short(str(e).strip().splitlines()[-1])
-    return f"{type(e).__name__}: {_short(str(e))}"
+    said = _short(str(e))
+    return f"{type(e).__name__}: {said}" if said else type(e).__name__
 
 
 def _short(text: str) -> str:
@@ -220,7 +220,9 @@ def _trace(directory: Path, e: BaseException) -> str:
     place = directory / "logs" / f"failure-{time.strftime('%Y%m%d-%H%M%S')}.txt"
     try:
         place.parent.mkdir(exist_ok=True)
-        place.write_text("".join(traceback.format_exception(e)))
+        # A Failure brings its trace as text, from a process that nobody can ask any more.
+        there = [f"\nIn the process that failed:\n{x.trace}" for x in links(e) if isinstance(x, Failure) and x.trace]
+        place.write_text("".join([*traceback.format_exception(e), *dict.fromkeys(there)]))
     except OSError as again:
         place.unlink(missing_ok=True)
         return f"the trace could not be written ({again.strerror})"

@@ -60,9 +60,12 @@ class Inputs:
         on_gpus = {name for name, actor in actors.items() if actor.gpus}
         return compilers.compiles_kernels(self.recipe, bool(on_gpus & {"sampler", "refiner"}), "learner" in on_gpus)
 
-    def plan(self, cluster: Sequence[Machine], gpu_gib: float | None = None) -> placement.Placement:
+    def plan(
+        self, cluster: Sequence[Machine], gpu_gib: float | None = None, ranks: int | None = None
+    ) -> placement.Placement:
+        """`ranks` is the number of the learner's, by default the largest of the recipe's that fits."""
         return placement.plan(
-            self.recipe,
+            self.recipe if ranks is None else self.recipe.with_ranks(ranks),
             self.student,
             self.teacher,
             cluster,
@@ -132,6 +135,17 @@ def prepare(
         job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
         teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None,
     )  # fmt: skip
+
+
+def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:
+    """A note for each of these pools that has bounds, in a program that does not move between them."""
+    found = {pool: getattr(recipe, pool).bounds for pool in pools}
+    return [
+        f"{pool}.replicas are bounds, between which only `trd train` and `trd refine` move: the number of engines of "
+        f"the {pool} stays at {bounds.start}"
+        for pool, bounds in found.items()
+        if bounds.min < bounds.max
+    ]
 
 
 def _warn(r: Recipe, job: placement.Job) -> None:

@@ -52,10 +52,14 @@ def answers(
 ) -> Iterator[tuple[NodeOfRay, Any]]:
     """What `call` returns on each node, in the order in which they answer; a RayError where it could not.
 
-    The tasks reserve nothing. Raises Late with the hosts that have not answered in time, whose tasks are ended.
-    `while_waiting` is called about twice a second and may raise to give up, which ends the tasks too.
+    The tasks reserve nothing. Raises Late with the hosts that have not answered in time. `while_waiting` is called
+    about twice a second and may raise to give up.
+
+    A task that is no longer waited for ends by itself or with this process. It is not cancelled: where `ray.cancel`
+    meets a task that begins or ends at that moment, Ray aborts this process (`Check failed: it !=
+    submissible_tasks_.end()`, seen with Ray 2.60).
     """
-    # A task is tried again if its worker dies: it may be one that Ray ends because the task before was given up there.
+    # A task is tried again if its worker dies, as for want of memory.
     there = ray.remote(num_cpus=0, max_retries=2)(call)
     asked = {
         there.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.node_id, soft=False)).remote(
@@ -64,22 +68,18 @@ def answers(
         for node in nodes
     }
     deadline = time.monotonic() + timeout_s
-    try:
-        while asked:
-            done, _ = ray.wait(list(asked), num_returns=1, timeout=LOOK_EVERY_S)
-            for ref in done:
-                node = asked.pop(ref)
-                try:
-                    answer = ray.get(ref)
-                except RayError as e:
-                    answer = e
-                yield node, answer
-            if asked and time.monotonic() > deadline:
-                raise Late([node.host for node in asked.values()])
-            while_waiting()
-    finally:
-        for ref in asked:
-            ray.cancel(ref, force=True)
+    while asked:
+        done, _ = ray.wait(list(asked), num_returns=1, timeout=LOOK_EVERY_S)
+        for ref in done:
+            node = asked.pop(ref)
+            try:
+                answer = ray.get(ref)
+            except RayError as e:
+                answer = e
+            yield node, answer
+        if asked and time.monotonic() > deadline:
+            raise Late([node.host for node in asked.values()])
+        while_waiting()
 
 
 def all_answers(

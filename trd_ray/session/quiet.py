@@ -34,8 +34,9 @@ RAYLET = "(raylet) "
 # record comes when a run leaves Ray while it starts.
 DROPPED = {
     "ray._private.worker": re.compile(r"^Unhandled error .*(ray::_StatsActor\.|class_name: _StatsActor)", re.DOTALL),
-    # Such an exception ends the run, which says so.
+    # Such an exception ends the run, which says so, or it comes of the end: requests of a pool that was shut down.
     "ray.data._internal.execution.streaming_executor_state": re.compile(r"^An exception was raised from a task"),
+    "ray.data.exceptions": re.compile(r"^(Exception occurred in|Full stack trace)"),
     "ray.data._internal.stats": re.compile(r"_StatsActor"),
     "ray._private.services": re.compile(r"^'NoneType' object has no attribute 'internal_kv_get'$"),
 }

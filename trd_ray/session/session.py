@@ -6,13 +6,16 @@ At shutdown `close` stops the pools and waits for them, unless a second signal c
 raises RunFailed with what the pool said.
 """
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from trd_ray.engine.actor import reason
 from trd_ray.engine.launch import STOP_POOLS_S, create_pool, stop_pools
@@ -20,47 +23,81 @@ from trd_ray.engine.reservation import Reservation, reserve
 from trd_ray.errors import RunFailed
 from trd_ray.preflight.machines import Machine
 from trd_ray.preflight.placement import Placement, require
+from trd_ray.preflight.reseating import Who, group_of, ranks_that_fit
 from trd_ray.preflight.seats import LEARNER
 from trd_ray.record import warnings
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
+from trd_ray.record.mirror import Mirror
+from trd_ray.record.room import Room
 from trd_ray.score import stats
 from trd_ray.session.cluster import is_local
+from trd_ray.session.door import Door
 from trd_ray.session.fetch import ModelsWanted, fetch_models
+from trd_ray.session.fresh_seats import has_dead_node, lost_ranks, machines_now, seats_again
 from trd_ray.session.inputs import Inputs
+from trd_ray.session.notices import Notice, Notices, this_node
+from trd_ray.session.pool_figures import PoolFigures
+from trd_ray.session.pool_pulse import PoolPulse
 from trd_ray.session.stop import StopSignals
 from trd_ray.stream.answers import evaluation_rows
 from trd_ray.views import Views, load_views
 
-DRAIN_POLL_S = 0.5
+ANSWER_POLL_S = 0.5
+SEAT_EVERY_S = 10.0
 
 
 class Session:
     """The engine pools of a run: what they are doing, and the waits in which they are watched."""
 
     def __init__(
-        self,
-        inputs: Inputs,
-        directory: RunDirectory,
-        display: Display,
-        stop: StopSignals,
-        machines: Sequence[Machine],
-        plan: Placement | None = None,
-    ):
-        """`plan` is that of the session whose pools this one borrows."""
+        self, inputs: Inputs, directory: RunDirectory, display: Display, stop: StopSignals,
+        machines: Sequence[Machine], plan: Placement | None = None, door: Door | None = None,
+    ):  # fmt: skip
+        """`plan` is that of the session whose pools this one borrows. `door` is the run's, if it is open already."""
         self.inputs = inputs
         self.directory = directory
         self.display = display
-        self.stop = stop
-        self.machines = machines
+        self.stop, self.machines = stop, machines
+        self.door = door or Door(directory.path, inputs.job)
         self.recipe = inputs.recipe
         self.plan = plan or inputs.plan(machines)
+        self.seated_s = -SEAT_EVERY_S  # when other places for engines were looked for
         self.reservation = Reservation(self.plan)
         self.views: Views = load_views(self.recipe, inputs.student_path, inputs.teacher_path)
         self.pools: dict[str, ActorHandle] = {}
+        self.pulse = PoolPulse(self.pools, self.recipe.heartbeat_s, self._tell_of_pool)
         self.to_start: list[str] = []  # pools whose turn has not come
         self.starting: list[Any] = []
         self.seen: dict[str, tuple[float, dict]] = {}  # name -> when, status
+        self.lender: Session | None = None  # of the pools, if they are another's
+        self.mirror: Mirror | None = None
+        self.notices = None if is_local(self.recipe) else Notices(self._nodes, this_node())
+        self.on_notice: Callable[[], object] = lambda: None  # of a program that can save what it has
+        self.seating = threading.RLock()  # whoever changes the reservation holds it
+        self.room = Room(directory.path, look=self.check, tell=self._tell_of_room)
+        places = {"sampler": self.recipe.sampler.max_concurrent, "refiner": self.recipe.refiner.max_concurrent}
+        self.figures = PoolFigures(self.pools, places)
+        self._open_door()
+
+    def _open_door(self) -> None:
+        """What every run can be asked, and what it shows; a program adds its own."""
+        self.door.tell = lambda text: self.display.say(text)
+        self.door.on("stop", self._asked_to_stop)
+        self.door.shows("shown", lambda: self.display.shown())
+        self.door.shows("pools", self.figures.latest)
+
+    def _asked_to_stop(self, arguments: dict[str, Any]) -> str:
+        if arguments.get("now"):
+            self.door.afterwards(self.stop.at_once)
+            return "it ends at once; what is on the disk stays"
+        self.stop.ask("trd stop")
+        trains = ", and a checkpoint is written" if self.inputs.job == "train" else ""
+        return f"it stops as soon as nothing is half done{trains}; --now does not wait for that"
+
+    def _tell_of_room(self, said: str) -> None:
+        self.display.say(said)
+        self.directory.event("disk", said=said)
 
     def start(self, *, student_path: str, version: int) -> None:
         """Begin to start the pools, once every node has the models.
@@ -74,7 +111,7 @@ class Session:
         moves = r.teacher.follow != "frozen"
         actors = self.plan.specs
         require(self.plan)  # the nodes may be others by now than those that were looked at
-        self.reservation = reserve(self.plan, r.sampler.start_timeout_s, self.stop.check)
+        self.reservation = reserve(self.plan, r.sampler.start_timeout_s, self.check)
         if "sampler" in actors:
             self.pools["sampler"] = create_pool(
                 r.sampler, r.student, student_path, r, actor=actors["sampler"], version=version,
@@ -117,7 +154,7 @@ class Session:
             wanted.append(ModelsWanted.of(r.teacher.path, self.inputs.teacher_path, r.teacher.revision))
         if fetch_models(
             wanted, local=is_local(r), on_gpus=all(actor.gpus for actor in loads),
-            timeout_s=r.cluster.fetch_timeout_s, while_waiting=self.stop.check, say=self.display.phase,
+            timeout_s=r.cluster.fetch_timeout_s, while_waiting=self.check, say=self.display.phase,
         ):  # fmt: skip
             self.display.phase("starting engines")
 
@@ -130,30 +167,55 @@ class Session:
         """Show what has started, within a second; raises if an engine could not, or if the run was asked to stop."""
         if self.starting:
             done, self.starting = ray.wait(self.starting, num_returns=1, timeout=0.5)
-            asked: list[Any] = [pool.status.remote() for pool in self.pools.values()]
-            if not ray.wait(asked, num_returns=len(asked), timeout=0.5)[1]:  # else pools are starting themselves
-                statuses = zip(self.pools, ray.get(asked), strict=True)
-                self.display.starting({name: (status["up"], status["engines"]) for name, status in statuses})
+            statuses = self.pulse.soon(0.5)
+            self.display.starting({name: (status["up"], status["engines"]) for name, status in statuses.items()})
             ray.get(done)
             if not self.starting and self.to_start:
                 self._start_those_whose_turn_it_is()
+        self.check()
+
+    def check(self) -> None:
+        """Answer at the door, then raise if the run was asked to stop; called wherever the run waits."""
+        self.door.look()
+        for text in self.mirror.news() if self.mirror else ():
+            self.display.say(text)
+            self.directory.event("mirror", said=text)
+        for notice in self.notices.look() if self.notices else ():
+            self._hear(notice)
         self.stop.check()
+
+    def glance(self) -> None:
+        """Answer at the door, and look after the pools; called in waits that are not given up."""
+        self.door.look()
+        with contextlib.suppress(RayError):  # a pool that is no more is met by those who need it
+            self._seat_the_homeless(self.pulse.soon(0.0), may_wait=False)
+
+    def _hear(self, notice: Notice) -> None:
+        """A node leaves. The run leaves with it, or may lose what is there: a checkpoint comes first in either case."""
+        self.display.say(str(notice))
+        self.directory.event("notice", said=str(notice), node=notice.host, left_s=notice.left_s)
+        self.on_notice()
+        if notice.is_driver:
+            self.stop.ask(f"the notice that node {notice.host} leaves")
 
     def lend(self, inputs: Inputs, directory: RunDirectory, display: Display) -> "Session":
         """A session of another run on these running pools, which only the lender closes.
 
         What the other run asks of an engine when it starts (model, precision, lengths) must be the same. A run that
-        trains also needs `forget_weights`.
+        trains also needs `forget_weights`. Its door is opened by whoever borrows.
         """
-        other = Session(inputs, directory, display, self.stop, self.machines, self.plan)
+        door = Door(directory.path, inputs.job, above=self.door)
+        other = Session(inputs, directory, display, self.stop, self.machines, self.plan, door)
         needed = inputs.plan(self.machines).specs
-        other.pools = {name: pool for name, pool in self.pools.items() if name in needed}
+        other.pools |= {name: pool for name, pool in self.pools.items() if name in needed}
         other.reservation = self.reservation
+        other.lender = self
         return other
 
     def forget_weights(self) -> None:
         """Make the engines that follow the learner wait for this run's weights: they hold those of another run."""
-        ray.get([self.pools[name].forget_weights.remote() for name in self.following()])
+        for done in self._answers("forget_weights"):
+            ray.get(done)
 
     @property
     def refiner(self) -> ActorHandle:
@@ -165,13 +227,73 @@ class Session:
         whose = {"sampler": "student"} | ({"refiner": refines} if refines else {})
         return {name: whose[name] for name in self.pools if name in whose}
 
+    def seats_again(self, *starting: Who, wait_s: float | None = None) -> None:
+        """Make plan and reservation again from the nodes as they are, with seats for those who start.
+
+        `starting` is of ("sampler", 1) and the like; all others keep their seats. If ranks of the learner start, they
+        are all there are. Waits for nodes up to `wait_s`, by default cluster.wait_for_nodes_s, and not on a local
+        cluster. Raises RunFailed with what is missing; plan and reservation are then as before.
+        """
+        local = is_local(self.recipe)
+        before = self.display.shown()["phase"]
+        with self.seating:
+            self.reservation = seats_again(
+                starting, self.reservation, self.recipe, say=self.display.phase,
+                while_waiting=self.door.look if wait_s == 0.0 else self.check,  # who does not wait is not stopped here
+                wait_s=0.0 if local else self.recipe.cluster.wait_for_nodes_s if wait_s is None else wait_s,
+                machines=lambda known: machines_now(known, self.recipe),
+            )  # fmt: skip
+            self.plan = self.reservation.plan
+            self.machines = self.plan.machines
+            if self.lender:
+                self.lender.plan, self.lender.reservation = self.plan, self.reservation
+        if self.display.shown()["phase"] != before:  # it waited for a node
+            self.display.phase(before)
+
+    def seat_learner(self, most: int | None) -> int:
+        """Seats for the learner's ranks, of which all before have ended; returns how many there are, `most` at most.
+
+        They keep theirs where those are as good as others. Else there are as many as fit on the nodes as they are.
+        Where not even the fewest of learner.workers fit, waits and raises as `seats_again` does.
+        """
+        with self.seating:  # the plan is another one for a moment
+            before = self.plan
+            ranks = len(before.seats_of(LEARNER))
+            # Those on a node that leaves are left out when others are seated again: there may be fewer than must be.
+            stay = self.recipe.learner.bounds.min <= ranks <= (ranks if most is None else most)
+            if is_local(self.recipe) or (stay and not lost_ranks(before) and not self.ranks_if_seated_now()):
+                return ranks
+            found = self._most_ranks(most)
+            ranks, self.reservation.plan = found or (self.recipe.learner.bounds.min, before)
+            try:
+                self.seats_again(*group_of(ranks))
+            except BaseException:
+                self.reservation.plan = before
+                raise
+            self.reservation.admit_learner()
+            return ranks
+
+    def ranks_if_seated_now(self) -> int | None:
+        """How many ranks the learner would have if it were seated now. None where its seats are as good as others."""
+        if is_local(self.recipe):
+            return None
+        there = {machine.node_id for machine in machines_now(self.machines, self.recipe)}
+        ranks, nodes = len(self.plan.seats_of(LEARNER)), set(self.reservation.ranks())
+        found = self._most_ranks(None)
+        return found[0] if found and (found[0] > ranks or nodes - there) else None
+
+    def _most_ranks(self, most: int | None) -> tuple[int, Placement] | None:
+        machines = machines_now(self.plan.machines, self.recipe)
+        return ranks_that_fit(
+            self.plan, machines, self.recipe, lambda ranks: self.inputs.plan(machines, ranks=ranks), most
+        )
+
+    def _nodes(self) -> set[str]:
+        return {self.plan.machines[seat.machine].node_id for seat in self.plan.seats}
+
     def drain(self) -> str | None:
         """Wait until the pools that get weights have answered what is to finish first; returns what went wrong."""
-        pending: list[Any] = [self.pools[name].drain.remote() for name in self.following()]
-        while pending:
-            done, pending = ray.wait(pending, timeout=DRAIN_POLL_S)
-            if not done:
-                self.look()
+        for done in self._answers("drain"):
             try:
                 ray.get(done)
             except Exception as e:
@@ -179,37 +301,67 @@ class Session:
                 return reason(e)
         return None
 
+    def _answers(self, method: str) -> Iterator[list[Any]]:
+        """Those of the pools that get weights. `look` ends one that hangs, and then its next process is asked."""
+        pending: list[Any] = [getattr(self.pools[name], method).remote() for name in self.following()]
+        while pending:
+            done, pending = ray.wait(pending, timeout=ANSWER_POLL_S)
+            if not done:
+                self.look()
+            yield done
+
     def look(self) -> dict[str, dict]:
         """Show what the pools are doing; raises if one has failed or if the run was asked to stop."""
-        statuses = self.statuses()
+        statuses = self.statuses(self.check)
         for status in statuses.values():
             if status["failure"]:
                 raise RunFailed(status["failure"])
-        self.stop.check()
+        self._seat_the_homeless(statuses)
+        self.check()
         return statuses
 
-    def statuses(self) -> dict[str, dict]:
+    def _seat_the_homeless(self, statuses: dict[str, dict], may_wait: bool = True) -> None:
+        """Find other places for engines whose nodes have gone. A pool that has no other engine waits for a node."""
+        if time.monotonic() - self.seated_s < SEAT_EVERY_S or not any(s["homeless"] for s in statuses.values()):
+            return
+        if not may_wait and has_dead_node(self.plan):  # the learner's group ends, and is seated before engines
+            return
+        for name, status in statuses.items():
+            seated = False
+            for number in status["homeless"]:
+                try:
+                    self.seats_again((name, number), wait_s=0.0)
+                except RunFailed:
+                    if seated or not may_wait or status["up"] or status["restarting"]:
+                        continue  # the others of the pool go on, and it is tried again
+                    self.seats_again((name, number))
+                self.pools[name].seat.remote({number: self.reservation.places_by_number(name)[number]})
+                seated = True
+        self.seated_s = time.monotonic()
+
+    def statuses(self, while_waiting: Callable[[], object] | None = None) -> dict[str, dict]:
         now = time.time()
         shown: dict[str, dict[str, float]] = {}
-        statuses = dict(zip(self.pools, ray.get([p.status.remote() for p in self.pools.values()]), strict=True))
+        statuses = self.pulse.statuses(while_waiting or self.door.look)
         for name, status in statuses.items():
             then, before = self.seen.get(name, (now, status))
-            rate = (status["tokens"] - before["tokens"]) / (now - then) if now > then else 0.0
+            rate = max(0.0, status["tokens"] - before["tokens"]) / (now - then) if now > then else 0.0
+            self.figures.heard(name, status)
             shown[name] = {"running": status["running"], "waiting": status["waiting"], "tokens_per_s": rate}
             if now - then > 2 or name not in self.seen:
                 self.seen[name] = (now, status)
         self.display.pools(shown)
         return statuses
 
+    def _tell_of_pool(self, name: str, said: str, facts: dict[str, Any]) -> None:
+        self.directory.event("engine", said=said, pool=name, **facts)
+        self.display.say(said)
+
     def evaluate(
-        self,
-        name: str,
-        step: int,
-        version: int,
-        problems: pa.Table,
+        self, name: str, step: int, version: int, problems: pa.Table,
         while_waiting: Callable[[], object] | None = None,
         on_rows: Callable[[list[dict]], object] = lambda rows: None,
-    ) -> stats.Score:
+    ) -> stats.Score:  # fmt: skip
         """Sample, verify and score the held-out problems with the weights of `version`, and write the score.
 
         `while_waiting` is called meanwhile, instead of `look`; `on_rows` gets the rows that are scored.
@@ -226,16 +378,23 @@ class Session:
         base = next((s for s in self.directory.read_evaluations() if s.name == "base"), None)
         if base and name != "base" and base.per_problem.keys() == score.per_problem.keys():
             score = stats.compare(score, base, resamples=e.bootstrap, seed=self.recipe.seed)
-        self.directory.write_evaluation(score, rows)
+        self.room.having(f"the evaluation {name}", lambda: self.directory.write_evaluation(score, rows))
         self.warn(warnings.of_score(score, self.recipe, e.response_tokens))
+        self.warn(warnings.of_unjudged(row["y_o"]["detail"] for row in rows))
         return score
 
     def warn(self, found: dict[str, str]) -> None:
         """Give each kind of warning once, on the screen and in train.log."""
         if said := self.display.warn(found):
-            with open(self.directory.path / "train.log", "a") as log:
-                log.writelines(f"{text}\n" for text in said)
+            for text in said:
+                self.directory.event("warning", said=text.removeprefix("warning: "))
+            self.room.having("a warning", lambda: self._append_to_log("".join(f"{text}\n" for text in said)))
+
+    def _append_to_log(self, text: str) -> None:
+        with open(self.directory.path / "train.log", "a") as log:
+            log.write(text)
 
     def close(self) -> None:
-        stop_pools(list(self.pools.values()), wait_s=0 if self.stop.hurried else STOP_POOLS_S)
+        self.figures.pools = {}  # what they did last stays to be seen, and not that they were stopped
+        stop_pools(list(self.pools.values()), 0 if self.stop.hurried else STOP_POOLS_S, self.door.look)
         self.reservation.release()

@@ -3,6 +3,7 @@
 - The first signal asks: the step under way is finished or dropped, a checkpoint is written, everything is shut down.
 - A second signal raises KeyboardInterrupt at once, and what is left to shut down is ended without a wait.
 - A signal that was ignored when the program started (nohup, a shell's &) stays ignored, except SIGTERM.
+- `trd stop` asks as a SIGTERM does, and `trd stop --now` as a second one.
 """
 
 import signal
@@ -16,12 +17,16 @@ SAME_REQUEST_S = 1.0
 
 
 class Stopped(Exception):
-    """The run was asked to stop; `exit_code` is the shell's code for the signal, `kept` says what is on disk."""
+    """The run was asked to stop; `exit_code` is the shell's code for the signal, `kept` says what is on disk.
 
-    def __init__(self, number: int, kept: str = ""):
-        name = signal.Signals(number).name
+    `by` is what asked, if it was not the signal itself.
+    """
+
+    def __init__(self, number: int, kept: str = "", by: str = ""):
+        name = by or signal.Signals(number).name
         super().__init__(f"{name}; {kept}" if kept else name)
         self.number = number
+        self.by = by
         self.exit_code = 128 + number
 
 
@@ -34,6 +39,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.hurried = False
+        self.by = ""  # what asked, if it was no signal
         self._received_at = 0.0
         self._before: dict[int, object] = {}
 
@@ -56,9 +62,20 @@ class StopSignals:
             self.hurried = True
             raise KeyboardInterrupt(number)
 
+    def ask(self, by: str) -> None:
+        """Do as a first SIGTERM does, in the name of what asked."""
+        if self.received is None:
+            self.received, self._received_at, self.by = signal.SIGTERM, time.monotonic(), by
+
+    def at_once(self) -> None:
+        """Do as a second signal does: raise KeyboardInterrupt, once."""
+        if not self.hurried:
+            self.received, self.hurried = self.received or signal.SIGTERM, True
+            raise KeyboardInterrupt(self.received)
+
     def check(self) -> None:
         if self.received is not None:
-            raise Stopped(self.received)
+            raise Stopped(self.received, by=self.by)
 
     def __exit__(self, *_: object) -> None:
         for number, before in self._before.items():

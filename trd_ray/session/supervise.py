@@ -9,16 +9,24 @@ Why a process above:
 - Ray's own code ends a driver on the spot when its raylet or control service dies.
 - A process of Ray can hang in its exit after the raylet that would have ended it has gone.
 - A process that is killed leaves its temporary files.
+- A driver that is stopped (SIGSTOP), or that hangs in a call, cannot say so.
 
 So the driver is a child of a process that imports nothing of Ray, and its temporary folder is deleted after it. That
 process passes signals on. It adopts (PR_SET_CHILD_SUBREAPER) what the run leaves behind, waits for it and then ends it.
-These are its descendants, so nobody else's processes. A run whose supervisor is killed ends with it.
+These are its descendants, so nobody else's processes. A run whose supervisor is killed ends with it, and the next run
+on this machine removes its temporary folder.
+
+The driver beats (last_words) wherever its main thread waits. Once it has not for `heartbeat_s`, the process above says
+so, with the place in the program, on screen and in the run's events.jsonl. It ends nothing: the call may come back, and
+a person who reads where it hangs knows more.
 """
 
 import contextlib
 import getpass
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -29,13 +37,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from trd_ray.litter import owned_folder, remove_semaphores, semaphores, sweep
 from trd_ray.session import last_words
+from trd_ray.session.silence import Silence
 
 FAILED = 1
 LEAVE_S = 10.0  # for processes to end by themselves
 TERM_S = 5.0  # to end by SIGTERM
 KILL_S = 5.0  # to end by SIGKILL
 POLL_S = 0.1
+LOOK_EVERY_S = 1.0
+SEMAPHORES_EVERY_S = 30.0
 
 
 def supervised(main: Callable[[list[str]], int], arguments: list[str]) -> int:
@@ -53,6 +65,8 @@ class _Supervisor:
     def __init__(self) -> None:
         self.child: subprocess.Popen | None = None
         self.passed_on: int | None = None
+        self.words: dict[str, Any] = {}  # all that the run has said, merged
+        self.semaphores: set[str] = set()  # that processes of the run were seen to have
 
     def run(self) -> int:
         last_words.prctl(last_words.PR_SET_CHILD_SUBREAPER, 1)
@@ -60,23 +74,47 @@ class _Supervisor:
             if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._pass_on)
         read, write = os.pipe()
-        with tempfile.TemporaryDirectory(prefix="trd-", ignore_cleanup_errors=True) as temporary:
-            environment = os.environ | _kept_places() | {last_words.PIPE: str(write), "TMPDIR": temporary}
+        os.set_blocking(read, False)
+        sweep()
+        temporary, _lock = owned_folder()
+        try:
+            heartbeat = temporary / last_words.HEARTBEAT
+            heartbeat.touch()
+            environment = os.environ | _kept_places() | {last_words.PIPE: str(write), "TMPDIR": str(temporary)}
             self.child = subprocess.Popen(
                 [sys.executable, *sys.orig_argv[1:]], env=environment, pass_fds=(write,), close_fds=True
             )
             os.close(write)
             if self.passed_on is not None:  # the signal came before there was a child
                 self.child.send_signal(self.passed_on)
-            code = self.child.wait()
+            code = self._wait(self.child, read, heartbeat)
             left_at_once = {name for _, name in _living()}
-            words = _read(read)
+            self.semaphores |= semaphores(pid for pid, _ in _living())
+            self.words |= _read(read)
             left = end_descendants()
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+            remove_semaphores(self.semaphores)
+        words = self.words
         if left:
             _tell(f"ended {len(left)} process(es) that the run left behind: {', '.join(left)[:200]}")
         if words.get("ended"):
             return code if code >= 0 else 128 - code
         return self._without_a_word(code, words, left_at_once)
+
+    def _wait(self, child: subprocess.Popen, read: int, heartbeat: Path) -> int:
+        """The exit code of the run; meanwhile it is listened to."""
+        silence = Silence(child.pid)
+        looked = -math.inf
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return child.wait(LOOK_EVERY_S)
+            self.words |= _read(read)
+            now = time.monotonic()
+            silence.look(_changed(heartbeat), now, self.words)
+            if now - looked > SEMAPHORES_EVERY_S:
+                looked = now
+                self.semaphores |= semaphores(pid for pid, _ in _below())
 
     def _pass_on(self, number: int, _frame: FrameType | None) -> None:
         self.passed_on = number
@@ -101,6 +139,13 @@ class _Supervisor:
             parts.append(f"its last words are in {words['log']}")
         _tell("; ".join(parts))
         return 128 - code if code < 0 else FAILED
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _kept_places() -> dict[str, str]:
@@ -136,8 +181,7 @@ def _why(log: str | None, since: int, left: set[str]) -> str:
 
 
 def _read(pipe: int) -> dict[str, Any]:
-    """All that the run has said, merged; no wait for more, since a child that the run left may hold the pipe open."""
-    os.set_blocking(pipe, False)
+    """What the run has said since, merged; no wait for more, since a child that the run left may hold the pipe open."""
     with contextlib.suppress(BlockingIOError), os.fdopen(pipe, "rb", closefd=False) as words:
         found: dict[str, Any] = {}
         for line in (words.read() or b"").splitlines():
@@ -170,6 +214,10 @@ def _living() -> list[tuple[int, str]]:
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
+    return _below()
+
+
+def _below() -> list[tuple[int, str]]:
     parents: dict[int, list[tuple[int, str]]] = {}
     for entry in os.scandir("/proc"):
         if entry.name.isdecimal():

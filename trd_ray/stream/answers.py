@@ -13,7 +13,8 @@ import contextlib
 import hashlib
 import math
 import time
-from collections import Counter
+import zlib
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -27,9 +28,18 @@ from ray.actor import ActorHandle
 from trd_ray.config import EvaluationConfig, Recipe, SamplerConfig, VerifyConfig
 from trd_ray.engine.actor import Generation
 from trd_ray.engine.client import Client
+from trd_ray.failures import Kind, kind_of
 from trd_ray.stream.stages import record, record_verdict, request
-from trd_ray.stream.verifying import verifier_task
-from trd_ray.verify import Verdict
+from trd_ray.stream.verifying import (
+    LOST_TRIES,
+    Asked,
+    Ends,
+    Judged,
+    ended_its_process,
+    patience_s,
+    verifier_task,
+)
+from trd_ray.verify import Verdict, unjudged
 from trd_ray.views import Views
 
 POLL_S = 0.5
@@ -48,6 +58,11 @@ class Question:
     @property
     def problem_id(self) -> str:
         return self.problem["problem_id"]
+
+    @property
+    def prefix(self) -> int:
+        """Equal for its samples, which have one prompt."""
+        return zlib.crc32(f"{self.benchmark} {self.problem_id}".encode())
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +125,7 @@ def _answers(
     while_waiting: Callable[[], object],
 ) -> Iterator[Sampled | Verified]:
     todo = iter(asks)
-    window = math.ceil(1.25 * sampler.replicas * sampler.max_concurrent)
+    window = math.ceil(1.25 * sampler.bounds.max * sampler.max_concurrent)
     sampling: dict[Future, Ask] = {}
     ready: SimpleQueue[Future] = SimpleQueue()  # samples and verifier tasks that are done
     verifying = _Verifying(verify, ready)
@@ -128,25 +143,31 @@ def _answers(
                 verifying.add(ask, ask.text)
             else:
                 assert client is not None
-                asked = request(ask.question.sampling, ask.question.prompt_ids, ask.seed)
+                asked = request(ask.question.sampling, ask.question.prompt_ids, ask.seed, prefix=ask.question.prefix)
                 future = client.submit(asked, min_version)
                 sampling[future] = ask
                 future.add_done_callback(ready.put)
         verifying.start()
-        if not sampling and not verifying.tasks:
+        if not sampling and not verifying.tasks and not verifying.backlog:
             return
         for future in _all_of(ready):
             heard = time.monotonic()
             if future in verifying.tasks:
                 yield from verifying.finish(future)
                 continue
+            if future not in sampling:  # a task that was ended, since it said nothing
+                continue
             ask = sampling.pop(future)
             [generation] = future.result()
-            verifying.add(ask, generation.text)
             yield Sampled(ask, generation)
+            if generation.refused:
+                yield verifying.refused(ask, generation.refused)
+            else:
+                verifying.add(ask, generation.text)
         now = time.monotonic()
         if now - looked > POLL_S:
             looked = now
+            verifying.end_silent()
             while_waiting()
         if now - heard > sampler.request_timeout_s:
             raise TimeoutError(
@@ -169,38 +190,59 @@ class _Verifying:
     """Samples that wait for a verdict, and the verifier tasks under way.
 
     A task takes samples of one problem. Tests may be large, so they go into the object store once, not into each task.
+    A task that is lost is asked again; verifying.py says what else may happen to one, and what is done then.
     """
 
     def __init__(self, verify: VerifyConfig, ready: SimpleQueue[Future]):
         self.max_tasks = verify.max_tasks
         self.ready = ready  # gets each task when it is done
-        self.tasks: dict[Future, list[Ask]] = {}
-        self.backlog = 0  # samples in `_waiting`
+        self.tasks: dict[Future, list[tuple[Ask, str]]] = {}
+        self._answers: dict[Future, tuple[Any, float]] = {}  # task -> its reference, and until when it has time
+        self.backlog = 0  # samples in `_waiting` and `_apart`
         self.expected: Counter[Question] = Counter()  # samples asked for and not verified
         self._task = verifier_task(verify)
         self._waiting: dict[Question, list[tuple[Ask, str]]] = {}
+        # Whose task ended: each gets one of its own, when the monotonic clock says so.
+        self._apart: list[tuple[float, tuple[Ask, str]]] = []
+        self._ends: defaultdict[Ask, Ends] = defaultdict(Ends)  # of the tasks with this sample alone
+        self._lost: Counter[Ask] = Counter()  # tasks with this sample
         self._tests: dict[Question, Any] = {}  # in the object store
 
     def add(self, ask: Ask, text: str) -> None:
         self._waiting.setdefault(ask.question, []).append((ask, text))
         self.backlog += 1
 
+    def refused(self, ask: Ask, why: str) -> Verified:
+        self.expected[ask.question] -= 1
+        return Verified(ask, unjudged(f"the engine refused the request: {why}"), time.time())
+
     def start(self) -> None:
-        """Give each free task the problem with the most samples waiting, and an equal share of all that wait."""
-        while self._waiting and (free := self.max_tasks - len(self.tasks)) > 0:
-            question = max(self._waiting, key=lambda q: len(self._waiting[q]))
-            waiting = self._waiting[question]
-            share = math.ceil(self.backlog / free)
-            group, rest = waiting[:share], waiting[share:]
-            if rest:
-                self._waiting[question] = rest
-            else:
-                del self._waiting[question]
+        """Give each free task its samples, as long as some may be judged now."""
+        while (free := self.max_tasks - len(self.tasks)) > 0 and (group := self._next(free)):
             self.backlog -= len(group)
-            texts = [text for _, text in group]
-            task = self._judge(question, texts).future()
-            self.tasks[task] = [ask for ask, _ in group]
+            question = group[0][0].question
+            answer = self._judge(question, [text for _, text in group])
+            task = answer.future()
+            self.tasks[task] = group
+            asked: Asked = [(question.problem, [text for _, text in group], None)]
+            self._answers[task] = answer, time.monotonic() + patience_s(question.verify, asked)
             task.add_done_callback(self.ready.put)
+
+    def _next(self, free: int) -> list[tuple[Ask, str]]:
+        """Of the problem with the most samples waiting, one task's share of all that wait."""
+        now = time.monotonic()
+        for one in self._apart:
+            if one[0] <= now:
+                self._apart.remove(one)
+                return [one[1]]
+        if not self._waiting:
+            return []
+        question = max(self._waiting, key=lambda q: len(self._waiting[q]))
+        waiting = self._waiting.pop(question)
+        share = math.ceil(self.backlog / free)
+        if rest := waiting[share:]:
+            self._waiting[question] = rest
+        return waiting[:share]
 
     def _judge(self, question: Question, texts: list[str]) -> Any:
         config, problem = question.verify.model_dump_json(), question.problem
@@ -211,15 +253,53 @@ class _Verifying:
             self._tests[question] = ray.put(tests)
         return self._task.remote(config, [(problem | {"tests": None}, texts, 0)], self._tests[question])
 
+    def end_silent(self) -> None:
+        """End the tasks that have said nothing for longer than they may take, and ask again."""
+        now = time.monotonic()
+        late = [task for task, (_, until) in self._answers.items() if now > until and not task.done()]
+        for task in late:
+            answer, _ = self._answers.pop(task)
+            with contextlib.suppress(Exception):
+                ray.cancel(answer, force=True)
+            self._again(self.tasks.pop(task))
+
+    def _again(self, group: list[tuple[Ask, str]]) -> None:
+        self._waiting.setdefault(group[0][0].question, []).extend(group)
+        self.backlog += len(group)
+
     def finish(self, task: Future) -> Iterator[Verified]:
-        asks = self.tasks.pop(task)
-        [found] = task.result()
-        question = asks[0].question
-        self.expected[question] -= len(asks)
+        group = self.tasks.pop(task)
+        del self._answers[task]
+        try:
+            [found] = task.result()
+        except Exception as e:
+            found = self._after(e, group)
+            if found is None:
+                return
+        question = group[0][0].question
+        self.expected[question] -= len(group)
         if not self.expected[question]:
             self._tests.pop(question, None)
-        for ask, (start_s, verdict) in zip(asks, found, strict=True):
+        for (ask, _), (start_s, verdict) in zip(group, found, strict=True):
             yield Verified(ask, verdict, start_s)
+
+    def _after(self, e: Exception, group: list[tuple[Ask, str]]) -> list[Judged] | None:
+        """What a task that failed comes to: verdicts, or None where it is asked again. Raises what ends the loop."""
+        [(first, _), *others] = group
+        if ended_its_process(e):
+            ends = Ends() if others else self._ends[first]
+            pause_s = ends.count(e)
+            if verdict := ends.verdict():
+                return [(time.time(), verdict)]
+            self._apart += [(time.monotonic() + pause_s, one) for one in group]
+            self.backlog += len(group)
+        else:
+            self._lost.update(ask for ask, _ in group)
+            if kind_of(e) is not Kind.LOST or max(self._lost[ask] for ask, _ in group) == LOST_TRIES:
+                raise e
+            self._tests.pop(first.question, None)  # which may be what was lost
+            self._again(group)
+        return None
 
 
 def evaluation_rows(

@@ -16,9 +16,10 @@ from trd_ray.distill.batches import Example
 from trd_ray.rows import EXAMPLE, dicts, part
 from trd_ray.views import Views
 
+BAD_ROW = "bad row"  # why a row with a fault is dropped; its `fault` says what it is
 # What `build` reads of a row.
 READ = (
-    *("row", "problem", "reference", "student_prompt_ids", "refine_prompt_ids", "refine_cut_tokens"),
+    *("row", "problem", "reference", "student_prompt_ids", "refine_prompt_ids", "refine_cut_tokens", "fault"),
     *("y_o.ids", "y_o.passed", "y_o.feedback", "y_r.ids", "y_r.passed"),
 )
 
@@ -62,6 +63,8 @@ def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None
 def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
     """(trajectory, reason to drop the row, or "" to train on it)."""
     train = recipe.train
+    if row.get("fault"):
+        return train.trajectory, BAD_ROW
     y_o_passed, y_r_passed = bool(part(row, "y_o", "passed")), bool(part(row, "y_r", "passed"))
     in_subset = {
         "all": True,

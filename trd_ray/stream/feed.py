@@ -4,6 +4,10 @@
 
 It takes each row once, whoever sent it twice, and says which row of a finished call never came.
 
+A stream that ends because something it stood on is lost (a stage that Ray cannot start again, a node with blocks) is
+begun again with the step that is waited for. What is here of it and of later steps stays. After AGAIN such ends without
+a whole step between them, the feed gives up.
+
 The thread only moves blocks, and runs at most AHEAD_STEPS steps ahead; rows of later steps wait here. It ends with the
 stream, after `close` with the block that it waits for, or as a daemon with the process.
 """
@@ -18,11 +22,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from trd_ray.failures import Kind, kind_of
 from trd_ray.problems.corpus import open_corpus
 from trd_ray.rows import ROW
 from trd_ray.stream.blocks import RowBlock
 
 POLL_S = 0.25
+AGAIN = 3
 AHEAD_STEPS = 4  # a corpus would otherwise be read whole into memory
 
 
@@ -39,16 +45,25 @@ class Feed:
         stall_timeout_s: float,
         problems: pa.Table | None = None,
         start_step: int = 0,
+        again: Callable[[int, BaseException], Iterable[RowBlock]] | None = None,
     ):
-        """`problems` is the table that the rows' `problem_number` counts in; rows of a corpus bring their problems."""
+        """`problems` is the table that the rows' `problem_number` counts in; rows of a corpus bring their problems.
+
+        `again` begins the stream again with a step, after what ended it; None: then nothing can.
+        """
         self.rows_per_step = rows_per_step
         self.stall_timeout_s = stall_timeout_s
         self.problems = problems
         self.next_step = start_step
+        self.again = again
+        self.ends = 0  # of the stream, since the last whole step
         self.waiting: dict[int, dict[int, pa.Table]] = {}  # step -> row -> the block's table with it
         self.queue: queue.SimpleQueue = queue.SimpleQueue()
         self.room = threading.Semaphore(AHEAD_STEPS * rows_per_step)
         self.closed = False
+        self._begin(blocks)
+
+    def _begin(self, blocks: Iterable[RowBlock]) -> None:
         self.thread = threading.Thread(target=self._move, args=(blocks,), name="feed", daemon=True)
         self.thread.start()
 
@@ -94,11 +109,16 @@ class Feed:
                     ) from None
                 continue
             if isinstance(item, BaseException):
+                if self.again and self.ends < AGAIN and kind_of(item) is Kind.LOST:
+                    self.ends += 1
+                    self._begin(self.again(step, item))
+                    continue
                 raise StreamEnded(str(item)) from item
             last_row = time.monotonic()
             self.room.release(item.rows.num_rows)
             self._arrive(item)
         self.next_step = step + 1
+        self.ends = 0
         return self._together(self.waiting.pop(step))
 
     def _arrive(self, block: RowBlock) -> None:

@@ -10,6 +10,12 @@ thread for what has finished.
 When the actor dies, Ray starts it again and makes its calls again, and passes on only those blocks of a call that it
 has not passed on yet. But rows finish in another order then. So every call makes as many blocks as any other, and the
 last block of a call that may have been made before holds all its rows. The feed takes each row once.
+
+What may go wrong with a row, and what is done then (see `trd_ray.failures`):
+
+- something that worked on it is lost, and asking again did not help: the row is made again, ROW_TRIES times in all;
+- it is the row's own fault (an engine refuses it, nothing can judge it): it leaves with its `fault`, and never trains;
+- anything else ends the call, and is told apart before it leaves this process.
 """
 
 import asyncio
@@ -24,12 +30,23 @@ import ray
 from ray.exceptions import ObjectLostError
 
 from trd_ray.engine.client import Client
+from trd_ray.failures import Kind, kind_of, told_apart
 from trd_ray.rows import IN_STREAM, to_table
 from trd_ray.stream.blocks import RowBlock, pack
-from trd_ray.stream.examples import build
-from trd_ray.stream.stages import StageSpec, min_version, record, record_refined, record_verdict, request
-from trd_ray.stream.verifying import Judged, Verifying
+from trd_ray.stream.examples import BAD_ROW, build
+from trd_ray.stream.stages import (
+    StageSpec,
+    min_version,
+    record,
+    record_refined,
+    record_verdict,
+    request,
+    require_judged,
+    require_taken,
+)
+from trd_ray.stream.verifying import LOST_PAUSE_S, Judged, Verifying
 
+ROW_TRIES = 3
 AT_ONCE = 64  # rows that begin before the first of them are sent on
 SHORT_TOKENS = 512  # answers up to this length are better asked for in one call than one by one
 ROWS_OF_SHORT = 32
@@ -86,7 +103,7 @@ class Flow:
         for number in range(1, count + 1):
             item = finished.get()  # every wait of a row has a deadline, and so has the feed's for any row
             if isinstance(item, BaseException):
-                raise item
+                raise told_apart(item) if isinstance(item, Exception) else item
             rows.append(item)
             if number % size == 0 and number < count:
                 yield rows[-size:], False
@@ -111,19 +128,38 @@ class Flow:
             finished.put(e.exceptions[0])
 
     async def _row(self, order: dict[str, Any], tests: dict[int, asyncio.Future]) -> dict[str, Any]:
-        r, spec = self.recipe, self.spec
         [problem] = self.problems.slice(order["problem_number"], 1).to_pylist()
-        row = problem | order | {"student_prompt_ids": self.views.student(problem["problem"])}
+        for left in reversed(range(ROW_TRIES)):
+            row = problem | order
+            try:
+                await self._fill(row, problem, tests)
+            except Exception as e:
+                kind = kind_of(e)
+                if kind is Kind.LOST and left:
+                    await asyncio.sleep(LOST_PAUSE_S)
+                    continue
+                if kind is not Kind.DATA:
+                    raise
+                row |= {"fault": " ".join(str(e).split()), "train": False, "dropped_because": BAD_ROW}
+            if self.spec.trains:
+                build(row, self.recipe, self.views, self.spec.vocabulary)
+            return row
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _fill(self, row: dict[str, Any], problem: dict[str, Any], tests: dict[int, asyncio.Future]) -> None:
+        """Sample, verify, refine and verify; raises BadRow with what there is by then in the row."""
+        r, spec = self.recipe, self.spec
+        row["student_prompt_ids"] = self.views.student(problem["problem"])
         oldest = min_version(row["step"], spec.max_staleness, spec.first_version)
-        [y_o] = await self.sampler.generate(request(r.sampler, row["student_prompt_ids"], row["seed"]), oldest)
+        asked = request(r.sampler, row["student_prompt_ids"], row["seed"], prefix=self._prefix(row))
+        [y_o] = await self.sampler.generate(asked, oldest)
+        require_taken([y_o], "y_o")
         record(row, "y_o", y_o)
         [(start_s, verdict)] = await self._judged(row, problem, [y_o.text], tests)
         record_verdict(row, "y_o", verdict, start_s)
+        require_judged(row, "y_o")
         if r.refines:
             await self._refine(row, problem, tests)
-        if spec.trains:
-            build(row, r, self.views, spec.vocabulary)
-        return row
 
     async def _refine(self, row: dict[str, Any], problem: dict[str, Any], tests: dict[int, asyncio.Future]) -> None:
         refiner, y_o = self.recipe.refiner, row["y_o"]
@@ -131,10 +167,16 @@ class Flow:
         row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
         # The seed differs from y_o's: the same seed would couple the two samples.
         adapter = not self.recipe.refines_without_adapter
-        asked = request(refiner, view.ids, row["seed"] ^ 1, refiner.n, adapter)
+        asked = request(refiner, view.ids, row["seed"] ^ 1, refiner.n, adapter, self._prefix(row))
         candidates = await self.refiner.generate(asked, self.spec.first_refine_version)
+        require_taken(candidates, "y_r")
         judged = await self._judged(row, problem, [candidate.text for candidate in candidates], tests)
         record_refined(row, candidates, judged, refiner.select)
+        require_judged(row, "y_r")
+
+    def _prefix(self, row: dict[str, Any]) -> int | None:
+        """The prompts of one problem begin alike; it has only one of each kind where it is sampled once."""
+        return row["problem_number"] if self.recipe.sampler.n > 1 else None
 
     async def _judged(
         self, row: dict[str, Any], problem: dict[str, Any], texts: list[str], tests: dict[int, asyncio.Future]
@@ -152,5 +194,9 @@ class Flow:
             return None
         if number not in tests:
             tests[number] = asyncio.ensure_future(self.spec.shelf.tests.remote(number))
-        found = await tests[number]
+        try:
+            found = await tests[number]
+        except Exception:
+            tests.pop(number, None)  # whoever comes next asks again
+            raise
         return found[0] if found else None

@@ -7,8 +7,8 @@ The tests of a whole data set would not fit into the object store. The shelf kee
 when whoever asked drops the one that it got. They travel packed, and are unpacked where programs are verified.
 
 When its process dies, Ray starts it again, and it opens the file again. But the dead process owned what it had put: a
-verifier task that is then given one of those references fails, and so does the run. The shelf ends with its last
-handle, with `ray.kill`, or with the driver, which owns the file.
+verifier task that is then given one of those references fails, and the stage asks for the tests again. The shelf ends
+with its last handle, with `ray.kill`, or with the driver, which owns the file.
 """
 
 import os

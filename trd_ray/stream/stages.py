@@ -12,8 +12,9 @@ import numpy as np
 
 from trd_ray.config import EvaluationConfig, Recipe, SamplingConfig
 from trd_ray.engine.actor import Generation, Request
+from trd_ray.errors import BadRow
 from trd_ray.problems.order import Order
-from trd_ray.verify import Verdict
+from trd_ray.verify import UNJUDGED, Verdict
 from trd_ray.views import Ids
 
 
@@ -45,8 +46,14 @@ def min_version(step: int, max_staleness: int | str, first_version: int) -> int:
 
 
 def request(
-    sampling: SamplingConfig | EvaluationConfig, prompt_ids: Ids, seed: int, n: int = 1, adapter: bool = True
+    sampling: SamplingConfig | EvaluationConfig,
+    prompt_ids: Ids,
+    seed: int,
+    n: int = 1,
+    adapter: bool = True,
+    prefix: int | None = None,
 ) -> Request:
+    """`prefix` is equal for requests that begin alike, as those about one problem do."""
     return Request(
         prompt_ids=np.asarray(prompt_ids, np.int32),
         seed=seed,
@@ -56,6 +63,7 @@ def request(
         max_tokens=sampling.response_tokens,
         n=n,
         adapter=adapter,
+        prefix=prefix,
     )
 
 
@@ -87,6 +95,18 @@ def record_refined(
     row["y_r"]["verify_seconds"] = sum(verdict.seconds for verdict in verdicts)  # for all candidates
     row["refine_candidates"] = len(candidates)
     row["refine_candidates_passed"] = sum(v.passed for v in verdicts)
+
+
+def require_judged(row: dict[str, Any], y: str) -> None:
+    """Raise BadRow for a verdict that says nothing about the response."""
+    if row[y]["detail"].startswith(UNJUDGED):
+        raise BadRow(f"{y}: {row[y]['detail']}")
+
+
+def require_taken(generations: list[Generation], y: str) -> None:
+    """Raise BadRow where the engine refused the request."""
+    if refused := next((g.refused for g in generations if g.refused), ""):
+        raise BadRow(f"{y}: the engine refused the request ({refused})")
 
 
 def _trajectory(generation: Generation) -> dict[str, Any]:

@@ -1,12 +1,27 @@
 """Verdicts by Ray tasks, awaited inside the stage.
 
     texts of a problem -> wait until a task is free -> task: verifier(text, problem) for all that wait, in equal shares
+                          the task's process ended? -> each text again, in a task of its own
+                          it ended again over it?   -> a verdict that says so
 
 A task takes `verify.cpus` of Ray's CPUs and at most `verify.max_tasks` are under way. The tests of a problem go to it
 as a reference, so they reach a node once and not with every text.
+
+What may happen to a task, and what is done then:
+
+- its process ends: by the text that it judges, or by no fault of it. Texts that shared it are asked about one by one,
+  so that none gets the verdict of its neighbour. A text that ends a task of its own twice is UNJUDGED;
+- Ray's memory monitor ends its process: the machine is short of memory, mostly by no fault of the text. So the text is
+  asked about again after a pause, which doubles, LOST_TRIES times in all. After that it is UNJUDGED;
+- its node dies, or starts no verifier: the same task again, elsewhere if Ray finds a place, LOST_TRIES times;
+- it says nothing for much longer than its verdicts may take (`patience_s`), as when its process is stopped: it is
+  ended and asked again. Whoever waits for the rows has the deadline (stream.stall_timeout_s);
+- the shelf died, and the tests with it: whoever asked hears of it, and brings them again;
+- the verifier has a bug: whoever asked hears of it, with the trace.
 """
 
 import asyncio
+import contextlib
 import math
 import time
 from collections import deque
@@ -15,13 +30,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
 from trd_ray.config import VerifyConfig
-from trd_ray.verify import Verdict, verifier_of_json
+from trd_ray.errors import BadRow
+from trd_ray.failures import Kind, kind_of, links, told_apart
+from trd_ray.verify import Verdict, unjudged, verifier_of_json
 
-VERIFY_RETRIES = 2  # for a task whose process ended, which no verified program can cause
+ENDS = 2  # of a task that judges one text, after which the text has no verdict
+LOST_TRIES = 5
+LOST_PAUSE_S = 2.0  # for want of memory it doubles with each try
+START_S = 120.0  # for a task to get its CPUs, a process and a verifier
 
 Judged = tuple[float, Verdict]  # Unix time at which the verification began
+Asked = list[tuple[dict[str, Any], list[str], int | None]]  # problems with their texts, and the place of their tests
 
 
 @dataclass
@@ -35,15 +57,20 @@ class _Waiting:
 class Verifying:
     """Belongs to one event loop."""
 
-    def __init__(self, config: VerifyConfig, max_tasks: int):
-        self.config = config.model_dump_json()  # a text is quicker to send with every task
+    def __init__(self, config: VerifyConfig, max_tasks: int, task: Any = None):
+        """`task` is what judges, by default `verdicts` in a task of Ray's."""
+        self.config = config
+        self.json = config.model_dump_json()  # a text is quicker to send with every task
         self.max_tasks = max_tasks
-        self.task = verifier_task(config)
+        self.task = task or verifier_task(config)
         self.waiting: deque[_Waiting] = deque()
         self.under_way: set[asyncio.Task] = set()
 
     async def __call__(self, problem: dict[str, Any], texts: Sequence[str], tests: Any = None) -> list[Judged]:
-        """The verdict on each text. `tests` is the reference that the shelf gave for the problem, None without one."""
+        """The verdict on each text. `tests` is the reference that the shelf gave for the problem, None without one.
+
+        Raises ObjectLostError where the tests have been lost, and what else ends the run.
+        """
         loop = asyncio.get_running_loop()
         one = _Waiting(problem, list(texts), tests, loop.create_future())
         self.waiting.append(one)
@@ -63,31 +90,132 @@ class Verifying:
         self._start()
 
     async def _judge(self, group: list[_Waiting]) -> None:
+        """Give everyone in the group the verdicts, or what stands in their way."""
+        try:
+            found = await self._together(group)
+        except Exception as e:  # noqa: BLE001 - handed to those who wait
+            if not ended_its_process(e):
+                return self._tell(group, [e] * len(group))
+            alone = sum(len(one.texts) for one in group) == 1
+            if not alone:
+                await asyncio.sleep(Ends().count(e))
+            found = [await self._each(one, e if alone else None) for one in group]
+        self._tell(group, found)
+
+    def _tell(self, group: list[_Waiting], found: Sequence[list[Judged] | Exception]) -> None:
+        for one, judged in zip(group, found, strict=True):
+            if one.judged.done():  # whoever waited may have given up
+                continue
+            if isinstance(judged, Exception):
+                one.judged.set_exception(judged)
+            else:
+                one.judged.set_result(judged)
+
+    async def _each(self, one: _Waiting, ended: Exception | None) -> list[Judged] | Exception:
+        """Verdicts by tasks that judge one text each; `ended` is how such a task has ended already."""
+        try:
+            return [await self._alone(one, text, ended) for text in one.texts]
+        except Exception as e:  # noqa: BLE001 - handed to the one who waits
+            return e
+
+    async def _alone(self, one: _Waiting, text: str, ended: Exception | None) -> Judged:
+        ends = Ends()
+        while True:
+            if ended:
+                pause_s = ends.count(ended)
+                if verdict := ends.verdict():
+                    return time.time(), verdict
+                await asyncio.sleep(pause_s)
+            try:
+                [[judged]] = await self._together([_Waiting(one.problem, [text], one.tests, one.judged)])
+                return judged
+            except Exception as e:
+                if not ended_its_process(e):
+                    raise
+                ended = e
+
+    async def _together(self, group: list[_Waiting]) -> list[list[Judged]]:
+        """The verdicts of one task; it is asked again where it was lost, or where it says nothing."""
         tests = [one.tests for one in group if one.tests is not None]
         places = iter(range(len(tests)))
         asked = [(one.problem, one.texts, None if one.tests is None else next(places)) for one in group]
-        try:
-            found: list[list[Judged]] = await self.task.remote(self.config, asked, *tests)
-        except Exception as e:  # noqa: BLE001 - handed to those who wait
-            for one in group:
-                if not one.judged.done():
-                    one.judged.set_exception(e)
-            return
-        for one, judged in zip(group, found, strict=True):
-            if not one.judged.done():  # whoever waited may have given up
-                one.judged.set_result(judged)
+        lost = 0
+        while True:
+            answer = self.task.remote(self.json, asked, *tests)
+            deadline = asyncio.timeout(patience_s(self.config, asked))
+            try:
+                async with deadline:
+                    return await answer
+            except Exception as e:
+                if deadline.expired():
+                    with contextlib.suppress(Exception):
+                        ray.cancel(answer, force=True)
+                    continue
+                lost += 1
+                tests_lost = any(isinstance(link, ObjectLostError) for link in links(e))
+                if ended_its_process(e) or tests_lost or kind_of(e) is not Kind.LOST or lost == LOST_TRIES:
+                    raise
+                await asyncio.sleep(LOST_PAUSE_S)
+
+
+def ended_its_process(e: BaseException) -> bool:
+    """Whether the process of a task ended over it, also by Ray's memory monitor; a node that died is another matter."""
+    return any(isinstance(link, WorkerCrashedError | OutOfMemoryError) for link in links(e))
+
+
+@dataclass
+class Ends:
+    """How the tasks that judge one text alone have ended."""
+
+    over_it: int = 0
+    short: int = 0  # by Ray's memory monitor
+
+    def count(self, e: BaseException) -> float:
+        """Count one more; returns how many seconds to wait before the next try."""
+        if not any(isinstance(link, OutOfMemoryError) for link in links(e)):
+            self.over_it += 1
+            return 0.0
+        self.short += 1
+        return LOST_PAUSE_S * 2 ** (self.short - 1)
+
+    def verdict(self) -> Verdict | None:
+        """None as long as the text is to be asked about again."""
+        if self.over_it == ENDS:
+            return unjudged(f"the process that verifies ended {ENDS} times over it")
+        if self.short == LOST_TRIES:
+            return unjudged(f"the process that verifies was ended {LOST_TRIES} times, since memory ran out")
+        return None
+
+
+def patience_s(config: VerifyConfig, asked: Asked) -> float:
+    """Twice as long as the task may take: each verdict has its deadline."""
+    limits = (
+        len(texts) * (config.timeout_s if place is None and not problem.get("tests") else config.program_timeout_s)
+        for problem, texts, place in asked
+    )
+    return 2 * (START_S + sum(limits))
 
 
 def verifier_task(config: VerifyConfig) -> Any:
-    """`verdicts` as the Ray task that verifies, wherever texts are verified."""
-    return ray.remote(verdicts).options(num_cpus=config.cpus, max_retries=VERIFY_RETRIES)
+    """`verdicts` as the Ray task that verifies, wherever texts are verified; whoever asks it may ask again."""
+    return ray.remote(verdicts).options(num_cpus=config.cpus, max_retries=0)
 
 
-def verdicts(config: str, asked: list[tuple[dict[str, Any], list[str], int | None]], *tests: Any) -> list[list[Judged]]:
+def verdicts(config: str, asked: Asked, *tests: Any) -> list[list[Judged]]:
     """By the VerifyConfig whose JSON is `config`. Each problem comes with its texts, and the place of its tests."""
-    verify = verifier_of_json(config)
-    found = []
-    for problem, texts, place in asked:
-        whole = problem if place is None else problem | {"tests": tests[place]}
-        found.append([(time.time(), verify(text, whole)) for text in texts])
-    return found
+    try:
+        verify = verifier_of_json(config)
+        found = []
+        for problem, texts, place in asked:
+            whole = problem if place is None else problem | {"tests": tests[place]}
+            found.append([(time.time(), _verdict(verify, text, whole)) for text in texts])
+        return found
+    except Exception as e:
+        raise told_apart(e) from None
+
+
+def _verdict(verify: Any, text: str, problem: dict[str, Any]) -> Verdict:
+    try:
+        return verify(text, problem)
+    except BadRow as e:
+        return unjudged(str(e))

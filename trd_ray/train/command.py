@@ -6,7 +6,12 @@ Exit codes: 0 done, 1 failed, 2 the user can fix it, 128 + n stopped by signal n
 from).
 """
 
+from collections.abc import Callable
+
+import pyarrow as pa
+
 from trd_ray.config import Recipe
+from trd_ray.errors import UserError
 from trd_ray.preflight import placement
 from trd_ray.preflight.sharing import sharing
 from trd_ray.record import warnings
@@ -16,14 +21,17 @@ from trd_ray.record.ledger import facts_of_rows, row_metrics
 from trd_ray.record.metrics import Metrics
 from trd_ray.record.summary import summarise
 from trd_ray.rows import light
-from trd_ray.session.beginning import begin
+from trd_ray.session.beginning import Beginning, begin
 from trd_ray.session.cluster import Connection
 from trd_ray.session.dry import DryRun
-from trd_ray.session.inputs import prepare
+from trd_ray.session.inputs import Inputs, prepare
+from trd_ray.session.pausing import Pausing
+from trd_ray.session.scaling import Scaling, with_kept_numbers
 from trd_ray.session.session import Session
 from trd_ray.train import report
+from trd_ray.train.bad_rows import BadRows
 from trd_ray.train.loop import train_run
-from trd_ray.train.plan import Resume, is_begun, plan, require_refinements, to_resume
+from trd_ray.train.plan import Resume, is_begun, mirror_of, plan, require_refinements, seems_done, to_resume
 from trd_ray.train.rollouts import start_feed
 
 
@@ -42,26 +50,52 @@ def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> 
     if job == "refine":
         require_refinements(recipe)
     with begin(job, recipe.directory, recipe) as beginning:
-        inputs = prepare(to_resume(recipe, resume), job, connection=beginning.connection)
+        mirrored = mirror_of(recipe, resume)
+        inputs = prepare(to_resume(recipe, resume, mirrored), job, connection=beginning.connection)
         recipe = inputs.recipe
-        beginning.require(inputs)
+        ahead = mirrored is not None and mirrored.is_ahead
+        goes_on = is_begun(recipe, resume) or ahead
+        done = not ahead and seems_done(inputs, resume)
+        if not done:
+            # Who began a run had the nodes for it: those that are not there are about to come.
+            beginning.require(inputs, wait_s=recipe.cluster.wait_for_nodes_s if goes_on else 0.0)
+        if mirrored and ahead and resume != "no":
+            mirrored.restore(say=print)
         begun = is_begun(recipe, resume)
         directory = RunDirectory.create(recipe.directory, recipe, begun)
+        if begun and not done:
+            inputs = _with_its_engines(inputs, directory, beginning)
         beginning.claimed(directory, inputs)
-        left = plan(inputs, directory, begun, resume)
+        left = plan(inputs, directory, begun, resume, has_mirror=mirrored is not None)
+        if not left.finished:
+            _rewind(directory, left.done, job)
+        if mirrored:
+            beginning.mirror_to(mirrored.place, directory, recipe, left.done)
         if left.finished:
             print(f"{left.finished}: nothing is left to do")
+            beginning.finish_mirror()
         else:
-            _rewind(directory, left.done, job)
             with beginning.session(inputs, directory, Display(inputs.total_steps, done=left.done)) as session:
                 session.display.phase("starting engines and learner" if job == "train" else "starting engines")
                 session.start(student_path=inputs.student_path, version=0)
-                if job == "train":
-                    train_run(session, left.done, left.checkpoint)
-                else:
-                    refine_run(session, left.done)
+                with Scaling(session) as scaling:
+                    if job == "train":
+                        train_run(session, left.done, left.checkpoint, scaling.after_step)
+                    else:
+                        refine_run(session, left.done, scaling.after_step)
     report.show(directory)
     return 0
+
+
+def _with_its_engines(inputs: Inputs, directory: RunDirectory, beginning: Beginning) -> Inputs:
+    """The inputs of a run that goes on, with the numbers of engines that it had, if they still fit."""
+    kept = with_kept_numbers(inputs, directory.path)
+    try:
+        beginning.require(kept)
+    except UserError as e:
+        print(f"going on with the recipe's numbers of engines, since those that the run had do not fit: {e}")
+        return inputs
+    return kept
 
 
 def _rewind(directory: RunDirectory, done: int, job: placement.Job) -> None:
@@ -71,7 +105,7 @@ def _rewind(directory: RunDirectory, done: int, job: placement.Job) -> None:
         print(f"going on from step {done}: {again} steps recorded after it are done again, and kept in rewound/")
 
 
-def refine_run(session: Session, done: int) -> None:
+def refine_run(session: Session, done: int, after_step: Callable[[], object] = lambda: None) -> None:
     """Build a corpus from the step `done` on: sample, verify, refine and verify every problem once, and keep all of it.
 
     A step is recorded once its rows are written.
@@ -79,20 +113,32 @@ def refine_run(session: Session, done: int) -> None:
     inputs = session.inputs
     directory = session.directory
     feed = start_feed(session, start_step=done, version=0)
+    pausing = Pausing(session)
     try:
         session.wait_until_started()
         session.display.phase("refining")
         with Metrics(directory.path, inputs.total_steps, done) as metrics:
+            bad_rows = BadRows(session, done)
             for step in range(done, inputs.total_steps):
+                pausing.rest(session.look)
                 session.look()  # when rows are ready, nothing else looks
-                table = feed.take(step, session.look, inputs.rows_in_step(step))
-                directory.write_rows(step + 1, table)
-                rows = light(table)
-                record = row_metrics(rows)
-                metrics.log(step + 1, record)
+                table = bad_rows.checked(feed.take(step, session.look, inputs.rows_in_step(step)))
+                rows, record = _keep(session, metrics, step + 1, table)
+                directory.on_commit(step + 1)
+                after_step()
                 session.display.step({"step": step + 1} | record)
                 if step == done:
                     session.warn(warnings.of_rows(facts_of_rows(rows), session.recipe))
     finally:
+        pausing.over()
         feed.close()
         summarise(directory)
+
+
+def _keep(session: Session, metrics: Metrics, step: int, table: pa.Table) -> tuple[list[dict], dict[str, float]]:
+    """Write the step's rows and metrics; returns them, the rows without what is long."""
+    rows = light(table)
+    record = row_metrics(rows)
+    session.room.having(f"the rows of step {step}", lambda: session.directory.write_rows(step, table))
+    session.room.having(f"the metrics of step {step}", lambda: metrics.log(step, record))
+    return rows, record

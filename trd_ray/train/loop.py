@@ -7,14 +7,16 @@ What the loop waits for, and what ends the wait:
 
 - **rows**: until the feed has all rows of the step. The stream makes them as soon as the engines serve a version that
   is new enough, so `policy.publish` of the previous step ends the wait. Its deadline is stream.stall_timeout_s.
-- **the learner**: until every rank has answered a command. The deadline is learner.step_timeout_s.
+- **the learner**: until every rank has answered a command. The deadline is learner.step_timeout_s. If its worker group
+  dies or hangs, another one takes its place and makes the same weights again (see trd_ray.train.living).
 - **requests in flight**: until they are answered, where they are to finish before new weights come. The deadline is
   request_timeout_s.
 - **the engines**: until all that follow the learner serve its version. A pool restarts an engine that died. The
   deadlines are sync.timeout_s and start_timeout_s.
 
 While it waits for rows, the loop looks at the pools: it sends the weights to engines that restarted, ends when one has
-failed, and stops when it was asked to.
+failed, and stops when it was asked to. It looks at the learner too, whose group may end with nothing to do. In every
+wait it looks at its door (see `trd_ray.session.door`).
 
 What is kept:
 
@@ -26,12 +28,14 @@ What is kept:
 """
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from trd_ray import lineage
 from trd_ray.record import warnings
 from trd_ray.record.clock import Clock
 from trd_ray.record.ledger import facts_of_rows, row_metrics
@@ -40,27 +44,34 @@ from trd_ray.record.summary import summarise
 from trd_ray.record.timeline import Timeline
 from trd_ray.rows import light
 from trd_ray.session.endings import cause
+from trd_ray.session.last_words import beating
 from trd_ray.session.session import Session
 from trd_ray.stream.examples import examples_of, rebuilt
 from trd_ray.stream.feed import Feed
+from trd_ray.train.bad_rows import BadRows
 from trd_ray.train.checkpoints import Checkpoints
 from trd_ray.train.evaluations import Evaluations
-from trd_ray.train.group import learner_group
+from trd_ray.train.group import living_learner
+from trd_ray.train.living import sha256_of
 from trd_ray.train.policy import Policy
 from trd_ray.train.probe import logprob_gap, scored_again
 from trd_ray.train.rollouts import start_feed
+from trd_ray.train.sizing import GroupSize
+from trd_ray.train.steering import Progressed, Steering
 
 STOP_LEARNER_S = 60
 LOOK_EVERY_S = 1.0  # at the pools, while rows are waited for
 
 
-def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
+def train_run(
+    session: Session, done: int, checkpoint: Path | None, after_step: Callable[[], object] = lambda: None
+) -> None:
     """Train from the step `done` to the end, and evaluate, on a session whose pools run or start.
 
     `checkpoint` holds the state after `done` steps; None stands for the initial weights. What ends the run early is
     raised once a checkpoint is written.
     """
-    training = Training(session, done, checkpoint)
+    training = Training(session, done, checkpoint, after_step)
     try:
         training.start(resumed=checkpoint is not None)
         training.run()
@@ -68,35 +79,54 @@ def train_run(session: Session, done: int, checkpoint: Path | None) -> None:
         training.save()
         raise
     finally:
-        training.close()
+        training.steering.over()
+        with beating():  # every wait in it has a deadline
+            training.close()
         summarise(session.directory)
 
 
 class Training:
     """The parts of a run, and the steps that bring them together."""
 
-    def __init__(self, session: Session, done: int, checkpoint: Path | None):
+    def __init__(self, session: Session, done: int, checkpoint: Path | None, after_step: Callable[[], object]):
         r = self.recipe = session.recipe
         self.session = session
+        self.after_step = after_step
         self.directory = session.directory
         self.total_steps = session.inputs.total_steps
         self.corpus = session.inputs.problems is None
         self.clock = Clock(Timeline(session.directory.path / "timeline.json"), sampled=not self.corpus)
         self.clock.timeline.mark(f"resumed after step {done}" if done else "start")
-        self.trainer = learner_group(session, checkpoint)
+        self.learner = living_learner(session, done, checkpoint)
+        self.trainer = self.learner.trainer
         self.policy = Policy(
             done,
             following=session.following(),
-            push=self.trainer.sync, look=session.look, drain=session.drain,
+            push=self.learner.sync, look=self.look, drain=session.drain,
             restart_timeout_s=r.sampler.start_timeout_s, offline=r.stream.max_staleness == "never",
+            drains=r.sync.in_flight == "drain" and r.sync.lora != "adapter",
         )  # fmt: skip
         self.evaluations = Evaluations(session, self.policy, self.clock.timeline.rows)
-        self.checkpoints = Checkpoints(r, session.directory, self.trainer, saved=done, show=session.display.phase)
+        self.rows_sha256 = sha256_of(session.directory, done, checkpoint)  # of the steps that are recorded
+        self.checkpoints = Checkpoints(
+            r, session.directory, self.trainer, saved=done, show=session.display.phase, say=session.display.say,
+            outlive=self.learner.outlive, rows_sha256=lambda: self.rows_sha256, room=session.room,
+        )  # fmt: skip
+        self.learner.on_restart.append(self.checkpoints.forget)
+        self.size = GroupSize(session, ranks=lambda: self.trainer.ranks)
+        session.door.shows("learner", self.learner.figures)
         self.metrics = Metrics(session.directory.path, self.total_steps, done)
+        self.bad_rows = BadRows(session, done)
         self.feed: Feed | None = None
         self.done = done  # steps that are recorded
         self.trained = done  # steps in the learner's weights; ahead of `done` between update and record
         self.recorded: dict[str, Any] = {}  # metrics of the last step
+        self.trainer.look = session.glance
+        session.on_notice = self.checkpoints.hurry
+        self.steering = Steering(
+            session, self.clock, self.policy, self.checkpoints, self.total_steps,
+            now=lambda: Progressed(self.done, self.trained, self.recorded),
+        )  # fmt: skip
 
     def start(self, resumed: bool) -> None:
         """Start engines, learner and stream, and make the evaluation that comes before the first step."""
@@ -112,7 +142,7 @@ class Training:
                 self.session.admit_learner()
                 self.trainer.start()
             self.session.display.starting({"learner": (0, 1)})
-            self.trainer.wait_until_started(self.session.look_at_start)
+            self.learner.outlive(lambda: self.learner.wait_until_started(self.session.look_at_start))
             self.session.display.starting({"learner": (1, 1)})
             self.session.wait_until_started()
             if resumed:
@@ -127,11 +157,20 @@ class Training:
                     self.evaluations.base()
             self.session.display.phase("training")
 
+    def look(self) -> dict[str, dict[str, Any]]:
+        """What the pools are doing; looks at the learner as well, which nobody asks for anything meanwhile."""
+        statuses = self.session.look()
+        self.learner.watch()
+        return statuses
+
     def run(self) -> None:
         self.clock.start()
         for step in range(self.done, self.total_steps):
+            self.steering.rest(lambda: self.checkpoints.save(self.done, self.policy.version, self.recorded))
             self.policy.watch()  # where rows are always ready, as from a corpus, `take` never waits, so never looks
             self.step(step)
+            self.resize_if_due()
+        self.steering.over()
         self.checkpoints.finish(wait=True)
 
     def step(self, step: int) -> None:
@@ -146,7 +185,7 @@ class Training:
             examples = examples_of(table)
         with span("train"):
             self.trained = step + 1  # from here on the weights may have changed
-            learned = self.trainer.step(examples)
+            learned = self.learner.step(examples)
         with span("sync"):
             self.policy.publish(step + 1)
         metrics = row_metrics(rows, step) | learned | gap | self.clock.seconds(rows) | self.state(rows)
@@ -158,6 +197,14 @@ class Training:
                 self.record(step + 1, table, rows, metrics)
         with span("checkpoint"):
             self.checkpoints.if_due(step + 1, self.total_steps, self.policy.version, metrics)
+        self.after_step()
+
+    def resize_if_due(self) -> None:
+        """The ranks move, or become more, where the nodes of the cluster have changed."""
+        if self.done < self.total_steps and self.size.due():
+            with self.clock.span("checkpoint"):
+                if self.checkpoints.holds(self.done, self.policy.version, self.recorded) and not self.learner.resize():
+                    self.size.put_off()
 
     def take(self, step: int) -> pa.Table:
         assert self.feed is not None
@@ -168,13 +215,14 @@ class Training:
 
         def while_waiting() -> None:
             nonlocal looked
-            self.session.stop.check()
+            self.session.check()
             if time.monotonic() - looked > LOOK_EVERY_S:
                 looked = time.monotonic()
                 self.policy.watch()
+                self.checkpoints.while_rows_are_awaited(self.done, self.policy.version, self.recorded)
             self.session.display.rollouts(feed.arrived(step), expected)
 
-        return feed.take(step, while_waiting, expected)
+        return self.bad_rows.checked(feed.take(step, while_waiting, expected))
 
     def probe(self, table: pa.Table) -> dict[str, float]:
         pool = self.session.pools.get("sampler")
@@ -182,7 +230,7 @@ class Training:
             return {}
         timeout_s = self.recipe.sampler.request_timeout_s
         return logprob_gap(
-            table, self.policy, count=self.recipe.sync.probe_rows, learner=self.trainer.logprobs,
+            table, self.policy, count=self.recipe.sync.probe_rows, learner=self.learner.logprobs,
             engine=lambda sequences: scored_again(pool, sequences, self.policy.version, timeout_s),
         )  # fmt: skip
 
@@ -195,11 +243,17 @@ class Training:
     def state(self, rows: list[dict]) -> dict[str, float]:
         """Metrics of the run itself, after the sync of the step."""
         waiting = {f"queue/{name}": status["waiting"] for name, status in self.session.statuses().items()}
-        return {"version": self.policy.version, "epoch": rows[-1]["epoch"]} | waiting
+        of_learner = self.checkpoints.take_seconds()
+        if self.learner.in_a_row:
+            of_learner["learner/restarts"] = self.learner.in_a_row
+        return {"version": self.policy.version, "epoch": rows[-1]["epoch"]} | waiting | of_learner
 
     def record(self, steps: int, table: pa.Table, rows: list[dict], metrics: dict[str, Any]) -> None:
-        self.directory.write_rows(steps, table)
-        self.metrics.log(steps, metrics)
+        room = self.session.room
+        room.having(f"the rows of step {steps}", lambda: self.directory.write_rows(steps, table))
+        room.having(f"the metrics of step {steps}", lambda: self.metrics.log(steps, metrics))
+        self.rows_sha256 = lineage.advance(self.rows_sha256, steps, lineage.rows_that_train(table))
+        self.learner.record(steps)
         self.session.display.step({"step": steps} | metrics)
         first = not self.recorded
         self.done, self.recorded = steps, metrics
@@ -209,13 +263,17 @@ class Training:
 
     def save(self) -> None:
         """Save the state that the run ends with; a learner that failed has none."""
+        self.learner.mortal = True  # nobody waits for another group, or for room on the disk
+        self.checkpoints.room = None
         try:
-            if not self.trainer.lost:
+            if not self.learner.lost:
                 if self.trained == self.done:
                     self.checkpoints.save(self.done, self.policy.version, self.recorded)
+                else:
+                    self.checkpoints.now = None  # the learner is past what is recorded
                 self.checkpoints.finish(wait=True)
         except Exception as e:
-            if not self.trainer.lost:
+            if not self.learner.lost:
                 print(f"checkpoint {self.done} could not be written: {cause(e)}")
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from trd_ray.errors import RunFailed
 
 ATTEMPTS = 3
 POLL_S = 0.5
+TOGETHER_S = 10.0  # engines that were killed together come up about together, and are sent the weights once
 
 
 class Policy:
@@ -31,6 +32,7 @@ class Policy:
         restart_timeout_s: float,
         drain: Callable[[], str | None] = lambda: None,
         offline: bool = False,
+        drains: bool = False,
     ):
         """`version` is the learner's. The pools start with the initial weights, which are version 0.
 
@@ -39,6 +41,8 @@ class Policy:
         - `look` gives the status of each pool.
         - `drain` returns when no request is in flight that is to finish before new weights come, or what went wrong.
         - `offline` pools sample with the initial weights to the end, but are evaluated with newer ones.
+        - `drains`: a push waits for the requests in flight. An engine that comes up while others of its pool serve then
+          waits for the next version, since all of them would stand still for it.
         """
         self.version = version
         self.offline = offline
@@ -47,6 +51,7 @@ class Policy:
         self.look = look
         self.restart_timeout_s = restart_timeout_s
         self.drain = drain
+        self.patient = drains and not offline
 
     @property
     def served(self) -> int:
@@ -66,7 +71,8 @@ class Policy:
 
     def watch(self) -> None:
         """Give the current weights to engines that restarted or served another run; called while rows are awaited."""
-        if any(status["needs_weights"] for status in self.look().values()):
+        statuses = self.look().values()
+        if any(status["needs_weights"] and not (self.patient and _serves(status)) for status in statuses):
             self.send()
 
     def send(self) -> None:
@@ -82,8 +88,23 @@ class Policy:
             raise RunFailed(f"the engines could not be given policy version {self.version}: {problem}")
 
     def _wait_for_restart(self, problem: str) -> None:
-        deadline = time.monotonic() + self.restart_timeout_s
-        while any(status["restarting"] for status in self.look().values()):
-            if time.monotonic() > deadline:
+        """Wait for the engines that restart together, and no longer than for the first of each pool where one is late.
+
+        One that comes up later gets the weights by `watch`.
+        """
+        begin = time.monotonic()
+        while True:
+            statuses = [status for name, status in self.look().items() if name in self.serves]
+            waited_s = time.monotonic() - begin
+            if not any(status["restarting"] for status in statuses):
+                return
+            if waited_s > TOGETHER_S and all(status["up"] for status in statuses):
+                return
+            if waited_s > self.restart_timeout_s:
                 raise RunFailed(f"an engine did not come back after a failed weight sync: {problem}")
             time.sleep(POLL_S)
+
+
+def _serves(status: dict[str, Any]) -> bool:
+    """Whether an engine of the pool answers requests."""
+    return any(life["state"] == "serving" for life in status["lives"])

@@ -4,10 +4,15 @@ order and problems -> graph over the pools --+
 corpus --------------------------------------+-> Feed, which hands out the rows of a step
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import ray
 
 from trd_ray.problems.order import Order
+from trd_ray.session.endings import cause
 from trd_ray.session.session import Session
+from trd_ray.stream.blocks import RowBlock
 from trd_ray.stream.feed import Feed, corpus_blocks
 from trd_ray.stream.graph import actors, arriving, graph
 from trd_ray.stream.shelf import start_shelf
@@ -45,7 +50,14 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
         first_refine_version=0 if r.teacher.follow == "frozen" else version,
         actors=actors(r),
     )  # fmt: skip
+
+    def again(step: int, e: BaseException) -> Iterator[RowBlock]:
+        said = f"the stream ended ({cause(e)}) and begins again with step {step + 1}"
+        session.directory.event("stream", said=said, step=step + 1)
+        session.display.say(said)
+        return arriving(graph(replace(spec, sampler=session.pools["sampler"], refiner=session.refiner), step))
+
     return Feed(
         arriving(graph(spec, start_step)), rows_per_step=r.rollouts_per_step, stall_timeout_s=timeout_s,
-        problems=problems, start_step=start_step,
+        problems=problems, start_step=start_step, again=again,
     )  # fmt: skip

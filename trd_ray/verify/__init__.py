@@ -3,15 +3,16 @@
     text, problem without tests  ->  MathVerifier  ->  Verdict(passed, score, extracted, detail, seconds, feedback)
     text, problem with tests     ->  CodeVerifier  ->  the same
 
-A verifier never raises on what a model wrote. Empty, endless and hostile text all end in a verdict by the deadline.
+A verifier never raises on what a model wrote. Empty, endless and hostile text all end in a verdict by the deadline. It
+raises Lost where this machine does not start what judges, and BadRow where a problem's own tests cannot be read.
 """
 
 from functools import lru_cache
 
 from trd_ray.config import VerifyConfig
-from trd_ray.verify.verdict import EMPTY, Verdict, Verifier
+from trd_ray.verify.verdict import EMPTY, UNJUDGED, Verdict, Verifier, unjudged
 
-__all__ = ["EMPTY", "Verdict", "Verifier", "verifier", "verifier_of_json"]
+__all__ = ["EMPTY", "UNJUDGED", "Verdict", "Verifier", "unjudged", "verifier", "verifier_of_json"]
 
 
 def verifier(config: VerifyConfig) -> Verifier:

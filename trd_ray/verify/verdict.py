@@ -1,9 +1,14 @@
-"""What a verifier says about a response, and what every verifier is."""
+"""What a verifier says about a response, and what every verifier is.
+
+A verdict is about the response. Where the process that judges is killed each time that it is asked, there is none: such
+a verdict says UNJUDGED and why. Nobody trains on that response, and it counts against data.max_bad_rows.
+"""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 EMPTY = "empty"  # the detail of a verdict on a response without text, whatever the task
+UNJUDGED = "not judged"  # how the detail of a verdict begins that says nothing about the response
 
 
 @dataclass(frozen=True)
@@ -14,6 +19,16 @@ class Verdict:
     detail: str  # why it did not pass, "" when there is nothing to say
     seconds: float
     feedback: str = ""  # a bounded text on what failed, for the refine prompt; math: without the expected answer
+
+    @property
+    def judged(self) -> bool:
+        """Whether it says anything about the response; else what judges was killed or cannot be started."""
+        return not self.detail.startswith(UNJUDGED)
+
+
+def unjudged(why: str, seconds: float = 0.0) -> Verdict:
+    """It does not pass, and must not be taken for a wrong answer either."""
+    return Verdict(False, 0.0, "", f"{UNJUDGED} ({why})", seconds)
 
 
 class Verifier(Protocol):

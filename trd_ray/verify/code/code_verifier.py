@@ -6,6 +6,9 @@
 The program sees inputs alone. The expected outputs never enter the sandbox. What comes back is data, and it is compared
 out here. So a program gains nothing when it takes its harness over, prints what a pass prints or exits early. The first
 case that fails ends the verdict.
+
+A sandbox that somebody kills (the system, for want of memory) tells nothing about the program: the case is run again,
+and if its sandbox is killed again, the verdict is UNJUDGED.
 """
 
 import re
@@ -16,11 +19,12 @@ from functools import lru_cache
 from typing import Any
 
 from trd_ray.config import VerifyConfig
+from trd_ray.errors import BadRow, UserError
 from trd_ray.sandbox import Limits, Outcome, Sandbox
 from trd_ray.verify.code.extract import INSPECTOR, defines, extract
 from trd_ray.verify.code.outputs import rule
 from trd_ray.verify.code.tests import Tests
-from trd_ray.verify.verdict import EMPTY, Verdict
+from trd_ray.verify.verdict import EMPTY, UNJUDGED, Verdict, unjudged
 
 MAX_PROGRAM_CHARS = 200_000  # several times what programming contests accept
 MAX_EXTRACTED_CHARS = 8_000  # how much of the program a verdict holds
@@ -39,7 +43,8 @@ _CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE00
 class CodeVerifier:
     """Runs the program of a response in a sandbox on `Tests.unpack(problem["tests"])`. It passes with all cases.
 
-    Raises UserError where no sandbox can run, which says nothing about the program.
+    Raises what says nothing about the program: UserError where no sandbox can run, Lost where this machine starts none
+    any more, BadRow where the problem's tests cannot be read.
     """
 
     def __init__(self, config: VerifyConfig):
@@ -51,8 +56,11 @@ class CodeVerifier:
             return Verdict(False, 0.0, "", EMPTY, 0.0, "The response is empty.")
         tests = _unpacked(problem["tests"])
         sandbox = _sandbox(self._config.sandbox)
-        with _inspector(sandbox) as inspect:
-            program = extract(text, tests.entry_point, inspect)
+        try:
+            with _inspector(sandbox) as inspect:
+                program = extract(text, tests.entry_point, inspect)
+        except _Killed:
+            return unjudged("the sandbox that looks for the program was killed twice", time.monotonic() - start)
         detail = "no code block"
         feedback = "The response holds no Python program in a fenced code block."
         if program:
@@ -74,6 +82,10 @@ def choose_reference(
         detail, _ = run_tests(program, tests, _sandbox(config.sandbox), config)
         if not detail:
             return index, ""
+        if detail.startswith(UNJUDGED):  # a choice is remembered, and this one says nothing about the solution
+            raise UserError(
+                f"a reference was {detail}: free memory on this machine, and start again to go on from there"
+            )
         reasons.append(detail)
     first = f", the first: {reasons[0]}" if reasons else ""
     return None, f"no solution passes: {len(reasons)} tried{first}"
@@ -95,6 +107,8 @@ def run_tests(program: str, tests: Tests, sandbox: Sandbox, config: VerifyConfig
                 outcome = run(tests.inputs[case])
                 if outcome.status == "died":  # perhaps for want of memory or processes on a busy machine
                     outcome = run(tests.inputs[case])
+                if outcome.killed:
+                    return f"{UNJUDGED} (the sandbox was killed twice in {_name(case, tests)})", ""
                 got = outcome.stdout if tests.kind == "stdio" else outcome.value
                 if why := _failure(outcome, _time_limit(tests, case, limits), limits):
                     if outcome.status == "error" and not defines(program, tests.entry_point) and why != SYNTAX_ERROR:
@@ -234,6 +248,10 @@ def _short(detail: str) -> str:
     return detail if len(detail) <= MAX_DETAIL_CHARS else detail[: MAX_DETAIL_CHARS - 1] + "…"
 
 
+class _Killed(Exception):
+    """Somebody outside has killed the sandbox, and then the one that took its place."""
+
+
 @contextmanager
 def _inspector(sandbox: Sandbox) -> Iterator[Callable[[str], int]]:
     """`extract.INSPECTOR` in a sandbox that its first question starts. A text that breaks the parser is no program."""
@@ -247,6 +265,10 @@ def _inspector(sandbox: Sandbox) -> Iterator[Callable[[str], int]]:
             if running is None:
                 running = stack.enter_context(sandbox.function(INSPECTOR, "inspect", _INSPECT_LIMITS))
             outcome = running.call([source])
+            if outcome.killed:
+                outcome = running.call([source])
+            if outcome.killed:
+                raise _Killed
             if outcome.status == "ok":
                 return outcome.value
             stack.close()
@@ -265,4 +287,7 @@ def _sandbox(backend: str) -> Sandbox:
 @lru_cache(maxsize=2)
 def _unpacked(packed: bytes) -> Tests:
     """The tests, kept because the rollouts of one problem follow each other."""
-    return Tests.unpack(packed)
+    try:
+        return Tests.unpack(packed)
+    except Exception as e:
+        raise BadRow(f"the tests of its problem cannot be read ({type(e).__name__}: {e})") from e

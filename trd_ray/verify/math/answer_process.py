@@ -8,7 +8,7 @@ It is run as a script, so that it imports math-verify and nothing of trd_ray. It
 - The comparing process may die: by its own alarm, for want of memory, or by a stack overflow. A new one takes its
   place in milliseconds.
 - Every question gets exactly one reply. This process hands it on and keeps it until it is answered. If the comparing
-  process dies in between, the reply says so, and MathVerifier asks again.
+  process dies in between, the reply says how: it crashed over the question, or it was killed from outside.
 - The alarm is the deadline. The kernel delivers it as death, even while the interpreter is deep inside one
   multiplication.
 - The closed pipe ends both processes. A comparison under way when the parent dies is still bounded by its alarm.
@@ -27,6 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 MEMORY_BYTES = 2 << 30  # of address space, of which the libraries reserve under 1 GiB
+# A process does not do this to itself: somebody else did, or the system when memory ran out.
+KILLS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 # The grammar's tables fill as it reads. Without these, a worker's first answers take ten times as long.
 WARM_UP = (
@@ -81,8 +83,7 @@ class ComparingProcess:
             return line.rstrip()
         status = os.waitpid(self._pid, 0)[1]
         self._fork()
-        late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGALRM
-        return json.dumps({"given_up": "deadline passed" if late else "verifier process died"})
+        return json.dumps({"given_up": _ending(os.waitstatus_to_exitcode(status))})
 
     def _fork(self) -> None:
         ours, theirs = socket.socketpair()
@@ -95,6 +96,13 @@ class ComparingProcess:
                 os._exit(0)
         theirs.close()
         self._pipe, self._replies = ours, ours.makefile()
+
+
+def _ending(code: int) -> str:
+    """Why the comparing process ended, in the words that MathVerifier knows."""
+    if code == -signal.SIGALRM:
+        return "deadline passed"
+    return "process killed" if -code in KILLS else "process crashed"
 
 
 def serve(asks: dict[str, Callable[..., bool]], pipe: socket.socket) -> None:

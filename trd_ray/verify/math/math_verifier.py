@@ -10,7 +10,8 @@ deadline needs SIGALRM in a main thread. So a child process compares, and it is 
 - It limits its own memory.
 - When the process that compares misses the deadline or dies, the child replaces it, and says so of the comparison.
 - A death need not be the answer's fault: another process may have filled the memory. So the comparison is made once
-  more before the answer counts as wrong.
+  more. If the process crashes again, it is the answer that cannot be compared. If it is killed again, or gives no
+  answer though its deadline has passed (it is stopped), nothing is known of the answer: the verdict is UNJUDGED.
 - The child ends with the pipe: when this process closes it, and when this process dies.
 """
 
@@ -26,19 +27,26 @@ import time
 import unicodedata
 from pathlib import Path
 
+from trd_ray.errors import Lost
 from trd_ray.verify.math.answer import last_boxed, stated
 from trd_ray.verify.math.equal import Equality
 from trd_ray.verify.math.forms import TooDeep, read, spelling
-from trd_ray.verify.verdict import EMPTY, Verdict
+from trd_ray.verify.verdict import EMPTY, UNJUDGED, Verdict
 
 MAX_ANSWER_CHARS = 2000  # what is longer is no answer, and only costs the parser time
 MAX_FORMULA_CHARS = 600  # of one part; a longer one is a model that repeats itself, and takes the parser seconds
 MAX_FEEDBACK_CHARS = 200  # how much of the answer a feedback quotes
 START_TIMEOUT_S = 120.0  # the child imports SymPy, which a busy machine does slowly
 DEADLINE = "deadline passed"
-DIED = "verifier process died"  # as answer_process says it too
+KILLED, CRASHED = "process killed", "process crashed"  # as answer_process says it too
+SILENT = "no answer"
+TWICE = {  # what is said of a comparison that ended so two times
+    KILLED: f"{UNJUDGED} (the process that compares died twice)",
+    SILENT: f"{UNJUDGED} (the process that compares gave no answer twice)",
+    CRASHED: "cannot be compared (the process that compares crashed twice)",
+}
 NO_STATEMENT = "no stated answer"
-GRACE_S = 2.0  # for the child to say that the deadline passed, before it is killed
+GRACE_S = 10.0  # for the child to say that the deadline passed, on a busy machine, before it is killed
 
 
 class MathVerifier:
@@ -101,23 +109,28 @@ class MathVerifier:
         return passed, "" if passed else asked.detail or "not equal"
 
     def _ask(self, request: dict, timeout_s: float) -> dict:
-        """The child's reply to one question, which is asked again once if the process that compares is killed."""
+        """The child's reply to one question, which is asked again once if the process that compares ends over it."""
+        why = ""
         for _ in range(2):
             reply = self._ask_once(request, timeout_s)
-            if reply.get("given_up") != DIED:
+            why = reply.get("given_up", "")
+            if why not in TWICE:
                 return reply
-        return {"given_up": "cannot be compared (the process that compares died twice)"}
+        return {"given_up": TWICE[why]}
 
     def _ask_once(self, request: dict, timeout_s: float) -> dict:
-        """The child's reply. The child is started where there is none."""
+        """The child's reply. The child is started where there is none, which takes a second attempt if it is killed."""
         if self._child is None or not self._child.alive:
             self._stop()
-            self._child = _Child()
+            try:
+                self._child = _Child()
+            except Lost:
+                self._child = _Child()
         try:
             return self._child.ask(request | {"timeout_s": timeout_s}, timeout_s)
         except (TimeoutError, EOFError, OSError) as e:
             self._stop()
-            return {"given_up": DEADLINE if isinstance(e, TimeoutError) else DIED}
+            return {"given_up": SILENT if isinstance(e, TimeoutError) else KILLED}
 
     def _stop(self) -> None:
         if self._child is not None:
@@ -152,7 +165,7 @@ class _Questions:
 
 
 class _Child:
-    """The process of answer_process.py, ready to compare. RuntimeError when it does not start."""
+    """The process of answer_process.py, ready to compare. RuntimeError if it cannot start, Lost if it ended first."""
 
     def __init__(self):
         # -P: the folder of the script stays off the import path, where its names (units, latex) would hide packages.
@@ -171,7 +184,8 @@ class _Child:
         try:
             why = self._receive(START_TIMEOUT_S).get("error")
         except (TimeoutError, EOFError) as e:
-            why = type(e).__name__
+            self.kill()
+            raise Lost(f"the process that compares answers ended before it began ({type(e).__name__})") from e
         if why:
             self.kill()
             raise RuntimeError(f"the process that compares answers did not start ({why}): is math-verify installed?")

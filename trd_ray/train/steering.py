@@ -1,0 +1,134 @@
+"""What a training run shows at its door and can be asked for there: figures, a pause, a checkpoint.
+
+Training --> Steering --> session.door: status.json
+                      <-- "pause", "unpause", "checkpoint"
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+from trd_ray.record.clock import Clock
+from trd_ray.session.pausing import Pausing
+from trd_ray.session.session import Session
+from trd_ray.train.checkpoints import Checkpoints
+from trd_ray.train.policy import Policy
+
+PACE_STEPS = 10  # how many of the last steps say how long the others will take
+# The metrics of the last step that a screen has room for, and those that say what took its time.
+SHOWN = ("y_o/passed", "y_r/passed", "kl/mean", "loss", "sync/gap_mean", "staleness/mean", "evaluation/avg")
+
+
+class Progressed(NamedTuple):
+    done: int  # steps that are recorded
+    trained: int  # steps in the learner's weights
+    recorded: dict[str, Any]  # metrics of the last step
+
+
+class Steering:
+    def __init__(
+        self,
+        session: Session,
+        clock: Clock,
+        policy: Policy,
+        checkpoints: Checkpoints,
+        total_steps: int,
+        now: Callable[[], Progressed],
+    ):
+        self.session = session
+        self.clock = clock
+        self.policy = policy
+        self.checkpoints = checkpoints
+        self.total_steps = total_steps
+        self.now = now
+        self.pace = Pace()
+        self.pausing = Pausing(session)
+        session.door.on("checkpoint", self._checkpoint)
+        session.door.shows("doing", self._doing)
+        session.door.shows("left_s", lambda: self.pace.left_s(now().done, total_steps, time.monotonic()))
+        session.door.shows("last_step", self._last_step)
+        session.door.shows("version", lambda: {"learner": policy.version, "served": policy.served})
+        session.door.shows("checkpoint", self._newest)
+
+    def rest(self, save: Callable[[], object]) -> None:
+        """Rest while somebody wants that; `save` writes a checkpoint that is asked for meanwhile."""
+
+        def look() -> None:
+            self.policy.watch()
+            if self.checkpoints.asked and self.now().done:  # before the first step there is nothing to save
+                save()
+                self.checkpoints.asked = False
+            self.checkpoints.finish(wait=False)
+
+        if self.pausing.asked:
+            with self.clock.span("pause"):
+                self.pausing.rest(look)
+            self.pace.forget()
+
+    def over(self) -> None:
+        """No step comes any more."""
+        self.pausing.over()
+        self.session.door.off("checkpoint")
+
+    def _checkpoint(self, arguments: dict[str, Any]) -> str:
+        done, trained, _ = self.now()
+        if done and done == trained == self.checkpoints.begun:
+            return f"checkpoint {done} holds all that is recorded already"
+        self.checkpoints.asked = True
+        if self.pausing.resting and done:
+            return f"checkpoint {done} is written now"
+        return f"checkpoint {max(done + 1, trained)} is written when that step is recorded"
+
+    def _doing(self) -> dict[str, Any] | None:
+        """The part of a step that is under way, since when; while rows are awaited also what keeps them."""
+        if not self.clock.under_way:
+            return None
+        name, since = self.clock.under_way[0]
+        return {"what": name, "since": since} | ({"waits_for": self._stage()} if name == "wait" else {})
+
+    def _stage(self) -> str | None:
+        """The pool that the awaited rows are in: the last one of the stream that has requests, since it ends them."""
+        pools = self.session.figures.last
+        under_way = {name: pool.get("running", 0) + pool.get("waiting", 0) for name, pool in pools.items()}
+        return next((name for name in ("refiner", "sampler") if under_way.get(name)), None)
+
+    def _last_step(self) -> dict[str, Any]:
+        recorded = self.now().recorded
+        return {name: recorded[name] for name in recorded if name in SHOWN or name.startswith("seconds/")}
+
+    def _newest(self) -> dict[str, Any]:
+        c = self.checkpoints
+        found = c.directory.checkpoints()
+        return {
+            "step": found[-1][0] if found else None,
+            "path": str(found[-1][1]) if found else None,
+            "writing": c.writing[0] if c.writing else None,
+            "asked": c.asked,
+        }
+
+
+class Pace:
+    """How long the steps that are left will take, by the last ones of this start."""
+
+    def __init__(self) -> None:
+        self.met: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS + 1)  # steps that were done, and since when
+
+    def forget(self) -> None:
+        """Something that is no step came between the last step and the next."""
+        self.met.clear()
+
+    def left_s(self, done: int, total: int, now: float) -> float | None:
+        """Seconds, called about once a second; None before two ends of steps were met.
+
+        The median leaves out the one step that waited for an engine to start.
+        """
+        if done >= total:
+            return 0.0
+        if not self.met or self.met[-1][0] != done:
+            self.met.append((done, now))
+        # What was met first did not end when it was met.
+        met = list(self.met)[0 if len(self.met) == self.met.maxlen else 1 :]
+        took = [(t - s) / (later - earlier) for (earlier, s), (later, t) in zip(met, met[1:], strict=False)]
+        return round((total - done) * median(took), 1) if took else None

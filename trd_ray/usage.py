@@ -1,0 +1,134 @@
+"""What the commands of the command line take: their arguments and options, which argparse explains to the user."""
+
+import argparse
+import math
+
+
+def of_dry_run(command: argparse.ArgumentParser) -> None:
+    text = "print what the resolved recipe has that is no default, who would run where, and end"
+    command.add_argument("--dry-run", action="store_true", help=text)
+    text = "for --dry-run: a cluster that is not here, as [NODESx]GPUSx(GiB | KIND), such as 8x80GiB or 2x8xH100"
+    command.add_argument("--on", metavar="GPUS", help=text)
+    text = "for --dry-run: memory of each GPU (default: what the nodes tell of theirs)"
+    command.add_argument("--gpu-gib", type=_gib, help=text)
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--full", action="store_true", help="for --dry-run: every key of the recipe")
+    form.add_argument("--json", action="store_true", help="for --dry-run: everything as JSON, for scripts")
+
+
+def of_init(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "file", nargs="?", default="my.yaml", metavar="FILE", help="the recipe to write (default: my.yaml)"
+    )
+    command.add_argument("--model", default="Qwen/Qwen3-1.7B", help="the one that learns: a folder or a hub name")
+    command.add_argument("--teacher", metavar="MODEL", help="another, stronger model of the same tokenizer")
+    command.add_argument("--mode", choices=["opsd", "opd"], help="default: opd with --teacher, else opsd")
+    command.add_argument("--data", metavar="PROBLEMS", help="training data: JSONL, Parquet, a folder, a hub name")
+    command.add_argument("--held-out", metavar="PROBLEMS", help="evaluation data: the same, or a benchmark")
+    text = "what a column of PROBLEMS is called, where it is not found: problem, answer, reference, tests"
+    command.add_argument("--column", action="append", default=[], metavar="OURS=NAME", help=text)
+
+
+def of_reproduce(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", help="the name of a shipped recipe that has figures, or with --figures any recipe")
+    names = "some of the figures' benchmarks, or where one lies, as in aime24:/path (default: all); and overrides"
+    command.add_argument("overrides", nargs="*", metavar="BENCHMARK|key.sub=value", help=names)
+    command.add_argument("--figures", metavar="FILE", help="what was reported, and what passes (default: as shipped)")
+    of_dry_run(command)
+
+
+def of_export(command: argparse.ArgumentParser) -> None:
+    text = "a run directory, of which the newest checkpoint is taken, or a checkpoint's folder"
+    command.add_argument("checkpoint", metavar="CHECKPOINT", help=text)
+    command.add_argument("--best", action="store_true", help="take the run's best checkpoint, by its checkpoint.best")
+    command.add_argument("--to", metavar="FOLDER", help="a new folder (default: exports/RUN-STEP)")
+    text = "type of the weights (default: bfloat16; adapters: float32)"
+    command.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help=text)
+    form = command.add_mutually_exclusive_group()
+    text = "whole weights; adapters are added to the base (default: as the checkpoint has them)"
+    form.add_argument("--merged", dest="form", action="store_const", const="merged", help=text)
+    form.add_argument("--adapter", dest="form", action="store_const", const="adapter", help="LoRA adapters alone")
+    text = "upload to the Hugging Face hub too, into a private repository unless it exists"
+    command.add_argument("--push", metavar="OWNER/NAME", help=text)
+
+
+def of_doctor(command: argparse.ArgumentParser) -> None:
+    text = "a recipe to look for too: its models and data, a compiler or a sandbox if it needs one"
+    command.add_argument("recipe", nargs="?", help=text)
+    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override the recipe; values are YAML")
+    text = "look at every node of this cluster (default: the recipe's cluster.address, RAY_ADDRESS, else this machine)"
+    command.add_argument("--address", metavar="HOST:PORT", help=text)
+    command.add_argument("--json", action="store_true", help="for scripts")
+    text = (
+        "try the package on this machine's GPUs: tests, benchmarks, runs; about an hour, and it goes on where it ended"
+    )
+    command.add_argument("--gpu", action="store_true", help=text)
+    text = (
+        "with --gpu: this part alone, also where it has passed; may be repeated (trd_ray/doctor/README.md lists them)"
+    )
+    command.add_argument("--only", action="append", default=[], metavar="PART", help=text)
+    text = "with --gpu: where the table and the logs go (default: runs/doctor-gpu)"
+    command.add_argument("--out", metavar="FOLDER", help=text)
+
+
+def _gib(text: str) -> float:
+    try:
+        gib = float(text)
+    except ValueError:
+        gib = math.nan
+    if not 0 < gib < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of GiB greater than 0, but is {text}")
+    return gib
+
+
+def _lines(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but is {text}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds between 0 and a million, but is {text}")
+    return seconds
+
+
+STEERING = {
+    "status": "what a run does, or every run below runs/ and on the cluster; also after a crash",
+    "logs": "what happened in a run, or the end of one of its logs",
+    "stop": "end a run with a checkpoint, from anywhere; --now does not wait for one",
+    "pause": "let a run rest between two steps",
+    "unpause": "let it go on",
+    "checkpoint": "let a run write a checkpoint after the step under way, and wait for it",
+    "scale": "give the pools of a run more or fewer engines while it goes on",
+}
+
+
+def of_steering(command: argparse.ArgumentParser, name: str) -> None:
+    """`name` is a key of STEERING."""
+    text = "a run directory, a run below runs/, or on a cluster the name, job or submission of a run"
+    command.add_argument("run", nargs="?" if name == "status" else None, metavar="RUN", help=text)
+    text = "look for the run on this cluster, as HOST:PORT (default: RAY_ADDRESS)"
+    command.add_argument("--address", metavar="HOST:PORT", help=text)
+    if name == "status":
+        command.add_argument("--json", action="store_true", help="for scripts")
+        return
+    if name == "logs":
+        text = "sampler-0, ray, train or failure, for instance (default: what happened, and which logs there are)"
+        command.add_argument("log", nargs="?", metavar="LOG", help=text)
+        command.add_argument("-n", "--lines", type=_lines, default=50, help="how many of the last lines (default: 50)")
+        command.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
+        return
+    text = "longest wait for the run to answer, in seconds (default: 60)"
+    command.add_argument("--timeout", type=_seconds, default=60.0, metavar="S", help=text)
+    if name == "stop":
+        command.add_argument("--now", action="store_true", help="at once, without a checkpoint; what is on disk stays")
+    if name == "checkpoint":
+        command.add_argument("--no-wait", action="store_true", help="return as soon as the run has answered")
+    if name == "scale":
+        text = "how many engines a pool shall have: refiner=3, sampler=2, refiner.NAME=3"
+        command.add_argument("sizes", nargs="+", metavar="POOL=N", help=text)
