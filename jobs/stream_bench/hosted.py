@@ -73,7 +73,7 @@ class EngineHandle:
 
 
 class HostedPool(Pool):
-    def __init__(self, spec: PoolSpec):
+    def __init__(self, spec: PoolSpec, _keeper: Any = None):
         super().__init__(spec)
         host: Any = ray.remote(EngineHost).options(num_cpus=0, max_concurrency=HOST_CALLS)
         self.hosts = [host.remote() for _ in range(min(spec.replicas, spec.engine.extra["additional_config"]["hosts"]))]

@@ -11,6 +11,7 @@ import json
 import os
 import select
 import sys
+import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -73,13 +74,12 @@ class Watch:
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
-    """What it has used: of its threads to the nanosecond, or in ticks of 10 ms with those that have ended."""
-    times, fine = process.cpu_times(), 0
-    with contextlib.suppress(OSError, IndexError):
-        for thread in os.scandir(f"/proc/{process.pid}/task"):
-            with open(f"{thread.path}/schedstat") as file:
-                fine += int(file.read().split()[0])
-    return max(times.user + times.system, fine / 1e9)
+    """What it and its threads have used, also those that have ended, to the nanosecond: /proc tells ticks of 10 ms."""
+    clock = ~process.pid << 3 | 2  # as clock_getcpuclockid(3) makes it
+    try:
+        return time.clock_gettime(clock)
+    except OSError as e:
+        raise psutil.NoSuchProcess(process.pid) from e
 
 
 def _plasma_bytes(raylet: int) -> int:

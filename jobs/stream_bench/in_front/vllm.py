@@ -37,6 +37,7 @@ class Pace:
     max_tokens: int
     seconds_a_token: float
     vocabulary: int
+    sync_seconds: float = 0.0  # of receiving weights
 
     def tokens(self, seed: int) -> int:
         drawn = self.median_tokens * math.exp(self.sigma * random.Random(seed).gauss(0, 1))
@@ -129,6 +130,10 @@ class SamplingParams(SimpleNamespace):
     """Options are read as they were given."""
 
 
+class VLLMClientError(Exception):
+    """What vLLM finds wrong with a request; nothing is wrong with one here."""
+
+
 class RequestOutputKind(Enum):
     CUMULATIVE, DELTA, FINAL_ONLY = range(3)
 
@@ -146,7 +151,7 @@ class AsyncLLM:
         self.frozen = 0.0  # seconds of all pauses that are over
 
     @classmethod
-    def from_engine_args(cls, args: Any) -> "AsyncLLM":
+    def from_engine_args(cls, args: Any, **_: Any) -> "AsyncLLM":
         pace = Pace(**args.additional_config["pace"])
         _stock(pace.max_tokens, pace.vocabulary)
         return cls(pace)
@@ -215,7 +220,8 @@ class AsyncLLM:
 
     async def start_weight_update(self, *_: Any) -> None: ...
 
-    async def update_weights(self, request: Any) -> None: ...
+    async def update_weights(self, request: Any) -> None:
+        await asyncio.sleep(self.pace.sync_seconds)
 
     async def finish_weight_update(self, version: str | None = None) -> None: ...
 
@@ -298,6 +304,7 @@ def _no_group(*_: Any) -> None: ...
 
 
 _SUBMODULES: dict[str, dict[str, type | Callable]] = {
+    "exceptions": {"VLLMClientError": VLLMClientError},
     "sampling_params": {"SamplingParams": SamplingParams, "RequestOutputKind": RequestOutputKind},
     "outputs": {"RequestOutput": RequestOutput, "CompletionOutput": CompletionOutput},
     "logprobs": {"Logprob": Logprob, "FlatLogprobs": FlatLogprobs},
