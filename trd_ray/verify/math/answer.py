@@ -19,7 +19,7 @@ _STATEMENTS = [
     re.compile(r"^####\s*(?P<rest>)", re.MULTILINE),  # GSM8K
     # "The answer is 4", "**Final answer:** 4", "### Answer" above it, "The correct choice is (B)"
     re.compile(
-        rf"\b(?:answer|(?:correct|right|best)\s+(?:choice|option)){_BOLD}(?:\s(?:to|of|for)\s[^.\n]{{1,60}}?)?\s*"
+        rf"\b(?:answers?|(?:correct|right|best)\s+(?:choice|option)){_BOLD}(?:\s(?:to|of|for)\s[^.\n]{{1,60}}?)?\s*"
         rf"(?:\b(?:is|are)\b(?:\s+(?:therefore|thus|then|simply))?\s*:?|:|\n)\s*{_BOLD}\s*:?\s*(?P<rest>)",
         re.IGNORECASE,
     ),

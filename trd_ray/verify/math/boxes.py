@@ -28,8 +28,9 @@ _BLANK = re.compile(r"\\(?:q?quad|[,;:! ()\[\]]|\\)|[$&*~\s]+")
 _WORDS = re.compile(r"\\(?:text|mbox|textrm|mathrm)\{([^{}]{0,40})\}")
 _JOINED = re.compile(r"[\s,;.]*(?:[,;]|\band\b|\bor\b)[\s,;]*(?:and|or)?\s*")
 _CONCLUDES = re.compile(
-    r"\b(?:so|thus|hence|therefore|then|that is|i\.e|adding|sum\w*|total\w*|product|give\w*|get\w*|yield\w*|impl\w+|mean\w*|substitut\w*"
-    r"|plug\w*|using|final\w*|answer\w*|because|since|which|simplif\w*|equal\w*|becomes?|with|where|if|for|when)\b"
+    r"\b(?:so|thus|hence|therefore|then|that is|i\.e|adding|sum\w*|total\w*|product|give\w*|get\w*|yield\w*|impl\w+"
+    r"|mean\w*|substitut\w*|plug\w*|using|final\w*|answer\w*|because|since|which|simplif\w*|equal\w*|becomes?|with|where"
+    r"|if|for|when)\b"
     r"|\\(?:implies|Rightarrow|to|iff)(?![a-zA-Z])|=>|\n\s*\n",
     re.IGNORECASE,
 )

@@ -73,7 +73,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Group:
-    """kind: "list" | "set" | "union" | "both" (ranges without an "or") | "ratio" | the brackets of a tuple, such as "(]"."""
+    """kind: "list" | "set" | "union" | "both" (ranges without "or") | "ratio" | the brackets of a tuple, as "(]"."""
 
     kind: str
     items: tuple["Form", ...]
@@ -165,9 +165,17 @@ def _listed(found: tuple[str, ...]) -> Form:
         items = tuple(i for piece in pieces for i in _both_signs(piece))
         if all(_is_range(item) for item in items):
             return Group("union" if _EITHER.intersection(found) else "both", items)
+        if _EITHER.intersection(found) and _are_alternatives(items):
+            return Odd(join(found))
         return Group("list", items)
     items = _both_signs(found)
     return items[0] if len(items) == 1 else Group("list", items)
+
+
+def _are_alternatives(items: tuple[Form, ...]) -> bool:
+    """`x = 3 or y = 5`, of which each is half an answer; `x = 3 or x = 5` is a list."""
+    named = [item.parts[0] for item in items if isinstance(item, Relation) and item.signs == ("=",)]
+    return len(named) == len(items) == len(set(named)) == len({name.partition("_")[0] for name in named})
 
 
 def _both_signs(found: tuple[str, ...]) -> tuple[Form, ...]:

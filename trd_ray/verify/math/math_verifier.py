@@ -36,6 +36,7 @@ from trd_ray.verify.math.second_reading import has_decimal_commas, second_readin
 from trd_ray.verify.verdict import EMPTY, UNJUDGED, Verdict
 
 MAX_ANSWER_CHARS = 2000  # what is longer is no answer, and only costs the parser time
+MAX_SHORT_CHARS = 200  # of an expected answer that is no solution, all of whose boxes are the answer
 MAX_FORMULA_CHARS = 600  # of one part; a longer one is a model that repeats itself, and takes the parser seconds
 MAX_FEEDBACK_CHARS = 200  # how much of the answer a feedback quotes
 START_TIMEOUT_S = 120.0  # the child imports SymPy, which a busy machine does slowly
@@ -256,7 +257,7 @@ class _Child:
 
 def _expected(answer: str) -> str:
     several = boxes(answer)
-    if several and several.joined:
+    if several and (several.joined or len(answer) <= MAX_SHORT_CHARS):
         return several.together
     boxed = last_boxed(answer)
     return answer if boxed is None else boxed

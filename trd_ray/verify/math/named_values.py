@@ -34,14 +34,26 @@ def solutions(form: Form) -> Form:
         return form
     if form.kind == "list" and len({name.partition("_")[0] for name in names}) == 1:
         return Group("list", tuple(map(_value_of, form.items)))
+    names, items = _without_numbers(names, form.items)
     size = len(set(names))
     if size < 2 or len(names) % size or (form.kind != "list" and size < len(names)):
         return form
     solved = [names[i : i + size] for i in range(0, len(names), size)]
     if any(set(some) != set(names) for some in solved):
         return form
-    groups = tuple(Group("labelled", form.items[i : i + size]) for i in range(0, len(names), size))
+    groups = tuple(Group("labelled", items[i : i + size]) for i in range(0, len(names), size))
     return groups[0] if len(groups) == 1 else Group("list", groups)
+
+
+def _without_numbers(names: list[str], items: tuple[Form, ...]) -> tuple[list[str], tuple[Form, ...]]:
+    """`x_1 = 1, y_1 = 2, x_2 = 2, y_2 = 1` with the names x, y, x, y: the numbers only count the solutions."""
+    stems, numbers = zip(*(name.partition("_")[::2] for name in names), strict=True)
+    size = len(set(stems))
+    counted = [set(numbers[i : i + size]) for i in range(0, len(names), size)]
+    if size == len(names) or any(len(number) != 1 or number == {""} for number in counted):
+        return names, items
+    bare = (Relation((s, *i.parts[1:]), i.signs) for s, i in zip(stems, items, strict=True) if isinstance(i, Relation))
+    return list(stems), tuple(bare)
 
 
 def name_of(form: Form) -> str:

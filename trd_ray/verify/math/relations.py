@@ -11,7 +11,7 @@ from trd_ray.verify.math.latex import join, tokens
 
 _LABEL = re.compile(
     r"(?:\\(?:text|overline|angle|triangle|widehat|hat|vec|bar)\s*\{?)?\\?[a-zA-Z]+[']*\}?"
-    r"(?:_(?:\{[^{}]*\}|[a-zA-Z0-9]))?[']*(?:\([^()=]*\))?|\|[^|]*\||\([a-zA-Z](?:,[a-zA-Z])*\)|\\text\{[^{}]*\}"
+    r"(?:_(?:\{[^{}]*\}|[a-zA-Z0-9]))?[']*(?:\([^()=]*\))?|\|[^|]*\||\([a-zA-Z](?:_[0-9])?(?:,[a-zA-Z](?:_[0-9])?)*\)|\\text\{[^{}]*\}"
     r"|\[[A-Z]{3,}\]|[fghFGH]\^\{-1\}\([a-z]\)"
 )
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|frac|pi|infty|R)(?![a-zA-Z])")

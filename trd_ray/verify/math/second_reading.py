@@ -3,7 +3,7 @@ r"""A second way to read an answer, for the spellings that seldom occur; it is t
     "0,25"                        ->  "0.25"            a decimal comma, where it cannot be a list
     "\text{USD } 5"               ->  "5 \text{ USD}"   a currency in letters before the amount
     "25\,\mathrm{m^2}"            ->  "25 \text{m}^2"   a unit whose power stands in the text
-    "\text{twenty-five percent}"  ->  25 percent
+    "\text{twenty-five percent}"  ->  25 percent        whole numbers below 100
     "\frac{1}{2}\begin{pmatrix}"  ->  the matrix that the number multiplies
     "[[1, 2], [3, 4]]"            ->  a matrix
     "(1,2)\quad(3,4)"             ->  a list of tuples
@@ -15,7 +15,7 @@ import re
 from fractions import Fraction
 from functools import lru_cache
 
-from trd_ray.verify.math.forms import Form, Formula, Group, Matrix, Number, Relation, Words, read
+from trd_ray.verify.math.forms import Form, Formula, Group, Matrix, Number, Relation, read
 from trd_ray.verify.math.latex import depth_after, join, tokens, unread
 from trd_ray.verify.math.relations import is_label
 
@@ -38,7 +38,7 @@ _TUPLES = re.compile(rf"(?:\([^(),]*,[^()]*\){_GAP})+\([^(),]*,[^()]*\)")
 # Decimal commas
 _COMMA = re.compile(
     r"(?<![0-9.,])([0-9]+)(\{,\}|,)([0-9]+)(?!\.?[0-9]|\{?,\}?[0-9])"
-    r"(\s*(?:\\?[%°€]|\^\{?\\circ|\\(?:text|mathrm)\s*\{\s*(?!and\b|or\b|[,;]))?)"
+    r"(\s*(?:\\?[%°€]|\^\{?\\circ|\\(?:text|mathrm)\s*\{(?!\s*(?:and\b|or\b|[,;])))?)"
 )
 _GROUPED = re.compile(r"(?<![0-9.,])([1-9][0-9]{0,2}(?:\.[0-9]{3})+),(?=[0-9]+(?![0-9.,]))")
 _IN_PROBLEM = re.compile(
@@ -47,15 +47,14 @@ _IN_PROBLEM = re.compile(
 
 # What a second reading may help; anything else is not looked at
 _RARE = re.compile(
-    r"[0-9]\{?,\}?[0-9]|<>|[€£¥₹²³]|\\(?:text|mathrm|rm|mbox)|US|EUR|GBP|INR|Rs|per ?cent|\[\s*\[|matrix|array|\)[\s\\][^(]*\("
-    r"|\bto\b|[a-z]{3}"
+    r"[0-9]\{?,\}?[0-9]|<>|[€£¥₹²³]|\\(?:text|mathrm|rm|mbox)|US|EUR|GBP|INR|Rs|per cent|\[\s*\[|matrix|array"
+    r"|\)[\s\\][^(]*\(|\bto\b|^\s*[a-zA-Z]+(?:-[a-z]+)?(?:\s|$)"
 )
 
-_ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_ONES = f"{_ONES} seventeen eighteen nineteen".split(" ")
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+_IN_WORDS = re.compile(r"^\s*(?:\\text\s*\{\s*)?([a-zA-Z]+(?:-[a-zA-Z]+)?)((?:\s[a-zA-Z. ]+)?)\}?\s*(\\?%)?\s*$")
 _NUMBERS = {word: n for n, word in enumerate(_ONES)} | {word: 10 * n for n, word in enumerate(_TENS, 2)}
 _NUMBERS |= {f"{ten}-{one}": _NUMBERS[ten] + _NUMBERS[one] for ten in _TENS for one in _ONES[1:10]}
 
@@ -68,8 +67,9 @@ def second_reading(answer: str, commas: bool = False) -> Form:
         return first
     if isinstance(first, Relation) and first.signs == ("=",) and is_label(first.parts[0]):
         return second_reading(first.parts[1], commas)
-    if isinstance(first, Words):
-        return _number_in_words(first)
+    if (words := _IN_WORDS.match(answer)) and (number := _NUMBERS.get(words[1].lower())) is not None:
+        unit = words[2].strip()
+        return read(rf"{number} \text{{{unit}}}") if unit else read(f"{number}{words[3] or ''}")
     if isinstance(first, Group):
         if rows := _rows(first):
             return rows
@@ -117,15 +117,6 @@ def _with_points(answer: str, commas: bool) -> str:
         return f"{whole}.{decimals}{after}" if sure else match[0]
 
     return _COMMA.sub(pointed, answer)
-
-
-def _number_in_words(words: Words) -> Form:
-    """`twenty-five percent`; a number above 99, and what is not only a number and a unit, stays in words."""
-    first, _, unit = words.words.partition(" ")
-    number = _NUMBERS.get(first)
-    if number is None:
-        return words
-    return read(rf"{number} \text{{{unit}}}") if unit else Number(Fraction(number))
 
 
 def _rows(form: Group) -> Matrix | None:
