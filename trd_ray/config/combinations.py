@@ -9,6 +9,7 @@ from trd_ray.config.rollout_keys import (
     StreamConfig,
     StudentConfig,
     TeacherConfig,
+    VerifyConfig,
 )
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig
 
@@ -46,6 +47,14 @@ def require_evaluation(evaluation: EvaluationConfig, stream: StreamConfig, data:
         raise ValueError(
             "evaluation.every_steps gives the engines the newest weights, but with stream.max_staleness=never they "
             "sample with the initial ones: leave it out, or set stream.max_staleness to a number"
+        )
+
+
+def require_prose(verify: VerifyConfig) -> None:
+    if verify.answer_in_formula and not verify.answer_in_prose:
+        raise ValueError(
+            "verify.answer_in_formula is for responses that state no answer in prose either, but verify.answer_in_prose "
+            "is false: set verify.answer_in_prose=true, or leave it out"
         )
 
 

@@ -195,6 +195,9 @@ class VerifyConfig(Node):
     answer_in_prose: Annotated[bool, VERDICTS] = Field(
         default=False, description="math: accept a stated answer where no \\boxed{} is"
     )
+    answer_in_formula: Annotated[bool, VERDICTS] = Field(
+        default=False, description="math, beside answer_in_prose: the last formula where nothing is stated"
+    )
     sandbox: Annotated[Literal["auto", "bubblewrap", "unshare", "unsafe_no_sandbox"], MACHINES] = Field(
         default="auto", description="code: auto takes bubblewrap, else util-linux's unshare, and refuses without them"
     )

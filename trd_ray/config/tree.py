@@ -145,6 +145,7 @@ class Recipe(Node):
         combinations.require_loss(self.loss)
         combinations.require_adapters(self.learner, self.sync, self.checkpoint)
         combinations.require_evaluation(self.evaluation, self.stream, self.data)
+        combinations.require_prose(self.verify)
         combinations.require_best(self.checkpoint, self.evaluation)
         combinations.require_sendable_adapters(self.learner, self.sync, self.teacher)
         if self.placement == "shared":

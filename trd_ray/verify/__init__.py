@@ -50,6 +50,7 @@ class _ByTests:
             else:
                 from trd_ray.verify.math.math_verifier import MathVerifier
 
-                made = MathVerifier(self._config.timeout_s, self._config.answer_in_prose)
+                in_prose, in_formula = self._config.answer_in_prose, self._config.answer_in_formula
+                made = MathVerifier(self._config.timeout_s, in_prose, in_formula)
             self._made.setdefault(task, made)
         return self._made[task]

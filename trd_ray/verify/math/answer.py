@@ -1,9 +1,10 @@
 r"""Where in a response is its answer?
 
     text  ->  last_boxed    the last \boxed{...}
-          `-> stated        the last sentence that says what the answer is, for models that do not box
+          |-> stated        the last sentence that says what the answer is, for models that do not box
+          `-> last_formula  the last formula, for models that do not say so either
 
-Both take one pass, however long the text is. `stated` looks at its end alone.
+All take one pass, however long the text is. `stated` and `last_formula` look at its end alone.
 """
 
 import re
@@ -13,12 +14,12 @@ TAIL_CHARS = 2000  # the end of a response, where an answer in prose is looked f
 _BRACES = re.compile(r"\\{1,3}boxed\s*\{|\\.|[{}]", re.DOTALL)  # `\\.` skips \{ and \}, which balance nothing in TeX
 
 _BOLD = r"(?:\*\*|__)?"
-_SENTENCE_END = re.compile(r"[.!](?=[\s*]|$)|\?|\n")
+_SENTENCE_END = re.compile(r"(?<!\bRs)(?<!\bsq)[.!](?=[\s*]|$)|\?|\n")
 _STATEMENTS = [
     re.compile(r"^####\s*(?P<rest>)", re.MULTILINE),  # GSM8K
     # "The answer is 4", "**Final answer:** 4", "### Answer" above it, "The correct choice is (B)"
     re.compile(
-        rf"\b(?:answer|(?:correct|right|best)\s+(?:choice|option)){_BOLD}(?:\s(?:to|of|for)\s[^.\n]{{1,60}}?)?\s*"
+        rf"\b(?:answers?|(?:correct|right|best)\s+(?:choice|option)){_BOLD}(?:\s(?:to|of|for)\s[^.\n]{{1,60}}?)?\s*"
         rf"(?:\b(?:is|are)\b(?:\s+(?:therefore|thus|then|simply))?\s*:?|:|\n)\s*{_BOLD}\s*:?\s*(?P<rest>)",
         re.IGNORECASE,
     ),
@@ -27,12 +28,16 @@ _NAMED_AFTER = re.compile(
     r"(?P<answer>[^.\n]{1,200}?)\s+is\s+(?:the|our)\s+(?:final\s+|correct\s+)*answer\b", re.IGNORECASE
 )
 _DISPLAYED_LAST = re.compile(r"\$\$([^$]{1,400})\$\$\s*$|\\\[((?:(?!\\\[).){1,400}?)\\\]\s*$", re.DOTALL)
+_FORMULA = re.compile(
+    r"\$\$([^$]{1,400})\$\$|\\\[(.{1,400}?)\\\]|(?<![\\$])\$([^$\n]{1,400})\$|\\\((.{1,400}?)\\\)", re.DOTALL
+)
+_ASIDE = re.compile(r"\b(?:where|for|with|since|because|as|if|when|any|all|every|some|integers?)\W*$", re.IGNORECASE)
 _LAST_LINE = re.compile(r"\$([^$]{1,400})\$|(\([A-J]\))")
-_DOUBT = re.compile(
+DOUBT = re.compile(
     r"\b(?:not|never|no|if|unless|whether|suppose|assum\w*|wrong|maybe|perhaps|might|could|cannot|guess\w*|would|either)\b|n't\b|\?",
     re.IGNORECASE,
 )
-_RETRACTION = re.compile(
+RETRACTION = re.compile(
     r"\b(?:wait|actually|however|but|wrong|mistake\w*|incorrect|hmm+|no|correction|oops|error|instead|sorry|not)\b|n't\b|\?",
     re.IGNORECASE,
 )
@@ -65,6 +70,25 @@ def last_boxed(text: str) -> str | None:
     return found
 
 
+def opened_boxes(text: str) -> list[tuple[int, int, int]]:
+    r"""Where each `\boxed` that is closed begins, and where its content begins and ends; not those within another."""
+    found: list[tuple[int, int, int]] = []
+    stack: list[tuple[int, int]] = []
+    for token in _BRACES.finditer(text):
+        word = token.group()
+        if "boxed" in word:
+            stack.append((token.start(), token.end()))
+        elif word == "{":
+            stack.append((-1, -1))
+        elif word == "}" and stack:
+            opened, begin = stack.pop()
+            if opened >= 0:
+                while found and found[-1][0] > opened:
+                    found.pop()
+                found.append((opened, begin, token.start()))
+    return found
+
+
 def stated(text: str) -> str | None:
     """The answer that the end of a text states as such, None when it states none.
 
@@ -74,7 +98,7 @@ def stated(text: str) -> str | None:
     - a number that its own sentence doubts or denies;
     - a number that what follows takes back.
     """
-    tail = text.rstrip()[-TAIL_CHARS:].rpartition("</think>")[2].strip()
+    tail = _tail(text)
     found: list[tuple[int, int, str]] = []  # where the statement begins, where it ends, what it states
     for pattern in _STATEMENTS:
         for match in pattern.finditer(tail):
@@ -88,8 +112,8 @@ def stated(text: str) -> str | None:
         start, stop, answer = max(found, key=lambda f: f[1])
         if (
             re.match(r"\W*not\b", answer)
-            or _DOUBT.search(_sentence_before(tail, start))
-            or _RETRACTION.search(tail, stop)
+            or DOUBT.search(_sentence_before(tail, start))
+            or RETRACTION.search(tail, stop)
         ):
             return None
     else:
@@ -97,7 +121,30 @@ def stated(text: str) -> str | None:
         if line is None:
             return None
         answer = line
-    return answer.replace("$", "").strip().strip("*_").strip() or None
+    return _without_dollars(answer).strip().strip("*_").strip() or None
+
+
+def last_formula(text: str) -> str | None:
+    """The last formula of a text; None where its sentence doubts it or what follows takes it back."""
+    tail = _tail(text)
+    found = [m for m in _FORMULA.finditer(tail) if not _ASIDE.search(tail[max(0, m.start() - 40) : m.start()])]
+    if not found:
+        return None
+    last = found[-1]
+    if DOUBT.search(_sentence_before(tail, last.start())) or RETRACTION.search(tail, last.end()):
+        return None
+    return next(g for g in last.groups() if g is not None).strip() or None
+
+
+def _without_dollars(answer: str) -> str:
+    r"""The answer without TeX's `$...$`. A single sign before a number is a currency."""
+    if len(re.findall(r"(?<!\\)\$", answer)) == 1 and (match := re.match(r"\W{0,4}?\$(?=[0-9])", answer)):
+        return answer[: match.end() - 1] + "\\$" + answer[match.end() :]
+    return re.sub(r"(?<!\\)\$", "", answer)
+
+
+def _tail(text: str) -> str:
+    return text.rstrip()[-TAIL_CHARS:].rpartition("</think>")[2].strip()
 
 
 def _last_line(tail: str) -> str | None:

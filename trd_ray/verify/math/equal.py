@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from trd_ray.verify.math.chains import MIN_MEMBERS, leads, result
 from trd_ray.verify.math.forms import (
     Based,
     Choice,
@@ -32,16 +33,23 @@ from trd_ray.verify.math.forms import (
     is_set,
     read,
 )
+from trd_ray.verify.math.named_values import (
+    is_labelled,
+    names_a_value,
+    ratio_names,
+    same_named,
+    same_ratio,
+    solutions,
+)
 from trd_ray.verify.math.relations import (
     as_intervals,
     as_less,
-    by_label,
     interval_of,
     is_label,
     latex_of,
     member_of,
+    met,
     sides,
-    without_labels,
 )
 from trd_ray.verify.math.units import DEGREE, PERCENT, Unit, asked_unit
 
@@ -180,28 +188,29 @@ class Equality:
         assert isinstance(gold, Relation)
         if (interval := interval_of(gold)) is not None:
             return (isinstance(answer, Group) or is_set(answer)) and self.equal(interval[1], answer)
-        if set(gold.signs) == {"="} and is_label(gold.parts[0]):
-            return self.equal(read(gold.parts[-1]), answer)
-        return False
+        value = result(gold)
+        return value is not None and self.equal(value, answer)
 
     def _states(self, answer: Relation, gold: Form) -> bool:
         r"""`m+n=34`, `x = \frac{10}{4} = 2.5` and `x \approx ...` against the value alone."""
         if (interval := interval_of(answer)) is not None:
             return (isinstance(gold, Group) or is_set(gold)) and self.equal(gold, interval[1])
-        parts = list(answer.parts)
-        signs = list(answer.signs)
+        signs = answer.signs
         if not set(signs) <= {"=", r"\approx"}:
             return False
+        exact = signs.index(r"\approx") + 1 if r"\approx" in signs else len(answer.parts)
+        parts = list(answer.parts)
         while (
             len(parts) > 1
-            and (is_label(parts[0]) or self._is_asked_for(parts[0]))
+            and (names_a_value(parts[0]) or self._is_asked_for(parts[0]))
             and latex_of(parts[0]) != latex(gold)
         ):
             parts = parts[1:]
-            signs = signs[1:]
-        if r"\approx" in signs:
-            parts = parts[: signs.index(r"\approx") + 1]
-        return all(self.equal(gold, read(part)) for part in parts)
+        parts = parts[: max(1, exact - len(answer.parts) + len(parts))]
+        chain = exact >= MIN_MEMBERS and isinstance(gold, (Number, Formula))
+        return self.equal(gold, read(parts[-1])) and all(
+            chain and leads(part, gold) or self.equal(gold, read(part)) for part in parts[:-1]
+        )
 
     def _is_asked_for(self, part: str) -> bool:
         """`m+n`, or a formula that the problem has between its dollar signs."""
@@ -219,6 +228,8 @@ class Equality:
             equation = gold.signs == answer.signs == ("=",)
             if equation and latex_of(gold.parts[0]) == latex_of(answer.parts[0]):
                 return self.equal(read(gold.parts[1]), read(answer.parts[1]))
+            if equation and ratio_names(gold.parts[0]) and ratio_names(answer.parts[0]):
+                return same_ratio(gold, answer, self.equal)
             if equation:
                 return self._ask("equation", sides(gold), sides(answer))
             left, right = as_less(gold), as_less(answer)
@@ -246,12 +257,9 @@ class Equality:
     # Lists, sets, tuples, intervals
 
     def _groups(self, gold: Form, answer: Form) -> bool:
-        gold, answer = by_label(gold), by_label(answer)
-        if isinstance(gold, Group) and isinstance(answer, Group) and {gold.kind, answer.kind} == {"labelled"}:
-            names = [latex_of(r.parts[0]) for r in gold.items if isinstance(r, Relation)]
-            if names != [latex_of(r.parts[0]) for r in answer.items if isinstance(r, Relation)]:
-                return False
-        gold, answer = without_labels(gold), without_labels(answer)
+        gold, answer = met(solutions(gold)), met(solutions(answer))
+        if is_labelled(gold) or is_labelled(answer):
+            return same_named(gold, answer, self.equal, self._problem)
         if not isinstance(gold, Group):
             assert isinstance(answer, Group)
             if answer.kind == "ratio":
@@ -275,10 +283,13 @@ class Equality:
         return False
 
     def _as_fraction(self, ratio: Group, value: Form) -> bool:
-        if len(ratio.items) != 2 or not isinstance(value, Number):
+        if len(ratio.items) != 2 or not isinstance(value, (Number, Formula)):
             return False
-        first, second = (item.value for item in ratio.items if isinstance(item, Number))
-        return second != 0 and first / second == value.value
+        first, second = ratio.items
+        if isinstance(first, Number) and isinstance(second, Number):
+            return isinstance(value, Number) and second.value != 0 and first.value / second.value == value.value
+        quotient = Formula(rf"\frac{{{latex(first)}}}{{{latex(second)}}}")
+        return bool(latex(first) and latex(second)) and self.equal(value, quotient)
 
     def _in_order(self, gold: Sequence[Form], answer: Sequence[Form]) -> bool:
         return len(gold) == len(answer) and all(self.equal(g, a) for g, a in zip(gold, answer, strict=True))
@@ -299,7 +310,7 @@ class Equality:
     def _sets_in_words(self, gold: Form, answer: Form) -> bool:
         if not all(isinstance(f, (Formula, Group)) for f in (gold, answer)):
             return False
-        return self._ask("set", latex(gold), latex(answer))
+        return self._ask("set", latex(met(gold)), latex(met(answer)))
 
     def _matrices(self, gold: Form, answer: Form) -> bool:
         if isinstance(gold, Matrix) and isinstance(answer, Matrix):

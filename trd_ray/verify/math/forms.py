@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from trd_ray.verify.math import units as units
-from trd_ray.verify.math.latex import CLOSING, OPENING, ROW_END, depth_after, join, tokens
+from trd_ray.verify.math.latex import CLOSING, OPENING, ROW_END, depth_after, join, tokens, unread
 
 MAX_DEPTH = 40  # of brackets within brackets; no real answer comes near
 
@@ -73,7 +73,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Group:
-    """kind: "list" | "set" | "union" | "ratio" | the two brackets of a tuple or interval, such as "(]"."""
+    """kind: "list" | "set" | "union" | "both" (ranges without "or") | "ratio" | the brackets of a tuple, as "(]"."""
 
     kind: str
     items: tuple["Form", ...]
@@ -88,7 +88,8 @@ Form = Number | Formula | Words | Odd | Choice | Quantity | Based | Relation | G
 
 SIGNS = frozenset({"=", "<", ">", r"\le", r"\ge", r"\ne", r"\approx", r"\in"})
 _UNREAD_SIGNS = frozenset({r"\sim", r"\equiv", r"\to", r"\Rightarrow", r"\implies", r"\cong", r"\propto", r"\simeq"})
-_SEPARATORS = frozenset({",", ";", "and", "or", r"\text{and}", r"\text{or}"})
+_EITHER = frozenset({"or", r"\text{or}"})
+_SEPARATORS = frozenset({",", ";", "and", r"\text{and}"}) | _EITHER
 _ANGLE_OF = frozenset({r"\sin", r"\cos", r"\tan", r"\cot", r"\sec", r"\csc"})
 _ENDLESS = frozenset({r"\ldots", r"\dots", r"\cdots", "…"})
 _SETS = frozenset({r"\cap", r"\setminus", r"\R", r"\mathbb", r"\cup", r"\emptyset", r"\backslash"})
@@ -109,7 +110,7 @@ _SET_BUILDER = re.compile(r"([a-zA-Z])(?:\s*\\in\s*\\R)?\s*[|:]\s*(.*)", re.DOTA
 @lru_cache(maxsize=4096)
 def read(answer: str) -> Form:
     """The form of an answer. Raises TooDeep for brackets within more than MAX_DEPTH brackets."""
-    found = tokens(_whole_thousands(answer))
+    found = tokens(whole_thousands(answer))
     depth = deepest = 0
     for token in found:
         depth = depth_after(token, depth)
@@ -121,10 +122,10 @@ def read(answer: str) -> Form:
 
 def spelling(answer: str) -> str:
     """One text for all answers that differ only in blanks, braces and the like."""
-    return join(tokens(_whole_thousands(answer)))
+    return join(tokens(whole_thousands(answer)))
 
 
-def _whole_thousands(answer: str) -> str:
+def whole_thousands(answer: str) -> str:
     """`1,234` and `1 234 567` as one number, unless the answer is a list or in brackets."""
     match = _GROUPED.fullmatch(answer.strip())
     if not match or "(" in match[1] or "[" in match[1] or "{" in match[1]:
@@ -163,10 +164,18 @@ def _listed(found: tuple[str, ...]) -> Form:
             return Odd(join(found))
         items = tuple(i for piece in pieces for i in _both_signs(piece))
         if all(_is_range(item) for item in items):
-            return Group("union", items)
+            return Group("union" if _EITHER.intersection(found) else "both", items)
+        if _EITHER.intersection(found) and _are_alternatives(items):
+            return Odd(join(found))
         return Group("list", items)
     items = _both_signs(found)
     return items[0] if len(items) == 1 else Group("list", items)
+
+
+def _are_alternatives(items: tuple[Form, ...]) -> bool:
+    """`x = 3 or y = 5`, of which each is half an answer; `x = 3 or x = 5` is a list."""
+    named = [item.parts[0] for item in items if isinstance(item, Relation) and item.signs == ("=",)]
+    return len(named) == len(items) == len(set(named)) == len({name.partition("_")[0] for name in named})
 
 
 def _both_signs(found: tuple[str, ...]) -> tuple[Form, ...]:
@@ -194,12 +203,17 @@ def _single(found: tuple[str, ...]) -> Form:
     pieces = _split(found, frozenset({r"\cup"}))
     if len(pieces) > 1 and all(pieces):
         return Group("union", tuple(_single(piece) for piece in pieces))
-    return _quantity(found) or _value(found)
+    return _quantity(found) or _ratio(found) or _value(found)
 
 
 def _value(found: tuple[str, ...]) -> Form:
     """The form of a value without a unit. `$5 million` is no number of dollars that is read here."""
     return (_bracketed(found) or _matrix(found) or _number(found) if found else None) or _formula(found)
+
+
+def _ratio(found: tuple[str, ...]) -> Form | None:
+    pieces = _split(found, frozenset({":"})) if ":" in found else []
+    return Group("ratio", tuple(map(_value, pieces))) if len(pieces) > 1 and all(pieces) else None
 
 
 def _relation(found: tuple[str, ...]) -> Form | None:
@@ -214,7 +228,7 @@ def _relation(found: tuple[str, ...]) -> Form | None:
             signs.append(token)
     if not all(pieces):
         return Odd(join(found))
-    return Relation(tuple("".join(piece) for piece in pieces), tuple(signs))  # with their blanks, to be read again
+    return Relation(tuple(map(unread, pieces)), tuple(signs))
 
 
 def _bracketed(found: tuple[str, ...]) -> Form | None:
@@ -240,7 +254,7 @@ def _bracketed(found: tuple[str, ...]) -> Form | None:
 def _matrix(found: tuple[str, ...]) -> Form | None:
     if found[0] == "[" and found[-1] == "]" or found[0] == "(" and found[-1] == ")":
         found = _stripped(found[1:-1])
-    kind = re.fullmatch(r"\\begin\{([pb]?matrix|smallmatrix|array)\}(\{.*\})?", found[0]) if found else None
+    kind = re.fullmatch(r"\\begin\{([pbB]?matrix|smallmatrix|array)\}(\{.*\})?", found[0]) if found else None
     if not kind or not _encloses(found):
         return None
     rows = [row for row in _split(found[1:-1], frozenset({ROW_END})) if row]

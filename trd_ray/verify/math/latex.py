@@ -73,6 +73,7 @@ _RULES: list[tuple[re.Pattern, str]] = [
 ]
 ROW_END = "\ue000"  # for TeX's two backslashes, which would be taken for an escaped blank or bracket
 _JOINED = re.compile(r"(?:(?<=^)|(?<=[^,])|(?<=\s))\s*(?:,|;|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))\s*")
+_OR = re.compile(r"(?<![a-zA-Z])or(?![a-zA-Z])")
 _WORDS = re.compile(r"\\text\{([^{}]*)\}")
 _TOKEN = re.compile(
     r"\\text\{[^{}]*\}|\\(?:begin|end)\{[^{}]*\}(?:\{[^{}]*\})?|\\[a-zA-Z]+|\\.|[a-zA-Z]+|[0-9]+(?:\.[0-9]+)?|\.[0-9]+"
@@ -110,6 +111,15 @@ def join(parts) -> str:
     return "".join(out)
 
 
+def unread(parts) -> str:
+    """Tokens as LaTeX that is read as the same tokens again, with their blanks."""
+    out = "".join(parts)
+    if not any(one[0] == "\\" and other[0].isalpha() for one, other in zip(parts, parts[1:], strict=False)):
+        return out
+    spaced = [f"{one} " if one[0] == "\\" and one[-1].isalpha() else one for one in parts]
+    return "".join(spaced)
+
+
 def depth_after(token: str, depth: int) -> int:
     if token in OPENING or token.startswith(r"\begin{"):
         return depth + 1
@@ -140,9 +150,10 @@ def _without_delimiters(text: str) -> str:
 
 
 def _separated(match: re.Match) -> str:
-    r"""`\text{3 or 4}` lists as `3 or 4` does, and `\text{ and }` as a comma does."""
+    r"""`\text{3 or 4}` lists as `3 or 4` does, `\text{ or }` as "or", `\text{ and }` as a comma does."""
     parts = _JOINED.split(match.group(1))
-    return r" , ".join(rf"\text{{{part.strip()}}}" if part.strip() else "" for part in parts)
+    joint = r" or " if len(parts) > 1 and _OR.search(match.group(1)) else r" , "
+    return joint.join(rf"\text{{{part.strip()}}}" if part.strip() else "" for part in parts)
 
 
 def _braced(found: list[str]) -> list[str]:

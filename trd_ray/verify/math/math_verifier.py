@@ -28,12 +28,15 @@ import unicodedata
 from pathlib import Path
 
 from trd_ray.errors import Lost
-from trd_ray.verify.math.answer import last_boxed, stated
+from trd_ray.verify.math.answer import last_boxed, last_formula, stated
+from trd_ray.verify.math.boxes import Boxes, boxes
 from trd_ray.verify.math.equal import Equality
-from trd_ray.verify.math.forms import TooDeep, read, spelling
+from trd_ray.verify.math.forms import Group, TooDeep, read, spelling
+from trd_ray.verify.math.second_reading import has_decimal_commas, second_reading
 from trd_ray.verify.verdict import EMPTY, UNJUDGED, Verdict
 
 MAX_ANSWER_CHARS = 2000  # what is longer is no answer, and only costs the parser time
+MAX_SHORT_CHARS = 200  # of an expected answer that is no solution, all of whose boxes are the answer
 MAX_FORMULA_CHARS = 600  # of one part; a longer one is a model that repeats itself, and takes the parser seconds
 MAX_FEEDBACK_CHARS = 200  # how much of the answer a feedback quotes
 START_TIMEOUT_S = 120.0  # the child imports SymPy, which a busy machine does slowly
@@ -53,11 +56,13 @@ class MathVerifier:
     r"""Compares the last `\boxed{...}` of a response with `problem["answer"]`, within `timeout_s` of comparing.
 
     `answer_in_prose`: a response without any box may also state it in prose ("The answer is 42.", "#### 18").
+    `answer_in_formula`: where it states none either, its last formula is the answer.
     """
 
-    def __init__(self, timeout_s: float, answer_in_prose: bool = False):
+    def __init__(self, timeout_s: float, answer_in_prose: bool = False, answer_in_formula: bool = False):
         self.timeout_s = timeout_s
         self.answer_in_prose = answer_in_prose
+        self.answer_in_formula = answer_in_formula
         self._lock = threading.Lock()
         self._child: _Child | None = None  # started by the first answer that needs it
 
@@ -75,8 +80,13 @@ class MathVerifier:
         if not isinstance(text, str) or not text.strip():
             return False, "", EMPTY
         answer = last_boxed(text)
+        several = boxes(text) if answer is not None else None
+        if several and several.joined:
+            answer = several.together
         if answer is None and self.answer_in_prose:
             answer = stated(text)
+        if answer is None and self.answer_in_formula:
+            answer = last_formula(text)
         if answer is None:
             return False, "", NO_STATEMENT if self.answer_in_prose else r"no \boxed{} answer"
         answer = answer.strip()
@@ -87,10 +97,28 @@ class MathVerifier:
         shown = _printable(answer)
         if shown != answer:
             return False, shown, "answer is not text"
-        boxed = last_boxed(problem["answer"])
-        expected = _printable((problem["answer"] if boxed is None else boxed)[:MAX_ANSWER_CHARS])
-        passed, detail = self._compare(expected, answer, problem.get("problem") or "")
-        return passed, shown, detail
+        expected = _printable(_expected(problem["answer"])[:MAX_ANSWER_CHARS])
+        words = problem.get("problem") or ""
+        passed, detail = self._compare(expected, answer, words)
+        if several and not passed:
+            passed = self._together(expected, several, words)
+        return passed, shown, "" if passed else detail
+
+    def _together(self, expected: str, several: Boxes, problem: str) -> bool:
+        """Whether several boxes pass where the first comparison, of all that are joined or of the last one, did not.
+
+        Joined ones also do if each is the answer, in two spellings; others if the expected answer has several parts.
+        """
+        together = several.together
+        if len(together) > MAX_ANSWER_CHARS or _printable(together) != together:
+            return False
+        if several.joined:
+            return all(self._compare(expected, one, problem)[0] for one in several.answers)
+        try:
+            parts = read(expected)
+        except TooDeep:
+            return False
+        return isinstance(parts, Group) and parts.kind != "ratio" and self._compare(expected, together, problem)[0]
 
     def _compare(self, expected: str, answer: str, problem: str) -> tuple[bool, str]:
         try:
@@ -101,7 +129,13 @@ class MathVerifier:
                 return True, ""
             with self._lock:
                 asked = _Questions(self._ask, self.timeout_s)
-                passed = Equality(asked, problem).equal(read(expected), read(answer))
+                equality = Equality(asked, problem)
+                first = read(expected), read(answer)
+                passed = equality.equal(*first)
+                if not passed:
+                    commas = has_decimal_commas(problem)
+                    second = second_reading(expected, commas), second_reading(answer, commas)
+                    passed = second != first and equality.equal(*second)
         except (TooDeep, RecursionError):
             return False, "cannot be compared (too deeply nested)"
         except _GivenUp as e:
@@ -219,6 +253,14 @@ class _Child:
                 raise EOFError
             line += piece
         return json.loads(line)
+
+
+def _expected(answer: str) -> str:
+    several = boxes(answer)
+    if several and (several.joined or len(answer) <= MAX_SHORT_CHARS):
+        return several.together
+    boxed = last_boxed(answer)
+    return answer if boxed is None else boxed
 
 
 def _strings(*sides: str | list[str]) -> list[str]:

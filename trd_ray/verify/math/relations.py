@@ -1,7 +1,7 @@
 r"""Equations and inequalities as answers: what they name, and which interval they bound.
 
-x = 3, y = 4    ->  by_label     ->  labelled, in the order of the names
--1 < x \le 1    ->  interval_of  ->  ("x", (-1, 1])
+-1 < x \le 1      ->  interval_of  ->  ("x", (-1, 1])
+x > 3, x \le 7    ->  met          ->  (3, 7]
 """
 
 import re
@@ -11,7 +11,7 @@ from trd_ray.verify.math.latex import join, tokens
 
 _LABEL = re.compile(
     r"(?:\\(?:text|overline|angle|triangle|widehat|hat|vec|bar)\s*\{?)?\\?[a-zA-Z]+[']*\}?"
-    r"(?:_(?:\{[^{}]*\}|[a-zA-Z0-9]))?[']*(?:\([^()=]*\))?|\|[^|]*\||\([a-zA-Z](?:,[a-zA-Z])*\)|\\text\{[^{}]*\}"
+    r"(?:_(?:\{[^{}]*\}|[a-zA-Z0-9]))?[']*(?:\([^()=]*\))?|\|[^|]*\||\([a-zA-Z](?:_[0-9])?(?:,[a-zA-Z](?:_[0-9])?)*\)|\\text\{[^{}]*\}"
     r"|\[[A-Z]{3,}\]|[fghFGH]\^\{-1\}\([a-z]\)"
 )
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|ln|log|exp|sqrt|frac|pi|infty|R)(?![a-zA-Z])")
@@ -98,22 +98,18 @@ def as_intervals(union: Group) -> tuple[Form, ...]:
     )
 
 
-def by_label(form: Form) -> Form:
-    """`y = 4, x = 3` as `labelled`, in the order of its names; `x = 3, x = 4` and `x_1 = 3, x_2 = 4` as lists."""
-    if not isinstance(form, Group) or form.kind != "list":
+def met(form: Form) -> Form:
+    """`x > 3 and x < 7` as (3, 7). What does not overlap is a union, as in "x < 3 and x > 7 are the solutions"."""
+    if not isinstance(form, Group) or form.kind != "both":
         return form
-    labelled = [r for r in form.items if isinstance(r, Relation) and r.signs == ("=",) and is_label(r.parts[0])]
-    if len(labelled) != len(form.items):
-        return form
-    names = [latex_of(r.parts[0]) for r in labelled]
-    if len({name.partition("_")[0] for name in names}) == 1:
-        return Group("list", tuple(read(r.parts[1]) for r in labelled))
-    if len(set(names)) < len(names):
-        return form
-    return Group("labelled", tuple(r for _, r in sorted(zip(names, labelled, strict=True), key=lambda pair: pair[0])))
-
-
-def without_labels(form: Form) -> Form:
-    if isinstance(form, Group) and form.kind == "labelled":
-        return Group("()", tuple(read(r.parts[1]) for r in form.items if isinstance(r, Relation)))
-    return form
+    found = [interval_of(item) if isinstance(item, Relation) else None for item in form.items]
+    if len(found) == 2 and found[0] and found[1] and found[0][0] == found[1][0]:
+        pair = [one[1] for one in found if one and isinstance(one[1], Group) and len(one[1].items) == 2]
+        above = next((one for one in pair if isinstance(one.items[0], Number)), None)
+        below = next((one for one in pair if isinstance(one.items[1], Number)), None)
+        if above and below and above is not below:
+            low, high = above.items[0], below.items[1]
+            assert isinstance(low, Number) and isinstance(high, Number)
+            if low.value < high.value:
+                return Group(above.kind[0] + below.kind[1], (low, high))
+    return Group("union", form.items)

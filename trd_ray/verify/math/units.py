@@ -75,6 +75,7 @@ _NAMES = {
     "mi/h": "mile/hour", "km/hr": "km/h", "kph": "km/h", "kmh": "km/h", "kilometers per hour": "km/h",
     "kilometres per hour": "km/h", "meters per second": "m/s", "m/sec": "m/s", "feet per second": "foot/second",
     "ft/s": "foot/second", "$": "dollar", "usd": "dollar", "inches": "inch", "a m": "am", "p m": "pm",
+    "eur": "euro", "gbp": "pound", "inr": "rupee",
 }  # fmt: skip
 # Words after a number that make it another number, or no answer: never units.
 _NOT_UNITS = (
