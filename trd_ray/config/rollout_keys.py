@@ -86,6 +86,11 @@ class DataConfig(Node):
         description="rows of a run that an engine refuses or nothing can judge, which do not train; more end the run",
     )
 
+    @property
+    def paths(self) -> list[str]:
+        """Of all sources."""
+        return [one.path for one in self.sources] or [self.path]
+
 
 class SamplingConfig(Node):
     """The defaults are the paper's: temperature 0.6, top-p 0.95, top-k 20."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from trd_ray.config import Recipe
+from trd_ray.config import Recipe, own_wordings
 from trd_ray.errors import Faults, UserError
 from trd_ray.layouts import rendered
 from trd_ray.models import ModelFacts
@@ -272,10 +272,8 @@ def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
     task = recipe.verify.task
     faults = Faults()
     for group, table in zip(("data", "evaluation"), tables, strict=True):
-        if table is None or not table.num_rows:
-            continue
-        tests = table.num_rows - table["tests"].null_count
-        if tests == (table.num_rows if task == "math" else 0):
+        tests = _tested(recipe, table) if table is not None else []
+        if tests and sum(tests) == (len(tests) if task == "math" else 0):
             found, other = ("tests", "code") if task == "math" else ("no tests", "math")
             apart = ", or evaluate this benchmark apart, with trd evaluate" if group == "evaluation" else ""
             faults.add(
@@ -283,6 +281,13 @@ def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
                 f"set verify.task={other} or prompts.solve{apart}"
             )
     faults.require_none()
+
+
+def _tested(recipe: Recipe, problems: pa.Table) -> list[bool]:
+    """Whether it has tests, for each problem whose source has no prompt of its own."""
+    worded = {name for name, own in own_wordings(recipe.data).items() if "solve" in own}
+    has_tests = problems["tests"].is_valid().to_pylist()
+    return [has for has, source in zip(has_tests, problems["source"].to_pylist(), strict=True) if source not in worded]
 
 
 def _thinking_is_stated(

@@ -123,7 +123,7 @@ def _mixed(spec: config.DataConfig, verify: config.VerifyConfig, progress: Progr
     faults = Faults()
     found: list[tuple[config.SourceConfig, ProblemSet]] = []
     for source in spec.sources:
-        own = {name: getattr(source, name) for name in ("path", "split", "format", "columns", "limit")}
+        own = source.model_dump(include=set(config.DataConfig.model_fields))
         difficulty = spec.difficulty if source.format == "taco" else None
         alone = spec.model_copy(update=own | {"sources": [], "difficulty": difficulty})
         with faults:
