@@ -94,6 +94,20 @@ def test_problems_with_tests_are_code():
     assert load_problems(recipe.data).table["tests"].null_count == 0
 
 
+def test_verl_s_columns_and_conversations_are_recognised():
+    asked = [{"role": "user", "content": "1+1?"}]
+    verl = {"prompt": asked, "reward_model": {"ground_truth": "2"}, "solution": "It is 2."}
+    problems("p.jsonl", **verl)
+    talk = [*asked, {"role": "assistant", "content": "It is 2."}]
+    problems("h.jsonl", messages=talk, answer="2")
+    assert main(["init", "--model", "miniature:student", "--data", "p.jsonl", "--held-out", "h.jsonl"]) == 0
+    recipe = config.load("my.yaml")
+    mapped = {"problem": "prompt", "answer": "reward_model.ground_truth", "reference": "solution"}
+    assert recipe.data.columns == mapped and recipe.evaluation.columns == {"problem": "messages"}
+    assert load_problems(recipe.data).table["reference"].to_pylist() == ["It is 2."] * 20
+    assert load_problems(recipe.evaluation).table["answer"].to_pylist() == ["2"] * 20
+
+
 def test_problems_without_a_reference_are_left_out_where_the_reference_teaches():
     file = problems("p.jsonl", **ROW)
     with open(file, "a") as more:

@@ -38,7 +38,11 @@ def digest(files: Iterable[Path], *settings: object) -> str:
 
 def kept(name: str, schema: pa.Schema, make: Callable[[], pa.Table]) -> pa.Table:
     """The table of this name. `make` makes it where there is none yet."""
-    return pq.read_table(kept_file(name, make)).cast(schema)
+    found = pq.read_table(kept_file(name, make))
+    for field in schema:  # a column that is newer than the file has nothing in it
+        if field.name not in found.column_names:
+            found = found.append_column(field, pa.nulls(found.num_rows, field.type))
+    return found.select(schema.names).cast(schema)
 
 
 def kept_file(name: str, make: Callable[[], pa.Table]) -> Path:

@@ -107,6 +107,7 @@ def _look(wish: Wish, path: str, group: Literal["data", "evaluation"]) -> Proble
     """Read a source as a run would, so that what is wrong with it is said now."""
     from trd_ray.problems.columns import problems
     from trd_ray.problems.load import has_tests
+    from trd_ray.problems.schemas import recognised
     from trd_ray.problems.sources import read
 
     spec = config.DataConfig(path=path) if group == "data" else config.EvaluationConfig(path=path)
@@ -122,6 +123,8 @@ def _look(wish: Wish, path: str, group: Literal["data", "evaluation"]) -> Proble
             columns[ours] = theirs
     if "tests" in columns and "answer" not in wish.columns:
         columns.pop("answer", None)
+    elif known := recognised(names, next((row for _, row in source.rows()), {}), columns):
+        columns = known.columns | columns
     for ours in ("problem", "answer"):
         if ours not in columns and not (ours == "answer" and "tests" in columns):
             raise UserError(

@@ -64,6 +64,10 @@ PROBLEM = [
     pa.field("answer", pa.string(), nullable=False),  # what the verifier compares with, "" for code
     pa.field("reference", pa.string(), nullable=False),  # y*, "" when the data has none
     pa.field("tests", pa.binary()),  # code: verify.code.tests.Tests, packed; null for mathematics
+    pa.field("turns", pa.string()),  # JSON list of {role, content}: what was said before the problem; null: nothing
+    pa.field("extra", pa.string()),  # JSON object: the data's columns that are none of these; null: there are none
+    pa.field("source", pa.string()),  # the name in data.sources; null: there is one source
+    pa.field("teacher", pa.string()),  # the name of who refines and teaches the row; null: there is one
 ]
 
 # One row is one rollout of one problem, admitted to one step.
@@ -101,14 +105,18 @@ EXAMPLE = [
 METADATA = {_VERSION_KEY: str(SCHEMA_VERSION)}
 _MADE = [*ORDER, *ROLLOUT, *REFINED, *FAULT, *EXAMPLE]
 
-# A row as it is stored: tests can be megabytes a problem, and no reader of a stored row needs them.
-ROW = pa.schema([*(f for f in PROBLEM if f.name != "tests"), *_MADE], metadata=METADATA)
+# A row as it is stored: tests and extra can be megabytes a problem, and no reader of a stored row needs them.
+_LARGE = ("tests", "extra")
+ROW = pa.schema([*(f for f in PROBLEM if f.name not in _LARGE), *_MADE], metadata=METADATA)
 # A row in the stream names its problem by the place in the run's table of problems.
 IN_STREAM = pa.schema([pa.field("problem_number", pa.int64(), nullable=False), *_MADE], metadata=METADATA)
 
 
 # What the metrics of a step are counted from: no ids, log-probabilities or texts.
-_PLAIN = ("row", "step", "epoch", "fault", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens")
+_PLAIN = (
+    *("row", "step", "epoch", "source", "fault", "train", "dropped_because"),
+    *("refine_cut_tokens", "teacher_cut_tokens"),
+)
 _OF_TRAJECTORY = ("finish", "version", "engine", "start_s", "seconds", "passed", "extracted", "detail")
 _OF_VERIFYING = ("verify_start_s", "verify_seconds")
 

@@ -1,4 +1,4 @@
-"""What each model sees: the only place that words a prompt or applies a chat template.
+"""What each model sees: the only place that words a prompt. `layouts` applies the chat template.
 
     problem x, reference y*, attempt y_o (token ids)  ->  Views  ->  token ids of a prompt, generation prompt included
 
@@ -7,24 +7,24 @@
     teacher, vanilla     x                          x, y*
     refine               x, y_o                     x, y*, y_o
 
-- A chat template is rendered once a view, with a sentinel in place of each inserted text.
-- The fixed texts between the sentinels are tokenised once. An inserted text is tokenised on its own, as plain text, so
-  no problem can open or close a turn. SentencePiece, which by default puts a space before every text, puts one there.
-- The attempt is inserted as the token ids that the engine sampled.
+- What was said before a problem (`turns` of its row) comes before it in the student's and in the vanilla view, turn by
+  turn. The refine view shows it as text. A system turn of the row's own stands in place of prompts.system.
+- A source of data may have wordings of its own (data.sources).
+- No inserted text can open or close a turn (see `layouts`). The attempt is inserted as the token ids that the engine
+  sampled.
 - A teacher view that is too long is cut on token ids by the paper's rule: the tail of y_o, then the tail of y*, never
   the problem or the instructions.
 """
 
-import re
+import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from trd_ray.config import Recipe
+from trd_ray.config import Recipe, own_wordings
 from trd_ray.errors import UserError
+from trd_ray.layouts import Ids, Layouts, PlainTokens, parse, sentinel, turn_slot
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -130,17 +130,15 @@ FEEDBACK = {
     },
 }
 
-# {name} is a placeholder and {{name}} the literal text {name}. All other braces are plain text: \boxed{}, \frac{1}{x}.
-_PLACEHOLDER = re.compile(r"\{\{([a-z_]{2,})\}\}|\{([a-z_]{2,})\}")
-_SENTINEL = "trd8c1fslot{}slot8c1fdrt"
-_SLOTS = re.compile(_SENTINEL.format("(problem|reference|attempt|details)"))
+
+def said_as_text(roles: Sequence[str]) -> str:
+    """How a refine prompt shows what was said before the problem, right before it."""
+    turns = "".join(f"{role}: {sentinel(turn_slot(number))}\n\n" for number, role in enumerate(roles))
+    return f"(It ends a conversation. Before it was said:)\n\n{turns}(The problem itself:)\n\n"
 
 
 class ViewTooLong(ValueError):
     """The problem and the instructions alone exceed refiner.max_prompt_tokens. Neither may be cut."""
-
-
-Ids = Sequence[int] | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -159,8 +157,36 @@ class PromptTokens:
     reference: int  # tokens of y* in the teacher's two prompts, which may be cut; 0 in OPD
 
 
+@dataclass(frozen=True)
+class Said:
+    """What was said before a problem."""
+
+    roles: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+
+
+NOTHING_SAID = Said()
+
+
+def said_before(turns: str | None) -> Said:
+    """From the `turns` of a row, JSON."""
+    if not turns:
+        return NOTHING_SAID
+    found = json.loads(turns)
+    return Said(tuple(turn["role"] for turn in found), tuple(turn["content"] for turn in found))
+
+
+def setting_of(row: dict[str, Any]) -> dict[str, str | None]:
+    """What `Views` must know of a row besides its texts."""
+    return {"turns": row.get("turns"), "source": row.get("source")}
+
+
 class Views:
-    """The views of one recipe. Raises UserError for wordings or a chat template that cannot be used."""
+    """The views of one recipe. Raises UserError for wordings or a chat template that cannot be used.
+
+    `turns` and `source` are those of the row (`setting_of`). A view of a row with turns raises UserError where the chat
+    template has no place for one of them.
+    """
 
     def __init__(
         self,
@@ -168,50 +194,45 @@ class Views:
         student_tokenizer: "PreTrainedTokenizerBase",
         teacher_tokenizer: "PreTrainedTokenizerBase",
     ):
-        self._student_tokens = _Tokens(student_tokenizer)
+        self._student_tokens = PlainTokens(student_tokenizer)
         one_model = teacher_tokenizer is student_tokenizer
-        self._teacher_tokens = self._student_tokens if one_model else _Tokens(teacher_tokenizer)
+        self._teacher_tokens = self._student_tokens if one_model else PlainTokens(teacher_tokenizer)
         self._limit = recipe.refiner.max_prompt_tokens or sys.maxsize  # no limit before lengths are resolved
         self._feedback = recipe.refiner.feedback
         self._teacher_refines = recipe.teacher.view == "refine"
 
         own = recipe.prompts.model_dump(exclude_none=True)
-        task = recipe.verify.task
-        words = {key: _parse(key, own.get(key, default)) for key, default in WORDINGS[task].items()}
-        system = _parse("system", own["system"]) if "system" in own else None
-        suffix = "_with_reference" if recipe.teacher.mode == "opsd" else ""
-        solve, refine = words["solve" + suffix], words["refine" + suffix]
-        if self._feedback != "none" and _SENTINEL.format("feedback") not in refine:
-            raise UserError(
-                f"refiner.feedback is {self._feedback}, but prompts.refine{suffix} has no place for it: "
-                "put {feedback} into the wording, or set refiner.feedback=none"
-            )
-
-        asked = recipe.student.chat_template_kwargs
-        evaluated = recipe.evaluation.chat_template_kwargs or asked
-        taught = recipe.teacher.chat_template_kwargs
-        self._student = _Layout(student_tokenizer, "student", words["solve"], system, asked)
-        self._evaluation = _Layout(student_tokenizer, "student", words["solve"], system, evaluated)
-        self._vanilla = _Layout(teacher_tokenizer, "teacher", solve, system, taught)
-        told = FEEDBACK[task] | {"details": FEEDBACK[task][False] + _SENTINEL.format("details") + "\n\n"}
-        self._refine = {
-            key: _Layout(
-                teacher_tokenizer, "teacher", refine.replace(_SENTINEL.format("feedback"), sentence), system, taught
-            )
-            for key, sentence in told.items()
-            if key is None or self._feedback != "none"
+        self._worded: dict[str | None, _Worded] = {
+            None: _Worded(recipe, own, "prompts", student_tokenizer, teacher_tokenizer)
         }
+        for name, theirs in own_wordings(recipe.data).items():
+            where = f"data.sources {name}: prompts"
+            self._worded[name] = _Worded(recipe, own | theirs, where, student_tokenizer, teacher_tokenizer)
 
-    def student(self, problem: str) -> list[int]:
+    def _of(self, source: str | None) -> "_Worded":
+        return self._worded.get(source) or self._worded[None]
+
+    def student(self, problem: str, turns: str | None = None, source: str | None = None) -> list[int]:
         """The prompt that the student samples y_o from, and its context in the loss: x alone."""
-        return self._student.fill({"problem": self._student_tokens.of_text(problem)})
+        return self._asked(self._of(source).student, problem, said_before(turns))
 
-    def evaluation(self, problem: str) -> list[int]:
+    def evaluation(self, problem: str, turns: str | None = None, source: str | None = None) -> list[int]:
         """The student view under evaluation.chat_template_kwargs, or under the student's own where those are empty."""
-        return self._evaluation.fill({"problem": self._student_tokens.of_text(problem)})
+        return self._asked(self._of(source).evaluation, problem, said_before(turns))
+
+    def _asked(self, layouts: Layouts, problem: str, said: Said) -> list[int]:
+        tokens = self._student_tokens
+        return layouts.of(said.roles).fill({"problem": tokens.of_text(problem)} | _turns(tokens, said))
 
     def refine(
-        self, problem: str, reference: str, attempt_ids: Ids, passed: bool | None = None, details: str | None = None
+        self,
+        problem: str,
+        reference: str,
+        attempt_ids: Ids,
+        passed: bool | None = None,
+        details: str | None = None,
+        turns: str | None = None,
+        source: str | None = None,
     ) -> View:
         """The prompt that y_r is sampled from. OPD leaves the reference out. Raises ViewTooLong.
 
@@ -220,41 +241,56 @@ class Views:
         key: bool | str | None = None if self._feedback == "none" else passed
         if self._feedback == "details" and passed is False and details:
             key = "details"
-        return self._fit(self._refine[key], problem, reference, attempt_ids, details or "")
+        layouts = self._of(source).refine[key]
+        return self._fit(layouts, problem, reference, attempt_ids, said_before(turns), details or "")
 
     def teacher(
-        self, problem: str, reference: str, attempt_ids: Ids, passed: bool | None = None, details: str | None = None
+        self,
+        problem: str,
+        reference: str,
+        attempt_ids: Ids,
+        passed: bool | None = None,
+        details: str | None = None,
+        turns: str | None = None,
+        source: str | None = None,
     ) -> View:
         """The teacher's context in the loss: the refine or the vanilla view, by teacher.view. Raises ViewTooLong."""
         if self._teacher_refines:
-            return self.refine(problem, reference, attempt_ids, passed, details)
-        return self.vanilla(problem, reference)
+            return self.refine(problem, reference, attempt_ids, passed, details, turns, source)
+        return self.vanilla(problem, reference, turns, source)
 
-    def vanilla(self, problem: str, reference: str) -> View:
+    def vanilla(self, problem: str, reference: str, turns: str | None = None, source: str | None = None) -> View:
         """The teacher's context without an attempt: x in OPD, x and y* in OPSD. Raises ViewTooLong."""
-        return self._fit(self._vanilla, problem, reference, ())
+        return self._fit(self._of(source).vanilla, problem, reference, (), said_before(turns))
 
-    def tokens(self, problem: str, reference: str) -> PromptTokens:
-        asked = len(self._student_tokens.of_text(problem))
+    def tokens(self, problem: str, reference: str, turns: str | None = None, source: str | None = None) -> PromptTokens:
+        said = said_before(turns)
+        worded = self._of(source)
+        asked = _length(self._student_tokens, problem, said)
         one_model = self._teacher_tokens is self._student_tokens
-        taught = asked if one_model else len(self._teacher_tokens.of_text(problem))
-        shown = len(self._teacher_tokens.of_text(reference)) if "reference" in self._vanilla.slots else 0
-        told = self._refine[None if self._feedback == "none" else False]
+        taught = asked if one_model else _length(self._teacher_tokens, problem, said)
+        vanilla = worded.vanilla.of(said.roles)
+        shown = len(self._teacher_tokens.of_text(reference)) if "reference" in vanilla.slots else 0
+        told = worded.refine[None if self._feedback == "none" else False]
         return PromptTokens(
-            student=asked + self._student.tokens,
-            vanilla=taught + shown + self._vanilla.tokens,
-            refine=taught + shown + told.tokens,
+            student=asked + worded.student.of(said.roles).tokens,
+            vanilla=taught + shown + vanilla.tokens,
+            refine=taught + shown + told.of(said.roles).tokens,
             reference=shown,
         )
 
-    def _fit(self, layout: "_Layout", problem: str, reference: str, attempt_ids: Ids, details: str = "") -> View:
-        inserted = {"problem": self._teacher_tokens.of_text(problem)}
+    def _fit(
+        self, layouts: Layouts, problem: str, reference: str, attempt_ids: Ids, said: Said, details: str = ""
+    ) -> View:
+        layout = layouts.of(said.roles)
+        tokens = self._teacher_tokens
+        inserted = {"problem": tokens.of_text(problem)} | _turns(tokens, said)
         if "reference" in layout.slots:
-            inserted["reference"] = self._teacher_tokens.of_text(reference)
+            inserted["reference"] = tokens.of_text(reference)
         if "attempt" in layout.slots:
-            inserted["attempt"] = self._teacher_tokens.of_attempt(attempt_ids)
+            inserted["attempt"] = tokens.of_attempt(attempt_ids)
         if "details" in layout.slots:
-            inserted["details"] = self._teacher_tokens.of_text(details)
+            inserted["details"] = tokens.of_text(details)
         over = excess = len(layout.fill(inserted)) - self._limit
         for slot in ("attempt", "reference", "details"):  # details are short: they are cut last
             if excess > 0 and slot in inserted:
@@ -270,6 +306,60 @@ class Views:
         return View(layout.fill(inserted), cut_tokens=max(0, over))
 
 
+class _Worded:
+    """The layouts of one set of wordings: those of `prompts`, or of a source that has its own."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        own: dict[str, Any],
+        where: str,
+        student_tokenizer: "PreTrainedTokenizerBase",
+        teacher_tokenizer: "PreTrainedTokenizerBase",
+    ):
+        task = recipe.verify.task
+        words = {
+            key: parse(f"{where}.{key}", own.get(key, default), WORDINGS["math"][key])
+            for key, default in WORDINGS[task].items()
+        }
+        system = parse(f"{where}.system", own["system"], "") if "system" in own else None
+        suffix = "_with_reference" if recipe.teacher.mode == "opsd" else ""
+        solve, refine = words["solve" + suffix], words["refine" + suffix]
+        feedback = recipe.refiner.feedback
+        if feedback != "none" and sentinel("feedback") not in refine:
+            raise UserError(
+                f"refiner.feedback is {feedback}, but {where}.refine{suffix} has no place for it: "
+                "put {feedback} into the wording, or set refiner.feedback=none"
+            )
+        asked = recipe.student.chat_template_kwargs
+        evaluated = recipe.evaluation.chat_template_kwargs or asked
+        taught = recipe.teacher.chat_template_kwargs
+        self.student = Layouts(student_tokenizer, "student", words["solve"], system, asked)
+        self.evaluation = Layouts(student_tokenizer, "student", words["solve"], system, evaluated)
+        self.vanilla = Layouts(teacher_tokenizer, "teacher", solve, system, taught)
+        told = FEEDBACK[task] | {"details": FEEDBACK[task][False] + sentinel("details") + "\n\n"}
+        self.refine = {
+            key: Layouts(
+                teacher_tokenizer,
+                "teacher",
+                refine.replace(sentinel("feedback"), sentence),
+                system,
+                taught,
+                said_as_text,
+            )
+            for key, sentence in told.items()
+            if key is None or feedback != "none"
+        }
+
+
+def _length(tokens: PlainTokens, problem: str, said: Said) -> int:
+    return len(tokens.of_text(problem)) + sum(map(len, _turns(tokens, said).values()))
+
+
+def _turns(tokens: PlainTokens, said: Said) -> dict[str, list[int]]:
+    return {turn_slot(number): tokens.of_text(text) for number, text in enumerate(said.texts)}
+
+
 def load_views(recipe: Recipe, student_path: str, teacher_path: str) -> Views:
     """The views of a recipe, with the tokenizers of its resolved models."""
     from trd_ray.models import tokenizer
@@ -279,114 +369,3 @@ def load_views(recipe: Recipe, student_path: str, teacher_path: str) -> Views:
     if teacher_path == student_path:
         return Views(recipe, student, student)
     return Views(recipe, student, tokenizer(teacher_path, t.revision, t.trust_remote_code))
-
-
-class _Layout:
-    """A rendered chat template: token ids of the fixed texts, and the slots between them, one fewer."""
-
-    def __init__(
-        self,
-        tokenizer: "PreTrainedTokenizerBase",
-        who: str,
-        words: str,
-        system: str | None,
-        kwargs: dict[str, Any],
-    ):
-        rendered = _render(tokenizer, who, words, system, kwargs)
-        self.slots: list[str] = _SLOTS.findall(rendered)
-        if sorted(self.slots) != sorted(_SLOTS.findall(words)):
-            raise UserError(
-                f"the {who}'s chat template does not show what the user writes exactly once and unchanged: "
-                "use a tokenizer whose chat_template passes the content of a message on as it is"
-            )
-        self.fixed: list[list[int]] = [
-            tokenizer(text, add_special_tokens=False, split_special_tokens=False).input_ids
-            for text in _SLOTS.split(rendered)[::2]
-        ]
-        self.tokens = sum(map(len, self.fixed))
-
-    def fill(self, inserted: Mapping[str, Sequence[int]]) -> list[int]:
-        ids = list(self.fixed[0])
-        for slot, fixed in zip(self.slots, self.fixed[1:], strict=True):
-            ids += inserted[slot]
-            ids += fixed
-        return ids
-
-
-class _Tokens:
-    """Token ids to insert into a view. None is special, whatever a text spells or a model sampled."""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
-        self._tokenizer = tokenizer
-        self._size = len(tokenizer)
-        added = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
-        self._special = frozenset([*tokenizer.all_special_ids, *added])
-
-    def of_text(self, text: str) -> list[int]:
-        ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False).input_ids
-        # A word-level vocabulary holds its special tokens as words, which split_special_tokens does not prevent.
-        # The unknown token is special by name only: it stands for text.
-        return [i for i in ids if i not in self._special or i == self._tokenizer.unk_token_id]
-
-    def of_attempt(self, ids: Ids) -> list[int]:
-        # Ids past the tokenizer's end are rows that pad the embedding. They stand for no text.
-        return [i for i in np.asarray(ids, np.int32).tolist() if i < self._size and i not in self._special]
-
-
-def _parse(key: str, text: str) -> str:
-    """The wording prompts.<key> with sentinels in place of its placeholders."""
-    # A wording holds each placeholder of its default once. {feedback} may be left out.
-    known = sorted(name for _, name in _PLACEHOLDER.findall(WORDINGS["math"].get(key, "")))
-    found: list[str] = []
-
-    def replace(match: re.Match) -> str:
-        literal, name = match.groups()
-        if literal:
-            return f"{{{literal}}}"
-        if name not in known:
-            raise UserError(
-                f"prompts.{key} holds the unknown placeholder {{{name}}} (known in this wording: "
-                f"{', '.join(f'{{{k}}}' for k in known) or 'none'}); write {{{{{name}}}}} to mean the text itself"
-            )
-        found.append(name)
-        return _SENTINEL.format(name)
-
-    parsed = _PLACEHOLDER.sub(replace, text)
-    for name in known:
-        if found.count(name) not in ((0, 1) if name == "feedback" else (1,)):
-            raise UserError(
-                f"prompts.{key} must hold the placeholder {{{name}}} exactly once, "
-                f"but holds it {found.count(name)} times"
-            )
-    return parsed
-
-
-def _render(
-    tokenizer: "PreTrainedTokenizerBase", who: str, words: str, system: str | None, kwargs: dict[str, Any]
-) -> str:
-    messages = [{"role": "system", "content": system}] if system is not None else []
-    messages.append({"role": "user", "content": words})
-    shown = "a user message" if system is None else "a system and a user message (prompts.system is set)"
-    return rendered(tokenizer, who, messages, shown, kwargs, add_generation_prompt=True)
-
-
-def rendered(
-    tokenizer: "PreTrainedTokenizerBase",
-    who: str,
-    messages: list[dict[str, str]],
-    shown: str,
-    kwargs: dict[str, Any],
-    add_generation_prompt: bool = False,
-) -> str:
-    """The messages as the chat template writes them. Raises UserError, which calls them `shown`, if it cannot."""
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **kwargs
-        )
-    except Exception as e:  # a template is a program: it may raise anything
-        raise UserError(
-            f"the {who}'s chat template cannot render {shown}: {' '.join(str(e).split())[:300]}; "
-            f"check the tokenizer's chat_template and {who}.chat_template_kwargs"
-        ) from e
-    assert isinstance(text, str)  # tokenize=False promises it
-    return text

@@ -53,7 +53,7 @@ def test_the_same_problems_come_from_jsonl_json_parquet_a_folder_and_a_glob(tmp_
     pq.write_table(pa.Table.from_pylist(ROWS[4:]), parts / "1.parquet")
     expected = load(whole)
     assert expected.schema == SCHEMA
-    assert expected.drop_columns(["problem_id", "tests"]).to_pylist() == ROWS
+    assert expected.select(["problem", "answer", "reference"]).to_pylist() == ROWS
     for source in (tmp_path / "a.json", tmp_path / "a.parquet", parts, parts / "*"):
         assert load(str(source)).equals(expected), source
 
@@ -78,7 +78,7 @@ def test_columns_are_mapped_by_name_and_numbers_become_text(tmp_path):
         tmp_path / "a.jsonl", [{"question": "6*7?", "final": 42, "n": 1}, {"question": "1/2?", "final": 0.5, "n": 2}]
     )
     table = load(path, columns={"problem": "question", "answer": "final", "problem_id": "n"})
-    assert table.to_pylist() == [
+    assert table.select(SCHEMA.names[:5]).to_pylist() == [
         {"problem_id": "1", "problem": "6*7?", "answer": "42", "reference": "", "tests": None},
         {"problem_id": "2", "problem": "1/2?", "answer": "0.5", "reference": "", "tests": None},
     ]
@@ -269,12 +269,9 @@ def test_a_faulty_table_is_refused_with_its_place(tmp_path, text, told):
     assert told in message and "bad.csv" in message
 
 
-def test_a_spreadsheet_and_conversations_are_called_what_they_are(tmp_path):
+def test_a_spreadsheet_is_called_what_it_is(tmp_path):
     (tmp_path / "a.xlsx").write_bytes(b"PK\x03\x04")
     assert "a.xlsx is a spreadsheet, which is not read: save its sheet as CSV" in refusal(str(tmp_path / "a.xlsx"))
-    talk = jsonl(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "1+1?"}], "answer": "2"}])
-    assert "a problem is one text and not a conversation" in refusal(talk)
-    assert "it is a conversation, so write the user's message" in refusal(talk, columns={"problem": "messages"})
 
 
 def test_a_column_map_that_names_nothing_is_refused_with_the_columns_there_are(tmp_path):

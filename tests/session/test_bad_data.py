@@ -81,7 +81,9 @@ ROWS = [
     rows("an answer in a list", GOOD | {"answer": ["2"]}, words=("line 1", "answer holds a list")),
     rows("an answer in an object", GOOD | {"answer": {"a": 2}}, words=("line 1", "answer holds a dict")),
     rows("an answer of true", GOOD | {"answer": True}, words=("line 1", "answer holds a bool")),
-    rows("a problem of messages", {"messages": [{"role": "user", "content": "x"}], "answer": 2}, words=("messages",)),
+    rows(
+        "messages without a user", {"messages": [{"role": "system", "content": "x"}], "answer": 2}, words=("messages",)
+    ),
     rows("half a surrogate", '{"problem": "\\ud800", "answer": "1"}', words=("line 1", "no text")),
     rows("a row without an answer", GOOD, {"problem": "2+2"}, words=("line 2", "answer")),
     rows("no reference in opsd", {"problem": "1+1", "answer": "2"}, words=("data.columns.reference=NAME",)),

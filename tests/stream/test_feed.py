@@ -13,7 +13,7 @@ from ray.exceptions import ActorDiedError
 
 from trd_ray.errors import RunFailed, UserError
 from trd_ray.failures import Failure
-from trd_ray.rows import IN_STREAM, ROW, to_table
+from trd_ray.rows import IN_STREAM, PROBLEM, ROW, to_table
 from trd_ray.stream.blocks import RowBlock, calls, pack, unpack
 from trd_ray.stream.feed import AGAIN, AHEAD_STEPS, Feed, StreamEnded, corpus_blocks, open_corpus
 
@@ -213,7 +213,7 @@ def test_a_row_that_a_finished_call_did_not_bring_is_missed_at_once():
 
 
 def test_rows_get_the_texts_of_their_problems_when_their_step_is_taken():
-    names = ("problem_id", "problem", "answer", "reference")
+    names = [field.name for field in PROBLEM if field.name in ROW.names]
     problems = pa.table({name: [f"{name} {n}" for n in range(5)] for name in names})
     made = [row(n) | {"problem_number": 4 - n} for n in (2, 0, 1, 3)]
     source = Feed(

@@ -26,7 +26,8 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def problems() -> pa.Table:
-    return pa.Table.from_pylist(miniature.problems("test")[:8], schema=pa.schema(PROBLEM)).drop_columns(["tests"])
+    found = pa.Table.from_pylist(miniature.problems("test")[:8], schema=pa.schema(PROBLEM))
+    return found.drop_columns(["tests", "extra"])
 
 
 def feed_of(pool, problems, order, **over) -> Feed:

@@ -9,6 +9,7 @@ Lengths are tokens, times are seconds, memory is GiB. The unit stands in the nam
 from trd_ray.config.close_words import close_to, did_you_mean
 from trd_ray.config.engine_counts import EngineRange
 from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig
+from trd_ray.config.mixed_sources import own_wordings, verifiers_by_source
 from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.recipe_files import (
     apply_override,
@@ -31,6 +32,7 @@ from trd_ray.config.rollout_keys import (
     RefinerConfig,
     SamplerConfig,
     SamplingConfig,
+    SourceConfig,
     StreamConfig,
     StudentConfig,
     TeacherConfig,
@@ -69,6 +71,7 @@ __all__ = [
     "SamplerConfig",
     "SamplingConfig",
     "ScaleConfig",
+    "SourceConfig",
     "StreamConfig",
     "StudentConfig",
     "SyncConfig",
@@ -83,10 +86,12 @@ __all__ = [
     "folder_name",
     "from_tree",
     "load",
+    "own_wordings",
     "plain_path",
     "read_tree",
     "recipe_path",
     "recipe_tree",
     "stored",
     "such_as_in",
+    "verifiers_by_source",
 ]

@@ -1,7 +1,7 @@
 """What pydantic found wrong with a recipe, told in one sentence for each key, which says what was expected."""
 
 import types
-from typing import Any, Union, get_origin
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
@@ -85,6 +85,8 @@ def _in_tree(loc: tuple) -> tuple:
 
 def _node(keys: tuple) -> type[Node]:
     node: Any = Recipe
-    for key in keys:
-        node = group_of(node.model_fields[key].annotation)
+    for key in keys:  # a number is the place in a list of groups
+        inside = isinstance(node, type) and issubclass(node, Node)
+        annotation = node.model_fields[key].annotation if inside else get_args(node)[-1]
+        node = group_of(annotation) or annotation
     return node

@@ -1,7 +1,8 @@
 """The class of every group of keys, and what paths and names in a group may look like."""
 
 import re
-from typing import Any, get_args
+import types
+from typing import Any, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -13,6 +14,16 @@ def folder_name(name: str) -> str:
         raise ValueError(
             "names a folder, so it must begin with a letter or a digit and hold nothing but letters, digits, _, . and "
             f"-, but found {name!r}: another place is for run_dir (of a comparison: directory) to say"
+        )
+    return name
+
+
+def source_name(name: str) -> str:
+    """The name, unchanged. Raises ValueError where it cannot be part of the name of a metric."""
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise ValueError(
+            "stands in the names of metrics, so it must begin with a letter or a digit and hold nothing but letters, "
+            f"digits, _, . and -, but found {name!r}"
         )
     return name
 
@@ -60,6 +71,8 @@ class Node(BaseModel):
 
 
 def group_of(annotation: Any) -> type[Node] | None:
-    """The group of keys in `Group` or `Group | None`."""
+    """The group of keys in `Group` or `Group | None`; None for a list or a dict of groups, which is one value."""
+    if get_origin(annotation) not in (None, Union, types.UnionType):
+        return None
     groups = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, Node)]
     return groups[0] if groups else None

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from trd_ray.config import unique_yaml
 from trd_ray.config.close_words import close_to
 from trd_ray.config.faults import sentences
+from trd_ray.config.prompt_files import with_wordings
 from trd_ray.config.tree import Recipe
 from trd_ray.errors import UserError
 
@@ -39,12 +40,15 @@ def such_as_in(folder: Path) -> str:
 
 
 def recipe_tree(name: str) -> dict:
-    """The keys of a recipe file, or of a shipped recipe by its name, as they are written. Raises UserError."""
+    """The keys of a recipe file, or of a shipped recipe by its name, as they are written. Raises UserError.
+
+    Wordings that stand in files of their own, beside the recipe, are read.
+    """
     path = recipe_path(name)
     tree = read_tree(path, f"recipe {path}")
     if {"modes", "methods"} <= tree.keys():
         raise UserError(_is_a_comparison(name))
-    return tree
+    return with_wordings(tree, path.parent)
 
 
 def _is_a_comparison(name: str) -> str:
@@ -77,7 +81,11 @@ def read_tree(path: Path, name: str) -> dict:
 
 
 def from_tree(tree: dict) -> Recipe:
-    """A Recipe from a plain nested dict. Raises UserError, which names every fault."""
+    """A Recipe from a plain nested dict. Raises UserError, which names every fault.
+
+    The files of wordings that it names, as those of an override, are looked for from the working directory.
+    """
+    tree = with_wordings(tree, Path())
     try:
         return Recipe.model_validate(tree)
     except ValidationError as e:

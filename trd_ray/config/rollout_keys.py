@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from trd_ray.config.effects import ANSWERS, ENGINES, MACHINES, NOTHING, NUMBERS, ROWS, SCORES, VERDICTS
 from trd_ray.config.engine_counts import EngineCount, EngineRange
-from trd_ray.config.node import Node
+from trd_ray.config.node import Node, source_name
 
 DType = Literal["float32", "bfloat16", "float16"]
 
@@ -57,6 +57,9 @@ class DataConfig(Node):
     path: Annotated[str, ROWS] = Field(
         default="miniature:train", description="JSONL, Parquet, CSV, Hugging Face data set, or a corpus folder"
     )
+    sources: Annotated[list["SourceConfig"], ROWS] = Field(
+        default_factory=list, description="several sources in place of data.path, mixed by weight; each has a name"
+    )
     split: Annotated[str, ROWS] = "train"
     format: Annotated[Literal["auto", "jsonl", "parquet", "hub", "taco"], ROWS] = Field(
         default="auto", description="taco: programming problems in TACO's schema, from any of these"
@@ -65,7 +68,9 @@ class DataConfig(Node):
         default=None, description="taco: only these, e.g. [EASY, MEDIUM]"
     )
     columns: Annotated[dict[str, str], ROWS, SCORES] = Field(
-        default_factory=dict, description="our name -> column name, for problem_id, problem, answer, reference"
+        default_factory=dict,
+        description="our name -> column name, for problem_id, problem, answer, reference, tests; a dot names a field "
+        "of a column. With data.sources for every source that has these columns",
     )
     limit: Annotated[int | None, ROWS] = Field(default=None, ge=1)
     without_reference: Annotated[Literal["keep", "drop"], ROWS] = Field(
@@ -80,6 +85,11 @@ class DataConfig(Node):
         ge=0,
         description="rows of a run that an engine refuses or nothing can judge, which do not train; more end the run",
     )
+
+    @property
+    def paths(self) -> list[str]:
+        """Of all sources."""
+        return [one.path for one in self.sources] or [self.path]
 
 
 class SamplingConfig(Node):
@@ -175,7 +185,8 @@ class RefinerConfig(EngineConfig, SamplingConfig):
 class PromptsConfig(Node):
     """The words around a problem. Their placeholders are {problem}, {reference}, {attempt} and {feedback}.
 
-    A wording that is not set here has its default in trd_ray/views.py, which also says how placeholders are read.
+    A wording that is not set here has its default in trd_ray/views.py, which also says how placeholders are read. A
+    wording of the form @prompts/solve.md is read from that file, beside the recipe.
     """
 
     system: Annotated[str | None, ROWS, NUMBERS, ANSWERS] = None
@@ -229,3 +240,40 @@ class StreamConfig(Node):
     stall_timeout_s: Annotated[float, NOTHING] = Field(
         default=7200, gt=0, description="no row for so long: the run ends"
     )
+
+
+class SourceConfig(Node):
+    """One of several sources of problems. What it leaves out, it has of `data`, `prompts` and `verify`."""
+
+    name: Annotated[str, ROWS] = Field(description="stands in the rows, and in the metrics as source/NAME/...")
+    path: Annotated[str, ROWS] = Field(description="like data.path")
+    split: Annotated[str, ROWS] = Field(default="train", description="like data.split")
+    format: Annotated[Literal["auto", "jsonl", "parquet", "hub", "taco"], ROWS] = Field(
+        default="auto", description="like data.format"
+    )
+    columns: Annotated[dict[str, str], ROWS] = Field(
+        default_factory=dict, description="like data.columns, which fill in what is left out here and is in the source"
+    )
+    weight: Annotated[float | None, ROWS] = Field(
+        default=None,
+        gt=0,
+        description="its share of the rows is its part of all weights; without any, every pass meets each problem once",
+    )
+    limit: Annotated[int | None, ROWS] = Field(default=None, ge=1, description="only its first problems")
+    verify: Annotated[str | None, ROWS, VERDICTS] = Field(
+        default=None, description="the name of its verifier, one of verify.functions; default: as verify says"
+    )
+    prompts: Annotated[PromptsConfig | None, ROWS, NUMBERS] = Field(
+        default=None, description="its own wordings, in place of those of the same names in prompts"
+    )
+    teacher: Annotated[str | None, ROWS] = Field(
+        default=None, description="the name of the teacher of its rows; default: the only one"
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_word(cls, name: str) -> str:
+        return source_name(name)
+
+
+DataConfig.model_rebuild()

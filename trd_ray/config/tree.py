@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from trd_ray.config import combinations
+from trd_ray.config import combinations, mixed_sources
 from trd_ray.config.effects import (
     ANSWERS,
     COMPARISON,
@@ -147,6 +147,7 @@ class Recipe(Node):
         combinations.require_evaluation(self.evaluation, self.stream, self.data)
         combinations.require_prose(self.verify)
         combinations.require_best(self.checkpoint, self.evaluation)
+        mixed_sources.require_sources(self.data, self.verify)
         combinations.require_sendable_adapters(self.learner, self.sync, self.teacher)
         if self.placement == "shared":
             combinations.require_shareable(self.teacher, self.sampler, self.refiner, self.learner, self.sync)

@@ -2,6 +2,8 @@
 
 YAML itself forbids it (https://yaml.org/spec/1.2.2/#mapping). A key that replaces one merged with `<<` does not stand
 twice.
+
+A text may begin with @, which YAML keeps for later use, without quotes: `solve: @prompts/solve.md`.
 """
 
 from typing import Any
@@ -14,6 +16,9 @@ class RepeatedKey(yaml.YAMLError):
 
 
 class _Loader(yaml.SafeLoader):
+    def check_plain(self) -> bool:
+        return self.peek() == "@" or super().check_plain()
+
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # The check is here, before merged keys are written out among the others.
         node = super().compose_mapping_node(anchor)

@@ -86,7 +86,7 @@ def wanted_by(r: "Recipe | None", *, on_cluster: bool) -> Wanted:
     return replace(
         of_any,
         models=tuple(models),
-        problems=(("data.path", r.data.path), *evaluated),
+        problems=(*(("data.sources" if r.data.sources else "data.path", path) for path in r.data.paths), *evaluated),
         folders=(str(r.directory),) if r.run_dir or not on_cluster else (),
         sandbox=r.verify.sandbox,
         runs_code=r.verify.task == "code",

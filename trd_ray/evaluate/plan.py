@@ -31,7 +31,7 @@ from trd_ray.problems.load import ProblemSet, load_benchmark, load_problems
 from trd_ray.score.stats import Score, from_json
 from trd_ray.session.inputs import Inputs, fixed_numbers, require_sandbox
 from trd_ray.stream.answers import Question
-from trd_ray.views import Views
+from trd_ray.views import Views, setting_of
 
 _OF_ANSWERS = {group: in_group(group, affecting(ANSWERS)) for group in ("evaluation", "sampler")}
 
@@ -198,7 +198,7 @@ def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str 
     views = Views(own, model.tokenizer, model.tokenizer)
     evaluation = findings.recipe.evaluation
     questions = [
-        Question(name, problem, views.evaluation(problem["problem"]), evaluation, verify)
+        Question(name, problem, views.evaluation(problem["problem"], **setting_of(problem)), evaluation, verify)
         for problem in problems.to_pylist()
     ]
     kwargs = evaluation.chat_template_kwargs or r.student.chat_template_kwargs

@@ -45,8 +45,9 @@ def _front_matter(recipe: Recipe, form: str) -> dict[str, Any]:
     if _on_hub(recipe.student.path):
         front["base_model"] = recipe.student.path
         front["base_model_relation"] = "adapter" if form == "adapter" else "finetune"
-    if recipe.data.source == "problems" and _on_hub(recipe.data.path):
-        front["datasets"] = [recipe.data.path.partition(":")[0]]
+    data_sets = [path.partition(":")[0] for path in recipe.data.paths if _on_hub(path)]
+    if recipe.data.source == "problems" and data_sets:
+        front["datasets"] = data_sets
     front["library_name"] = "peft" if form == "adapter" else "transformers"
     front["pipeline_tag"] = "text-generation"
     tags = ["trd_ray", "distillation", "on-policy-distillation", recipe.teacher.mode]
@@ -77,7 +78,7 @@ def _training(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
     lines += [
         ["mode", f"{r.teacher.mode.upper()}; teacher view: {r.teacher.view}"],
         ["trains on", trains_on],
-        ["data", _named(r.data.path, None)],
+        ["data", ", ".join(_named(path, None) for path in r.data.paths)],
         ["steps", f"{steps} of {r.rollouts_per_step} rollouts"],
         ["loss", inline(_loss(r))],
         ["trained weights", weights],

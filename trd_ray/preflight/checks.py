@@ -7,7 +7,6 @@ contexts, and held-out with training problems. `placement` checks the machines.
 """
 
 import logging
-import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,20 +14,22 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from trd_ray.config import Recipe, did_you_mean
+from trd_ray.config import Recipe, own_wordings
 from trd_ray.errors import Faults, UserError
+from trd_ray.layouts import rendered
 from trd_ray.models import ModelFacts
-from trd_ray.preflight import lengths
+from trd_ray.preflight import lengths, trainable
 from trd_ray.preflight.arguments import require_arguments
 from trd_ray.preflight.overlap import Overlap, overlap
 from trd_ray.problems import order
 from trd_ray.problems.set_aside import SetAside
-from trd_ray.views import Views, rendered
+from trd_ray.views import Views, setting_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+_ASKED = ["problem_id", "problem", "turns", "source"]  # of a problem, for the lengths of its prompts
 
 
 @dataclass(frozen=True)
@@ -118,13 +119,13 @@ def check(
     faults = Faults()
     if trains:
         with faults:
-            _no_bias(student, teacher)
+            trainable.no_bias(student, teacher)
         with faults:
-            _has_targets(recipe, student)
+            trainable.has_targets(recipe, student)
         with faults:
-            _has_compiler(recipe)
+            trainable.has_compiler(recipe)
         with faults:
-            _has_support(recipe, student, teacher)
+            trainable.has_support(recipe, student, teacher)
     for pool in ("sampler", "refiner"):
         with faults:
             require_arguments(f"{pool}.extra", getattr(recipe, pool).extra)
@@ -166,11 +167,14 @@ def _lengths(
 ) -> Findings:
     """Findings from the lengths of all prompts: what they leave room for, or a UserError."""
     contexts = lengths.Contexts.of(recipe, student, teacher)
-    rows = problems.select(["problem_id", "problem", "reference"]).to_pylist() if problems is not None else []
-    tokens = [views.tokens(row["problem"], row["reference"]) for row in rows]
+    rows = problems.select([*_ASKED, "reference"]).to_pylist() if problems is not None else []
+    tokens = [views.tokens(row["problem"], row["reference"], **setting_of(row)) for row in rows]
     asked = [lengths.Problem(row["problem_id"], row["problem"], n) for row, n in zip(rows, tokens, strict=True)]
-    held_out = evaluation.select(["problem_id", "problem"]).to_pylist() if evaluation is not None else []
-    evaluated = [(row["problem_id"], row["problem"], len(views.evaluation(row["problem"]))) for row in held_out]
+    held_out = evaluation.select(_ASKED).to_pylist() if evaluation is not None else []
+    evaluated = [
+        (row["problem_id"], row["problem"], len(views.evaluation(row["problem"], **setting_of(row))))
+        for row in held_out
+    ]
     prompts = [tokens for *_, tokens in evaluated]
     faults = Faults()
     if rows or held_out:
@@ -261,40 +265,6 @@ def _same_vocabulary(
     )
 
 
-def _no_bias(*models: ModelFacts) -> None:
-    for model in models:
-        if model.head_bias:
-            raise UserError(
-                f"{model.path} ({model.architecture}) adds a bias to its logits, which the fused head does not: "
-                "choose a model without it, such as one of the Llama, Qwen, Gemma or Mistral families"
-            )
-
-
-def _has_targets(recipe: Recipe, student: ModelFacts) -> None:
-    for target in (recipe.learner.lora and recipe.learner.lora.targets) or ():
-        if target.rpartition(".")[2] not in student.linear_layers:
-            raise UserError(
-                f"learner.lora.targets names {target!r}, but {student.path} has no such linear layer"
-                f"{did_you_mean(target, list(student.linear_layers))}"
-            )
-
-
-def _has_compiler(recipe: Recipe) -> None:
-    if recipe.learner.compile and not any(map(shutil.which, ("g++", "clang++"))):
-        raise UserError(
-            "learner.compile=true needs a C++ compiler, but neither g++ nor clang++ is in PATH: install one on every "
-            "node (apt install g++), or set learner.compile=false"
-        )
-
-
-def _has_support(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> None:
-    vocabulary = min(student.vocab_size, teacher.vocab_size)
-    if (k := recipe.loss.top_k) and k > vocabulary:
-        raise UserError(
-            f"loss.top_k is {k}, but the vocabulary has {vocabulary} tokens: lower it, or leave it out for all of them"
-        )
-
-
 def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
     """Refuse default wordings of the other task: a prompt that asks for a boxed answer gets no program."""
     if recipe.prompts.solve:
@@ -302,10 +272,8 @@ def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
     task = recipe.verify.task
     faults = Faults()
     for group, table in zip(("data", "evaluation"), tables, strict=True):
-        if table is None or not table.num_rows:
-            continue
-        tests = table.num_rows - table["tests"].null_count
-        if tests == (table.num_rows if task == "math" else 0):
+        tests = _tested(recipe, table) if table is not None else []
+        if tests and sum(tests) == (len(tests) if task == "math" else 0):
             found, other = ("tests", "code") if task == "math" else ("no tests", "math")
             apart = ", or evaluate this benchmark apart, with trd evaluate" if group == "evaluation" else ""
             faults.add(
@@ -313,6 +281,13 @@ def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
                 f"set verify.task={other} or prompts.solve{apart}"
             )
     faults.require_none()
+
+
+def _tested(recipe: Recipe, problems: pa.Table) -> list[bool]:
+    """Whether it has tests, for each problem whose source has no prompt of its own."""
+    worded = {name for name, own in own_wordings(recipe.data).items() if "solve" in own}
+    has_tests = problems["tests"].is_valid().to_pylist()
+    return [has for has, source in zip(has_tests, problems["source"].to_pylist(), strict=True) if source not in worded]
 
 
 def _thinking_is_stated(

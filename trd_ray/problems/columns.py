@@ -2,6 +2,9 @@
 
     a source, a map  ->  problems()  ->  table of rows.PROBLEM, with unique problem_ids, and the spool of its tests
 
+A column of the map may be a field of a column, with a dot: `reward_model.ground_truth`. A problem may be a conversation
+(see `messages`). What no column of ours takes goes into `extra` as JSON, under the data's own names.
+
 Texts are kept in memory. Tests are checked, packed and written to disk row by row, so they never pile up in memory.
 
 Everything wrong with a row is refused here as a UserError that names the place and the remedy.
@@ -12,6 +15,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
 from typing import Any
@@ -19,13 +23,18 @@ from typing import Any
 import pyarrow as pa
 
 from trd_ray import rows
+from trd_ray.config import VerifyConfig
 from trd_ray.errors import UserError
-from trd_ray.problems import taco
+from trd_ray.problems import messages, schemas, taco
+from trd_ray.problems.extra import Leftovers
 from trd_ray.problems.sources import Row, Source
 from trd_ray.problems.spool import Spool, spooled
 from trd_ray.verify.code.tests import Tests
 
 SCHEMA = pa.schema(rows.PROBLEM)
+OURS = ("problem_id", "problem", "answer", "reference", "tests")  # taken from columns of these names
+MAY_BE_MAPPED = (*OURS, "teacher")
+_NULLABLE = {field.name for field in SCHEMA if field.nullable}
 
 # Column names that many data sets use. They only feed the suggestion: nothing is mapped unasked.
 _USUAL = {
@@ -35,50 +44,103 @@ _USUAL = {
 
 
 def problems(
-    source: Source, mapped: dict[str, str], group: str, path: str, limit: int | None = None
+    source: Source,
+    mapped: dict[str, str],
+    group: str,
+    path: str,
+    limit: int | None = None,
+    *,
+    answers: bool = True,
+    notes: list[str] | None = None,
 ) -> tuple[pa.Table, Spool]:
     """A table of rows.PROBLEM from the first `limit` rows of a source and a map of our column names to its own.
 
-    `group` are the keys of the recipe that a message names, `path` is the source's name. Raises UserError.
+    `group` are the keys of the recipe that a message names, `path` is the source's name. Without `answers` a row needs
+    none (see `needs_answers`). Into `notes` goes what a person should know. Raises UserError.
     """
-    return spooled(_problems(islice(source.rows(), limit), _columns(mapped, source.names, group, path), group), SCHEMA)
+    first = next((row for _, row in source.rows()), {})
+    known = schemas.recognised(source.names, first, mapped)
+    names = _columns(mapped, known, source.names, first, group, path, answers)
+    nested = not answers or "." in names.get("answer", "")
+    leftovers = Leftovers(_kept(names))
+    found = _Rows(names, group, nested, answers, leftovers)
+    table, spool = spooled(found.problems(islice(source.rows(), limit)), SCHEMA)
+    if notes is not None:
+        notes += [f"{path} {known.note}"] if known and known.columns.keys() - mapped.keys() else []
+        notes += [f"{path}: {note}" for note in leftovers.notes()]
+    return table, spool
+
+
+def needs_answers(verify: VerifyConfig) -> bool:
+    """Whether a row without tests needs an answer: a verifier of the user's own may need none."""
+    asked = verify.model_dump(include={"function", "functions"})
+    return asked.get("function") in (None, "math", "code") and not asked.get("functions")
 
 
 def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:
     """The part of a column map whose columns the source has."""
-    return {name: column for name, column in mapped.items() if column in found}
+    return {name: column for name, column in mapped.items() if column in found or column.split(".")[0] in found}
 
 
-def _columns(mapped: dict[str, str], found: list[str], group: str, source: str) -> dict[str, str]:
+def _kept(names: dict[str, str]) -> set[str]:
+    """The columns that need not stand in `extra` too: a function of the user's finds the others by their own names."""
+    return {column for ours, column in names.items() if ours == column or ours in ("problem", "tests")}
+
+
+def _columns(
+    mapped: dict[str, str],
+    known: schemas.Schema | None,
+    found: list[str],
+    first: dict[str, Any],
+    group: str,
+    source: str,
+    answers: bool,
+) -> dict[str, str]:
     """Our name -> the source's column, for the columns that the source has."""
-    known = SCHEMA.names
-    names = {name: name for name in known if name in found} | mapped
+    ours = SCHEMA.names if set(SCHEMA.names) <= set(found) else OURS  # all: a table that was ours before
+    names = {name: name for name in ours if name in found} | (known.columns if known else {}) | mapped
     faults = []
     for name, column in mapped.items():
-        if name not in known:
-            faults.append(f"unknown key {group}.columns.{name}: the columns are {', '.join(known)}")
-        elif column not in found:
-            close = difflib.get_close_matches(column, found, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            faults.append(
-                f"{group}.columns.{name} names the column {column!r}{hint}, but {source} has {', '.join(found)}"
-            )
+        if name not in MAY_BE_MAPPED:
+            faults.append(f"unknown key {group}.columns.{name}: the columns are {', '.join(MAY_BE_MAPPED)}")
+        elif column not in found and (amiss := _no_field(column, found, first)):
+            faults.append(f"{group}.columns.{name} names the column {column!r}{amiss[0]}, but {source} has {amiss[1]}")
     missing = [
-        name for name in ("problem", "answer") if name not in names and not (name == "answer" and "tests" in names)
+        name
+        for name in ("problem", "answer")
+        if name not in names and not (name == "answer" and ("tests" in names or not answers))
     ]
-    dialogue = next((name for name in ("messages", "conversations") if name in found), None)
-    if "problem" in missing and dialogue:
-        faults.append(
-            f"{source} has a column {dialogue!r}, but no column 'problem', only {', '.join(found)}: a problem is one "
-            "text and not a conversation, so write the user's message of each row to a column problem"
-        )
-    elif missing:
+    if missing:
         keys = " ".join(f"{group}.columns.{_likely(name, found)}" for name in missing)
         which = f"column {missing[0]!r}" if len(missing) == 1 else "columns 'problem' and 'answer'"
         faults.append(f"{source} has no {which}, only {', '.join(found)}: set {keys}")
     if faults:
         raise UserError("; ".join(faults))
     return names
+
+
+def _no_field(column: str, found: list[str], first: dict[str, Any]) -> tuple[str, str] | None:
+    """A hint and what there is in place of a column that is missing; None for a field of a column that is there."""
+    top, dot, below = column.partition(".")
+    there = found
+    if dot and top in found:
+        within, _, last = below.rpartition(".")
+        there = list(schemas.fields(_cell(first, f"{top}.{within}" if within else top)))
+        if last in there:
+            return None
+        there = [f"{column.removesuffix(last)}{name}" for name in there] or [f"no fields in {top}"]
+    close = difflib.get_close_matches(column, there, n=1)
+    return f" (did you mean {close[0]}?)" if close else "", ", ".join(there)
+
+
+def _cell(row: dict[str, Any], column: str) -> Any:
+    """The value of a column, or of a field of it, None where the row has none."""
+    if column in row or "." not in column:
+        return row.get(column)
+    value: Any = row
+    for name in column.split("."):
+        value = schemas.fields(value).get(name)
+    return value
 
 
 def _likely(name: str, found: list[str]) -> str:
@@ -89,32 +151,66 @@ def _likely(name: str, found: list[str]) -> str:
     return f"{name}={[*usual, *difflib.get_close_matches(name, found, n=1), 'NAME'][0]}"
 
 
-def _problems(found: Iterable[Row], names: dict[str, str], group: str) -> Iterator[dict[str, Any]]:
-    seen: dict[str, str] = {}  # problem_id -> where
-    copies: dict[str, int] = {}
-    for where, row in found:
-        text = {name: _text(row.get(column), where, column) for name, column in names.items() if name != "tests"}
-        tests = _tests(row.get(names["tests"]), where, names["tests"]) if "tests" in names else None
-        for name in text.keys() - {"reference"}:
-            if not text[name].strip() and not (name == "answer" and tests):
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of one source as problems."""
+
+    names: dict[str, str]  # our name -> the column
+    group: str
+    nested: bool  # an answer may be a list, an object or a truth value, and becomes JSON
+    answers: bool
+    leftovers: Leftovers
+
+    def problems(self, found: Iterable[Row]) -> Iterator[dict[str, Any]]:
+        names, group = self.names, self.group
+        seen: dict[str, str] = {}  # problem_id -> where
+        copies: dict[str, int] = {}
+        for where, row in found:
+            text = self._texts(row, where)
+            tests = _tests(_cell(row, names["tests"]), where, names["tests"]) if "tests" in names else None
+            for name in ("problem_id", "problem", "answer"):
+                unneeded = name not in text or (name == "answer" and (tests or not self.answers))
+                if not unneeded and not (text[name] or "").strip():
+                    raise UserError(
+                        f"{where}: {names[name]} is empty: fill it in, remove that row, or set {group}.columns.{name} "
+                        "to another column"
+                    )
+            if "answer" not in text and not tests and self.answers:
+                raise UserError(f"{where}: {names['tests']} is empty, and there is no answer: give the row one of them")
+            if "problem_id" not in text:
+                asked = f"{text['turns'] or ''}{text['problem']}"
+                digest = hashlib.sha256(asked.encode()).hexdigest()[:16]
+                copies[digest] = copies.get(digest, 0) + 1
+                text["problem_id"] = digest if copies[digest] == 1 else f"{digest}-{copies[digest]}"
+            key = str(text["problem_id"])
+            if key in seen:
                 raise UserError(
-                    f"{where}: {names[name]} is empty: fill it in, remove that row, or set {group}.columns.{name} "
-                    "to another column"
+                    f"the {names.get('problem_id', 'problem_id')} {key!r} stands twice, in {seen[key]} and in {where}: "
+                    f"make the ids unique, or set {group}.columns.problem_id to a column of unique ids"
                 )
-        if "answer" not in text and not tests:
-            raise UserError(f"{where}: {names['tests']} is empty, and there is no answer: give the row one of them")
-        if "problem_id" not in text:
-            digest = hashlib.sha256(text["problem"].encode()).hexdigest()[:16]
-            copies[digest] = copies.get(digest, 0) + 1
-            text["problem_id"] = digest if copies[digest] == 1 else f"{digest}-{copies[digest]}"
-        key = text["problem_id"]
-        if key in seen:
-            raise UserError(
-                f"the {names.get('problem_id', 'problem_id')} {key!r} stands twice, in {seen[key]} and in {where}: "
-                f"make the ids unique, or set {group}.columns.problem_id to a column of unique ids"
-            )
-        seen[key] = where
-        yield {"answer": "", "reference": ""} | text | {"tests": tests}
+            seen[key] = where
+            yield {"answer": "", "reference": "", "extra": self.leftovers.of(row)} | text | {"tests": tests}
+
+    def _texts(self, row: dict[str, Any], where: str) -> dict[str, str | None]:
+        """Every column of ours but tests and extra; what was said before the problem is in `turns`."""
+        text: dict[str, str | None] = {"turns": None}
+        reply = ""
+        for name, column in self.names.items():
+            value = _cell(row, column)
+            if name in ("problem", "reference") and (talk := messages.messages_in(value)):
+                if name == "reference":
+                    text[name] = messages.reply_of(talk, where, column)
+                    continue
+                said = messages.conversation(talk, where, column)
+                text |= {"problem": said.problem, "turns": messages.written(said.turns)}
+                reply = said.reply
+            elif name == "answer" and self.nested and isinstance(value, list | dict | bool):
+                text[name] = _text(json.dumps(value, ensure_ascii=False, default=str), where, column)
+            elif name != "tests":
+                text[name] = _text(value, where, column)
+        if reply and not text.get("reference"):
+            text["reference"] = reply
+        return text | {name: text[name] or None for name in text.keys() & _NULLABLE}
 
 
 def _tests(value: Any, where: str, column: str) -> bytes | None:
@@ -163,5 +259,5 @@ def _text(value: Any, where: str, column: str) -> str:
             return str(value)
     hint = ""
     if isinstance(value, list) and value and isinstance(value[0], dict) and "content" in value[0]:
-        hint = ": it is a conversation, so write the user's message to a column of its own"
+        hint = ": it is a conversation, which only the problem and the reference may be"
     raise UserError(f"{where}: {column} holds a {type(value).__name__}, expected text or a number{hint}")

@@ -1,7 +1,8 @@
 """A corpus that `trd refine` made: its rows, complete or refused, and the problems that they answer.
 
 folder/rows/step-*.parquet  ->  open_corpus()        ->  RowFiles: a row has the columns of rows.ROW
-                            ->  problems_of_corpus() ->  table of rows.PROBLEM, without tests, which are not stored
+                            ->  problems_of_corpus() ->  table of rows.PROBLEM, without what is not stored: tests
+                                                         and the columns of the data that are none of ours
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_ray.errors import UserError
-from trd_ray.rows import PROBLEM, RowFiles
+from trd_ray.rows import PROBLEM, ROW, RowFiles
 
 
 def open_corpus(folder: str | Path) -> RowFiles:
@@ -39,7 +40,7 @@ def open_corpus(folder: str | Path) -> RowFiles:
 def problems_of_corpus(folder: str | Path, rows: int | None = None) -> pa.Table:
     """Each problem once, in the order of the corpus's rows. Only the first `rows` rows count."""
     first = None if rows is None else pc.field("row") < rows
-    names = [field.name for field in PROBLEM if field.name != "tests"]
+    names = [field.name for field in PROBLEM if field.name in ROW.names]
     found: dict[str, dict] = {}
     for table in open_corpus(folder).tables(names, first):
         for problem in table.to_pylist():

@@ -3,6 +3,7 @@
     what sources.read() finds, a column map                 ->  load_problems()   ->  ProblemSet: table of rows.PROBLEM,
     data.format=taco  ->  taco.load()                                                 what was set aside and why,
     data.source=corpus  ->  the problems of its rows                                  notes for the person who reads
+    data.sources        ->  each of them, then mixture.joined()
     evaluation.path=aime24  ->  benchmarks.load()
     a benchmark, or a file of one's own, on a command line  ->  load_benchmark()  ->  the same, and what is known of it
 
@@ -11,14 +12,14 @@ Texts are in memory, tests on disk (`spool`): the `tests` column of the table is
 place and the remedy.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from trd_ray import config
-from trd_ray.errors import UserError
-from trd_ray.problems import benchmarks, taco
-from trd_ray.problems.columns import fitting, problems
+from trd_ray.errors import Faults, UserError
+from trd_ray.problems import benchmarks, mixture, taco
+from trd_ray.problems.columns import SCHEMA, fitting, needs_answers, problems
 from trd_ray.problems.corpus import problems_of_corpus
 from trd_ray.problems.set_aside import SetAside, begins
 from trd_ray.problems.sources import read
@@ -51,6 +52,7 @@ def load_problems(
     *,
     corpus_rows: int | None = None,
     progress: Progress | None = None,
+    group: str = "",
 ) -> ProblemSet:
     """The problems that `data` or `evaluation` names.
 
@@ -63,18 +65,21 @@ def load_problems(
     - `spec.format` taco: the rows are TACO's. Their references are chosen under the limits of `verify` (see
       `taco.load`), and `progress` is told how far that is.
     - `spec.source` corpus: the problems of a corpus, in the order of its rows. `corpus_rows` keeps only the first rows.
+    - `spec.sources`: the problems of all of them, one source after another.
+    - `group` is what a message calls the keys of `spec`, by default data or evaluation.
 
     What a row may hold:
 
-    - problem_id: without this column, a hash of the problem's text, which survives appending and reordering. The second
-      copy of a text gets the suffix -2.
+    - problem_id: without this column, a hash of the problem's text and of what was said before it, which survives
+      appending and reordering. The second copy of a text gets the suffix -2.
+    - problem: a text, or a conversation (see `messages`).
     - reference: a missing one becomes "". With `without_reference: drop` its problem is set aside.
     - tests: what `Tests.pack()` gave, or an object (in JSON Lines also as its text): the fields of Tests, or TACO's
       input_output. A row with tests needs no answer.
 
     Raises UserError.
     """
-    group = "evaluation" if isinstance(spec, config.EvaluationConfig) else "data"
+    group = group or ("evaluation" if isinstance(spec, config.EvaluationConfig) else "data")
     verify = verify or config.VerifyConfig()
     if not spec.path:
         raise UserError(f"{group}.path is empty: set it to a file of problems")
@@ -83,20 +88,55 @@ def load_problems(
     if isinstance(spec, config.DataConfig):
         if spec.source == "corpus":
             return ProblemSet(problems_of_corpus(spec.path, corpus_rows))
+        if spec.sources:
+            return _mixed(spec, verify, progress)
         if spec.format == "taco":
             chosen = taco.load(spec, verify, progress=progress)
             return ProblemSet(chosen.problems, tuple(chosen.set_aside), (f"{spec.path}: {chosen}",), spool=chosen.spool)
         if spec.difficulty:
             raise UserError("data.difficulty selects problems of TACO: set data.format=taco, or leave it out")
+    return _read(spec, verify, also_columns or {}, group)
+
+
+def _read(
+    spec: config.DataConfig | config.EvaluationConfig,
+    verify: config.VerifyConfig,
+    also_columns: dict[str, str],
+    group: str,
+) -> ProblemSet:
     source = read(spec, group)
     if not source.names:
         raise UserError(f"{spec.path} holds no problems: check {group}.path")
-    columns = fitting(also_columns or {}, source.names) | spec.columns
-    table, spool = problems(source, columns, group, str(spec.path), spec.limit)
+    columns = fitting(also_columns, source.names) | spec.columns
+    notes: list[str] = []
+    table, spool = problems(
+        source, columns, group, str(spec.path), spec.limit, answers=needs_answers(verify), notes=notes
+    )
     if isinstance(spec, config.DataConfig) and spec.without_reference == "drop":
         table, set_aside = _with_reference(table, spec.path)
-        return ProblemSet(table, set_aside, spool=spool)
-    return ProblemSet(table, spool=spool)
+        return ProblemSet(table, set_aside, tuple(notes), spool=spool)
+    return ProblemSet(table, notes=tuple(notes), spool=spool)
+
+
+def _mixed(spec: config.DataConfig, verify: config.VerifyConfig, progress: Progress | None) -> ProblemSet:
+    """The problems of data.sources. Raises UserError, which tells of all sources that cannot be read."""
+    faults = Faults()
+    found: list[tuple[config.SourceConfig, ProblemSet]] = []
+    for source in spec.sources:
+        own = source.model_dump(include=set(config.DataConfig.model_fields))
+        difficulty = spec.difficulty if source.format == "taco" else None
+        alone = spec.model_copy(update=own | {"sources": [], "difficulty": difficulty})
+        with faults:
+            group = f"data.sources[{source.name}]"
+            found.append((source, load_problems(alone, verify, spec.columns, progress=progress, group=group)))
+    faults.require_none()
+    table, spool = mixture.joined([(source, one.table) for source, one in found], SCHEMA)
+    set_aside = [
+        replace(problem, problem_id=mixture.name_in(source, problem.problem_id))
+        for source, one in found
+        for problem in one.set_aside
+    ]
+    return ProblemSet(table, tuple(set_aside), tuple(note for _, one in found for note in one.notes), spool=spool)
 
 
 def load_benchmark(

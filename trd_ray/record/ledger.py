@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from trd_ray.record.by_source import source_metrics
 from trd_ray.rows import RowFiles, part
 from trd_ray.verify import EMPTY
 
@@ -22,7 +23,7 @@ STAGES = {
     "refine": [("y_r", "start_s", "seconds")],
 }
 
-# What `ledger` measures, apart from dropped/<reason>.
+# What `ledger` measures, apart from dropped/<reason> and, with several sources, source/<name>/...
 METRICS = (
     *("rollouts", "trained_rows", "refine/cut_rows", "teacher/cut_rows", "staleness/mean", "staleness/max"),
     *(
@@ -34,7 +35,7 @@ METRICS = (
 )
 DROPPED = "dropped/"
 
-_PLAIN = ["row", "step", "fault", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens"]
+_PLAIN = ["row", "step", "source", "fault", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens"]
 _VERDICT = ("passed", "finish", "extracted", "detail", "seconds")
 _PARTS = [("y_o", "version"), *((y, n) for y in ("y_o", "y_r") for n in _VERDICT)]
 
@@ -73,6 +74,7 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
       the refined rollouts
     - shares of the trajectories that exist: passed, truncated, no_answer, empty
     - numbers of tokens, and staleness if `version` is given
+    - of each source what `by_source` says
     """
     out: dict[str, float] = {"rollouts": len(facts), "trained_rows": sum(bool(f["train"]) for f in facts)}
     dropped = Counter(f["dropped_because"] for f in facts if f["dropped_because"])
@@ -91,7 +93,7 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
     if version is not None and sampled_at:
         out["staleness/mean"] = version - float(np.mean(sampled_at))
         out["staleness/max"] = version - min(sampled_at)
-    return out
+    return out | source_metrics(facts)
 
 
 def stage_seconds(

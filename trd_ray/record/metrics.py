@@ -12,12 +12,13 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from trd_ray.config import EVALUATED
 from trd_ray.errors import UserError
+from trd_ray.record import by_source
 from trd_ray.record.room import is_full
 
 # What the loop itself measures in a step; the rows (ledger.METRICS) and the learner (learner.METRICS) give the rest.
@@ -29,12 +30,12 @@ OF_THE_LOOP = (
 )
 
 
-def metric_names() -> list[str]:
-    """Every metric that a step may have, except dropped/<reason>."""
+def metric_names(sources: Iterable[str] = ()) -> list[str]:
+    """Every metric that a step of a run with these sources may have, except dropped/<reason>."""
     from trd_ray.distill import learner
     from trd_ray.record import ledger
 
-    return sorted({*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED})
+    return sorted({*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED, *by_source.names_of(sources)})
 
 
 def require_metric(name: str, measured: Collection[str]) -> None:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from trd_ray.config import Recipe, load
 from trd_ray.files import write_atomically
 from trd_ray.record import bounds, warnings
+from trd_ray.record.by_source import source_table
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.ledger import facts_of_run, ledger
 from trd_ray.record.markdown import code, inline, side_by_side, table
@@ -60,6 +61,7 @@ def write_summary(directory: RunDirectory) -> str:
         "": _warnings(facts, evaluations, recipe) + _headline(recipe, metrics, ledger(facts), evaluations),
         "Evaluation": _evaluation(evaluations),
         "Ledger": _ledger(ledger(facts)),
+        "Sources": source_table(facts),
         "Lengths": _lengths(facts),
         "Course of the run": _course(metrics),
         "Time": _time(metrics) + _bound(recipe, metrics, facts),

@@ -18,6 +18,7 @@ from trd_ray.preflight import checks, compilers, placement
 from trd_ray.preflight.machines import Machine, this_machine
 from trd_ray.problems.corpus import open_corpus
 from trd_ray.problems.load import ProblemSet, has_tests, load_problems
+from trd_ray.problems.mixture import shares
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.problems.spool import Spool, where
 from trd_ray.record.ledger import DROPPED
@@ -104,7 +105,7 @@ def prepare(
         require_sandbox(r, problems, evaluated)
     with faults:
         if job == "train" and r.checkpoint.best and not r.checkpoint.best.startswith(DROPPED):
-            require_metric(r.checkpoint.best, metric_names())
+            require_metric(r.checkpoint.best, metric_names(one.name for one in r.data.sources))
     student, teacher = _models(r, faults)
     if student and teacher:
         with faults:
@@ -128,13 +129,18 @@ def prepare(
         left_out = {problem.problem_id for problem in findings.too_long}
         problems = where(problems, [one not in left_out for one in problems["problem_id"].to_pylist()])
     steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
-    sources = [found for found in (data, held_out) if found]
-    set_aside = [one for found in sources for one in found.set_aside]
-    notes = [note for found in sources for note in found.notes]
+    read = [found for found in (data, held_out) if found]
+    set_aside = [one for found in read for one in found.set_aside]
+    notes = [note for found in read for note in found.notes] + _shares(findings.recipe, problems)
     return Inputs(
         job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
         teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None,
     )  # fmt: skip
+
+
+def _shares(recipe: Recipe, problems: pa.Table | None) -> list[str]:
+    """A note about each source's part of the rows, where there are several."""
+    return [shares(recipe, problems)] if problems is not None and recipe.data.sources else []
 
 
 def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:

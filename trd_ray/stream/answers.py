@@ -40,7 +40,7 @@ from trd_ray.stream.verifying import (
     verifier_task,
 )
 from trd_ray.verify import Verdict, unjudged
-from trd_ray.views import Views
+from trd_ray.views import Views, setting_of
 
 POLL_S = 0.5
 
@@ -321,7 +321,7 @@ def evaluation_rows(
     e = recipe.evaluation
     rows: dict[Ask, dict[str, Any]] = {}
     for problem in problems.to_pylist():
-        prompt_ids = views.evaluation(problem["problem"])
+        prompt_ids = views.evaluation(problem["problem"], **setting_of(problem))
         question = Question("", problem, prompt_ids, e, recipe.verify)
         for sample in range(e.samples):
             seed = seed_of_sample(recipe.seed, question.problem_id, sample)

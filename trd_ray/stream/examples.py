@@ -14,12 +14,13 @@ import pyarrow as pa
 from trd_ray.config import Recipe
 from trd_ray.distill.batches import Example
 from trd_ray.rows import EXAMPLE, dicts, part
-from trd_ray.views import Views
+from trd_ray.views import Views, setting_of
 
 BAD_ROW = "bad row"  # why a row with a fault is dropped; its `fault` says what it is
 # What `build` reads of a row.
 READ = (
-    *("row", "problem", "reference", "student_prompt_ids", "refine_prompt_ids", "refine_cut_tokens", "fault"),
+    *("row", "problem", "reference", "turns", "source", "student_prompt_ids", "refine_prompt_ids"),
+    *("refine_cut_tokens", "fault"),
     *("y_o.ids", "y_o.passed", "y_o.feedback", "y_r.ids", "y_r.passed"),
 )
 
@@ -91,10 +92,10 @@ def _some(ids: Any) -> bool:
 def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[Any, int]:
     if trajectory != recipe.train.trajectory:
         # A raw rollout replaces a failed refinement: the refine view would show the teacher the text that it scores.
-        view = views.vanilla(row["problem"], row["reference"])
+        view = views.vanilla(row["problem"], row["reference"], **setting_of(row))
         return view.ids, view.cut_tokens
     if recipe.teacher.view == "refine" and _some(row.get("refine_prompt_ids")):
         return row["refine_prompt_ids"], row["refine_cut_tokens"]
     attempt = (part(row, "y_o", name) for name in ("ids", "passed", "feedback"))
-    view = views.teacher(row["problem"], row["reference"], *attempt)
+    view = views.teacher(row["problem"], row["reference"], *attempt, **setting_of(row))
     return view.ids, view.cut_tokens

@@ -54,6 +54,8 @@ class Feed:
         self.rows_per_step = rows_per_step
         self.stall_timeout_s = stall_timeout_s
         self.problems = problems
+        if problems is not None:
+            self.problems = problems.select([name for name in problems.column_names if name in ROW.names])
         self.next_step = start_step
         self.again = again
         self.ends = 0  # of the stream, since the last whole step

@@ -45,6 +45,7 @@ from trd_ray.stream.stages import (
     require_taken,
 )
 from trd_ray.stream.verifying import LOST_PAUSE_S, Judged, Verifying
+from trd_ray.views import load_views, setting_of
 
 ROW_TRIES = 3
 AT_ONCE = 64  # rows that begin before the first of them are sent on
@@ -70,8 +71,6 @@ class Flow:
     """The class that Ray Data makes an actor of; calls run in threads of it."""
 
     def __init__(self, spec: StageSpec):
-        from trd_ray.views import load_views
-
         self.spec = spec
         self.recipe = spec.recipe
         self.views = load_views(spec.recipe, spec.student_path, spec.teacher_path)
@@ -149,7 +148,7 @@ class Flow:
     async def _fill(self, row: dict[str, Any], problem: dict[str, Any], tests: dict[int, asyncio.Future]) -> None:
         """Sample, verify, refine and verify; raises BadRow with what there is by then in the row."""
         r, spec = self.recipe, self.spec
-        row["student_prompt_ids"] = self.views.student(problem["problem"])
+        row["student_prompt_ids"] = self.views.student(problem["problem"], **setting_of(problem))
         oldest = min_version(row["step"], spec.max_staleness, spec.first_version)
         asked = request(r.sampler, row["student_prompt_ids"], row["seed"], prefix=self._prefix(row))
         [y_o] = await self.sampler.generate(asked, oldest)
@@ -163,7 +162,8 @@ class Flow:
 
     async def _refine(self, row: dict[str, Any], problem: dict[str, Any], tests: dict[int, asyncio.Future]) -> None:
         refiner, y_o = self.recipe.refiner, row["y_o"]
-        view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
+        attempt = y_o["ids"], y_o["passed"], y_o["feedback"]
+        view = self.views.refine(row["problem"], row["reference"], *attempt, **setting_of(problem))
         row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
         # The seed differs from y_o's: the same seed would couple the two samples.
         adapter = not self.recipe.refines_without_adapter

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import ray
 
-from trd_ray.problems.order import Order
+from trd_ray.problems.mixture import order_of
 from trd_ray.session.endings import cause
 from trd_ray.session.session import Session
 from trd_ray.stream.blocks import RowBlock
@@ -35,10 +35,7 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
     shelf = start_shelf(inputs.problems, inputs.spool)
     spec = StageSpec(
         r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiner,
-        order=Order(
-            inputs.problems.num_rows, seed=r.seed, rollouts_per_step=r.rollouts_per_step,
-            samples_per_problem=r.sampler.n, shuffle=r.data.shuffle, steps=r.steps,
-        ),
+        order=order_of(r, inputs.problems),
         problems=ray.put(problems),
         shelf=shelf,
         vocabulary=inputs.findings.shared_vocabulary,
