@@ -66,7 +66,12 @@ def _headline(recipe: Recipe) -> str:
 def _training(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
     r = recipe
     opt = recipe.learner
-    trains_on = {"y_r": "the teacher's rewrites of its attempts", "y_o": "its own attempts"}[r.train.trajectory]
+    trains_on = {
+        "y_r": "the teacher's rewrites of its attempts",
+        "y_o": "its own attempts",
+        "repair": "its own attempts that passed, and the teacher's rewrites of the others",
+        "mixture": f"its own attempts for {r.train.mixture_share:.0%} of the rows, else the teacher's rewrites",
+    }[r.train.trajectory]
     weights = f"LoRA adapters, rank {opt.lora.rank}, alpha {opt.lora.alpha:g}" if opt.lora else "all weights"
     lines = [["", ""], ["base model", _named(r.student.path, r.student.revision)]]
     if r.teacher.mode == "opd":
