@@ -56,9 +56,9 @@ def test_scoring_a_prompt_gives_the_models_logprobs_of_it(tied):
 
 
 def test_what_the_prefix_cache_holds_of_a_prompt_is_scored_again(tied):
-    [p] = prompts(1, 64, seed=5)  # several blocks of the cache
-    tied.ask([Request(prompt_ids=p, seed=0, max_tokens=4)])
-    for cached in (p, p[:48] + p[:16]):
+    [p] = prompts(1, 280, seed=5)  # a block of the cache has 128 or 256 tokens on a CPU
+    tied.ask([Request(prompt_ids=p, seed=0, max_tokens=4)] * 2)  # both engines hold it
+    for cached in (p, p[:260] + p[:16]):
         [g] = tied.ask([Request(prompt_ids=cached, seed=0, prompt_logprobs=True)])
         assert g.prompt_logprobs == pytest.approx(tied.logprobs(cached[:1], cached[1:]), abs=1e-4)
 
