@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,15 @@ class ScriptedEngine:
             await self._event(other).wait()
         if request.seed in self.script.refuses:
             return [Generation.refusal("ValueError: too long", 0, self.spec.name, 0.0)] * request.n
-        ids = np.arange(2, 6, dtype=np.int32)
-        text = "\\boxed{1}"
-        return [Generation(ids, text, "stop", np.zeros(4, np.float32), 0, self.spec.name, 0.0, 0.0)] * request.n
+        if request.prompt_logprobs:  # the longer the prompt, the likelier each of its tokens
+            scored = np.full(len(request.prompt_ids) - 1, -1 / len(request.prompt_ids), np.float32)
+            return [self._generation(1, scored)]
+        return [self._generation(4 + i) for i in range(request.n)]
+
+    def _generation(self, tokens: int, scored: np.ndarray | None = None) -> Generation:
+        ids, none = np.arange(2, 2 + tokens, dtype=np.int32), np.zeros(tokens, np.float32)
+        made = Generation(ids, "\\boxed{1}", "stop", none, 0, self.spec.name, 0.0, 0.0)
+        return made if scored is None else replace(made, prompt_logprobs=scored)
 
     def _event(self, seed: int) -> asyncio.Event:
         return self.asked.setdefault(seed, asyncio.Event())

@@ -62,6 +62,25 @@ def test_the_shipped_comparisons_hold_the_baselines_of_the_paper(name):
             assert len({repr(getattr(r, key)) for r in recipes.values()}) == 1, key
 
 
+def test_the_comparison_of_trajectories_differs_in_nothing_else_and_shares_its_engines(tmp_path):
+    c = grid.load("trajectories", [f"directory={tmp_path}"])
+    recipes = {m: grid.recipe(c, Cell("final", "opd", m, 0)) for m in c.methods}
+    trains = {m: (r.train.trajectory, r.refiner.n, r.refiner.select, r.teacher.view) for m, r in recipes.items()}
+    assert trains == {
+        "y_r": ("y_r", 1, "first", "refine"),
+        "y_o": ("y_o", 1, "first", "vanilla"),
+        "repair": ("repair", 1, "first", "refine"),
+        "mixture": ("mixture", 1, "first", "refine"),
+        "best_score": ("y_r", 4, "best_score", "refine"),
+        "nearest": ("y_r", 4, "nearest", "refine"),
+    }
+    for key in ("student", "data", "evaluation", "steps", "rollouts_per_step", "sampler", "learner", "seed", "loss"):
+        assert len({repr(getattr(r, key)) for r in recipes.values()}) == 1, key
+    plan = ComparisonPlan(c)  # which also checks lengths, such as those of what is scored
+    assert [g.methods for g in plan.groups] == [list(c.methods)] and len(c.seeds) == 3
+    assert [r.refined_share for r in recipes.values()] == [1, 0, 1, 0.5, 1, 1]
+
+
 def test_every_method_is_tuned_with_the_same_budget():
     c = grid.load("miniature")
     for mode in c.modes:
@@ -280,7 +299,12 @@ def test_costs_are_those_that_the_runs_recorded(tmp_path):
     plan = ComparisonPlan(comparison(tmp_path, "tuning=null", "seeds=[0]"))
     finished(plan, Cell("final", "opsd", "trd", 0), samples(0, 0.5))
     line = results(plan, {})["modes"]["opsd"]["trd"]
-    assert line["cost"]["tokens"] == {"sampled": sum(range(STEPS)), "refined": 3 * STEPS, "trained": 10 * STEPS}
+    assert line["cost"]["tokens"] == {
+        "sampled": sum(range(STEPS)),
+        "refined": 3 * STEPS,
+        "scored": 0,
+        "trained": 10 * STEPS,
+    }
     assert line["cost"]["seconds"]["train"] == 0.5 * STEPS and line["cost"]["seconds"]["step"] == 2 * STEPS
     assert line["trained_on"]["kl_first"] == pytest.approx(fmean([1, 1 / 2, 1 / 3]))
 

@@ -120,6 +120,22 @@ def test_every_fault_is_told_at_once():
         ({"placement": "time"}, "placement must be 'separate' or 'shared'"),
         ({"rollouts_per_step": 10, "sampler": {"n": 4}}, "multiple of sampler.n"),
         ({"teacher": {"mode": "opd", "path": "other", "follow": "ema"}}, "set teacher.follow=frozen"),
+        (
+            {"train": {"trajectory": "nearest"}},
+            "set refiner.select=nearest and refiner.n=4",
+        ),
+        ({"train": {"mixture_share": 0.2}}, "set train.trajectory=mixture, or leave it out"),
+        (
+            {"train": {"trajectory": "repair", "when_refinement_fails": "raw_if_passed"}},
+            "set train.when_refinement_fails=drop",
+        ),
+        ({"train": {"trajectory": "repair", "subset": "passed"}}, "set train.trajectory=y_o, or train.subset=all"),
+        (
+            {"train": {"trajectory": "y_o"}, "refiner": {"n": 4, "select": "nearest"}},
+            "refiner.select=nearest is about",
+        ),
+        ({"train": {"trajectory": "y_o"}, "refiner": {"max_edited_share": 0.5}}, "refiner.max_edited_share is about"),
+        ({"refiner": {"select": "best_score"}}, "a single refinement to choose from: set refiner.n=4"),
         ({"loss": {"beta": 0.2}}, "loss.divergence is forward_kl"),
         ({"loss": {"rest": "tail"}}, "set loss.top_k"),
         ({"sync": {"lora": "adapter"}}, "set learner.lora={}, or sync.lora=merged"),

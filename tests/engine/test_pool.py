@@ -55,6 +55,22 @@ def test_scoring_a_prompt_gives_the_models_logprobs_of_it(tied):
         assert len(g.ids) == 1
 
 
+def test_what_the_prefix_cache_holds_of_a_prompt_is_scored_again(tied):
+    [p] = prompts(1, 280, seed=5)  # a block of the cache has 128 or 256 tokens on a CPU
+    tied.ask([Request(prompt_ids=p, seed=0, max_tokens=4)] * 2)  # both engines hold it
+    for cached in (p, p[:260] + p[:16]):
+        [g] = tied.ask([Request(prompt_ids=cached, seed=0, prompt_logprobs=True)])
+        assert g.prompt_logprobs == pytest.approx(tied.logprobs(cached[:1], cached[1:]), abs=1e-4)
+
+
+def test_a_prompt_that_is_scored_must_leave_room_for_a_token(tied):
+    [whole] = prompts(1, CONTEXT)
+    one_shorter, full = (Request(prompt_ids=p, seed=0, prompt_logprobs=True) for p in (whole[:-1], whole))
+    assert len(tied.ask([one_shorter])[0].prompt_logprobs) == CONTEXT - 2
+    [told] = tied.ask([full])
+    assert told.finish == "refused" and str(CONTEXT) in told.refused
+
+
 def test_a_finish_reason_says_how_the_answer_ended(untied):
     asked = prompts(300, 6)
     answers = untied.ask([Request(prompt_ids=p, seed=i, temperature=2.0, max_tokens=30) for i, p in enumerate(asked)])

@@ -77,6 +77,48 @@ def test_one_huge_prompt_does_not_shorten_the_responses_of_all_others():
     assert of(left.recipe)[:3] == of(resolved({}, 8192, SHORT))[:3]  # as if it had never been there
 
 
+def fitted(tree: dict, positions: int, *prompts: PromptTokens, teacher: int | None = None) -> lengths.Fitted:
+    student = replace(FACTS, max_positions=positions)
+    other = replace(FACTS, max_positions=teacher or positions)
+    recipe = from_tree(tree)
+    problems = [lengths.Problem(f"p{i}", "text", p) for i, p in enumerate(prompts)]
+    return lengths.fit(recipe, problems, (), lengths.Contexts.of(recipe, student, other), student, other)
+
+
+WORDY = PromptTokens(student=100, vanilla=900, refine=300, reference=0)  # of someone's own wording without an attempt
+ASKED = {"sampler": {"max_response_tokens": 600}, "refiner": {"max_response_tokens": 200, "max_prompt_tokens": 1000}}
+
+
+@pytest.mark.parametrize(
+    "train",
+    [{"when_refinement_fails": "raw_if_passed"}, {"trajectory": "repair"}, {"trajectory": "mixture"}],
+    ids=["raw_if_passed", "repair", "mixture"],
+)
+def test_an_attempt_that_may_train_counts_below_the_vanilla_view(train):
+    tree = ASKED | {"train": train, "teacher": OPD}
+    assert fitted(ASKED | {"teacher": OPD}, 1400, WORDY).kept  # refinements alone: 900 tokens seen and 200 trained
+    said = (
+        r"teacher's view \(900 tokens\) and the response \(600\) make 1500, but it has 1400 positions: lower "
+        r"refiner.max_prompt_tokens or refiner.max_response_tokens or sampler.max_response_tokens"
+    )
+    with pytest.raises(UserError, match=said):
+        fitted(tree, 1400, WORDY)
+    assert lengths.longest_tokens(fitted(tree, 1500, WORDY).recipe, WORDY) == 1500
+    with pytest.raises(UserError, match=r"the problem and the instructions alone take 900 tokens of it"):
+        fitted(tree | {"refiner": ASKED["refiner"] | {"max_prompt_tokens": 899}}, 4000, WORDY)
+    defaults = fitted({"train": train, "teacher": OPD}, 8192, WORDY, teacher=2048).recipe  # a shorter teacher
+    assert defaults.sampler.response_tokens + 900 <= 2048
+
+
+def test_a_refinement_that_is_scored_fits_the_sampler_s_engines_with_the_token_that_comes_after_it():
+    nearest = {"refiner": {"n": 4, "select": "nearest"}, "sampler": {"max_model_len": 1000}}
+    assert fitted(nearest, 8192, SHORT).recipe.refiner.response_tokens == 1000 - 100 - 1
+    asked = nearest | {"refiner": nearest["refiner"] | {"max_response_tokens": 900}}
+    with pytest.raises(UserError, match=r"too long for the scoring.* make 1001, but .* context is 1000: lower"):
+        fitted(asked, 8192, SHORT)
+    assert fitted(asked | {"sampler": {"max_model_len": 1001}}, 8192, SHORT).kept
+
+
 def test_defaults_always_fit_prompts_of_up_to_half_the_context_and_the_paper_s_response():
     """Whatever is trained, taught and asked of the engines; and the resolved recipe is a valid one."""
     draw = random.Random(0)
@@ -88,10 +130,17 @@ def test_defaults_always_fit_prompts_of_up_to_half_the_context_and_the_paper_s_r
         refine = draw.randint(vanilla, half)
         p = PromptTokens(student, vanilla, refine, draw.randint(0, vanilla - student))
         tree = {
-            "train": {"trajectory": draw.choice(["y_o", "y_r"]), "subset": draw.choice(["all", "repaired"])},
+            "train": {
+                "trajectory": draw.choice(["y_o", "y_r", "repair", "mixture"]),
+                "subset": draw.choice(["all", "repaired"]),
+            },
             "teacher": draw.choice([{}, OPD]) | {"view": draw.choice(["refine", "vanilla"])},
         }
         model = replace(FACTS, max_positions=positions)
+        if tree["train"]["trajectory"] == "y_r" and draw.random() < 0.5:
+            tree["train"]["when_refinement_fails"] = "raw_if_passed"
+        if tree["train"]["trajectory"] != "y_o":
+            tree["refiner"] = {"n": 4, "select": draw.choice(["first", "nearest"])}
         recipe = from_tree(tree)
         contexts = lengths.Contexts.of(recipe, model, model)
         found = lengths.fit(recipe, [lengths.Problem("p", "text", p)], [student], contexts, model, model)

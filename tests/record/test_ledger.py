@@ -24,9 +24,24 @@ def lit(rows: list[dict]) -> list[dict]:
 
 
 FULL = [
-    row(0, **generation("y_o", 10, True), **generation("y_r", 4, True), refine_cut_tokens=0),
-    row(1, **generation("y_o", 20, False, version=1), **generation("y_r", 6, True), refine_cut_tokens=7),
-    row(2, **generation("y_o", 30, False, "length", "", "no \\boxed{} answer"), **generation("y_r", 8, False)),
+    row(0, **generation("y_o", 10, True), **generation("y_r", 4, True), refine_cut_tokens=0, trajectory="y_o"),
+    row(
+        1,
+        **generation("y_o", 20, False, version=1),
+        **generation("y_r", 6, True),
+        refine_cut_tokens=7,
+        trajectory="y_r",
+        refine_tokens=26,
+        refine_scored_tokens=16,
+        refine_student_logprob=-0.5,
+        refine_edited_share=0.25,
+    ),
+    row(
+        2,
+        trajectory="y_r",
+        **generation("y_o", 30, False, "length", "", "no \\boxed{} answer"),
+        **generation("y_r", 8, False),
+    ),
     row(
         3,
         **generation("y_o", 0, False, "stop", "", "empty"),
@@ -44,6 +59,13 @@ def test_every_number_of_a_step_counted_by_hand():
     assert m == {
         "rollouts": 5,
         "trained_rows": 3,
+        "trained_rows/y_o": 1,
+        "trained_rows/y_r": 2,
+        "tokens/sampled": 75,
+        "tokens/refined": 4 + 26 + 8 + 90 + 5,
+        "tokens/scored": 16,
+        "y_r/student_logprob": -0.5,
+        "y_r/edited_share": 0.25,
         "dropped/raw passed": 2,
         "y_o/passed": pytest.approx(2 / 5),
         "y_o/tokens_mean": 15,
@@ -71,7 +93,8 @@ def test_every_number_of_a_step_counted_by_hand():
 def test_without_refinements_nothing_is_said_about_them():
     m = row_metrics(lit([row(0, **generation("y_o", 10, True)), row(1, **generation("y_o", 20, False), y_r=None)]))
     assert m["y_o/passed"] == 0.5
-    assert not [name for name in m if name.startswith(("y_r", "ledger", "staleness", "dropped"))]
+    assert not [name for name in m if name.startswith(("y_r", "ledger", "staleness", "dropped", "trained_rows/"))]
+    assert {name: n for name, n in m.items() if name.startswith("tokens/")} == {"tokens/sampled": 30}
 
 
 def test_rows_in_files_give_the_numbers_of_rows_in_memory(tmp_path):
@@ -83,7 +106,7 @@ def test_a_row_that_nobody_could_judge_is_dropped_and_in_no_share():
     bad = row(5, **generation("y_o", 50, False), fault="y_o: not judged", train=False, dropped_because="bad row")
     never = row(6, fault="y_o: the engine refused the request", train=False, dropped_because="bad row")
     with_bad, without = row_metrics(lit([*FULL, bad, never])), row_metrics(lit(FULL))
-    assert with_bad == without | {"rollouts": 7, "dropped/bad row": 2}
+    assert with_bad == without | {"rollouts": 7, "dropped/bad row": 2, "tokens/sampled": 75 + 50}
 
 
 def test_no_rows_are_no_error():

@@ -154,6 +154,24 @@ def test_a_run_without_refinement_says_nothing_of_it(directory):
     assert "Repaired" not in text
 
 
+def test_a_run_that_repairs_says_what_it_refined_and_what_that_cost(tmp_path):
+    directory = RunDirectory.create(tmp_path / "r", from_tree({"train": {"trajectory": "repair"}}))
+    made = rows(0)
+    for row in made:  # the first attempt passed, and two of the other three were repaired
+        passed = row["y_o"]["passed"]
+        row |= {"trajectory": "y_o" if passed else "y_r", "train": True, "dropped_because": ""}
+        row |= {"y_r": None} if passed else {"refine_tokens": 4 * len(row["y_r"]["ids"])}
+    made[1]["refine_scored_tokens"] = 82
+    directory.write_rows(1, to_table(made))
+    text = write_summary(directory)
+    directory.release()
+    assert "on refined rollouts where raw ones failed, else raw ones" in text
+    assert "3 of 4 rollouts were refined, which took their pass rate from 0.0% to 66.7%." in text
+    assert "Trained on: 1 y_o, 3 y_r." in text
+    assert "| attempts (y_o), by the sampler | 406 | 102 |" in text
+    assert "by the refiner | 504 | 126 |" in text and "by the sampler | 82 | 20 |" in text
+
+
 def test_model_output_cannot_leave_its_block(directory):
     directory.write_rows(1, to_table(rows(0, repaired_text=HOSTILE)))
     text = write_summary(directory)

@@ -11,8 +11,10 @@ from trd_ray.engine.actor import Generation
 from trd_ray.errors import BadRow
 from trd_ray.record.ledger import row_metrics
 from trd_ray.rows import EXAMPLE, ROW, light, to_table
+from trd_ray.stream.choosing import RefineCandidate, choose
 from trd_ray.stream.examples import build, examples_of, rebuilt
-from trd_ray.stream.stages import min_version, record_refined, require_judged, require_taken, select
+from trd_ray.stream.stages import min_version, record_refined, require_judged, require_taken
+from trd_ray.stream.trajectories import wanted
 from trd_ray.verify import Verdict
 from trd_ray.views import Views
 
@@ -151,6 +153,51 @@ def test_a_raw_rollout_that_trains_in_place_of_a_refinement_is_not_shown_to_the_
     assert tokenizer.decode(row["teacher_ids"]) == "x known y_star"
 
 
+@pytest.mark.parametrize("view", ["refine", "vanilla"])
+def test_repair_trains_what_passed_under_the_vanilla_view_and_refines_the_rest(made, tokenizer, view):
+    tree = {"train": {"trajectory": "repair"}, "teacher": {"view": view}}
+    unrefined = {"y_r": None, "refine_prompt_ids": None, "refine_cut_tokens": None}
+    passed, example = made(True, over=unrefined, **tree)
+    assert (passed["trajectory"], passed["dropped_because"]) == ("y_o", "")
+    assert tokenizer.decode(example.response_ids) == "raw"
+    assert tokenizer.decode(example.teacher_ids) == "x known y_star"
+    for y_r_passed in (True, False):  # the paper keeps refinements that fail
+        failed, example = made(False, y_r_passed, **tree)
+        assert failed["trajectory"] == "y_r" and tokenizer.decode(example.response_ids) == "refined"
+        assert ("tried" in tokenizer.decode(example.teacher_ids)) == (view == "refine")
+    tree["train"] |= {"when_refinement_fails": "drop"}
+    assert made(False, False, **tree)[0]["dropped_because"] == "refinement failed"
+    assert made(True, over=unrefined, **tree)[0]["train"]
+
+
+def test_a_mixture_trains_each_row_on_what_was_drawn_for_it_whatever_the_verdicts(made, tokenizer):
+    tree = {"train": {"trajectory": "mixture", "mixture_share": 0.5}}
+    recipe = config.from_tree(tree)
+    drawn = {number: wanted(recipe, number, False) for number in range(8)}
+    assert set(drawn.values()) == {"y_o", "y_r"}
+    for number, trajectory in drawn.items():
+        for verdicts in VERDICTS:
+            row, example = made(*verdicts, over={"row": number}, **tree)
+            assert row["trajectory"] == trajectory and list(example.response_ids) == list(row[trajectory]["ids"])
+            assert ("tried" in tokenizer.decode(example.teacher_ids)) == (trajectory == "y_r")
+
+
+def test_a_refinement_that_strays_from_the_attempt_does_not_train_also_of_a_corpus_that_never_measured_it(
+    made, tokenizer
+):
+    [raw] = tokenizer("raw", add_special_tokens=False).input_ids
+    near, far = {"ids": [raw, 3]}, {"ids": [2, 3, 4, 5]}  # half of it is edited, and all
+    limit = {"refiner": {"max_edited_share": 0.5}}
+    assert made(y_r=near, **limit)[0]["train"] and made(y_r=far)[0]["train"]
+    for known in ({}, {"refine_edited_share": 1.0}):
+        row, example = made(y_r=far, over=known, **limit)
+        assert example is None and row["dropped_because"] == "edited too much"
+    assert made(y_r=near, over={"refine_edited_share": 0.75}, **limit)[1] is None  # what the stage measured counts
+    replaced = {"train": {"when_refinement_fails": "raw_if_passed"}}
+    assert made(True, False, y_r=far, **limit, **replaced)[0]["trajectory"] == "y_o"  # it trains, and is not edited
+    assert made(True, over={"y_r": None}, train={"trajectory": "repair"}, **limit)[0]["train"]
+
+
 @pytest.mark.parametrize(("view", "shown"), [("refine", "tried"), ("vanilla", "known")])
 def test_tokens_cut_from_the_teachers_view_are_recorded(made, tokenizer, view, shown):
     long = {"reference": " ".join(["y_star"] * 40)}
@@ -213,33 +260,20 @@ def generation(text: str, tokens: int) -> Generation:
     return Generation(list(range(tokens)), text, "stop", [-0.5] * tokens, 3, "refiner-0", 1.0, 2.0)
 
 
-@pytest.mark.parametrize(
-    ("passed", "lengths", "first", "first_passed", "shortest_passed"),
-    [
-        ([True, True, True], [5, 3, 4], 0, 0, 1),
-        ([False, True, True], [1, 5, 4], 0, 1, 2),
-        ([False, True, True], [1, 4, 4], 0, 1, 1),
-        ([False, False, False], [5, 3, 4], 0, 0, 0),
-        ([False], [0], 0, 0, 0),
-    ],
-)
-def test_the_refinement_is_selected_by_rule(passed, lengths, first, first_passed, shortest_passed):
-    chosen = [select(lengths, passed, rule) for rule in ("first", "first_passed", "shortest_passed")]
-    assert chosen == [first, first_passed, shortest_passed]
-
-
 def test_y_r_is_the_selected_candidate_with_its_own_verdict(made):
     row, _ = made()
     texts = [("so \\boxed{2}", 3, False), ("so then \\boxed{1}", 5, True), ("\\boxed{1}", 4, True), ("none", 2, False)]
     candidates = [generation(text, tokens) for text, tokens, _ in texts]
     judged = [(7.0 + i, Verdict(passed, float(passed), text, "", 0.5)) for i, (text, _, passed) in enumerate(texts)]
-    record_refined(row, candidates, judged, "shortest_passed")
+    weighed = [RefineCandidate(len(c.ids), v.passed, v.score) for c, (_, v) in zip(candidates, judged, strict=True)]
+    record_refined(row, candidates, judged, weighed, choose(weighed, "shortest_passed"))
     [out] = to_table([row]).to_pylist()
     y_r = out["y_r"]
     assert (y_r["text"], y_r["ids"], y_r["passed"]) == ("\\boxed{1}", [0, 1, 2, 3], True)
     assert (y_r["version"], y_r["engine"], y_r["logprobs"]) == (3, "refiner-0", [-0.5] * 4)
     assert (y_r["extracted"], y_r["verify_start_s"], y_r["verify_seconds"]) == ("\\boxed{1}", 7.0, 2.0)
-    assert (out["refine_candidates"], out["refine_candidates_passed"]) == (4, 2)
+    assert (out["refine_candidates"], out["refine_candidates_passed"], out["refine_tokens"]) == (4, 2, 14)
+    assert (out["refine_scored_tokens"], out["refine_student_logprob"], out["refine_edited_share"]) == (None,) * 3
     assert out["y_o"]["ids"] == list(row["y_o"]["ids"])
 
 

@@ -60,6 +60,38 @@ def test_a_row_that_an_engine_refuses_comes_with_its_fault_and_its_neighbours_as
     assert rows[2]["fault"].startswith("y_r: ") and rows[2]["y_o"]["passed"] is not None and rows[2]["y_r"] is None
 
 
+def answered(problems: pa.Table, answers: list[str]) -> pa.Table:
+    return problems.set_column(problems.column_names.index("answer"), "answer", pa.array(answers))
+
+
+def test_with_repair_only_attempts_that_failed_are_refined(ray_cluster, problems, tmp_path):
+    order = Order(8, seed=0, rollouts_per_step=8, steps=1, shuffle=False)
+    known = answered(problems, ["1", "2"] * 4)  # every answer is 1
+    pool = scripted_pool("repairs", Script(), tmp_path)
+    rows = feed_of(pool, known, order, train={"trajectory": "repair"}).take(0, lambda: None).to_pylist()
+    assert [row["y_o"]["passed"] for row in rows] == [True, False] * 4
+    assert [row["y_r"] is None for row in rows] == [True, False] * 4
+    assert [(row["trajectory"], row["train"]) for row in rows] == [("y_o", True), ("y_r", True)] * 4
+    assert [row["refine_tokens"] for row in rows] == [None, 4] * 4
+
+
+def test_the_nearest_refinement_is_the_one_that_the_student_s_engines_find_most_likely(ray_cluster, problems, tmp_path):
+    order = Order(8, seed=0, rollouts_per_step=4, steps=1, shuffle=False)
+    known = answered(problems, ["1", "2"] * 4)
+    pool = scripted_pool("scores", Script(), tmp_path)
+    nearest = {"n": 3, "select": "nearest", "max_response_tokens": 32, "max_prompt_tokens": 600}
+    rows = feed_of(pool, known, order, refiner=nearest).take(0, lambda: None).to_pylist()
+    for row, passes in zip(rows, [True, False] * 2, strict=True):
+        assert (row["refine_candidates"], row["refine_candidates_passed"]) == (3, 3 * passes)
+        assert row["refine_tokens"] == 4 + 5 + 6
+        scored = len(row["student_prompt_ids"]) + 6
+        assert row["refine_student_logprob"] == (pytest.approx(-1 / scored) if passes else None)
+        assert (len(row["y_r"]["ids"]), row["refine_scored_tokens"]) == ((6, 15) if passes else (4, None))
+    near = feed_of(pool, known, order, refiner=nearest | {"max_edited_share": 0.2}).take(0, lambda: None).to_pylist()
+    assert [len(row["y_r"]["ids"]) for row in near] == [5, 4, 5, 4]  # y_o has the 4 tokens with which all of them begin
+    assert [row["refine_edited_share"] for row in near] == [0.2, 0.0] * 2
+
+
 def dying(marks: str) -> Any:
     """A task of Ray's in which each text passes, but does to its process what it says."""
 

@@ -89,17 +89,18 @@ def _scores(found: dict[str, Any], lines: list[tuple[str, str, dict]]) -> tuple[
 
 
 def _cost(lines: list[tuple[str, str, dict]]) -> tuple[str, Lines, str]:
-    out = [["a run", "tokens sampled", "refined", "trained", "seconds", *STAGES]]
+    out = [["a run", "tokens sampled", "refined", "scored", "trained", "seconds", *STAGES]]
     for mode, method, line in lines:
         tokens = line["cost"]["tokens"]
         seconds = line["cost"]["seconds"]
         out.append(
-            [f"{mode} {method}", *(f"{tokens[kind]:,.0f}" for kind in ("sampled", "refined", "trained"))]
+            [f"{mode} {method}", *(f"{tokens[kind]:,.0f}" for kind in ("sampled", "refined", "scored", "trained"))]
             + [f"{seconds[stage]:.1f}" for stage in ["step", *STAGES]]
         )
     note = (
-        "Means over seeds. Seconds are those of the steps; a stage's are the wall time in which it had work under way, "
-        "and stages overlap. The start of the learner and the evaluation are not in them."
+        "Means over seeds. Refined: all candidates. Scored: refinements whose likelihood under the student was asked "
+        "for. Seconds are those of the steps; a stage's are the wall time in which it had work under way, and stages "
+        "overlap. The start of the learner and the evaluation are not in them."
     )
     return "Cost", out, note
 
@@ -172,13 +173,15 @@ def grid(plan: ComparisonPlan) -> Group:
             steps += inputs.total_steps if trains else 0
             made += sum(samples(inputs, trains))
     total = f"{len(cells)} cells, {len(cells) - left} done, {left} left: {steps:,} optimizer steps and {made:,} samples"
+    total += " at most" * any(plan.inputs(cell).recipe.train.trajectory == "repair" for cell in cells)
     return Group(drawn, Text(f"{total}\nin {plan.path}"))
 
 
 def samples(inputs: Inputs, trains: bool) -> tuple[int, int]:
-    """What a run asks the engines for: (rollouts and refinements, answers in its evaluation)."""
+    """What a run asks the engines for at most: (rollouts and refinements, answers in its evaluation)."""
     r = inputs.recipe
-    rollouts = inputs.total_steps * r.rollouts_per_step * (1 + r.refiner.n * r.refines) if trains else 0
+    rows = inputs.total_steps * r.rollouts_per_step
+    rollouts = round(rows * (1 + r.refiner.n * r.refined_share)) if trains else 0
     return rollouts, (inputs.held_out.num_rows * r.evaluation.samples if inputs.held_out else 0)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.record.directory import RunDirectory
+from trd_ray.record.generated import KINDS, generated
 from trd_ray.record.ledger import facts_of_run
 from trd_ray.score.stats import LEVEL, Estimate, Score, estimate, measures, paired_difference
 
@@ -135,20 +136,15 @@ def _tuning(plan: ComparisonPlan) -> list[dict[str, Any]]:
 def _cost(runs: list[RunDirectory]) -> dict[str, Any]:
     """Means over seeds: tokens made and trained on, and seconds of the steps by stage. Stages overlap."""
     metrics = [run.read_metrics() for run in runs]
-    tokens = [_tokens(run) for run in runs]
+    tokens = [generated(facts_of_run(run.read_rows())) for run in runs]
     return {
-        "tokens": {y: fmean(t[y] for t in tokens) for y in ("sampled", "refined")}
+        "tokens": {kind: fmean(t.get(kind, 0) for t in tokens) for kind in KINDS}
         | {"trained": fmean(sum(m.get("trained_tokens") or 0 for m in steps) for steps in metrics)},
         "seconds": {
             stage: fmean(sum(m.get(f"seconds/{stage}") or 0 for m in steps) for steps in metrics)
             for stage in ["step", *STAGES]
         },
     }
-
-
-def _tokens(run: RunDirectory) -> dict[str, int]:
-    facts = facts_of_run(run.read_rows())
-    return {name: sum(f[f"{y}_tokens"] or 0 for f in facts) for name, y in (("sampled", "y_o"), ("refined", "y_r"))}
 
 
 def _trained_on(runs: list[RunDirectory]) -> dict[str, Any]:

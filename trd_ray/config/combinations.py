@@ -11,7 +11,7 @@ from trd_ray.config.rollout_keys import (
     TeacherConfig,
     VerifyConfig,
 )
-from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig
+from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
 
 
 def require_teacher(student: StudentConfig, teacher: TeacherConfig) -> None:
@@ -26,6 +26,36 @@ def require_teacher(student: StudentConfig, teacher: TeacherConfig) -> None:
         raise ValueError(
             f"teacher.follow={teacher.follow} has no meaning in OPD, whose teacher is another model: "
             "set teacher.follow=frozen"
+        )
+
+
+def require_trajectory(train: TrainConfig, refiner: RefinerConfig) -> None:
+    chooses = refiner.select in ("best_score", "nearest")  # the other rules were always accepted
+    if train.trajectory != "mixture" and train.mixture_share != 0.5:
+        raise ValueError(
+            f"train.mixture_share is of a mixture, but train.trajectory is {train.trajectory}: set "
+            "train.trajectory=mixture, or leave it out"
+        )
+    if train.trajectory == "repair" and train.when_refinement_fails == "raw_if_passed":
+        raise ValueError(
+            "train.when_refinement_fails=raw_if_passed has no meaning with train.trajectory=repair, which refines only "
+            "attempts that failed: set train.when_refinement_fails=drop"
+        )
+    if train.trajectory == "repair" and train.subset == "passed":
+        raise ValueError(
+            "train.subset=passed leaves out all that train.trajectory=repair refines: set train.trajectory=y_o, or "
+            "train.subset=all"
+        )
+    if train.trajectory == "y_o" and (chooses or refiner.max_edited_share is not None):
+        key = f"refiner.select={refiner.select}" if chooses else "refiner.max_edited_share"
+        raise ValueError(
+            f"{key} is about refinements, but train.trajectory=y_o trains on none: leave it out, or set another "
+            "train.trajectory"
+        )
+    if chooses and refiner.n == 1:
+        raise ValueError(
+            f"refiner.select={refiner.select} has a single refinement to choose from: set refiner.n=4, or "
+            "refiner.select=first"
         )
 
 

@@ -158,7 +158,18 @@ class SamplerConfig(EngineConfig, SamplingConfig):
 class RefinerConfig(EngineConfig, SamplingConfig):
     """With placement=shared its keys of engines mean nothing: the sampler's engines refine."""
 
-    select: Annotated[Literal["first", "first_passed", "shortest_passed"], ROWS] = "first"
+    select: Annotated[Literal["first", "first_passed", "shortest_passed", "best_score", "nearest"], ROWS] = Field(
+        default="first",
+        description="which of refiner.n refinements becomes y_r; nearest: of those that pass, the one that the student "
+        "finds most likely, by its mean log-probability a token",
+    )
+    max_edited_share: Annotated[float | None, ROWS, NUMBERS] = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="a refinement further from y_o is not trained on: edit distance in tokens, divided by the longer "
+        "one's length; 1 only measures it",
+    )
     max_prompt_tokens: Annotated[int | None, ROWS, NUMBERS] = Field(
         default=None,
         ge=16,

@@ -1,6 +1,6 @@
 """The keys of training: what is learned from rows, how the learner works, what it saves and sends."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -14,13 +14,28 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainConfig(Node):
     """Which rollouts train, and on what."""
 
-    trajectory: Annotated[Literal["y_r", "y_o"], ROWS, NUMBERS] = Field(
-        default="y_r", description="y_o: plain on-policy distillation"
+    trajectory: Annotated[Literal["y_r", "y_o", "repair", "mixture"], ROWS, NUMBERS] = Field(
+        default="y_r",
+        description="y_o: plain on-policy distillation; repair: y_r where y_o failed, else y_o, which is not refined; "
+        "mixture: y_o for a share of the rows (train.mixture_share), y_r for the others",
+    )
+    mixture_share: Annotated[float, ROWS, NUMBERS] = Field(
+        default=0.5, gt=0, lt=1, description="train.trajectory=mixture: share of the rows that train on y_o"
     )
     when_refinement_fails: Annotated[Literal["train", "raw_if_passed", "drop"], NUMBERS] = "train"
     subset: Annotated[Literal["all", "failed", "passed", "repaired"], ROWS, NUMBERS] = Field(
         default="all", description="rollouts by the verdict of y_o; repaired: y_o failed and y_r passed"
     )
+
+    @field_validator("trajectory", mode="before")
+    @classmethod
+    def _is_no_rule_of_selection(cls, trajectory: Any) -> Any:
+        if trajectory in ("nearest", "best_score"):
+            raise ValueError(
+                f"is {trajectory}, which chooses among several refinements: set refiner.select={trajectory} and "
+                "refiner.n=4, and train.trajectory=y_r"
+            )
+        return trajectory
 
 
 class LossConfig(Node):

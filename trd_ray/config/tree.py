@@ -128,7 +128,28 @@ class Recipe(Node):
     @property
     def refines(self) -> bool:
         """Whether y_r is made at all: it trains, or the subset needs it."""
-        return self.train.trajectory == "y_r" or self.train.subset == "repaired"
+        return self.train.trajectory != "y_o" or self.train.subset == "repaired"
+
+    @property
+    def refined_share(self) -> float:
+        """The share of the rows that are refined, at most: with repair it falls as the student gets better."""
+        train = self.train
+        if train.trajectory == "mixture" and train.subset != "repaired":
+            return 1 - train.mixture_share
+        return float(self.refines)
+
+    @property
+    def trains_on(self) -> tuple[str, ...]:
+        """The trajectories that may train, y_r before y_o."""
+        train = self.train
+        if train.trajectory in ("y_r", "y_o") and train.when_refinement_fails != "raw_if_passed":
+            return (train.trajectory,)
+        return ("y_o",) if train.trajectory == "y_o" else ("y_r", "y_o")
+
+    @property
+    def scores_refinements(self) -> bool:
+        """Whether the sampler's engines tell how likely the student finds refinements."""
+        return self.refines and self.refiner.select == "nearest"
 
     @property
     def refines_without_adapter(self) -> bool:
@@ -142,6 +163,7 @@ class Recipe(Node):
             raise ValueError(
                 f"rollouts_per_step ({self.rollouts_per_step}) must be a multiple of sampler.n ({self.sampler.n})"
             )
+        combinations.require_trajectory(self.train, self.refiner)
         combinations.require_loss(self.loss)
         combinations.require_adapters(self.learner, self.sync, self.checkpoint)
         combinations.require_evaluation(self.evaluation, self.stream, self.data)

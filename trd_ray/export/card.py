@@ -67,7 +67,12 @@ def _headline(recipe: Recipe) -> str:
 def _training(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
     r = recipe
     opt = recipe.learner
-    trains_on = {"y_r": "the teacher's rewrites of its attempts", "y_o": "its own attempts"}[r.train.trajectory]
+    trains_on = {
+        "y_r": "the teacher's rewrites of its attempts",
+        "y_o": "its own attempts",
+        "repair": "its own attempts that passed, and the teacher's rewrites of the others",
+        "mixture": f"its own attempts for {r.train.mixture_share:.0%} of the rows, else the teacher's rewrites",
+    }[r.train.trajectory]
     weights = f"LoRA adapters, rank {opt.lora.rank}, alpha {opt.lora.alpha:g}" if opt.lora else "all weights"
     lines = [["", ""], ["base model", _named(r.student.path, r.student.revision)]]
     if r.teacher.mode == "opd":
@@ -86,7 +91,7 @@ def _training(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
         ["sampling", f"temperature {r.sampler.temperature:g}, at most {r.sampler.max_response_tokens} tokens"],
         ["seed", str(r.seed)],
     ]
-    return "\n\n".join([table(lines).replace("---:|", ":---|"), *_pass_rates(directory, steps), _recipe(r)])
+    return "\n\n".join([table(lines).replace("---:|", ":---|"), *_pass_rates(directory, steps, r), _recipe(r)])
 
 
 def _loss(r: Recipe) -> str:
@@ -95,12 +100,14 @@ def _loss(r: Recipe) -> str:
     return f"{r.loss.divergence.replace('_', ' ')}{settings or ' over the whole vocabulary'}"
 
 
-def _pass_rates(directory: RunDirectory, steps: int) -> list[str]:
+def _pass_rates(directory: RunDirectory, steps: int, recipe: Recipe) -> list[str]:
     facts = [fact for fact in facts_of_run(directory.read_rows()) if fact["step"] <= steps]
     totals = ledger(facts) if facts else {}
     if "y_r/passed" in totals:
         raw, refined = totals["y_o/passed"], totals["y_r/passed"]
-        return [f"Of {totals['rollouts']} attempts {raw:.1%} passed, of their rewrites {refined:.1%}."]
+        theirs = "their rewrites" if recipe.refined_share == 1 else "the rewrites of some"
+        theirs = "the rewrites of those that failed" if recipe.train.trajectory == "repair" else theirs
+        return [f"Of {totals['rollouts']} attempts {raw:.1%} passed, of {theirs} {refined:.1%}."]
     return [f"Of {totals['rollouts']} attempts {totals['y_o/passed']:.1%} passed."] if "y_o/passed" in totals else []
 
 

@@ -196,8 +196,7 @@ def _lengths(
     assert fitted is not None
     r = fitted.recipe
     kept = [p.tokens for p in fitted.kept]
-    seen = [lengths.seen_tokens(r, p) for p in kept]
-    longest = [max(p.student, n) + lengths.trained_tokens(r) for p, n in zip(kept, seen, strict=True)]
+    longest = [lengths.longest_tokens(r, p) for p in kept]
     without_attempt = [
         min(r.refiner.prompt_tokens, p.refine if r.teacher.view == "refine" else p.vanilla) for p in kept
     ]

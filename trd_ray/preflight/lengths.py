@@ -73,11 +73,16 @@ def resolve(
             y_o = min(y_o, room)
         elif limit is None and not holds_paper:
             y_o = min(y_o, max(room // 2, room - (y_r or room)))
+        if _mixes(r):
+            # Below the vanilla view, of which no more than the limit is shown.
+            y_o = min(y_o, _left(contexts.teacher, [min(limit or p.vanilla, p.vanilla) for p in prompts]))
     if y_r is None:
         with_attempt = min(limit, bare + y_o) if limit else bare + min(y_o, room // 2)
         y_r = RESPONSE_TOKENS if holds_paper else max(1, min(RESPONSE_TOKENS, context - with_attempt))
-        if r.train.trajectory == "y_r":
+        if "y_r" in r.trains_on:
             y_r = min(y_r, _left(contexts.student, [p.student for p in prompts]))
+        if r.scores_refinements:
+            y_r = max(1, min(y_r, _left(contexts.sampler, [p.student for p in prompts]) - 1))
     if limit is None:
         responses = [y_r] if r.refines else []
         responses += [y_o] if r.train.trajectory == "y_o" else []
@@ -160,15 +165,31 @@ def fit(
         kept = [p for p in kept if p.problem_id not in left_out]
 
 
-def seen_tokens(r: Recipe, p: PromptTokens) -> int:
-    """The longest context that the teacher has in the loss."""
-    shown = p.refine + r.sampler.response_tokens if r.teacher.view == "refine" else p.vanilla
-    return min(r.refiner.prompt_tokens, shown)
+def trained_responses(r: Recipe) -> dict[str, int]:
+    """The longest response of each trajectory that may train."""
+    limits = {"y_r": r.refiner.response_tokens, "y_o": r.sampler.response_tokens}
+    return {y: limits[y] for y in r.trains_on}
 
 
-def trained_tokens(r: Recipe) -> int:
-    """The longest response that is trained on."""
-    return r.refiner.response_tokens if r.train.trajectory == "y_r" else r.sampler.response_tokens
+def _mixes(r: Recipe) -> bool:
+    """Whether attempts may train among refinements."""
+    return len(r.trains_on) > 1
+
+
+def taught(r: Recipe, p: PromptTokens) -> dict[str, tuple[int, int]]:
+    """Tokens of the longest context that the teacher has in the loss, and of the longest response below it.
+
+    One pair for each trajectory that may train. An attempt that trains among refinements has the vanilla view.
+    """
+    vanilla = min(r.refiner.prompt_tokens, p.vanilla)
+    refine = min(r.refiner.prompt_tokens, p.refine + r.sampler.response_tokens)
+    asked = refine if r.teacher.view == "refine" else vanilla
+    return {y: (vanilla if y == "y_o" and _mixes(r) else asked, n) for y, n in trained_responses(r).items()}
+
+
+def longest_tokens(r: Recipe, p: PromptTokens) -> int:
+    """The longest sequence of the learner's, on the student's or on the teacher's side."""
+    return max(max(p.student, seen) + response for seen, response in taught(r, p).values())
 
 
 def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens) -> dict[str, str]:
@@ -182,7 +203,8 @@ def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens) -> dict[str, str]:
             f"its prompt of {p.student} tokens and sampler.max_response_tokens ({y_o}) make {p.student + y_o}, "
             f"but the context is {contexts.sampler}"
         )
-    views = [p.refine] * (r.refines or r.teacher.view == "refine") + [p.vanilla] * (r.teacher.view == "vanilla")
+    shows_vanilla = r.teacher.view == "vanilla" or _mixes(r)
+    views = [p.refine] * (r.refines or r.teacher.view == "refine") + [p.vanilla] * shows_vanilla
     if max(views) - p.reference > limit:
         found["teacher's prompt"] = (
             f"the problem and the instructions alone take {max(views) - p.reference} tokens of it, but "
@@ -194,13 +216,18 @@ def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens) -> dict[str, str]:
             f"its prompt with an attempt of full length ({prompt} tokens) and refiner.max_response_tokens ({y_r}) make "
             f"{prompt + y_r}, but the context is {contexts.refiner}"
         )
-    seen = seen_tokens(r, p)
-    response = trained_tokens(r)
+    if r.scores_refinements and p.student + y_r + 1 > contexts.sampler:
+        found["scoring"] = (
+            f"its prompt of {p.student} tokens, a refinement of full length ({y_r}) and the token that vLLM samples "
+            f"besides make {p.student + y_r + 1}, but the sampler's context is {contexts.sampler}"
+        )
+    seen, response = max(taught(r, p).values(), key=sum)
     if seen + response > contexts.teacher:
         found["teacher"] = (
             f"the teacher's view ({seen} tokens) and the response ({response}) make {seen + response}, but it has "
             f"{contexts.teacher} positions"
         )
+    response = max(trained_responses(r).values())
     if p.student + response > contexts.student:
         found["student"] = (
             f"its prompt of {p.student} tokens and the response ({response}) make {p.student + response}, but it has "
@@ -219,7 +246,8 @@ def _refusals(
 ) -> Iterator[str]:
     """A sentence for each limit, but only one about the same few problems."""
     engine = "sampler" if asked.placement == "shared" else "refiner"
-    response = f"{'refiner' if asked.train.trajectory == 'y_r' else 'sampler'}.max_response_tokens"
+    pools = {"y_r": "refiner", "y_o": "sampler"}
+    response = " or ".join(f"{pools[y]}.max_response_tokens" for y in asked.trains_on)
     default = asked.refiner.max_prompt_tokens is None
     what_is_left = default and resolved.refiner.prompt_tokens < REFINE_PROMPT_TOKENS[asked.teacher.mode]
     longer = {
@@ -231,6 +259,7 @@ def _refusals(
         "teacher's prompt": f"lower refiner.max_response_tokens, {longer[engine]}" if what_is_left else "raise it",
         "refiner": "lower sampler.max_response_tokens, refiner.max_prompt_tokens or refiner.max_response_tokens, "
         f"{longer[engine]}",
+        "scoring": f"lower refiner.max_response_tokens, {longer['sampler']}, or set refiner.select=shortest_passed",
         "teacher": f"lower refiner.max_prompt_tokens or {response}",
         "student": f"lower {response}",
     }

@@ -99,9 +99,12 @@ class Clock:
             "seconds/overhead": sync.end - self.began - stages["busy"],
             "time_s": sync.end,
         }
-        for pool, y, stage in (("sampler", "y_o", "sample"), ("refiner", "y_r", "refine")):
-            if stages[stage]:
-                out[f"tokens_per_s/{pool}"] = sum(part(row, y, "tokens") or 0 for row in rows) / stages[stage]
+        made = {
+            ("sampler", "sample"): sum(part(row, "y_o", "tokens") or 0 for row in rows),
+            # Also of the refinements that were not chosen, which rows of an older corpus do not tell.
+            ("refiner", "refine"): sum(row.get("refine_tokens") or part(row, "y_r", "tokens") or 0 for row in rows),
+        }
+        out |= {f"tokens_per_s/{pool}": n / stages[stage] for (pool, stage), n in made.items() if stages[stage]}
         self.step = Span(f"step {rows[0]['step'] + 1}", *window)
         self.began = sync.end
         self.spans = []

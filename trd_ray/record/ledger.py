@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_ray.record.by_source import source_metrics
+from trd_ray.record.generated import KINDS, generated
 from trd_ray.rows import RowFiles, part
 from trd_ray.verify import EMPTY
 
@@ -26,6 +27,9 @@ STAGES = {
 # What `ledger` measures, apart from dropped/<reason> and, with several sources, source/<name>/...
 METRICS = (
     *("rollouts", "trained_rows", "refine/cut_rows", "teacher/cut_rows", "staleness/mean", "staleness/max"),
+    *(f"trained_rows/{y}" for y in ("y_o", "y_r")),
+    *(f"tokens/{kind}" for kind in KINDS),
+    *("y_r/edited_share", "y_r/student_logprob"),
     *(
         f"{y}/{name}"
         for y in ("y_o", "y_r")
@@ -36,6 +40,7 @@ METRICS = (
 DROPPED = "dropped/"
 
 _PLAIN = ["row", "step", "source", "fault", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens"]
+_PLAIN += ["trajectory", "refine_tokens", "refine_scored_tokens", "refine_student_logprob", "refine_edited_share"]
 _VERDICT = ("passed", "finish", "extracted", "detail", "seconds")
 _PARTS = [("y_o", "version"), *((y, n) for y in ("y_o", "y_r") for n in _VERDICT)]
 
@@ -72,14 +77,23 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
 
     - counts of rows: rollouts, trained_rows, dropped/*, *_rows, and ledger/{raw}_{refined}, whose four cells add up to
       the refined rollouts
+    - trained_rows/{trajectory}, where both trained
     - shares of the trajectories that exist: passed, truncated, no_answer, empty
+    - tokens/*, what all of the rows cost (see generated.py)
     - numbers of tokens, and staleness if `version` is given
     - of each source what `by_source` says
     """
     out: dict[str, float] = {"rollouts": len(facts), "trained_rows": sum(bool(f["train"]) for f in facts)}
     dropped = Counter(f["dropped_because"] for f in facts if f["dropped_because"])
     out |= {f"{DROPPED}{reason}": count for reason, count in sorted(dropped.items())}
+    on = Counter(f["trajectory"] for f in facts if f["train"])
+    if on["y_o"] and on["y_r"]:
+        out |= {f"trained_rows/{y}": on[y] for y in ("y_o", "y_r")}
+    out |= {f"tokens/{kind}": tokens for kind, tokens in generated(facts).items()}
     sound = [f for f in facts if not f["fault"]]
+    for name in ("edited_share", "student_logprob"):
+        if known := [f[f"refine_{name}"] for f in sound if f[f"refine_{name}"] is not None]:
+            out[f"y_r/{name}"] = float(np.mean(known))
     for y in ("y_o", "y_r"):
         out |= _trajectory_metrics(y, [f for f in sound if f[f"{y}_tokens"] is not None])
     judged = [f for f in sound if f["y_o_passed"] is not None and f["y_r_passed"] is not None]

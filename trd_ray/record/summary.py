@@ -18,6 +18,7 @@ from trd_ray.files import write_atomically
 from trd_ray.record import bounds, warnings
 from trd_ray.record.by_source import source_table
 from trd_ray.record.directory import RunDirectory
+from trd_ray.record.generated import KINDS, generated
 from trd_ray.record.ledger import facts_of_run, ledger
 from trd_ray.record.markdown import code, inline, side_by_side, table
 from trd_ray.score.stats import Estimate, Score
@@ -63,6 +64,7 @@ def write_summary(directory: RunDirectory) -> str:
         "Ledger": _ledger(ledger(facts)),
         "Sources": source_table(facts),
         "Lengths": _lengths(facts),
+        "Generated tokens": _generated(facts),
         "Course of the run": _course(metrics),
         "Time": _time(metrics) + _bound(recipe, metrics, facts),
         "Verdicts": _verdicts(facts),
@@ -93,13 +95,20 @@ def _warnings(facts: list[dict], evaluations: list[Score], recipe: Recipe) -> st
 
 
 def _headline(recipe: Recipe, metrics: list[dict], totals: dict[str, float], evaluations: list[Score]) -> str:
-    trains_on = {"y_r": "refined rollouts", "y_o": "raw rollouts"}[recipe.train.trajectory]
+    trains_on = {
+        "y_r": "refined rollouts",
+        "y_o": "raw rollouts",
+        "repair": "refined rollouts where raw ones failed, else raw ones",
+        "mixture": f"raw ({recipe.train.mixture_share:.0%} of the rows) and refined rollouts",
+    }[recipe.train.trajectory]
     lines = [
         f"{recipe.teacher.mode.upper()} on {trains_on}: {len(metrics)} steps, {totals['rollouts']} rollouts, "
         f"{totals['trained_rows']} trained on. Student {code(recipe.student.path)}, "
         f"teacher {code(recipe.teacher_path)} ({recipe.teacher.follow})."
     ]
-    if "y_r/passed" in totals:
+    if recipe.train.trajectory in ("repair", "mixture"):
+        lines += _of_refined(totals)
+    elif "y_r/passed" in totals:
         raw = totals["y_o/passed"]
         refined = totals["y_r/passed"]
         lines.append(
@@ -114,6 +123,20 @@ def _headline(recipe: Recipe, metrics: list[dict], totals: dict[str, float], eva
             f"which is {'clear of' if gain.clear_of_zero else 'not clear of'} zero."
         )
     return "\n\n".join(lines)
+
+
+def _of_refined(totals: dict[str, float]) -> list[str]:
+    """What refinement did where not every rollout is refined: all of them are no fair comparison for those that are."""
+    cells = {(o, r): totals.get(f"ledger/{o}_{r}", 0) for o in ("pass", "fail") for r in ("pass", "fail")}
+    n = sum(cells.values())
+    if not n:
+        return []
+    raw, refined = ((cells["pass", "pass"] + cells[one]) / n for one in (("pass", "fail"), ("fail", "pass")))
+    on = ", ".join(f"{totals[f'trained_rows/{y}']} {y}" for y in ("y_o", "y_r") if f"trained_rows/{y}" in totals)
+    return [
+        f"{n} of {totals['rollouts']} rollouts were refined, which took their pass rate from {raw:.1%} to "
+        f"{refined:.1%}." + (f" Trained on: {on}." if on else "")
+    ]
 
 
 def _gain(evaluations: list[Score]) -> tuple[str, Estimate | None]:
@@ -183,6 +206,15 @@ def _lengths(facts: list[dict]) -> str:
             lines.append(
                 [name, f"{median(tokens):.0f}", f"{fmean(tokens):.1f}", str(max(tokens)), f"{cut:.1%}", f"{mute:.1%}"]
             )
+    return table(lines) if len(lines) > 1 else ""
+
+
+def _generated(facts: list[dict]) -> str:
+    """What the rows cost in tokens."""
+    trained = sum(bool(f["train"]) for f in facts)
+    lines = [["", "tokens", "for a row that trained"]]
+    for kind, tokens in generated(facts).items():
+        lines.append([KINDS[kind], f"{tokens:,}", f"{tokens / trained:,.0f}" if trained else "-"])
     return table(lines) if len(lines) > 1 else ""
 
 

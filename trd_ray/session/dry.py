@@ -76,5 +76,5 @@ def _without_data(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> t
     shown = resolved.refiner.prompt_tokens
     if resolved.teacher.view == "vanilla":
         shown = min(shown, PROMPT_TOKENS)
-    longest = shown + lengths.trained_tokens(resolved)
+    longest = shown + max(lengths.trained_responses(resolved).values())
     return resolved, min(longest, max(contexts.student, contexts.teacher))

@@ -25,6 +25,7 @@ from trd_ray.record.ledger import DROPPED
 from trd_ray.record.metrics import metric_names, require_metric
 from trd_ray.sandbox import Sandbox
 from trd_ray.session.cluster import Connection, is_local
+from trd_ray.stream.held import require_held
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
@@ -205,6 +206,7 @@ def _corpus(recipe: Recipe) -> checks.Corpus:
             "rollouts_per_step, or build a larger corpus with jobs/refine.py"
         )
     steps = min(recipe.steps or steps, steps)
+    require_held(recipe, steps * recipe.rollouts_per_step)
     trained = load_problems(recipe.data, corpus_rows=steps * recipe.rollouts_per_step).table
     return checks.Corpus(rows, steps, recipe.rollouts_per_step, trained["problem"].unique().to_pylist())
 

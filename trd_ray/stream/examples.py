@@ -14,13 +14,17 @@ import pyarrow as pa
 from trd_ray.config import Recipe
 from trd_ray.distill.batches import Example
 from trd_ray.rows import EXAMPLE, dicts, part
+from trd_ray.stream.choosing import strays
+from trd_ray.stream.edits import edited_share
+from trd_ray.stream.trajectories import wanted
 from trd_ray.views import Views, setting_of
 
 BAD_ROW = "bad row"  # why a row with a fault is dropped; its `fault` says what it is
+EDITED = "edited too much"  # the same of a row without a refinement within refiner.max_edited_share
 # What `build` reads of a row.
 READ = (
     *("row", "problem", "reference", "turns", "source", "student_prompt_ids", "refine_prompt_ids"),
-    *("refine_cut_tokens", "fault"),
+    *("refine_cut_tokens", "refine_edited_share", "fault"),
     *("y_o.ids", "y_o.passed", "y_o.feedback", "y_r.ids", "y_r.passed"),
 )
 
@@ -64,16 +68,16 @@ def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None
 def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
     """(trajectory, reason to drop the row, or "" to train on it)."""
     train = recipe.train
-    if row.get("fault"):
-        return train.trajectory, BAD_ROW
     y_o_passed, y_r_passed = bool(part(row, "y_o", "passed")), bool(part(row, "y_r", "passed"))
+    trajectory = wanted(recipe, row["row"], y_o_passed)
+    if row.get("fault"):
+        return trajectory, BAD_ROW
     in_subset = {
         "all": True,
         "failed": not y_o_passed,
         "passed": y_o_passed,
         "repaired": not y_o_passed and y_r_passed,
     }[train.subset]
-    trajectory = train.trajectory
     if not in_subset:
         return trajectory, f"not in subset {train.subset}"
     if trajectory == "y_r" and not y_r_passed and train.when_refinement_fails != "train":
@@ -81,7 +85,18 @@ def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
             trajectory = "y_o"
         else:
             return trajectory, "refinement failed"
+    if trajectory == "y_r" and strays(_edited_share(row, recipe), recipe.refiner.max_edited_share):
+        return trajectory, EDITED
     return trajectory, "" if _some(part(row, trajectory, "ids")) else "empty"
+
+
+def _edited_share(row: dict, recipe: Recipe) -> float | None:
+    """As the stage has measured it. The rows of a corpus may have been made without a limit."""
+    y_o, y_r = part(row, "y_o", "ids"), part(row, "y_r", "ids")
+    if recipe.refiner.max_edited_share is None or y_o is None or y_r is None:
+        return None
+    known = row.get("refine_edited_share")
+    return edited_share(y_o, y_r) if known is None else known
 
 
 def _some(ids: Any) -> bool:
@@ -90,8 +105,8 @@ def _some(ids: Any) -> bool:
 
 
 def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[Any, int]:
-    if trajectory != recipe.train.trajectory:
-        # A raw rollout replaces a failed refinement: the refine view would show the teacher the text that it scores.
+    if trajectory == "y_o" and recipe.train.trajectory != "y_o":
+        # A raw rollout among refinements: the refine view would show the teacher the very text that it scores.
         view = views.vanilla(row["problem"], row["reference"], **setting_of(row))
         return view.ids, view.cut_tokens
     if recipe.teacher.view == "refine" and _some(row.get("refine_prompt_ids")):

@@ -1,6 +1,7 @@
 """The stage of the graph: every row of a call is sampled, verified, refined and verified by itself.
 
     (step, first, end) -> for each row at once:  gate -> y_o -> verifier task -> y_r -> verifier task -> example
+                                                 (a row that trains on y_o is not refined: trajectories.py)
                        -> rows leave in blocks, in the order in which they finish
 
 No row waits for another: refinement of one begins while the next is still sampled. Short answers are the exception:
@@ -29,10 +30,13 @@ import pyarrow as pa
 import ray
 from ray.exceptions import ObjectLostError
 
+from trd_ray.engine.actor import Generation
 from trd_ray.engine.client import Client
 from trd_ray.failures import Kind, kind_of, told_apart
 from trd_ray.rows import IN_STREAM, to_table
 from trd_ray.stream.blocks import RowBlock, pack
+from trd_ray.stream.choosing import RefineCandidate, choose, mean_logprob, scoring, to_score
+from trd_ray.stream.edits import edited_share
 from trd_ray.stream.examples import BAD_ROW, build
 from trd_ray.stream.stages import (
     StageSpec,
@@ -44,6 +48,7 @@ from trd_ray.stream.stages import (
     require_judged,
     require_taken,
 )
+from trd_ray.stream.trajectories import needs_refinement
 from trd_ray.stream.verifying import LOST_PAUSE_S, Judged, Verifying
 from trd_ray.views import load_views, setting_of
 
@@ -157,7 +162,7 @@ class Flow:
         [(start_s, verdict)] = await self._judged(row, problem, [y_o.text], tests)
         record_verdict(row, "y_o", verdict, start_s)
         require_judged(row, "y_o")
-        if r.refines:
+        if needs_refinement(r, row["row"], row["y_o"]["passed"]):
             await self._refine(row, problem, tests)
 
     async def _refine(self, row: dict[str, Any], problem: dict[str, Any], tests: dict[int, asyncio.Future]) -> None:
@@ -168,11 +173,33 @@ class Flow:
         # The seed differs from y_o's: the same seed would couple the two samples.
         adapter = not self.recipe.refines_without_adapter
         asked = request(refiner, view.ids, row["seed"] ^ 1, refiner.n, adapter, self._prefix(row))
-        candidates = await self.refiner.generate(asked, self.spec.first_refine_version)
-        require_taken(candidates, "y_r")
-        judged = await self._judged(row, problem, [candidate.text for candidate in candidates], tests)
-        record_refined(row, candidates, judged, refiner.select)
+        refinements = await self.refiner.generate(asked, self.spec.first_refine_version)
+        require_taken(refinements, "y_r")
+        judged = await self._judged(row, problem, [refinement.text for refinement in refinements], tests)
+        candidates = await self._candidates(row, refinements, judged)
+        chosen = choose(candidates, refiner.select, refiner.max_edited_share)
+        record_refined(row, refinements, judged, candidates, chosen)
         require_judged(row, "y_r")
+
+    async def _candidates(
+        self, row: dict[str, Any], refinements: list[Generation], judged: list[Judged]
+    ) -> list[RefineCandidate]:
+        """The refinements with all that one of them is chosen by."""
+        refiner = self.recipe.refiner
+        limit = refiner.max_edited_share
+        found = [RefineCandidate(len(g.ids), v.passed, v.score) for g, (_, v) in zip(refinements, judged, strict=True)]
+        if limit is not None:  # in a thread, since long ones take a part of a second
+            for candidate, refinement in zip(found, refinements, strict=True):
+                candidate.edited_share = await asyncio.to_thread(edited_share, row["y_o"]["ids"], refinement.ids)
+        asked = to_score(found, refiner.select, limit)
+        # The version that sampled y_o may be gone. Whatever serves now is as new, which is all that the gate asks.
+        oldest = min_version(row["step"], self.spec.max_staleness, self.spec.first_version)
+        requests = [scoring(row["student_prompt_ids"], refinements[i].ids) for i in asked]
+        answers = await asyncio.gather(*(self.sampler.generate(request, oldest) for request in requests))
+        for i, [answer] in zip(asked, answers, strict=True):
+            found[i].scored = True
+            found[i].logprob = mean_logprob(answer, found[i].tokens)
+        return found
 
     def _prefix(self, row: dict[str, Any]) -> int | None:
         """The prompts of one problem begin alike; it has only one of each kind where it is sampled once."""

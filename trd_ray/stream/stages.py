@@ -1,6 +1,7 @@
 """What happens to a row on its way: what is asked of an engine, and how an answer and a verdict are written into it.
 
-    row -> request -> Generation -> record -> Verdict -> record_verdict      for y_o, and for y_r by record_refined
+    row -> request -> Generation -> record -> Verdict -> record_verdict      for y_o
+           -> n refinements -> verdicts -> one is chosen (choosing.py) -> record_refined
 
 flow.py brings it together. Everything here is pure.
 """
@@ -14,6 +15,7 @@ from trd_ray.config import EvaluationConfig, Recipe, SamplingConfig
 from trd_ray.engine.actor import Generation, Request
 from trd_ray.errors import BadRow
 from trd_ray.problems.order import Order
+from trd_ray.stream.choosing import RefineCandidate
 from trd_ray.verify import UNJUDGED, Verdict
 from trd_ray.views import Ids
 
@@ -67,14 +69,6 @@ def request(
     )
 
 
-def select(tokens: list[int], passed: list[bool], rule: str) -> int:
-    """Index of the refinement to keep: by `rule` the first, the first that passes or the shortest that passes."""
-    those = [i for i, has in enumerate(passed) if has]
-    if rule == "first" or not those:
-        return 0
-    return those[0] if rule == "first_passed" else min(those, key=lambda i: tokens[i])
-
-
 def record(row: dict[str, Any], y: str, generation: Generation) -> None:
     row[y] = _trajectory(generation)
 
@@ -85,16 +79,23 @@ def record_verdict(row: dict[str, Any], y: str, verdict: Verdict, start_s: float
 
 
 def record_refined(
-    row: dict[str, Any], candidates: list[Generation], judged: list[tuple[float, Verdict]], rule: str
+    row: dict[str, Any],
+    refinements: list[Generation],
+    judged: list[tuple[float, Verdict]],
+    candidates: list[RefineCandidate],
+    chosen: int,
 ) -> None:
-    """Keep one of the verified refinements as y_r, by `rule`; if none passes, the first."""
+    """Keep the chosen one of the verified refinements as y_r, and what all of them cost."""
     verdicts = [verdict for _, verdict in judged]
-    chosen = select([len(c.ids) for c in candidates], [v.passed for v in verdicts], rule)
-    record(row, "y_r", candidates[chosen])
+    record(row, "y_r", refinements[chosen])
     record_verdict(row, "y_r", verdicts[chosen], judged[0][0])
     row["y_r"]["verify_seconds"] = sum(verdict.seconds for verdict in verdicts)  # for all candidates
     row["refine_candidates"] = len(candidates)
     row["refine_candidates_passed"] = sum(v.passed for v in verdicts)
+    row["refine_tokens"] = sum(c.tokens for c in candidates)
+    row["refine_scored_tokens"] = sum(c.tokens for c in candidates if c.scored) or None
+    row["refine_edited_share"] = candidates[chosen].edited_share
+    row["refine_student_logprob"] = candidates[chosen].logprob
 
 
 def require_judged(row: dict[str, Any], y: str) -> None:

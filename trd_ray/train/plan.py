@@ -28,7 +28,10 @@ class RunPlan:
 
 def require_refinements(recipe: Recipe) -> None:
     if not recipe.refines:
-        raise UserError(f"train.trajectory={recipe.train.trajectory} makes no refinements: set train.trajectory=y_r")
+        raise UserError(
+            f"train.trajectory={recipe.train.trajectory} makes no refinements: set train.trajectory=y_r, or repair to "
+            "refine only attempts that failed"
+        )
 
 
 def mirror_of(recipe: Recipe, resume: Resume) -> Mirrored | None:

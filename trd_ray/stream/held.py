@@ -1,0 +1,75 @@
+"""Whether a corpus holds what a recipe is to train on: refinements are not made after the fact.
+
+    rows of a corpus, the recipe that made it, the recipe at hand  ->  require_held()  ->  nothing, or a UserError
+
+Any trajectory may be chosen on a corpus of train.trajectory=y_r, which refines every rollout. One of repair or of
+mixture lacks the refinements that it has saved.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow.compute as pc
+
+from trd_ray.config import Recipe, stored
+from trd_ray.errors import UserError
+from trd_ray.problems.corpus import open_corpus
+from trd_ray.stream.trajectories import wanted
+
+COLUMNS = ("row", "fault", "y_o.passed", "y_r.passed")
+
+
+def require_held(recipe: Recipe, rows: int) -> None:
+    """Look at the first `rows` rows of the recipe's corpus. Raises UserError, which says what else can be trained."""
+    folder = recipe.data.path
+    _require_selected(recipe, Path(folder).expanduser() / "recipe.yaml")
+    found = open_corpus(folder).to_table(COLUMNS, pc.field("row") < rows).to_pylist()
+    lacking = lacks(recipe, found)
+    if not lacking:
+        return
+    held = [y for y in ("repair", "y_o") if not lacks(_with_trajectory(recipe, y), found)]
+    other = f"set train.trajectory={' or '.join(held)}, or " if held else ""
+    raise UserError(
+        f"the corpus {folder} holds no refinement of {lacking} of its first {rows} rollouts, which "
+        f"train.trajectory={recipe.train.trajectory} with train.subset={recipe.train.subset} needs: {other}make it "
+        "again with trd refine and train.trajectory=y_r, which refines all"
+    )
+
+
+def lacks(recipe: Recipe, rows: Iterable[dict]) -> int:
+    """How many rows were to train on a refinement, or be chosen by one, and have none. Rows with a fault never train.
+
+    A row has COLUMNS.
+    """
+    return sum(_needs(recipe, row) and row["y_r.passed"] is None for row in rows)
+
+
+def _needs(recipe: Recipe, row: dict) -> bool:
+    passed = row["y_o.passed"]
+    subset = recipe.train.subset
+    if row["fault"] or passed is None or (passed and subset in ("failed", "repaired")):
+        return False
+    if not passed and subset == "passed":
+        return False
+    return subset == "repaired" or wanted(recipe, row["row"], passed) == "y_r"
+
+
+def _with_trajectory(recipe: Recipe, trajectory: str) -> Recipe:
+    return recipe.model_copy(update={"train": recipe.train.model_copy(update={"trajectory": trajectory})})
+
+
+def _require_selected(recipe: Recipe, made_by: Path) -> None:
+    """Refuse a rule that chose among candidates which the corpus does not hold. It keeps one of each rollout."""
+    rule = recipe.refiner.select
+    if rule not in ("best_score", "nearest") or not made_by.is_file():
+        return
+    try:
+        theirs = stored(made_by).refiner.select
+    except UserError:
+        return  # of another version of the program, whose rows can still be read
+    if theirs != rule:
+        raise UserError(
+            f"refiner.select={rule} chooses while a corpus is made, but {made_by.parent} was made with "
+            f"refiner.select={theirs} and keeps one refinement of each rollout: set refiner.select={theirs}, or make "
+            "it again with trd refine"
+        )
