@@ -128,8 +128,8 @@ def test_another_verifier_makes_verdicts_stale_and_no_answer():
 
 
 def test_a_verdict_on_disk_is_still_the_one_that_this_version_would_give():
-    """Of a run before the keys said what they affect; another digest would have every verdict made anew."""
-    assert verifier_of({"answer": "4", "tests": None}, config.VerifyConfig()) == "f9a54a8c8da36df0"
+    """Of a run since verify.answer_in_formula; another digest would have every verdict made anew."""
+    assert verifier_of({"answer": "4", "tests": None}, config.VerifyConfig()) == "6246ef65a1046325"
 
 
 def test_whatever_affects_an_answer_is_told_by_the_settings_the_weights_or_the_prompt():

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from trd_ray.config import Recipe, VerifyConfig
+from trd_ray.config import VerifyConfig, load
+from trd_ray.errors import UserError
 from trd_ray.verify import verifier
 from trd_ray.verify.math.boxes import MAX_BOXES, boxes
 from trd_ray.verify.math.forms import read
@@ -181,8 +182,6 @@ def test_the_last_formula_counts_only_by_its_switch():
 
 
 def test_the_switch_without_prose_is_refused_with_the_key_to_set():
-    with pytest.raises(ValueError, match="set verify.answer_in_prose=true"):
-        Recipe.model_validate(
-            {"student": {"path": "s"}, "teacher": {"path": "t"}, "data": {"path": "d"}, "steps": 1,
-             "verify": {"answer_in_formula": True}}
-        )  # fmt: skip
+    with pytest.raises(UserError, match="set verify.answer_in_prose=true"):
+        load("smollm2_smoke", ["verify.answer_in_formula=true"])
+    assert load("smollm2_smoke", ["verify.answer_in_prose=true", "verify.answer_in_formula=true"])
