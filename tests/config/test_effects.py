@@ -117,8 +117,8 @@ def test_another_verifier_makes_verdicts_stale_and_no_answer():
     stale = {
         name
         for name, value in {
-            "timeout_s": 9, "answer_in_prose": True, "answer_in_formula": True, "time_limit_s": 1, "memory_mib": 64, "program_timeout_s": 1,
-            "max_tests": 1, "task": "code", "sandbox": "unshare", "cpus": 2, "max_tasks": 1,
+            "timeout_s": 9, "answer_in_prose": True, "answer_in_formula": True, "time_limit_s": 1, "memory_mib": 64,
+            "program_timeout_s": 1, "max_tests": 1, "task": "code", "sandbox": "unshare", "cpus": 2, "max_tasks": 1,
         }.items()
         if verifier_of(problem, config.VerifyConfig.model_validate({name: value}))
         != verifier_of(problem, config.VerifyConfig())
