@@ -28,22 +28,27 @@ KINDS = {
     "matrix of decimals", "prose", "last formula",
 }  # fmt: skip
 
+WITHOUT_BOX = ("prose", "last formula")
+
 with Path(__file__).with_name("real_pairs.tsv").open(newline="", encoding="utf-8") as file:
     PAIRS = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, restval=""))
 
 
 @pytest.fixture(scope="module")
 def verifiers():
-    boxed = MathVerifier(timeout_s=20)
-    made = {"prose": MathVerifier(20, answer_in_prose=True), "last formula": MathVerifier(20, True, True)}
-    yield lambda kind: made.get(kind, boxed)
-    for one in (boxed, *made.values()):
-        one.close()
+    made = MathVerifier(timeout_s=20)
+
+    def of_kind(kind: str) -> MathVerifier:
+        made.answer_in_prose, made.answer_in_formula = kind in WITHOUT_BOX, kind == "last formula"
+        return made
+
+    yield of_kind
+    made.close()
 
 
 def response(pair: dict) -> str:
     text = pair["response"].replace("<br>", "\n")
-    bare = "boxed" in text or pair["kind"] in ("prose", "last formula")
+    bare = "boxed" in text or pair["kind"] in WITHOUT_BOX
     return text if bare else rf"So the answer is \boxed{{{text}}}."
 
 
@@ -145,18 +150,21 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_hostile_to_the_new_readings_ends_in_a_verdict_in_time(name):
+@pytest.fixture(scope="module")
+def hasty():
     made = MathVerifier(timeout_s=0.5, answer_in_prose=True, answer_in_formula=True)
-    try:
-        made(r"\boxed{x}", {"answer": "y"})  # the child is started, so that only the comparison is timed
-        for answer in ("5+x", "(1,2),(3,4)", "x=1,y=2", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"):
-            start = time.monotonic()
-            assert not made(HOSTILE[name], {"answer": answer}).passed
-            assert not made(rf"\boxed{{{answer}}}", {"answer": HOSTILE[name]}).passed
-            assert time.monotonic() - start < 6
-    finally:
-        made.close()
+    made(r"\boxed{x}", {"answer": "y"})  # the child is started, so that only the comparison is timed
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_hostile_to_the_new_readings_ends_in_a_verdict_in_time(hasty, name):
+    for answer in ("5+x", "(1,2),(3,4)", "x=1,y=2", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"):
+        start = time.monotonic()
+        assert not hasty(HOSTILE[name], {"answer": answer}).passed
+        assert not hasty(rf"\boxed{{{answer}}}", {"answer": HOSTILE[name]}).passed
+        assert time.monotonic() - start < 6
 
 
 def test_readings_take_linear_time_however_often_a_pattern_almost_fits():
@@ -174,10 +182,9 @@ def test_readings_take_linear_time_however_often_a_pattern_almost_fits():
 
 def test_the_last_formula_counts_only_by_its_switch():
     text = "We multiply and find that $x = 42$ holds."
-    for keys, passed in (({}, False), ({"answer_in_prose": True}, False),
-                         ({"answer_in_prose": True, "answer_in_formula": True}, True)):  # fmt: skip
+    for keys in ({}, {"answer_in_prose": True}, {"answer_in_prose": True, "answer_in_formula": True}):
         made = verifier(VerifyConfig.model_validate(keys))
-        assert made(text, {"answer": "42", "problem": ""}).passed is passed
+        assert made(text, {"answer": "42", "problem": ""}).passed is (len(keys) == 2)
         made.close()
 
 
