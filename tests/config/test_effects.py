@@ -117,8 +117,8 @@ def test_another_verifier_makes_verdicts_stale_and_no_answer():
     stale = {
         name
         for name, value in {
-            "timeout_s": 9, "answer_in_prose": True, "answer_in_formula": True, "time_limit_s": 1, "memory_mib": 64, "program_timeout_s": 1,
-            "max_tests": 1, "task": "code", "sandbox": "unshare", "cpus": 2, "max_tasks": 1,
+            "timeout_s": 9, "answer_in_prose": True, "answer_in_formula": True, "time_limit_s": 1, "memory_mib": 64,
+            "program_timeout_s": 1, "max_tests": 1, "task": "code", "sandbox": "unshare", "cpus": 2, "max_tasks": 1,
         }.items()
         if verifier_of(problem, config.VerifyConfig.model_validate({name: value}))
         != verifier_of(problem, config.VerifyConfig())
@@ -128,8 +128,8 @@ def test_another_verifier_makes_verdicts_stale_and_no_answer():
 
 
 def test_a_verdict_on_disk_is_still_the_one_that_this_version_would_give():
-    """Of a run before the keys said what they affect; another digest would have every verdict made anew."""
-    assert verifier_of({"answer": "4", "tests": None}, config.VerifyConfig()) == "f9a54a8c8da36df0"
+    """Of a run since verify.answer_in_formula; another digest would have every verdict made anew."""
+    assert verifier_of({"answer": "4", "tests": None}, config.VerifyConfig()) == "6246ef65a1046325"
 
 
 def test_whatever_affects_an_answer_is_told_by_the_settings_the_weights_or_the_prompt():

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from trd_ray.config import Recipe, VerifyConfig
+from trd_ray.config import VerifyConfig, load
+from trd_ray.errors import UserError
 from trd_ray.verify import verifier
 from trd_ray.verify.math.boxes import MAX_BOXES, boxes
 from trd_ray.verify.math.forms import read
@@ -19,13 +20,15 @@ from trd_ray.verify.math.named_values import ratio_names, solutions
 from trd_ray.verify.math.second_reading import second_reading
 
 # Whoever fixes or makes an error changes these counts and the figures in trd_ray/verify/math/README.md.
-FALSE_ACCEPTS, UNEQUAL_PAIRS = 0, 233
-FALSE_REJECTS, EQUAL_PAIRS = 2, 247
+FALSE_ACCEPTS, UNEQUAL_PAIRS = 0, 236
+FALSE_REJECTS, EQUAL_PAIRS = 2, 250
 KINDS = {
     "several boxes", "boxes in the expected answer", "named solutions", "named values", "named ratio",
     "tuples in another order", "chain", "relation", "decimal comma", "percent in words", "currency and area",
     "matrix of decimals", "prose", "last formula",
 }  # fmt: skip
+
+WITHOUT_BOX = ("prose", "last formula")
 
 with Path(__file__).with_name("real_pairs.tsv").open(newline="", encoding="utf-8") as file:
     PAIRS = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE, restval=""))
@@ -33,16 +36,19 @@ with Path(__file__).with_name("real_pairs.tsv").open(newline="", encoding="utf-8
 
 @pytest.fixture(scope="module")
 def verifiers():
-    boxed = MathVerifier(timeout_s=20)
-    made = {"prose": MathVerifier(20, answer_in_prose=True), "last formula": MathVerifier(20, True, True)}
-    yield lambda kind: made.get(kind, boxed)
-    for one in (boxed, *made.values()):
-        one.close()
+    made = MathVerifier(timeout_s=20)
+
+    def of_kind(kind: str) -> MathVerifier:
+        made.answer_in_prose, made.answer_in_formula = kind in WITHOUT_BOX, kind == "last formula"
+        return made
+
+    yield of_kind
+    made.close()
 
 
 def response(pair: dict) -> str:
     text = pair["response"].replace("<br>", "\n")
-    bare = "boxed" in text or pair["kind"] in ("prose", "last formula")
+    bare = "boxed" in text or pair["kind"] in WITHOUT_BOX
     return text if bare else rf"So the answer is \boxed{{{text}}}."
 
 
@@ -144,18 +150,21 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_what_is_hostile_to_the_new_readings_ends_in_a_verdict_in_time(name):
+@pytest.fixture(scope="module")
+def hasty():
     made = MathVerifier(timeout_s=0.5, answer_in_prose=True, answer_in_formula=True)
-    try:
-        made(r"\boxed{x}", {"answer": "y"})  # the child is started, so that only the comparison is timed
-        for answer in ("5+x", "(1,2),(3,4)", "x=1,y=2", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"):
-            start = time.monotonic()
-            assert not made(HOSTILE[name], {"answer": answer}).passed
-            assert not made(rf"\boxed{{{answer}}}", {"answer": HOSTILE[name]}).passed
-            assert time.monotonic() - start < 6
-    finally:
-        made.close()
+    made(r"\boxed{x}", {"answer": "y"})  # the child is started, so that only the comparison is timed
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_hostile_to_the_new_readings_ends_in_a_verdict_in_time(hasty, name):
+    for answer in ("5+x", "(1,2),(3,4)", "x=1,y=2", r"\begin{pmatrix}1&2\\3&4\end{pmatrix}"):
+        start = time.monotonic()
+        assert not hasty(HOSTILE[name], {"answer": answer}).passed
+        assert not hasty(rf"\boxed{{{answer}}}", {"answer": HOSTILE[name]}).passed
+        assert time.monotonic() - start < 6
 
 
 def test_readings_take_linear_time_however_often_a_pattern_almost_fits():
@@ -173,16 +182,13 @@ def test_readings_take_linear_time_however_often_a_pattern_almost_fits():
 
 def test_the_last_formula_counts_only_by_its_switch():
     text = "We multiply and find that $x = 42$ holds."
-    for keys, passed in (({}, False), ({"answer_in_prose": True}, False),
-                         ({"answer_in_prose": True, "answer_in_formula": True}, True)):  # fmt: skip
+    for keys in ({}, {"answer_in_prose": True}, {"answer_in_prose": True, "answer_in_formula": True}):
         made = verifier(VerifyConfig.model_validate(keys))
-        assert made(text, {"answer": "42", "problem": ""}).passed is passed
+        assert made(text, {"answer": "42", "problem": ""}).passed is (len(keys) == 2)
         made.close()
 
 
 def test_the_switch_without_prose_is_refused_with_the_key_to_set():
-    with pytest.raises(ValueError, match="set verify.answer_in_prose=true"):
-        Recipe.model_validate(
-            {"student": {"path": "s"}, "teacher": {"path": "t"}, "data": {"path": "d"}, "steps": 1,
-             "verify": {"answer_in_formula": True}}
-        )  # fmt: skip
+    with pytest.raises(UserError, match="set verify.answer_in_prose=true"):
+        load("smollm2_smoke", ["verify.answer_in_formula=true"])
+    assert load("smollm2_smoke", ["verify.answer_in_prose=true", "verify.answer_in_formula=true"])

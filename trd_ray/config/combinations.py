@@ -83,7 +83,7 @@ def require_evaluation(evaluation: EvaluationConfig, stream: StreamConfig, data:
 def require_prose(verify: VerifyConfig) -> None:
     if verify.answer_in_formula and not verify.answer_in_prose:
         raise ValueError(
-            "verify.answer_in_formula is for responses that state no answer in prose either, but verify.answer_in_prose "
+            "verify.answer_in_formula is for responses that state no answer in prose, but verify.answer_in_prose "
             "is false: set verify.answer_in_prose=true, or leave it out"
         )
 

@@ -82,8 +82,10 @@ def _joins(gap: str) -> bool:
 
 def _goes_on(gap: str) -> bool:
     words = _plain(gap).strip()
-    if len(gap) > MAX_GAP_CHARS or words[:1] in "=-/" and not gap.lstrip(" $.,;").startswith("\n"):
-        return not words
+    if not words:
+        return True
+    if len(gap) > MAX_GAP_CHARS or words[0] in "=-/" and not gap.lstrip(" $.,;").startswith("\n"):
+        return False  # \boxed{5} - \boxed{3}; on a new line the sign begins an item
     if DOUBT.search(gap) or RETRACTION.search(gap) or _CONCLUDES.search(gap):
         return False
     return not re.search(r"[0-9+<>]|\\frac|\\sqrt", words)  # a calculation that leads to the next box

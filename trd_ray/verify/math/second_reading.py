@@ -16,7 +16,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from trd_ray.verify.math.forms import Form, Formula, Group, Matrix, Number, Relation, read
-from trd_ray.verify.math.latex import depth_after, join, tokens, unread
+from trd_ray.verify.math.latex import ROW_END, depth_after, join, tokens, unread
 from trd_ray.verify.math.relations import is_label
 
 _TEXT = r"\\(?:text|textrm|mathrm|mbox|rm)\s*"
@@ -66,11 +66,12 @@ def second_reading(answer: str, commas: bool = False) -> Form:
     if not _RARE.search(answer):
         return first
     if isinstance(first, Relation) and first.signs == ("=",) and is_label(first.parts[0]):
-        return second_reading(first.parts[1], commas)
-    if (words := _IN_WORDS.match(answer)) and (number := _NUMBERS.get(words[1].lower())) is not None:
+        if scaled := _scaled_matrix(first.parts[1]):
+            return Relation((first.parts[0], _matrix_latex(scaled)), first.signs)
+    elif (words := _IN_WORDS.match(answer)) and (number := _NUMBERS.get(words[1].lower())) is not None:
         unit = words[2].strip()
         return read(rf"{number} \text{{{unit}}}") if unit else read(f"{number}{words[3] or ''}")
-    if isinstance(first, Group):
+    elif isinstance(first, Group):
         if rows := _rows(first):
             return rows
     elif scaled := _scaled_matrix(answer):
@@ -153,9 +154,12 @@ def _product(by: Form, cell: Form) -> Form:
     return Formula(rf"({_latex(by)})\cdot({_latex(cell)})")
 
 
+def _matrix_latex(matrix: Matrix) -> str:
+    rows = ROW_END.join("&".join(map(_latex, row)) for row in matrix.rows)
+    return rf"\begin{{pmatrix}}{rows}\end{{pmatrix}}"
+
+
 def _latex(form: Form) -> str:
-    return (
-        rf"\frac{{{form.value.numerator}}}{{{form.value.denominator}}}"
-        if isinstance(form, Number)
-        else join(tokens(form.latex if isinstance(form, Formula) else ""))
-    )
+    if isinstance(form, Number):
+        return rf"\frac{{{form.value.numerator}}}{{{form.value.denominator}}}"
+    return form.latex if isinstance(form, Formula) else ""
