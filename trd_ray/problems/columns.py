@@ -36,7 +36,7 @@ OURS = ("problem_id", "problem", "answer", "reference", "tests")  # taken from c
 MAY_BE_MAPPED = (*OURS, "teacher")
 _NULLABLE = {field.name for field in SCHEMA if field.nullable}
 
-# Column names that many data sets use. They only feed the suggestion: nothing is mapped unasked.
+# Column names that many data sets use. They only feed the suggestion: what is mapped unasked stands in `schemas`.
 _USUAL = {
     "problem": ["question", "prompt", "query", "input", "instruction"],
     "answer": ["final_answer", "expected_answer", "target", "label", "ground_truth"],
@@ -62,7 +62,7 @@ def problems(
     known = schemas.recognised(source.names, first, mapped)
     names = _columns(mapped, known, source.names, first, group, path, answers)
     nested = not answers or "." in names.get("answer", "")
-    leftovers = Leftovers(_kept(names))
+    leftovers = Leftovers(_taken(names, answers))
     found = _Rows(names, group, nested, answers, leftovers)
     table, spool = spooled(found.problems(islice(source.rows(), limit)), SCHEMA)
     if notes is not None:
@@ -82,9 +82,13 @@ def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:
     return {name: column for name, column in mapped.items() if column in found or column.split(".")[0] in found}
 
 
-def _kept(names: dict[str, str]) -> set[str]:
-    """The columns that need not stand in `extra` too: a function of the user's finds the others by their own names."""
-    return {column for ours, column in names.items() if ours == column or ours in ("problem", "tests")}
+def _taken(names: dict[str, str], answers: bool) -> set[str]:
+    """The columns that need not stand in `extra` too: a function of the user's finds the others by their own names.
+
+    Such a function gets an answer as it was, before it became text.
+    """
+    taken = {column for ours, column in names.items() if ours == column or ours in ("problem", "tests")}
+    return taken if answers else taken - {"answer"}
 
 
 def _columns(
