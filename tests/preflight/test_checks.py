@@ -1,6 +1,7 @@
 """Nothing starts that could not end well: vocabularies, end of turn, lengths and references are checked first."""
 
 import dataclasses
+import json
 
 import pyarrow as pa
 import pytest
@@ -407,3 +408,50 @@ def test_without_vllm_its_arguments_are_not_checked(monkeypatch):
     monkeypatch.setattr(arguments, "find_spec", lambda name: None)
     assert check({"sampler": {"extra": {"foo_bar": 1}}}).problems == 3
     arguments.engine_arguments.cache_clear()
+
+
+# Conversations and sources
+
+
+def said(table: pa.Table, *turns: dict, source: str | None = None) -> pa.Table:
+    """The same problems with these turns before each."""
+    rows = [row | {"turns": json.dumps(turns), "source": source} for row in table.to_pylist()]
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+
+SYSTEM = {"role": "system", "content": "1 2 3"}
+
+
+def test_what_is_said_before_a_problem_counts_to_its_prompts():
+    longer = check(
+        problems=said(problems(3, 5, 40), {"role": "user", "content": "1 2 3"}, {"role": "assistant", "content": "4"})
+    )
+    plain = check()
+    assert longer.student_prompt and plain.student_prompt
+    assert longer.student_prompt.longest == plain.student_prompt.longest + 4 + 2 * 2  # two turns, each in two marks
+
+
+def test_a_template_that_drops_the_system_turn_of_the_data_is_refused():
+    drops = "{% for m in messages if m.role != 'system' %}<{{ m.role }}> {{ m.content }} <end> {% endfor %}"
+    templates = tokenizer(template=drops + "{% if add_generation_prompt %}<assistant> {% endif %}")
+    both = {"student_tokenizer": templates, "teacher_tokenizer": templates}
+    check(**both)
+    told = refusal(problems=said(problems(3), SYSTEM), **both)
+    assert "the student's chat template does not show the system turn of a conversation exactly once" in told
+
+
+def test_one_question_after_another_conversation_is_another_problem():
+    asked, held_out = problems(9), problems(9)
+    assert "problems in common" in refusal(problems=asked, evaluation=held_out)
+    assert "problems in common" in refusal(problems=said(asked, SYSTEM), evaluation=said(held_out, SYSTEM))
+    found = check(problems=said(asked, SYSTEM), evaluation=said(held_out, SYSTEM | {"content": "7 8 9"}))
+    assert found.overlap and not found.overlap.trained_on
+
+
+def test_a_source_with_a_prompt_of_its_own_need_not_fit_the_default_one():
+    code = pa.Table.from_pylist(
+        [row | {"tests": b"x", "source": "code"} for row in problems(3, 5).to_pylist()], schema=SCHEMA
+    )
+    sources = [{"name": "code", "path": "c.jsonl"}]
+    assert "verify.task is math, whose prompts do not fit" in refusal({"data": {"sources": sources}}, problems=code)
+    check({"data": {"sources": [sources[0] | {"prompts": {"solve": "Write: {problem}"}}]}}, problems=code)

@@ -316,3 +316,17 @@ def test_what_nobody_judged_and_what_an_engine_refused_are_bad_rows():
     require_taken([taken, taken], "y_r")
     with pytest.raises(BadRow, match="^y_r: the engine refused the request .*too long"):
         require_taken([taken, Generation.refusal("ValueError: too long", 0, "e", 0.0)], "y_r")
+
+
+def test_a_teacher_s_view_that_is_made_again_holds_what_was_said_before_and_the_wording_of_the_source(made, tokenizer):
+    turns = '[{"role": "user", "content": "tried"}, {"role": "assistant", "content": "refined"}]'
+    sources = [{"name": "own", "path": "own.jsonl", "prompts": {"solve_with_reference": "raw {problem} {reference}"}}]
+    rows = [
+        made(over={"row": 0, "turns": turns})[0],
+        made(over={"row": 1, "source": "own"})[0],
+        made(over={"row": 2})[0],
+    ]
+    recipe = config.from_tree({"prompts": PROMPTS, "teacher": {"view": "vanilla"}, "data": {"sources": sources}})
+    table = rebuilt(to_table(rows), recipe, Views(recipe, tokenizer, tokenizer))
+    texts = [tokenizer.decode(ids) for ids in table["teacher_ids"].to_pylist()]
+    assert texts == ["tried refined x known y_star", "raw x y_star", "x known y_star"]

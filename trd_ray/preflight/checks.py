@@ -20,7 +20,7 @@ from trd_ray.layouts import rendered
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import lengths, trainable
 from trd_ray.preflight.arguments import require_arguments
-from trd_ray.preflight.overlap import Overlap, overlap
+from trd_ray.preflight.overlap import Overlap, asked_texts, overlap
 from trd_ray.problems import order
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.views import Views, setting_of
@@ -223,8 +223,8 @@ def _overlap(
 ) -> Overlap | None:
     if evaluation is None or (problems is None and corpus is None):
         return None
-    trained = problems["problem"].to_pylist() if problems is not None else corpus.problems if corpus else []
-    found = overlap(trained, evaluation["problem"].to_pylist())
+    trained = asked_texts(problems) if problems is not None else corpus.problems if corpus else []
+    found = overlap(trained, asked_texts(evaluation))
     if found.trained_on and not recipe.evaluation.allow_overlap:
         raise UserError(
             f"data.path and evaluation.path have problems in common: {found}, such as {found.example[:60]!r}, and "

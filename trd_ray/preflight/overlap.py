@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
+import pyarrow as pa
 
 RUN_WORDS = 8
 CLOSE_SHARE = 0.5
@@ -68,6 +69,12 @@ def overlap(trained: Sequence[str], held_out: Sequence[str]) -> Overlap:
         trained=len(trained),
         searched=len(searched),
     )
+
+
+def asked_texts(problems: pa.Table) -> list[str]:
+    """What each problem asks, as text to compare: what was said before it belongs to it."""
+    columns = (problems[name].to_pylist() for name in ("turns", "problem"))
+    return [f"{turns} {problem}" if turns else problem for turns, problem in zip(*columns, strict=True)]
 
 
 def in_common(ours: Iterable[str], theirs: Iterable[str]) -> list[str]:

@@ -36,7 +36,7 @@ OURS = ("problem_id", "problem", "answer", "reference", "tests")  # taken from c
 MAY_BE_MAPPED = (*OURS, "teacher")
 _NULLABLE = {field.name for field in SCHEMA if field.nullable}
 
-# Column names that many data sets use. They only feed the suggestion: nothing is mapped unasked.
+# Column names that many data sets use. They only feed the suggestion: what is mapped unasked stands in `schemas`.
 _USUAL = {
     "problem": ["question", "prompt", "query", "input", "instruction"],
     "answer": ["final_answer", "expected_answer", "target", "label", "ground_truth"],
@@ -49,21 +49,20 @@ def problems(
     group: str,
     path: str,
     limit: int | None = None,
-    *,
-    answers: bool = True,
+    answered: bool = True,
     notes: list[str] | None = None,
 ) -> tuple[pa.Table, Spool]:
     """A table of rows.PROBLEM from the first `limit` rows of a source and a map of our column names to its own.
 
-    `group` are the keys of the recipe that a message names, `path` is the source's name. Without `answers` a row needs
-    none (see `needs_answers`). Into `notes` goes what a person should know. Raises UserError.
+    `group` are the keys of the recipe that a message names, `path` is the source's name. `answered`: each row needs an
+    answer or tests (see `needs_answers`). Into `notes` goes what a person should know. Raises UserError.
     """
     first = next((row for _, row in source.rows()), {})
     known = schemas.recognised(source.names, first, mapped)
-    names = _columns(mapped, known, source.names, first, group, path, answers)
-    nested = not answers or "." in names.get("answer", "")
-    leftovers = Leftovers(_kept(names))
-    found = _Rows(names, group, nested, answers, leftovers)
+    names = _columns(mapped, known, source.names, first, group, path, answered)
+    nested = not answered or "." in names.get("answer", "")
+    leftovers = Leftovers(_taken(names, answered))
+    found = _Rows(names, group, nested, answered, leftovers)
     table, spool = spooled(found.problems(islice(source.rows(), limit)), SCHEMA)
     if notes is not None:
         notes += [f"{path} {known.note}"] if known and known.columns.keys() - mapped.keys() else []
@@ -82,9 +81,13 @@ def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:
     return {name: column for name, column in mapped.items() if column in found or column.split(".")[0] in found}
 
 
-def _kept(names: dict[str, str]) -> set[str]:
-    """The columns that need not stand in `extra` too: a function of the user's finds the others by their own names."""
-    return {column for ours, column in names.items() if ours == column or ours in ("problem", "tests")}
+def _taken(names: dict[str, str], answered: bool) -> set[str]:
+    """The columns that need not stand in `extra` too: a function of the user's finds the others by their own names.
+
+    Such a function gets an answer as it was, before it became text.
+    """
+    taken = {column for ours, column in names.items() if ours == column or ours in ("problem", "tests")}
+    return taken if answered else taken - {"answer"}
 
 
 def _columns(
@@ -94,7 +97,7 @@ def _columns(
     first: dict[str, Any],
     group: str,
     source: str,
-    answers: bool,
+    answered: bool,
 ) -> dict[str, str]:
     """Our name -> the source's column, for the columns that the source has."""
     ours = SCHEMA.names if set(SCHEMA.names) <= set(found) else OURS  # all: a table that was ours before
@@ -108,7 +111,7 @@ def _columns(
     missing = [
         name
         for name in ("problem", "answer")
-        if name not in names and not (name == "answer" and ("tests" in names or not answers))
+        if name not in names and not (name == "answer" and ("tests" in names or not answered))
     ]
     if missing:
         keys = " ".join(f"{group}.columns.{_likely(name, found)}" for name in missing)
@@ -158,7 +161,7 @@ class _Rows:
     names: dict[str, str]  # our name -> the column
     group: str
     nested: bool  # an answer may be a list, an object or a truth value, and becomes JSON
-    answers: bool
+    answered: bool
     leftovers: Leftovers
 
     def problems(self, found: Iterable[Row]) -> Iterator[dict[str, Any]]:
@@ -169,13 +172,13 @@ class _Rows:
             text = self._texts(row, where)
             tests = _tests(_cell(row, names["tests"]), where, names["tests"]) if "tests" in names else None
             for name in ("problem_id", "problem", "answer"):
-                unneeded = name not in text or (name == "answer" and (tests or not self.answers))
+                unneeded = name not in text or (name == "answer" and (tests or not self.answered))
                 if not unneeded and not (text[name] or "").strip():
                     raise UserError(
                         f"{where}: {names[name]} is empty: fill it in, remove that row, or set {group}.columns.{name} "
                         "to another column"
                     )
-            if "answer" not in text and not tests and self.answers:
+            if "answer" not in text and not tests and self.answered:
                 raise UserError(f"{where}: {names['tests']} is empty, and there is no answer: give the row one of them")
             if "problem_id" not in text:
                 asked = f"{text['turns'] or ''}{text['problem']}"

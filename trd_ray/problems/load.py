@@ -109,9 +109,7 @@ def _read(
         raise UserError(f"{spec.path} holds no problems: check {group}.path")
     columns = fitting(also_columns, source.names) | spec.columns
     notes: list[str] = []
-    table, spool = problems(
-        source, columns, group, str(spec.path), spec.limit, answers=needs_answers(verify), notes=notes
-    )
+    table, spool = problems(source, columns, group, str(spec.path), spec.limit, needs_answers(verify), notes)
     if isinstance(spec, config.DataConfig) and spec.without_reference == "drop":
         table, set_aside = _with_reference(table, spec.path)
         return ProblemSet(table, set_aside, tuple(notes), spool=spool)

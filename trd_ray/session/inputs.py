@@ -16,6 +16,7 @@ from trd_ray.config import ModelConfig, Recipe
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight import checks, compilers, placement
 from trd_ray.preflight.machines import Machine, this_machine
+from trd_ray.preflight.overlap import asked_texts
 from trd_ray.problems.corpus import open_corpus
 from trd_ray.problems.load import ProblemSet, has_tests, load_problems
 from trd_ray.problems.mixture import shares
@@ -208,7 +209,7 @@ def _corpus(recipe: Recipe) -> checks.Corpus:
     steps = min(recipe.steps or steps, steps)
     require_held(recipe, steps * recipe.rollouts_per_step)
     trained = load_problems(recipe.data, corpus_rows=steps * recipe.rollouts_per_step).table
-    return checks.Corpus(rows, steps, recipe.rollouts_per_step, trained["problem"].unique().to_pylist())
+    return checks.Corpus(rows, steps, recipe.rollouts_per_step, list(dict.fromkeys(asked_texts(trained))))
 
 
 def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
