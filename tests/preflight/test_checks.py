@@ -341,8 +341,8 @@ def test_a_thinking_mode_must_be_stated_for_student_teacher_and_evaluation():
 
 def test_prompts_of_the_other_task_are_refused_unless_the_recipe_words_its_own():
     code = problems(3, 5).set_column(5 - 1, "tests", pa.array([b"packed"] * 2))
-    assert "verify.task=code or prompts.solve" in refusal(problems=code)
-    assert "verify.task=math or prompts.solve" in refusal({"verify": {"task": "code"}}, evaluation=None)
+    assert "prompts.task=code or prompts.solve" in refusal(problems=code)
+    assert "prompts.task=math or prompts.solve" in refusal({"prompts": {"task": "code"}}, evaluation=None)
     told = refusal({"verify": {"task": "code"}}, problems=code)
     assert "evaluation.path" in told and "trd evaluate" in told
     check({"prompts": {"solve": "1 {problem}"}}, problems=code)

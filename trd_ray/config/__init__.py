@@ -34,7 +34,6 @@ from trd_ray.config.rollout_keys import (
     StreamConfig,
     StudentConfig,
     TeacherConfig,
-    VerifyConfig,
 )
 from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.training_keys import (
@@ -47,8 +46,10 @@ from trd_ray.config.training_keys import (
     TrainConfig,
 )
 from trd_ray.config.tree import ClusterConfig, Recipe
+from trd_ray.config.verify_keys import BUILT_IN, NamedFunction, VerifyConfig, is_own, own_parts
 
 __all__ = [
+    "BUILT_IN",
     "EVALUATED",
     "Beta",
     "CheckpointConfig",
@@ -62,6 +63,7 @@ __all__ = [
     "LoRAConfig",
     "LossConfig",
     "ModelConfig",
+    "NamedFunction",
     "Node",
     "PromptsConfig",
     "Recipe",
@@ -82,7 +84,9 @@ __all__ = [
     "dump_differences",
     "folder_name",
     "from_tree",
+    "is_own",
     "load",
+    "own_parts",
     "plain_path",
     "read_tree",
     "recipe_path",

@@ -1,7 +1,8 @@
 """The class of every group of keys, and what paths and names in a group may look like."""
 
 import re
-from typing import Any, get_args
+import types
+from typing import Any, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -61,5 +62,12 @@ class Node(BaseModel):
 
 def group_of(annotation: Any) -> type[Node] | None:
     """The group of keys in `Group` or `Group | None`."""
-    groups = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, Node)]
+    either = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    groups = [one for one in (annotation, *either) if isinstance(one, type) and issubclass(one, Node)]
     return groups[0] if groups else None
+
+
+def members_of(annotation: Any) -> type[Node] | None:
+    """The group of keys of which `dict[str, Group]` or `list[Group]` holds several."""
+    found = get_args(annotation)[-1:] if get_origin(annotation) in (dict, list) else ()
+    return group_of(found[0]) if found else None

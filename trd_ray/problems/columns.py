@@ -35,13 +35,15 @@ _USUAL = {
 
 
 def problems(
-    source: Source, mapped: dict[str, str], group: str, path: str, limit: int | None = None
+    source: Source, mapped: dict[str, str], group: str, path: str, limit: int | None = None, answered: bool = True
 ) -> tuple[pa.Table, Spool]:
     """A table of rows.PROBLEM from the first `limit` rows of a source and a map of our column names to its own.
 
-    `group` are the keys of the recipe that a message names, `path` is the source's name. Raises UserError.
+    `group` are the keys of the recipe that a message names, `path` is the source's name. `answered`: each needs an
+    answer or tests. Raises UserError.
     """
-    return spooled(_problems(islice(source.rows(), limit), _columns(mapped, source.names, group, path), group), SCHEMA)
+    names = _columns(mapped, source.names, group, path, answered)
+    return spooled(_problems(islice(source.rows(), limit), names, group, answered), SCHEMA)
 
 
 def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:
@@ -49,7 +51,9 @@ def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:
     return {name: column for name, column in mapped.items() if column in found}
 
 
-def _columns(mapped: dict[str, str], found: list[str], group: str, source: str) -> dict[str, str]:
+def _columns(
+    mapped: dict[str, str], found: list[str], group: str, source: str, answered: bool = True
+) -> dict[str, str]:
     """Our name -> the source's column, for the columns that the source has."""
     known = SCHEMA.names
     names = {name: name for name in known if name in found} | mapped
@@ -64,7 +68,9 @@ def _columns(mapped: dict[str, str], found: list[str], group: str, source: str) 
                 f"{group}.columns.{name} names the column {column!r}{hint}, but {source} has {', '.join(found)}"
             )
     missing = [
-        name for name in ("problem", "answer") if name not in names and not (name == "answer" and "tests" in names)
+        name
+        for name in ("problem", "answer")
+        if name not in names and not (name == "answer" and ("tests" in names or not answered))
     ]
     dialogue = next((name for name in ("messages", "conversations") if name in found), None)
     if "problem" in missing and dialogue:
@@ -89,19 +95,21 @@ def _likely(name: str, found: list[str]) -> str:
     return f"{name}={[*usual, *difflib.get_close_matches(name, found, n=1), 'NAME'][0]}"
 
 
-def _problems(found: Iterable[Row], names: dict[str, str], group: str) -> Iterator[dict[str, Any]]:
+def _problems(
+    found: Iterable[Row], names: dict[str, str], group: str, answered: bool = True
+) -> Iterator[dict[str, Any]]:
     seen: dict[str, str] = {}  # problem_id -> where
     copies: dict[str, int] = {}
     for where, row in found:
         text = {name: _text(row.get(column), where, column) for name, column in names.items() if name != "tests"}
         tests = _tests(row.get(names["tests"]), where, names["tests"]) if "tests" in names else None
         for name in text.keys() - {"reference"}:
-            if not text[name].strip() and not (name == "answer" and tests):
+            if not text[name].strip() and not (name == "answer" and (tests or not answered)):
                 raise UserError(
                     f"{where}: {names[name]} is empty: fill it in, remove that row, or set {group}.columns.{name} "
                     "to another column"
                 )
-        if "answer" not in text and not tests:
+        if "answer" not in text and not tests and answered:
             raise UserError(f"{where}: {names['tests']} is empty, and there is no answer: give the row one of them")
         if "problem_id" not in text:
             digest = hashlib.sha256(text["problem"].encode()).hexdigest()[:16]

@@ -70,7 +70,8 @@ def load_problems(
       copy of a text gets the suffix -2.
     - reference: a missing one becomes "". With `without_reference: drop` its problem is set aside.
     - tests: what `Tests.pack()` gave, or an object (in JSON Lines also as its text): the fields of Tests, or TACO's
-      input_output. A row with tests needs no answer.
+      input_output. A row with tests needs no answer, and no
+      row does that a function of the user's judges.
 
     Raises UserError.
     """
@@ -92,7 +93,7 @@ def load_problems(
     if not source.names:
         raise UserError(f"{spec.path} holds no problems: check {group}.path")
     columns = fitting(also_columns or {}, source.names) | spec.columns
-    table, spool = problems(source, columns, group, str(spec.path), spec.limit)
+    table, spool = problems(source, columns, group, str(spec.path), spec.limit, not verify.has_own)
     if isinstance(spec, config.DataConfig) and spec.without_reference == "drop":
         table, set_aside = _with_reference(table, spec.path)
         return ProblemSet(table, set_aside, spool=spool)

@@ -29,7 +29,7 @@ from trd_ray.config import EvaluationConfig, Recipe, SamplerConfig, VerifyConfig
 from trd_ray.engine.actor import Generation
 from trd_ray.engine.client import Client
 from trd_ray.failures import Kind, kind_of
-from trd_ray.stream.stages import record, record_verdict, request
+from trd_ray.stream.stages import record, record_verdict, request, with_prompt
 from trd_ray.stream.verifying import (
     LOST_TRIES,
     Asked,
@@ -322,7 +322,7 @@ def evaluation_rows(
     rows: dict[Ask, dict[str, Any]] = {}
     for problem in problems.to_pylist():
         prompt_ids = views.evaluation(problem["problem"])
-        question = Question("", problem, prompt_ids, e, recipe.verify)
+        question = Question("", with_prompt(problem, recipe.verify, views, prompt_ids), prompt_ids, e, recipe.verify)
         for sample in range(e.samples):
             seed = seed_of_sample(recipe.seed, question.problem_id, sample)
             order = {"row": len(rows), "step": step, "epoch": 0, "sample_index": sample, "seed": seed}

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from trd_ray.config import EvaluationConfig, Recipe, SamplingConfig
+from trd_ray.config import EvaluationConfig, Recipe, SamplingConfig, VerifyConfig
 from trd_ray.engine.actor import Generation, Request
 from trd_ray.errors import BadRow
 from trd_ray.problems.order import Order
-from trd_ray.verify import UNJUDGED, Verdict
-from trd_ray.views import Ids
+from trd_ray.verify import PROMPT, UNJUDGED, Verdict
+from trd_ray.views import Ids, Views
 
 
 @dataclass
@@ -95,6 +95,11 @@ def record_refined(
     row["y_r"]["verify_seconds"] = sum(verdict.seconds for verdict in verdicts)  # for all candidates
     row["refine_candidates"] = len(candidates)
     row["refine_candidates_passed"] = sum(v.passed for v in verdicts)
+
+
+def with_prompt(problem: dict[str, Any], verify: VerifyConfig, views: Views, prompt_ids: Ids) -> dict[str, Any]:
+    """The problem for its verifier: a function of the user's may judge the prompt as the engine saw it, with y_o."""
+    return problem | {PROMPT: views.text(prompt_ids)} if verify.has_own else problem
 
 
 def require_judged(row: dict[str, Any], y: str) -> None:
