@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import ctypes
 import importlib
+import importlib.util
 import inspect
 import json
 import linecache
@@ -78,10 +79,7 @@ class Imported:
     """What the name stands for, and its shape. Raises what the import raises, and Unreadable."""
 
     def __init__(self, asked: dict[str, Any]):
-        # Not before sys.path is set. The functions' modules import nothing that is not in the standard library.
-        from trd_ray.verify.own import call, returned, shape
-
-        self._call, self._returned = call, returned
+        shape, self._call, self._returned = map(_beside, ("shape", "call", "returned"))
         place, _, name = asked["function"].rpartition(":")
         module = _module(place, asked["source"]) if place.endswith(".py") else importlib.import_module(place)
         if not hasattr(module, name):
@@ -139,6 +137,16 @@ def serve(found: Imported, parent: socket.socket, memory_bytes: int) -> None:
                 _send(parent, reply | {"seconds": time.monotonic() - start})
     finally:
         os._exit(0)
+
+
+def _beside(name: str) -> Any:
+    """A module of this folder under its full name. Its packages are not imported for it, which would take longer."""
+    full = f"trd_ray.verify.own.{name}"
+    spec = importlib.util.spec_from_file_location(full, Path(__file__).with_name(f"{name}.py"))
+    assert spec and spec.loader
+    sys.modules[full] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[full])
+    return sys.modules[full]
 
 
 async def _awaited(value: Any) -> Any:

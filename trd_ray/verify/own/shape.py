@@ -104,7 +104,7 @@ def _called(found: Any) -> Callable[..., Any]:
             raise Unreadable("is a class without __call__: give it one, or name a function")
         return found.__call__
     if not callable(found):
-        raise Unreadable(f"is no function but a {type(found).__name__}: name a function, or a class with __call__")
+        raise Unreadable(f"is of type {type(found).__name__}: name a function, or a class with __call__")
     if inspect.isroutine(found) or hasattr(found, "func"):  # the latter is a functools.partial
         return found
     return found.__call__
