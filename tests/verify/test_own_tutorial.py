@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from trd_ray import config
+from trd_ray.cli import main
 from trd_ray.errors import UserError
 from trd_ray.problems.load import load_problems
 from trd_ray.session.inputs import require_verifier
@@ -46,3 +47,9 @@ def test_without_the_parameter_the_run_is_refused_before_it_starts(tutorial):
     recipe = config.load("json.yaml")
     with pytest.raises(UserError, match="has no parameter keys, which verify.arguments gives it"):
         require_verifier(recipe, {"data.path": load_problems(recipe.data, recipe.verify).table})
+
+
+def test_a_dry_run_prints_the_shape_that_was_found(tutorial, capsys):
+    assert main(["train", "json.yaml", "--dry-run", "cluster.memory_gib=64", "cluster.local_cpus=16"]) == 0
+    [shown] = re.findall(r"^(verify\.function .*)\.\.\.$", TEXT, flags=re.MULTILINE)
+    assert f"\n{shown}" in f"\n{capsys.readouterr().out}"
