@@ -184,6 +184,10 @@ class VerifyConfig(FunctionKeys):
     cpus: Annotated[float, MACHINES] = Field(default=1.0, gt=0, description="Ray CPUs a verifier task reserves")
     max_tasks: Annotated[int, MACHINES] = Field(default=8, ge=1)
 
+    def built_in(self) -> "VerifyConfig":
+        """The same without functions: tests are run, answers compared."""
+        return self.model_copy(update={"function": None, "arguments": {}, "functions": {}, "by": None})
+
     @property
     def may_run_code(self) -> bool:
         """Whether programs run for problems that have tests."""

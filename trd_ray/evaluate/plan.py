@@ -189,9 +189,7 @@ def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str 
     name = source.name
     about = source.about
     problems = source.found.table
-    verify = r.verify
-    if source.found.benchmark:  # it has its own rules, whatever the run's own function judges
-        verify = verify.model_copy(update={"function": None, "arguments": {}, "functions": {}, "by": None})
+    verify = r.verify.built_in() if source.found.benchmark else r.verify  # a benchmark has its own rules
     prompts = r.prompts.model_copy(update={"task": about["task"]})
     own = r.model_copy(update={"evaluation": source.evaluation, "verify": verify, "prompts": prompts})
     try:

@@ -115,6 +115,11 @@ def load_benchmark(
     return ProblemSet(found.problems, found.set_aside, tuple(f"{found.name}: {n}" for n in found.notes), found)
 
 
+def held_out_verify(spec: config.EvaluationConfig, verify: config.VerifyConfig) -> config.VerifyConfig:
+    """What judges the held-out problems: a benchmark has its own rules, whatever function a run has."""
+    return verify.built_in() if _names_benchmark(spec) else verify
+
+
 def _names_benchmark(spec: config.EvaluationConfig) -> bool:
     path = spec.path or ""
     return benchmarks.is_name(path) or (spec.format == "auto" and benchmarks.is_word(path))

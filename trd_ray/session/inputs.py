@@ -17,7 +17,7 @@ from trd_ray.errors import Faults, UserError
 from trd_ray.preflight import checks, compilers, placement
 from trd_ray.preflight.machines import Machine, this_machine
 from trd_ray.problems.corpus import open_corpus
-from trd_ray.problems.load import ProblemSet, has_tests, load_problems
+from trd_ray.problems.load import ProblemSet, has_tests, held_out_verify, load_problems
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.problems.spool import Spool, where
 from trd_ray.record.ledger import DROPPED
@@ -230,7 +230,8 @@ def _judged_by(r: Recipe, faults: Faults, problems: pa.Table | None, held_out: p
     with faults:
         require_sandbox(r, problems, held_out)
     with faults:
-        return require_verifier(r, {"data.path": problems, "evaluation.path": held_out})
+        own = held_out_verify(r.evaluation, r.verify).chosen
+        return require_verifier(r, {"data.path": problems, "evaluation.path": held_out if own else None})
     return []
 
 

@@ -134,7 +134,7 @@ class Caller:
 
     def ask(self, question: dict[str, Any], deadline_s: float) -> dict[str, Any]:
         """TimeoutError, EOFError or OSError when it is stuck or dead, and then of no more use."""
-        self._pipe.sendall(json.dumps(question).encode() + b"\n")
+        self._pipe.sendall(json.dumps(question, default=str).encode() + b"\n")
         return self.receive(deadline_s)
 
     def receive(self, timeout_s: float) -> dict[str, Any]:

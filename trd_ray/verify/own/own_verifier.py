@@ -100,11 +100,12 @@ class OwnVerifier:
 
     def _caller(self) -> Caller:
         """A process that waits for a call, or a new one."""
-        with contextlib.suppress(IndexError):
-            return self._idle.popleft()
         try:
+            importer = self._started()  # if it had died, those that wait are dead with it
+            with contextlib.suppress(IndexError):
+                return self._idle.popleft()
             try:
-                return self._started().fork()
+                return importer.fork()
             except Lost:
                 return self._started().fork()
         except CannotStart as e:
