@@ -143,7 +143,7 @@ def _sandbox_line(backend: str, own: float, seconds: float) -> str:
         one.append(_seconds(lambda: run(1)))
         many.append(_seconds(lambda: run(1 + CASES)))
     first, further = statistics.median(one), (statistics.median(many) - statistics.median(one)) / CASES
-    verify = verifier(VerifyConfig(task="code", sandbox=backend))  # pyright: ignore[reportArgumentType]
+    verify = verifier(VerifyConfig(sandbox=backend))  # pyright: ignore[reportArgumentType]
     verdicts = repeated(verify, code_rows(), seconds / 2)
     rate = len(verdicts) / sum(verdicts)
     return f"| {backend:<18} | {(first - own) * 1e3:>22.0f} | {further * 1e3:>18.1f} | {rate:>17.1f} |"
@@ -164,7 +164,7 @@ def ray_task(task: str, seconds: float) -> None:
     rows = [row for turn in range(7) for row in other_digits(pairs, turn)] if task == "math" else pairs
     blocks = [ray.put(rows[i : i + BLOCK_ROWS]) for i in range(0, len(rows), BLOCK_ROWS)]
     warm_up = blocks[: -(-len(pairs) // BLOCK_ROWS)]
-    config = VerifyConfig(task=task)  # pyright: ignore[reportArgumentType]
+    config = VerifyConfig()
 
     @ray.remote(num_cpus=1)
     def verify_block(block: Rows) -> int:

@@ -89,7 +89,7 @@ def test_problems_with_tests_are_code():
     problems("p.jsonl", question="echo {i}", input_output=tests, solution="print(input())")
     assert main(["init", "--model", "miniature:student", "--data", "p.jsonl"]) == 0
     recipe = config.load("my.yaml")
-    assert recipe.verify.task == "code"
+    assert recipe.task == "code"
     assert recipe.data.columns == {"problem": "question", "reference": "solution", "tests": "input_output"}
     assert load_problems(recipe.data).table["tests"].null_count == 0
 

@@ -1,5 +1,7 @@
 """What each model sees, held against transformers' own rendering of the complete text."""
 
+import re
+
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -257,3 +259,20 @@ def test_a_template_that_changes_what_the_user_writes_is_refused(words, monkeypa
     monkeypatch.setattr(words, "chat_template", template)
     with pytest.raises(UserError, match=message):
         make(words)
+
+
+def test_a_prompt_is_text_again_as_its_engine_sees_it(words, bpe):
+    for tokenizer in (words, bpe):
+        views = make(tokenizer, prompts={"task": "plain"})
+        shown = tokenizer.apply_chat_template(
+            [{"role": "user", "content": PROBLEM}], tokenize=False, add_generation_prompt=True
+        )
+        assert views.text(views.student(PROBLEM)).split() == shown.split()
+
+
+def test_plain_wordings_ask_for_no_form_of_an_answer():
+    for words_of_task in WORDINGS["plain"].values():
+        assert not any(word in words_of_task for word in ("boxed", "final answer", "Python", "step by step"))
+    assert {key: sorted(re.findall(r"{(\w+)}", w)) for key, w in WORDINGS["plain"].items()} == {
+        key: sorted(re.findall(r"{(\w+)}", w)) for key, w in WORDINGS["math"].items()
+    }

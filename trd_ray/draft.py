@@ -219,7 +219,11 @@ def _data(wish: Wish, data: Problems) -> str:
     if wish.mode == "opsd" and data.unreferenced:
         lines.append(f"  without_reference: drop  # {data.unreferenced} of {data.count} problems have no reference")
     task, how = ("code", "tests run in a sandbox") if data.tested else ("math", "the last \\boxed{} is compared")
-    lines += ["verify:  # what counts as solved", f"  task: {task}  # {how}"]
+    lines += [
+        "prompts:  # the words around a problem",
+        f"  task: {task}  # math asks for \\boxed{{}}, code for a program",
+    ]
+    lines += ["verify:  # what counts as solved", f"  function: null  # {how}; FILE.py:NAME: a function of your own"]
     return "\n".join(lines if _has_gpu() else [*lines, _cpus()])
 
 

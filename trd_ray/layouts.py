@@ -142,6 +142,11 @@ class PlainTokens:
         # The unknown token is special by name only: it stands for text.
         return [i for i in ids if i not in self._special or i == self._tokenizer.unk_token_id]
 
+    def to_text(self, ids: Ids) -> str:
+        text = self._tokenizer.decode(np.asarray(ids, np.int32).tolist(), skip_special_tokens=False)
+        assert isinstance(text, str)  # of one sequence
+        return text
+
     def of_attempt(self, ids: Ids) -> list[int]:
         # Ids past the tokenizer's end are rows that pad the embedding. They stand for no text.
         return [i for i in np.asarray(ids, np.int32).tolist() if i < self._size and i not in self._special]

@@ -25,110 +25,10 @@ from typing import TYPE_CHECKING, Any
 from trd_ray.config import Recipe, own_wordings
 from trd_ray.errors import UserError
 from trd_ray.layouts import Ids, Layouts, PlainTokens, parse, sentinel, turn_slot
+from trd_ray.wordings import FEEDBACK, WORDINGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-# The default wordings by verify.task. `prompts` in the recipe replaces any of them.
-WORDINGS: dict[str, dict[str, str]] = {}
-WORDINGS["math"] = {
-    "solve": """{problem}
-
-Reason step by step, and put the final answer in \\boxed{}.""",
-    "solve_with_reference": """{problem}
-
-Here is a reference solution to this problem:
-
-{reference}
-
-Solve the problem yourself, reasoning step by step, and put the final answer in \\boxed{}. Let the reference guide \
-you, but do not mention it.""",
-    "refine": """Below are a problem and an attempt at solving it. Rewrite the attempt as a correct, complete solution.
-
-Problem:
-{problem}
-
-Attempt:
-{attempt}
-
-{feedback}Keep what is useful in the attempt: its approach, its notation and its correct steps. Fix every error where \
-it occurs, and leave out detours, repetition and second thoughts. Output only the rewritten solution, without \
-mentioning the attempt, and put the final answer in \\boxed{}.""",
-    "refine_with_reference": """Below are a problem, a reference solution, and an attempt at solving the problem. \
-Rewrite the attempt as a correct, complete solution.
-
-Problem:
-{problem}
-
-Reference solution:
-{reference}
-
-Attempt:
-{attempt}
-
-{feedback}Keep what is useful in the attempt: its approach, its notation and its correct steps. Use the reference to \
-find every error, fix it where it occurs, and leave out detours, repetition and second thoughts. Output only the \
-rewritten solution, without mentioning the reference or the attempt, and put the final answer in \\boxed{}.""",
-}
-WORDINGS["code"] = {
-    "solve": """{problem}
-
-Solve this in Python. Where the problem gives a function or a class to complete, define it under that name; otherwise \
-write a program that reads standard input and writes standard output. Reason first, then give the whole program in one \
-```python code block.""",
-    "solve_with_reference": """{problem}
-
-Here is a reference solution to this problem:
-
-{reference}
-
-Solve the problem yourself in Python. Where it gives a function or a class to complete, define it under that name; \
-otherwise write a program that reads standard input and writes standard output. Reason first, then give the whole \
-program in one ```python code block. Let the reference guide you, but do not mention it.""",
-    "refine": """Below are a programming problem and an attempt at solving it. Rewrite the attempt as a correct, \
-complete solution in Python.
-
-Problem:
-{problem}
-
-Attempt:
-{attempt}
-
-{feedback}Keep what is useful in the attempt: its approach, its names and the code that works. Fix every error where \
-it occurs, mind the edge cases and the time limit, and leave out detours, repetition and second thoughts. Output only \
-the rewritten solution, without mentioning the attempt: brief reasoning, then the whole program in one ```python code \
-block.""",
-    "refine_with_reference": """Below are a programming problem, a reference solution, and an attempt at solving the \
-problem. Rewrite the attempt as a correct, complete solution in Python.
-
-Problem:
-{problem}
-
-Reference solution:
-{reference}
-
-Attempt:
-{attempt}
-
-{feedback}Keep what is useful in the attempt: its approach, its names and the code that works. Use the reference to \
-find every error, fix it where it occurs, and leave out detours, repetition and second thoughts. Output only the \
-rewritten solution, without mentioning the reference or the attempt: brief reasoning, then the whole program in one \
-```python code block.""",
-}
-
-# What {feedback} becomes by the verdict of y_o: a paragraph, or nothing where the verdict is not told.
-FEEDBACK = {
-    "math": {
-        None: "",
-        True: "A checker found the attempt's final answer correct.\n\n",
-        False: "A checker found the attempt's final answer wrong.\n\n",
-    },
-    "code": {
-        None: "",
-        True: "The attempt passed all of the problem's tests.\n\n",
-        False: "The attempt failed the problem's tests.\n\n",
-    },
-}
 
 
 def said_as_text(roles: Sequence[str]) -> str:
@@ -215,6 +115,10 @@ class Views:
     def student(self, problem: str, turns: str | None = None, source: str | None = None) -> list[int]:
         """The prompt that the student samples y_o from, and its context in the loss: x alone."""
         return self._asked(self._of(source).student, problem, said_before(turns))
+
+    def text(self, prompt_ids: Ids) -> str:
+        """A prompt as the student's engine sees it, for functions that judge prompt and response together."""
+        return self._student_tokens.to_text(prompt_ids)
 
     def evaluation(self, problem: str, turns: str | None = None, source: str | None = None) -> list[int]:
         """The student view under evaluation.chat_template_kwargs, or under the student's own where those are empty."""
@@ -317,7 +221,7 @@ class _Worded:
         student_tokenizer: "PreTrainedTokenizerBase",
         teacher_tokenizer: "PreTrainedTokenizerBase",
     ):
-        task = recipe.verify.task
+        task = recipe.task
         words = {
             key: parse(f"{where}.{key}", own.get(key, default), WORDINGS["math"][key])
             for key, default in WORDINGS[task].items()

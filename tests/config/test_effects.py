@@ -101,7 +101,7 @@ def test_where_and_how_fast_a_run_works_never_refuses_a_resume(override):
         *("loss.divergence=reverse_kl", "learner.lr=0.1", "learner.lora={}", "learner.dtype=float32", "seed=3"),
         *("sampler.temperature=1.0", "sampler.extra.seed=1", "refiner.n=2", "refiner.max_model_len=100"),
         *("data.shuffle=false", "data.columns.answer=a", "rollouts_per_step=64", "student.path=other"),
-        *("verify.timeout_s=9", "verify.task=code", "prompts.refine='{problem} {attempt}'", "teacher.view=vanilla"),
+        *("verify.timeout_s=9", "prompts.task=code", "prompts.refine='{problem} {attempt}'", "teacher.view=vanilla"),
         *("train.subset=failed", "stream.max_staleness=2", "sync.in_flight=keep"),
     ],
 )
@@ -112,18 +112,31 @@ def test_other_rows_numbers_or_verdicts_refuse_a_resume_by_the_key_s_name(overri
 # Evaluations
 
 
+def stale_after(given: dict[str, Any], problem: dict[str, Any]) -> bool:
+    other = config.VerifyConfig.model_validate(given)
+    return verifier_of(problem, other) != verifier_of(problem, config.VerifyConfig())
+
+
 def test_another_verifier_makes_verdicts_stale_and_no_answer():
     problem = {"answer": "4", "tests": None}
     stale = {
         name
         for name, value in {
             "timeout_s": 9, "answer_in_prose": True, "answer_in_formula": True, "time_limit_s": 1, "memory_mib": 64,
-            "program_timeout_s": 1, "max_tests": 1, "task": "code", "sandbox": "unshare", "cpus": 2, "max_tasks": 1,
+            "program_timeout_s": 1, "max_tests": 1, "sandbox": "unshare", "cpus": 2, "max_tasks": 1, "concurrency": 4,
+            "pass_at": 0.5, "function": "s.py:f", "completions": "text", "columns": {"a": "b"}, "deadline_s": 1,
+            "call_memory_gib": 1, "sources": {"s.py": ""},
         }.items()
         if verifier_of(problem, config.VerifyConfig.model_validate({name: value}))
         != verifier_of(problem, config.VerifyConfig())
     }  # fmt: skip
-    assert stale == keys.in_group("verify", keys.affecting(VERDICTS))
+    several = {"functions", "by", "arguments"}  # which one key alone does not set
+    assert stale | several == keys.in_group("verify", keys.affecting(VERDICTS))
+    named = {"function": "s.py:f", "arguments": {"strict": True}}
+    chosen = {"functions": {"a": {"function": "math"}}, "by": "source"}
+    for one in (named, named | {"arguments": {}}, chosen, chosen | {"by": None}):
+        assert stale_after(one, problem)
+    assert len({verifier_of(problem, config.VerifyConfig.model_validate(one)) for one in (named, chosen)}) == 2
     assert {"verify.timeout_s", "verify.max_tests"} <= keys.affecting(VERDICTS) - keys.affecting(ANSWERS)
 
 
@@ -137,7 +150,8 @@ def test_whatever_affects_an_answer_is_told_by_the_settings_the_weights_or_the_p
     by_settings |= {f"evaluation.{key}" for key in ("temperature", "top_p", "top_k", "max_response_tokens")}
     by_settings |= {"evaluation.chat_template_kwargs"}
     by_weights = {"student.path", "student.revision", "student.trust_remote_code"}
-    by_prompt = {"student.chat_template_kwargs", "prompts.system", "prompts.solve", "verify.task"}
+    by_prompt = {"student.chat_template_kwargs", "prompts.system", "prompts.solve", "prompts.task"}
+    by_prompt |= {"verify.function", "verify.functions"}  # by the wordings that fit
     assert keys.affecting(ANSWERS) == by_settings | by_weights | by_prompt
 
 

@@ -60,7 +60,7 @@ def test_every_shipped_recipe_loads_by_its_name_and_reads_back(name, tmp_path):
 
 
 def test_the_set_ups_of_the_paper_are_shipped():
-    tasks = {name: config.load(name).verify.task for name in PAPER}
+    tasks = {name: config.load(name).task for name in PAPER}
     maths = dict.fromkeys(("paper_opd_1p7b", "paper_opd_4b", "paper_opsd_4b", "paper_opsd_8b"), "math")
     assert tasks == maths | dict.fromkeys(("paper_opd_code_1p7b", "paper_opd_code_4b"), "code")
 
@@ -159,8 +159,8 @@ def test_a_paper_recipe_has_the_paper_s_settings(name):
         assert sampling.max_response_tokens == 16384
     assert r.refiner.max_prompt_tokens == (18432 if r.teacher.mode == "opd" else 22528)
     assert r.refiner.max_model_len == r.learner.tokens_per_micro_batch == (34816 if r.teacher.mode == "opd" else 38912)
-    assert (r.rollouts_per_step, r.steps) == (512, {"math": 79, "code": None}[r.verify.task])  # one epoch
-    longest = {"math": 38912, "code": 16384}[r.verify.task]
+    assert (r.rollouts_per_step, r.steps) == (512, {"math": 79, "code": None}[r.task])  # one epoch
+    longest = {"math": 38912, "code": 16384}[r.task]
     assert (r.evaluation.samples, r.evaluation.max_response_tokens) == (16, longest)
     assert r.refiner.feedback == "none"
     opt = r.learner

@@ -188,7 +188,7 @@ def test_a_program_of_other_statements_prints_nothing(program):
 
 
 def test_the_sandbox_passes_references_and_judges_attempts_as_the_package_does():
-    judge = verify.verifier(config.VerifyConfig(task="code"))
+    judge = verify.verifier(config.VerifyConfig())
     torch.manual_seed(3)
     rows = problems("code_test")[:12]
     chains = [chain_of(row) for row in rows]
@@ -205,7 +205,7 @@ def test_the_sandbox_passes_references_and_judges_attempts_as_the_package_does()
 
 def test_the_last_block_counts_and_no_block_fails():
     row = problems("code_test")[0]
-    chain, judge = chain_of(row), verify.verifier(config.VerifyConfig(task="code"))
+    chain, judge = chain_of(row), verify.verifier(config.VerifyConfig())
     i = next(i for i, step in enumerate(chain.steps) if step.instruction in code_task.SECRET)
     wrong = with_meanings(chain, {i: BELIEFS.misconception[chain.steps[i].instruction]})
     right = row["reference"]

@@ -342,8 +342,8 @@ def test_a_thinking_mode_must_be_stated_for_student_teacher_and_evaluation():
 
 def test_prompts_of_the_other_task_are_refused_unless_the_recipe_words_its_own():
     code = problems(3, 5).set_column(5 - 1, "tests", pa.array([b"packed"] * 2))
-    assert "verify.task=code or prompts.solve" in refusal(problems=code)
-    assert "verify.task=math or prompts.solve" in refusal({"verify": {"task": "code"}}, evaluation=None)
+    assert "prompts.task=code or prompts.solve" in refusal(problems=code)
+    assert "prompts.task=math or prompts.solve" in refusal({"prompts": {"task": "code"}}, evaluation=None)
     told = refusal({"verify": {"task": "code"}}, problems=code)
     assert "evaluation.path" in told and "trd evaluate" in told
     check({"prompts": {"solve": "1 {problem}"}}, problems=code)
@@ -453,5 +453,5 @@ def test_a_source_with_a_prompt_of_its_own_need_not_fit_the_default_one():
         [row | {"tests": b"x", "source": "code"} for row in problems(3, 5).to_pylist()], schema=SCHEMA
     )
     sources = [{"name": "code", "path": "c.jsonl"}]
-    assert "verify.task is math, whose prompts do not fit" in refusal({"data": {"sources": sources}}, problems=code)
+    assert "prompts.task is math, whose prompts do not fit" in refusal({"data": {"sources": sources}}, problems=code)
     check({"data": {"sources": [sources[0] | {"prompts": {"solve": "Write: {problem}"}}]}}, problems=code)

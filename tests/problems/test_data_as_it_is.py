@@ -12,7 +12,6 @@ import pytest
 
 from trd_ray.config import DataConfig, EvaluationConfig, VerifyConfig
 from trd_ray.errors import UserError
-from trd_ray.problems.columns import needs_answers
 from trd_ray.problems.load import ProblemSet, load_benchmark, load_problems
 
 SYSTEM = {"role": "system", "content": "Answer with a number."}
@@ -229,7 +228,8 @@ def test_a_column_named_problem_is_the_problem_whatever_else_there_is(tmp_path):
 def test_a_prompt_without_an_answer_is_refused_unless_a_verifier_of_one_s_own_needs_none(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", {"prompt": "Write a poem."})
     assert "has no column 'answer', only prompt: set data.columns.answer=NAME" in refusal(path)
-    assert needs_answers(VerifyConfig())
+    own = VerifyConfig(function="my_rewards.py:score")
+    assert load_problems(DataConfig(path=path), own).table["answer"].to_pylist() == [""]
 
 
 # What is left over

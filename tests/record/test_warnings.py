@@ -73,7 +73,7 @@ def test_texts_without_an_answer_name_the_prompts_and_prose():
     assert "prompts.refine" in text and "verify.answer_in_prose=true" in text
     prose = load("smollm2_smoke", ["verify.answer_in_prose=true"])
     assert "verify.answer_in_prose" not in warnings.of_rows(facts, prose)["no answer y_r"]
-    code = load("smollm2_smoke", ["verify.task=code"])
+    code = load("smollm2_smoke", ["prompts.task=code"])
     assert "Python" in warnings.of_rows(facts, code)["no answer y_r"]
 
 

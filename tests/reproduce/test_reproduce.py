@@ -47,7 +47,7 @@ def test_figures_are_of_a_recipe_its_benchmarks_and_its_metrics(name):
     found = figures.load(name)
     recipe = config.load(name)
     for benchmark, measures in found.benchmarks.items():
-        assert benchmark == recipe.evaluation.path or BY_NAME[benchmark].task == recipe.verify.task
+        assert benchmark == recipe.evaluation.path or BY_NAME[benchmark].task == recipe.task
         assert {int(measure.partition("@")[2]) for measure in measures} == {recipe.evaluation.samples}
     assert set(found.rollouts) <= set(metric_names())
     assert re.search("^# .*Written down|^# The quickstart", (figures.FOLDER / f"{name}.yaml").read_text())

@@ -174,7 +174,7 @@ def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recip
     for layer in [*layers, given, {"evaluation": {"before": False, "after": True}}]:
         tree = merged(tree, layer)
     try:
-        return config.from_tree(tree)
+        return config.from_tree(tree, config.recipe_path(mode.recipe).parent)
     except UserError as e:
         raise UserError(f"{cell.name}: {e}") from e
 

@@ -36,7 +36,6 @@ from trd_ray.config.rollout_keys import (
     StreamConfig,
     StudentConfig,
     TeacherConfig,
-    VerifyConfig,
 )
 from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.training_keys import (
@@ -49,8 +48,10 @@ from trd_ray.config.training_keys import (
     TrainConfig,
 )
 from trd_ray.config.tree import ClusterConfig, Recipe
+from trd_ray.config.verify_keys import BUILT_IN, NamedFunction, VerifyConfig, is_own, own_parts
 
 __all__ = [
+    "BUILT_IN",
     "EVALUATED",
     "Beta",
     "CheckpointConfig",
@@ -64,6 +65,7 @@ __all__ = [
     "LoRAConfig",
     "LossConfig",
     "ModelConfig",
+    "NamedFunction",
     "Node",
     "PromptsConfig",
     "Recipe",
@@ -85,8 +87,10 @@ __all__ = [
     "dump_differences",
     "folder_name",
     "from_tree",
+    "is_own",
     "load",
     "own_wordings",
+    "own_parts",
     "plain_path",
     "read_tree",
     "recipe_path",

@@ -9,9 +9,9 @@ from trd_ray.config.rollout_keys import (
     StreamConfig,
     StudentConfig,
     TeacherConfig,
-    VerifyConfig,
 )
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
+from trd_ray.config.verify_keys import VerifyConfig
 
 
 def require_teacher(student: StudentConfig, teacher: TeacherConfig) -> None:

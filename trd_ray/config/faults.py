@@ -1,12 +1,12 @@
 """What pydantic found wrong with a recipe, told in one sentence for each key, which says what was expected."""
 
 import types
-from typing import Any, Union, get_args, get_origin
+from typing import Any, Union, get_origin
 
 import yaml
 
 from trd_ray.config.close_words import did_you_mean
-from trd_ray.config.node import Node, group_of
+from trd_ray.config.node import Node, group_of, members_of
 from trd_ray.config.tree import Recipe
 
 # What pydantic's error types ask for, completed with the error's own context.
@@ -76,6 +76,9 @@ def _in_tree(loc: tuple) -> tuple:
     for depth, part in enumerate(loc):
         if get_origin(node) in (Union, types.UnionType):
             return loc[:depth]
+        if members := members_of(node):  # the part is a name, or a place in a list
+            node = members
+            continue
         if not (isinstance(node, type) and issubclass(node, Node) and part in node.model_fields):
             return loc
         annotation = node.model_fields[part].annotation
@@ -85,8 +88,10 @@ def _in_tree(loc: tuple) -> tuple:
 
 def _node(keys: tuple) -> type[Node]:
     node: Any = Recipe
-    for key in keys:  # a number is the place in a list of groups
-        inside = isinstance(node, type) and issubclass(node, Node)
-        annotation = node.model_fields[key].annotation if inside else get_args(node)[-1]
-        node = group_of(annotation) or annotation
+    for key in keys:  # in a dict or a list of groups it is the name or the place of one
+        if members := members_of(node):
+            node = members
+        else:
+            annotation = node.model_fields[key].annotation
+            node = group_of(annotation) or annotation
     return node

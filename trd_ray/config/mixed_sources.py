@@ -9,9 +9,8 @@ from collections import Counter
 from typing import Any
 
 from trd_ray.config.close_words import did_you_mean
-from trd_ray.config.rollout_keys import DataConfig, VerifyConfig
-
-BUILT_IN = ("math", "code")  # verifiers that need no entry in verify.functions
+from trd_ray.config.rollout_keys import DataConfig
+from trd_ray.config.verify_keys import BUILT_IN, VerifyConfig
 
 
 def require_sources(data: DataConfig, verify: VerifyConfig) -> None:
@@ -36,7 +35,7 @@ def require_sources(data: DataConfig, verify: VerifyConfig) -> None:
         raise ValueError(
             f"data.sources gives {', '.join(without)} no weight, but others one: give each a weight, or none of them"
         )
-    known = [*BUILT_IN, *_functions(verify)]
+    known = [*BUILT_IN, *verify.functions]
     for one in data.sources:
         if one.verify and one.verify not in known:
             raise ValueError(
@@ -56,7 +55,3 @@ def own_wordings(data: DataConfig) -> dict[str, dict[str, Any]]:
 
 def verifiers_by_source(data: DataConfig) -> dict[str, str]:
     return {one.name: one.verify for one in data.sources if one.verify}
-
-
-def _functions(verify: VerifyConfig) -> list[str]:
-    return list(verify.model_dump(include={"functions"}).get("functions") or ())

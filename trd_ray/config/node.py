@@ -72,7 +72,12 @@ class Node(BaseModel):
 
 def group_of(annotation: Any) -> type[Node] | None:
     """The group of keys in `Group` or `Group | None`; None for a list or a dict of groups, which is one value."""
-    if get_origin(annotation) not in (None, Union, types.UnionType):
-        return None
-    groups = [one for one in (annotation, *get_args(annotation)) if isinstance(one, type) and issubclass(one, Node)]
+    either = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else ()
+    groups = [one for one in (annotation, *either) if isinstance(one, type) and issubclass(one, Node)]
     return groups[0] if groups else None
+
+
+def members_of(annotation: Any) -> type[Node] | None:
+    """The group of keys of which `dict[str, Group]` or `list[Group]` holds several."""
+    found = get_args(annotation)[-1:] if get_origin(annotation) in (dict, list) else ()
+    return group_of(found[0]) if found else None

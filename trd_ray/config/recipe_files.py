@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from trd_ray.config import unique_yaml
 from trd_ray.config.close_words import close_to
 from trd_ray.config.faults import sentences
+from trd_ray.config.function_files import with_sources
 from trd_ray.config.prompt_files import with_wordings
 from trd_ray.config.tree import Recipe
 from trd_ray.errors import UserError
@@ -63,7 +64,7 @@ def load(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
     tree = recipe_tree(recipe)
     for override in overrides:
         apply_override(tree, override)
-    return from_tree(tree)
+    return from_tree(tree, recipe_path(recipe).parent)
 
 
 def read_tree(path: Path, name: str) -> dict:
@@ -80,16 +81,18 @@ def read_tree(path: Path, name: str) -> dict:
     return tree
 
 
-def from_tree(tree: dict) -> Recipe:
+def from_tree(tree: dict, beside: Path | None = None) -> Recipe:
     """A Recipe from a plain nested dict. Raises UserError, which names every fault.
 
-    The files of wordings that it names, as those of an override, are looked for from the working directory.
+    `beside` is the folder of the recipe, where the files of its functions are looked for first. The files of wordings
+    that it names, as those of an override, are looked for from the working directory.
     """
     tree = with_wordings(tree, Path())
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as e:
         raise UserError("; ".join(sentences(e.errors()))) from e
+    return with_sources(recipe, beside)
 
 
 def stored(place: Path) -> Recipe:
@@ -113,8 +116,12 @@ def dump(recipe: Recipe) -> str:
 
 
 def dump_differences(recipe: Recipe) -> str:
-    """What of a recipe differs from the defaults, as YAML. `load` reads an equal recipe from it."""
-    return yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True), sort_keys=False)
+    """What of a recipe differs from the defaults, as YAML. `load` reads an equal recipe from it, beside the same files.
+
+    The text of functions is left out: whoever reads this wants to see keys.
+    """
+    tree = recipe.model_dump(mode="json", exclude_defaults=True, exclude={"verify": {"sources"}})
+    return yaml.safe_dump(tree, sort_keys=False)
 
 
 def apply_override(tree: dict, override: str) -> None:

@@ -1,4 +1,4 @@
-"""The keys of rollouts: models, problems, engines, the words around a problem, verifiers, the stream."""
+"""The keys of rollouts: models, problems, engines, the words around a problem, the stream."""
 
 from typing import Annotated, Any, Literal
 
@@ -196,47 +196,20 @@ class RefinerConfig(EngineConfig, SamplingConfig):
 class PromptsConfig(Node):
     """The words around a problem. Their placeholders are {problem}, {reference}, {attempt} and {feedback}.
 
-    A wording that is not set here has its default in trd_ray/views.py, which also says how placeholders are read. A
-    wording of the form @prompts/solve.md is read from that file, beside the recipe.
+    A wording that is not set here has its default in trd_ray/wordings.py; trd_ray/views.py says how placeholders are
+    read. A wording of the form @prompts/solve.md is read from that file, beside the recipe.
     """
 
+    task: Annotated[Literal["math", "code", "plain"] | None, ROWS, NUMBERS, ANSWERS] = Field(
+        default=None,
+        description="whose default wordings: math asks for \\boxed{}, code for a Python block, plain for no form; "
+        "default: as verify.function, plain for one of your own",
+    )
     system: Annotated[str | None, ROWS, NUMBERS, ANSWERS] = None
     solve: Annotated[str | None, ROWS, NUMBERS, ANSWERS] = None
     solve_with_reference: Annotated[str | None, ROWS, NUMBERS] = None
     refine: Annotated[str | None, ROWS, NUMBERS] = None
     refine_with_reference: Annotated[str | None, ROWS, NUMBERS] = None
-
-
-class VerifyConfig(Node):
-    """How answers are judged. A problem with tests is code and runs in the sandbox, any other is mathematics."""
-
-    task: Annotated[Literal["math", "code"], ROWS, NUMBERS, ANSWERS] = Field(
-        default="math", description="which default wordings the prompts have"
-    )
-    timeout_s: Annotated[float, VERDICTS] = Field(default=5.0, gt=0, description="math: a single answer")
-    answer_in_prose: Annotated[bool, VERDICTS] = Field(
-        default=False, description="math: accept a stated answer where no \\boxed{} is"
-    )
-    answer_in_formula: Annotated[bool, VERDICTS] = Field(
-        default=False, description="math, beside answer_in_prose: the last formula where nothing is stated"
-    )
-    sandbox: Annotated[Literal["auto", "bubblewrap", "unshare", "unsafe_no_sandbox"], MACHINES] = Field(
-        default="auto", description="code: auto takes bubblewrap, else util-linux's unshare, and refuses without them"
-    )
-    time_limit_s: Annotated[float, ROWS, VERDICTS] = Field(
-        default=10.0, gt=0, description="code: a test case whose data names no limit"
-    )
-    memory_mib: Annotated[int, ROWS, VERDICTS] = Field(
-        default=1024, ge=64, description="code: a program whose data names no limit"
-    )
-    program_timeout_s: Annotated[float, ROWS, VERDICTS] = Field(
-        default=120.0, gt=0, description="code: all test cases of a program"
-    )
-    max_tests: Annotated[int | None, ROWS, VERDICTS] = Field(
-        default=None, ge=1, description="code: only a problem's first test cases"
-    )
-    cpus: Annotated[float, MACHINES] = Field(default=1.0, gt=0, description="Ray CPUs a verifier task reserves")
-    max_tasks: Annotated[int, MACHINES] = Field(default=8, ge=1)
 
 
 class StreamConfig(Node):

@@ -1,7 +1,7 @@
 """The whole tree of keys, and what follows from a recipe as a whole."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -29,10 +29,10 @@ from trd_ray.config.rollout_keys import (
     StreamConfig,
     StudentConfig,
     TeacherConfig,
-    VerifyConfig,
 )
 from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
+from trd_ray.config.verify_keys import VerifyConfig
 
 
 class ClusterConfig(Node):
@@ -101,6 +101,19 @@ class Recipe(Node):
     scale: Annotated[ScaleConfig, NOTHING] = Field(default_factory=ScaleConfig)
     cluster: Annotated[ClusterConfig, MACHINES, COMPARISON] = Field(default_factory=ClusterConfig)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_task_where_it_is_now(cls, tree: Any) -> Any:
+        """Recipes of older versions say verify.task, which chose no verifier, only the wordings."""
+        verify = tree.get("verify") if isinstance(tree, dict) else None
+        if not isinstance(verify, dict) or "task" not in verify:
+            return tree
+        prompts = tree.get("prompts") or {}
+        # Such a recipe.yaml holds every key: math was the default, and still is without a function.
+        if isinstance(prompts, dict) and (verify["task"] != "math" or verify.get("function")):
+            prompts = {"task": verify["task"]} | {key: value for key, value in prompts.items() if value is not None}
+        return tree | {"verify": {k: v for k, v in verify.items() if k != "task"}, "prompts": prompts}
+
     @field_validator("name")
     @classmethod
     def _names_a_folder(cls, name: str) -> str:
@@ -150,6 +163,11 @@ class Recipe(Node):
     def scores_refinements(self) -> bool:
         """Whether the sampler's engines tell how likely the student finds refinements."""
         return self.refines and self.refiner.select == "nearest"
+
+    @property
+    def task(self) -> Literal["math", "code", "plain"]:
+        """Whose default wordings the prompts have."""
+        return self.prompts.task or self.verify.usual_task
 
     @property
     def refines_without_adapter(self) -> bool:

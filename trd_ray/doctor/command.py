@@ -89,7 +89,7 @@ def wanted_by(r: "Recipe | None", *, on_cluster: bool) -> Wanted:
         problems=(*(("data.sources" if r.data.sources else "data.path", path) for path in r.data.paths), *evaluated),
         folders=(str(r.directory),) if r.run_dir or not on_cluster else (),
         sandbox=r.verify.sandbox,
-        runs_code=r.verify.task == "code",
+        runs_code=r.task == "code" and r.verify.may_run_code,
         compiles=bool(r.learner.compile),
         object_store_gib=None if on_cluster else r.cluster.object_store_gib or OBJECT_STORE_GIB,
     )

@@ -29,8 +29,9 @@ from trd_ray.preflight import checks
 from trd_ray.problems import benchmarks
 from trd_ray.problems.load import ProblemSet, load_benchmark, load_problems
 from trd_ray.score.stats import Score, from_json
-from trd_ray.session.inputs import Inputs, fixed_numbers, require_sandbox
+from trd_ray.session.inputs import Inputs, fixed_numbers, require_sandbox, require_verifier
 from trd_ray.stream.answers import Question
+from trd_ray.stream.stages import with_prompt
 from trd_ray.views import Views, setting_of
 
 _OF_ANSWERS = {group: in_group(group, affecting(ANSWERS)) for group in ("evaluation", "sampler")}
@@ -160,6 +161,9 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
         fixed_numbers(r, "sampler"),
     )  # fmt: skip
     require_sandbox(r, inputs.held_out)
+    for source in sources:
+        if not source.found.benchmark:
+            inputs.notes += require_verifier(r, {source.evaluation.path or source.name: source.found.table})
     return EvaluationPlan(asked, r, inputs, exams, directory, living)
 
 
@@ -170,7 +174,7 @@ def _source(r: Recipe, spec: str) -> _Source:
         # The recipe names its columns. A word is a data set of the hub without an owner.
         as_written = e.model_copy(update={"format": "hub"}) if e.format == "auto" and benchmarks.is_word(spec) else e
         found = load_problems(as_written, r.verify, r.data.columns)
-        about = {"title": spec, "task": r.verify.task, "source": spec, "licence": "your own", "notes": []}
+        about = {"title": spec, "task": r.task, "source": spec, "licence": "your own", "notes": []}
         return _Source(file_name(spec if ":" in spec else Path(spec).stem), about, e, found)
     found = load_benchmark(spec, e, r.verify, r.data.columns)
     b = found.benchmark
@@ -185,8 +189,9 @@ def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str 
     name = source.name
     about = source.about
     problems = source.found.table
-    verify = r.verify.model_copy(update={"task": about["task"]})
-    own = r.model_copy(update={"evaluation": source.evaluation, "verify": verify})
+    verify = r.verify.built_in() if source.found.benchmark else r.verify  # a benchmark has its own rules
+    prompts = r.prompts.model_copy(update={"task": about["task"]})
+    own = r.model_copy(update={"evaluation": source.evaluation, "verify": verify, "prompts": prompts})
     try:
         findings = checks.check(
             own, problems=None, evaluation=problems, student=model.facts, teacher=model.facts,
@@ -197,10 +202,11 @@ def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str 
     assert findings.evaluation_prompt is not None
     views = Views(own, model.tokenizer, model.tokenizer)
     evaluation = findings.recipe.evaluation
-    questions = [
-        Question(name, problem, views.evaluation(problem["problem"], **setting_of(problem)), evaluation, verify)
-        for problem in problems.to_pylist()
-    ]
+    questions = []
+    for problem in problems.to_pylist():
+        prompt_ids = views.evaluation(problem["problem"], **setting_of(problem))
+        shown = with_prompt(problem, verify, views, prompt_ids)
+        questions.append(Question(name, shown, prompt_ids, evaluation, verify))
     kwargs = evaluation.chat_template_kwargs or r.student.chat_template_kwargs
     exam = Exam(
         name=name,

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from trd_ray.config import VerifyConfig
 from trd_ray.config.effects import VERDICTS
 from trd_ray.config.keys import affecting, in_group
+from trd_ray.config.verify_keys import FunctionKeys
 from trd_ray.engine.actor import Generation
 from trd_ray.errors import UserError
 from trd_ray.evaluate.weights import difference
@@ -39,6 +40,7 @@ from trd_ray.verify import UNJUDGED, Verdict
 FORMAT = 1
 ROWS_AT_A_TIME = 256
 _OF_VERDICTS = in_group("verify", affecting(VERDICTS))
+_USUAL = VerifyConfig()
 
 SCHEMA = pa.schema(
     [
@@ -266,9 +268,14 @@ def prompt_sha256(prompt_ids: list[int]) -> str:
 
 def verifier_of(problem: dict[str, Any], verify: VerifyConfig) -> str:
     """A hash of what a verdict on the problem depends on, without the text: settings, answer and tests."""
-    settings = verify.model_dump(mode="json", include=_OF_VERDICTS)
+    # A key of functions that has its default is left out, as it was before there were any: verdicts on disk stay valid.
+    unset = {name for name in FunctionKeys.model_fields if getattr(verify, name) == getattr(_USUAL, name)}
+    settings = verify.model_dump(mode="json", include=_OF_VERDICTS - unset)
     digest = hashlib.sha256(json.dumps([settings, problem["answer"]], sort_keys=True).encode())
     digest.update(problem.get("tests") or b"")
+    if verify.chosen:  # which may read any column
+        seen = [problem.get(name) for name in ("problem", "reference", "extra", "turns", "source")]
+        digest.update(json.dumps(seen).encode())
     return digest.hexdigest()[:16]
 
 

@@ -38,7 +38,7 @@ def target(argument: str, overrides: list[str]) -> Target:
     tree = _tree(argument)
     for override in overrides:
         config.apply_override(tree, override)
-    recipe = config.from_tree(tree)
+    recipe = config.from_tree(tree, Path(argument).expanduser().parent)
     path = _model_folder(recipe.student.path)
     name = _name(path)
     student = recipe.student.model_copy(update={"path": path})

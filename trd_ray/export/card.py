@@ -150,7 +150,7 @@ def _loading(recipe: Recipe, form: str, dtype: str, name: str) -> str:
         f"print(tokenizer.decode(model.generate(**inputs, max_new_tokens={recipe.sampler.max_response_tokens})[0]))",
     ]
     snippet = "\n".join(lines)
-    wording = recipe.prompts.solve or WORDINGS[recipe.verify.task]["solve"]
+    wording = recipe.prompts.solve or WORDINGS[recipe.task]["solve"]
     asked_as = f"It was trained on problems that were put to it in these words:\n\n{_fenced(wording, 'text')}"
     return f"{_fenced(snippet, 'python')}\n\n{asked_as}"
 

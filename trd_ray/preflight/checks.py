@@ -266,9 +266,9 @@ def _same_vocabulary(
 
 def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
     """Refuse default wordings of the other task: a prompt that asks for a boxed answer gets no program."""
-    if recipe.prompts.solve:
+    if recipe.prompts.solve or recipe.task == "plain":
         return
-    task = recipe.verify.task
+    task = recipe.task
     faults = Faults()
     for group, table in zip(("data", "evaluation"), tables, strict=True):
         tests = _tested(recipe, table) if table is not None else []
@@ -276,8 +276,8 @@ def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
             found, other = ("tests", "code") if task == "math" else ("no tests", "math")
             apart = ", or evaluate this benchmark apart, with trd evaluate" if group == "evaluation" else ""
             faults.add(
-                f"verify.task is {task}, whose prompts do not fit the problems of {group}.path, which have {found}: "
-                f"set verify.task={other} or prompts.solve{apart}"
+                f"prompts.task is {task}, whose prompts do not fit the problems of {group}.path, which have {found}: "
+                f"set prompts.task={other} or prompts.solve{apart}"
             )
     faults.require_none()
 

@@ -23,7 +23,6 @@ from typing import Any
 import pyarrow as pa
 
 from trd_ray import rows
-from trd_ray.config import VerifyConfig
 from trd_ray.errors import UserError
 from trd_ray.problems import messages, schemas, taco
 from trd_ray.problems.extra import Leftovers
@@ -55,7 +54,8 @@ def problems(
     """A table of rows.PROBLEM from the first `limit` rows of a source and a map of our column names to its own.
 
     `group` are the keys of the recipe that a message names, `path` is the source's name. `answered`: each row needs an
-    answer or tests (see `needs_answers`). Into `notes` goes what a person should know. Raises UserError.
+    answer or tests, which a function of the user's own may not. Into `notes` goes what a person should know. Raises
+    UserError.
     """
     first = next((row for _, row in source.rows()), {})
     known = schemas.recognised(source.names, first, mapped)
@@ -68,12 +68,6 @@ def problems(
         notes += [f"{path} {known.note}"] if known and known.columns.keys() - mapped.keys() else []
         notes += [f"{path}: {note}" for note in leftovers.notes()]
     return table, spool
-
-
-def needs_answers(verify: VerifyConfig) -> bool:
-    """Whether a row without tests needs an answer: a verifier of the user's own may need none."""
-    asked = verify.model_dump(include={"function", "functions"})
-    return asked.get("function") in (None, "math", "code") and not asked.get("functions")
 
 
 def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:

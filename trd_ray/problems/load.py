@@ -19,7 +19,7 @@ import pyarrow as pa
 from trd_ray import config
 from trd_ray.errors import Faults, UserError
 from trd_ray.problems import benchmarks, mixture, taco
-from trd_ray.problems.columns import SCHEMA, fitting, needs_answers, problems
+from trd_ray.problems.columns import SCHEMA, fitting, problems
 from trd_ray.problems.corpus import problems_of_corpus
 from trd_ray.problems.set_aside import SetAside, begins
 from trd_ray.problems.sources import read
@@ -75,7 +75,8 @@ def load_problems(
     - problem: a text, or a conversation (see `messages`).
     - reference: a missing one becomes "". With `without_reference: drop` its problem is set aside.
     - tests: what `Tests.pack()` gave, or an object (in JSON Lines also as its text): the fields of Tests, or TACO's
-      input_output. A row with tests needs no answer.
+      input_output. A row with tests needs no answer, and no
+      row does that a function of the user's judges.
 
     Raises UserError.
     """
@@ -109,7 +110,7 @@ def _read(
         raise UserError(f"{spec.path} holds no problems: check {group}.path")
     columns = fitting(also_columns, source.names) | spec.columns
     notes: list[str] = []
-    table, spool = problems(source, columns, group, str(spec.path), spec.limit, needs_answers(verify), notes)
+    table, spool = problems(source, columns, group, str(spec.path), spec.limit, not verify.has_own, notes)
     if isinstance(spec, config.DataConfig) and spec.without_reference == "drop":
         table, set_aside = _with_reference(table, spec.path)
         return ProblemSet(table, set_aside, tuple(notes), spool=spool)
@@ -150,6 +151,11 @@ def load_benchmark(
     sandbox = (verify or config.VerifyConfig()).sandbox
     found = benchmarks.load(name, limit=spec.limit, sandbox=sandbox, columns=(also_columns or {}) | spec.columns)
     return ProblemSet(found.problems, found.set_aside, tuple(f"{found.name}: {n}" for n in found.notes), found)
+
+
+def held_out_verify(spec: config.EvaluationConfig, verify: config.VerifyConfig) -> config.VerifyConfig:
+    """What judges the held-out problems: a benchmark has its own rules, whatever function a run has."""
+    return verify.built_in() if _names_benchmark(spec) else verify
 
 
 def _names_benchmark(spec: config.EvaluationConfig) -> bool:

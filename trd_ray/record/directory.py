@@ -22,6 +22,7 @@ The rules:
 - The claim is a file lock. The kernel drops it when the process dies, whatever ends the process.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -365,8 +366,14 @@ def differences(began: dict, now: dict, may_change: set[str], prefix: str = "") 
         if isinstance(old, dict) and isinstance(new, dict):
             found += differences(old, new, may_change, f"{prefix}{key}.")
         else:
-            found.append(f"{prefix}{key}={json.dumps(old)} (now {json.dumps(new)})")
+            found.append(f"{prefix}{key}={_shown(old)} (now {_shown(new)})")
     return found
+
+
+def _shown(value: Any) -> str:
+    """A key's value, or what tells a long one, such as the text of a function's file, from another."""
+    text = json.dumps(value)
+    return text if len(text) <= 400 else f"{text[:40]}... (sha256 {hashlib.sha256(text.encode()).hexdigest()[:8]})"
 
 
 def _read_lines(path: Path) -> list[dict]:

@@ -79,8 +79,10 @@ def _of_trajectories(y: str, facts: list[dict], recipe: Recipe) -> dict[str, str
 
 
 def _ask_for_answers(prompt: str, recipe: Recipe) -> str:
-    if recipe.verify.task == "code":
+    if recipe.task == "code":
         return f"let {prompt} ask for a fenced Python program"
+    if recipe.verify.has_own:
+        return f"let {prompt} ask for what verify.function accepts"
     prose = "" if recipe.verify.answer_in_prose else ", or set verify.answer_in_prose=true"
     return f"let {prompt} ask for \\boxed{{}}{prose}"
 

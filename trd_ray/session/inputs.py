@@ -18,7 +18,7 @@ from trd_ray.preflight import checks, compilers, placement
 from trd_ray.preflight.machines import Machine, this_machine
 from trd_ray.preflight.overlap import asked_texts
 from trd_ray.problems.corpus import open_corpus
-from trd_ray.problems.load import ProblemSet, has_tests, load_problems
+from trd_ray.problems.load import ProblemSet, has_tests, held_out_verify, load_problems
 from trd_ray.problems.mixture import shares
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.problems.spool import Spool, where
@@ -27,9 +27,11 @@ from trd_ray.record.metrics import metric_names, require_metric
 from trd_ray.sandbox import Sandbox
 from trd_ray.session.cluster import Connection, is_local
 from trd_ray.stream.held import require_held
+from trd_ray.verify.fitting import require_functions
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
+ROWS_TO_FIT = 1000  # whose columns a function is compared with
 
 
 @dataclass
@@ -50,7 +52,8 @@ class Inputs:
 
     @property
     def runs_code(self) -> bool:
-        return any(table is not None and has_tests(table) for table in (self.problems, self.held_out))
+        tables = (self.problems, self.held_out)
+        return self.recipe.verify.may_run_code and any(table is not None and has_tests(table) for table in tables)
 
     def rows_in_step(self, step: int) -> int:
         """How many rows the step has: all steps are full, except the only step of a run with fewer problems."""
@@ -103,8 +106,7 @@ def prepare(
         if job == "evaluate" or (job == "train" and r.evaluation.in_training):
             held_out = load_problems(r.evaluation, r.verify, r.data.columns)
     problems, evaluated = (found.table if found else None for found in (data, held_out))
-    with faults:
-        require_sandbox(r, problems, evaluated)
+    shapes = _judged_by(r, faults, problems, evaluated)
     with faults:
         if job == "train" and r.checkpoint.best and not r.checkpoint.best.startswith(DROPPED):
             require_metric(r.checkpoint.best, metric_names(one.name for one in r.data.sources))
@@ -133,7 +135,7 @@ def prepare(
     steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
     read = [found for found in (data, held_out) if found]
     set_aside = [one for found in read for one in found.set_aside]
-    notes = [note for found in read for note in found.notes] + _shares(findings.recipe, problems)
+    notes = [*shapes, *(note for found in read for note in found.notes), *_shares(findings.recipe, problems)]
     return Inputs(
         job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
         teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None,
@@ -224,7 +226,7 @@ def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
     if recipe.data.format == "taco" and connection is not None:
         connection.require_sandboxes(recipe.verify.sandbox)
     found = load_problems(recipe.data, recipe.verify, progress=report)
-    if recipe.data.source == "corpus" and not all(found.table["answer"].to_pylist()):
+    if recipe.data.source == "corpus" and not recipe.verify.has_own and not all(found.table["answer"].to_pylist()):
         raise UserError(
             f"the corpus {recipe.data.path} is of programming problems, and a corpus does not keep their tests: set "
             "data.source=problems and data.path to the problems that it was made of"
@@ -232,7 +234,35 @@ def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
     return found
 
 
+def _judged_by(r: Recipe, faults: Faults, problems: pa.Table | None, held_out: pa.Table | None) -> list[str]:
+    """What `require_verifier` tells; what is in the way goes to `faults`."""
+    with faults:
+        require_sandbox(r, problems, held_out)
+    with faults:
+        own = held_out_verify(r.evaluation, r.verify).chosen
+        return require_verifier(r, {"data.path": problems, "evaluation.path": held_out if own else None})
+    return []
+
+
+def require_verifier(recipe: Recipe, tables: dict[str, pa.Table | None]) -> list[str]:
+    """A line for each of the user's functions that judge; raises UserError for one that cannot judge these problems."""
+    lines: list[str] = []
+    faults = Faults()
+    for key, table in tables.items():
+        if table is not None and recipe.verify.chosen:
+            with faults:
+                shown = table if recipe.verify.by else table.slice(0, ROWS_TO_FIT)
+                rows = shown.drop_columns(["tests"]).to_pylist()
+                lines += [line for line in require_functions(recipe.verify, rows, key) if line not in lines]
+    faults.require_none()
+    return lines
+
+
 def require_sandbox(recipe: Recipe, *tables: pa.Table | None) -> None:
     """Raise UserError if programs are to run here and cannot; the nodes of a cluster are asked later."""
-    if is_local(recipe) and any(table is not None and has_tests(table) for table in tables):
+    if (
+        is_local(recipe)
+        and recipe.verify.may_run_code
+        and any(table is not None and has_tests(table) for table in tables)
+    ):
         Sandbox(recipe.verify.sandbox)

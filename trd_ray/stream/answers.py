@@ -29,7 +29,8 @@ from trd_ray.config import EvaluationConfig, Recipe, SamplerConfig, VerifyConfig
 from trd_ray.engine.actor import Generation
 from trd_ray.engine.client import Client
 from trd_ray.failures import Kind, kind_of
-from trd_ray.stream.stages import record, record_verdict, request
+from trd_ray.problems.load import held_out_verify
+from trd_ray.stream.stages import record, record_verdict, request, with_prompt
 from trd_ray.stream.verifying import (
     LOST_TRIES,
     Asked,
@@ -319,17 +320,18 @@ def evaluation_rows(
     passed.
     """
     e = recipe.evaluation
+    verify = held_out_verify(e, recipe.verify)
     rows: dict[Ask, dict[str, Any]] = {}
     for problem in problems.to_pylist():
         prompt_ids = views.evaluation(problem["problem"], **setting_of(problem))
-        question = Question("", problem, prompt_ids, e, recipe.verify)
+        question = Question("", with_prompt(problem, verify, views, prompt_ids), prompt_ids, e, verify)
         for sample in range(e.samples):
             seed = seed_of_sample(recipe.seed, question.problem_id, sample)
             order = {"row": len(rows), "step": step, "epoch": 0, "sample_index": sample, "seed": seed}
             rows[Ask(question, sample, seed)] = problem | order | {"student_prompt_ids": prompt_ids}
     done = passed = 0
     for event in answers(
-        rows, pool=sampler, sampler=recipe.sampler, verify=recipe.verify, min_version=min_version,
+        rows, pool=sampler, sampler=recipe.sampler, verify=verify, min_version=min_version,
         while_waiting=while_waiting,
     ):  # fmt: skip
         row = rows[event.ask]

@@ -47,6 +47,7 @@ from trd_ray.stream.stages import (
     request,
     require_judged,
     require_taken,
+    with_prompt,
 )
 from trd_ray.stream.trajectories import needs_refinement
 from trd_ray.stream.verifying import LOST_PAUSE_S, Judged, Verifying
@@ -209,6 +210,7 @@ class Flow:
         self, row: dict[str, Any], problem: dict[str, Any], texts: list[str], tests: dict[int, asyncio.Future]
     ) -> list[Judged]:
         number = row["problem_number"]
+        problem = with_prompt(problem, self.recipe.verify, self.views, row["student_prompt_ids"])
         try:
             return await self.verifying(problem, texts, await self._tests(number, tests))
         except ObjectLostError:  # the shelf died, and with it what it had put; Ray has started it again

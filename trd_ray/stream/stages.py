@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from trd_ray.config import EvaluationConfig, Recipe, SamplingConfig
+from trd_ray.config import EvaluationConfig, Recipe, SamplingConfig, VerifyConfig
 from trd_ray.engine.actor import Generation, Request
 from trd_ray.errors import BadRow
 from trd_ray.problems.order import Order
 from trd_ray.stream.choosing import RefineCandidate
-from trd_ray.verify import UNJUDGED, Verdict
-from trd_ray.views import Ids
+from trd_ray.verify import PROMPT, UNJUDGED, Verdict
+from trd_ray.views import Ids, Views
 
 
 @dataclass
@@ -96,6 +96,11 @@ def record_refined(
     row["refine_scored_tokens"] = sum(c.tokens for c in candidates if c.scored) or None
     row["refine_edited_share"] = candidates[chosen].edited_share
     row["refine_student_logprob"] = candidates[chosen].logprob
+
+
+def with_prompt(problem: dict[str, Any], verify: VerifyConfig, views: Views, prompt_ids: Ids) -> dict[str, Any]:
+    """The problem for its verifier: a function of the user's may judge the prompt as the engine saw it, with y_o."""
+    return problem | {PROMPT: views.text(prompt_ids)} if verify.has_own else problem
 
 
 def require_judged(row: dict[str, Any], y: str) -> None:

@@ -26,7 +26,9 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import ray
@@ -35,7 +37,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, WorkerCrashedError
 from trd_ray.config import VerifyConfig
 from trd_ray.errors import BadRow
 from trd_ray.failures import Kind, kind_of, links, told_apart
-from trd_ray.verify import Verdict, unjudged, verifier_of_json
+from trd_ray.verify import Verdict, Verifier, limit_s, unjudged, verifier_of_json
 
 ENDS = 2  # of a task that judges one text, after which the text has no verdict
 LOST_TRIES = 5
@@ -190,8 +192,7 @@ class Ends:
 def patience_s(config: VerifyConfig, asked: Asked) -> float:
     """Twice as long as the task may take: each verdict has its deadline."""
     limits = (
-        len(texts) * (config.timeout_s if place is None and not problem.get("tests") else config.program_timeout_s)
-        for problem, texts, place in asked
+        len(texts) * limit_s(config, place is not None or bool(problem.get("tests"))) for problem, texts, place in asked
     )
     return 2 * (START_S + sum(limits))
 
@@ -205,17 +206,26 @@ def verdicts(config: str, asked: Asked, *tests: Any) -> list[list[Judged]]:
     """By the VerifyConfig whose JSON is `config`. Each problem comes with its texts, and the place of its tests."""
     try:
         verify = verifier_of_json(config)
-        found = []
-        for problem, texts, place in asked:
-            whole = problem if place is None else problem | {"tests": tests[place]}
-            found.append([(time.time(), _verdict(verify, text, whole)) for text in texts])
-        return found
+        whole = [problem if place is None else problem | {"tests": tests[place]} for problem, _, place in asked]
+        pairs = [(text, problem) for problem, (_, texts, _) in zip(whole, asked, strict=True) for text in texts]
+        judged = iter(_judged(verify, pairs))
+        return [list(islice(judged, len(texts))) for _, texts, _ in asked]
     except Exception as e:
         raise told_apart(e) from None
 
 
-def _verdict(verify: Any, text: str, problem: dict[str, Any]) -> Verdict:
+def _judged(verify: Verifier, pairs: list[tuple[str, dict[str, Any]]]) -> list[Judged]:
+    """The verdicts in order; as many calls at once as the verifier gains from (verify.concurrency)."""
+    at_once = min(getattr(verify, "at_once", 1), len(pairs))  # not every verifier gains from company
+    if at_once <= 1:
+        return [_verdict(verify, *pair) for pair in pairs]
+    with ThreadPoolExecutor(at_once, thread_name_prefix="verify") as pool:
+        return list(pool.map(lambda pair: _verdict(verify, *pair), pairs))
+
+
+def _verdict(verify: Verifier, text: str, problem: dict[str, Any]) -> Judged:
+    start_s = time.time()
     try:
-        return verify(text, problem)
+        return start_s, verify(text, problem)
     except BadRow as e:
-        return unjudged(str(e))
+        return start_s, unjudged(str(e))

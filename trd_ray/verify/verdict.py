@@ -4,21 +4,25 @@ A verdict is about the response. Where the process that judges is killed each ti
 a verdict says UNJUDGED and why. Nobody trains on that response, and it counts against data.max_bad_rows.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 EMPTY = "empty"  # the detail of a verdict on a response without text, whatever the task
+PROMPT = (
+    "student_prompt"  # the key of a problem at which its verifier finds the prompt as the engine saw it, if anywhere
+)
 UNJUDGED = "not judged"  # how the detail of a verdict begins that says nothing about the response
 
 
 @dataclass(frozen=True)
 class Verdict:
     passed: bool
-    score: float  # 0 to 1; for mathematics 1 if passed, else 0
+    score: float  # for mathematics and code 1 if passed, else 0; a user's function may give any finite number
     extracted: str  # the answer that was compared or the program that ran, "" without one; always valid UTF-8
     detail: str  # why it did not pass, "" when there is nothing to say
     seconds: float
     feedback: str = ""  # a bounded text on what failed, for the refine prompt; math: without the expected answer
+    parts: dict[str, float] = field(default_factory=dict)  # where several verifiers were asked: what each gave
 
     @property
     def judged(self) -> bool:

@@ -18,7 +18,6 @@ deadline needs SIGALRM in a main thread. So a child process compares, and it is 
 import contextlib
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from trd_ray.verify.math.boxes import Boxes, boxes
 from trd_ray.verify.math.equal import Equality
 from trd_ray.verify.math.forms import Group, TooDeep, read, spelling
 from trd_ray.verify.math.second_reading import has_decimal_commas, second_reading
+from trd_ray.verify.pipes import receive
 from trd_ray.verify.verdict import EMPTY, UNJUDGED, Verdict
 
 MAX_ANSWER_CHARS = 2000  # what is longer is no answer, and only costs the parser time
@@ -216,7 +216,7 @@ class _Child:
         self._requests = self._process.stdin
         self._replies = self._process.stdout
         try:
-            why = self._receive(START_TIMEOUT_S).get("error")
+            why = receive(self._replies.fileno(), START_TIMEOUT_S).get("error")
         except (TimeoutError, EOFError) as e:
             self.kill()
             raise Lost(f"the process that compares answers ended before it began ({type(e).__name__})") from e
@@ -231,7 +231,7 @@ class _Child:
     def ask(self, request: dict, timeout_s: float) -> dict:
         """The child's reply. TimeoutError, EOFError or OSError when it is stuck or dead, and then of no more use."""
         self._requests.write(json.dumps(request).encode() + b"\n")
-        return self._receive(timeout_s + GRACE_S)
+        return receive(self._replies.fileno(), timeout_s + GRACE_S)
 
     def kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -239,20 +239,6 @@ class _Child:
         self._process.wait()
         self._requests.close()
         self._replies.close()
-
-    def _receive(self, timeout_s: float) -> dict:
-        line = b""
-        poll = select.poll()  # select() would refuse descriptors above 1023, which a Ray worker can have
-        poll.register(self._replies, select.POLLIN)
-        deadline = time.monotonic() + timeout_s
-        while not line.endswith(b"\n"):
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise TimeoutError
-            piece = os.read(self._replies.fileno(), 65536)
-            if not piece:
-                raise EOFError
-            line += piece
-        return json.loads(line)
 
 
 def _expected(answer: str) -> str:

@@ -1,0 +1,67 @@
+"""The files of a user's functions, read where the recipe is: their text is part of the recipe from then on.
+
+    verify.function: score.py:score, the recipe's folder, the working directory  ->  with_sources()  ->  verify.sources
+
+So a worker on another node needs no shared folder, and a run that goes on, or a checkpoint that is evaluated, has the
+function that the run began with. A text that a recipe holds already is not read again.
+"""
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trd_ray.config.mixed_sources import verifiers_by_source
+from trd_ray.config.verify_keys import VerifyConfig, is_own, own_parts
+from trd_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from trd_ray.config.tree import Recipe
+
+MAX_BYTES = 1 << 20  # it goes to every task that verifies
+
+
+def with_sources(recipe: "Recipe", beside: Path | None = None) -> "Recipe":
+    """The recipe with the text of the functions' files, which are `beside` it. Raises UserError.
+
+    Also with what its sources of data say of verifiers: whoever judges a row has nothing of the recipe but `verify`.
+    """
+    verify = recipe.verify
+    if by_source := verifiers_by_source(recipe.data):
+        verify = verify.model_copy(update={"by_source": by_source})
+        recipe = recipe.model_copy(update={"verify": verify})
+    if not verify.has_own:
+        return recipe
+    known = {
+        place: verify.sources[place] if place in verify.sources else _source(place, beside) for place in _files(verify)
+    }
+    # A parameter is called as the data calls its column, whatever data.columns makes of it.
+    columns = {theirs: ours for ours, theirs in recipe.data.columns.items() if ours != "tests"} | verify.columns
+    return recipe.model_copy(update={"verify": verify.model_copy(update={"sources": known, "columns": columns})})
+
+
+def _files(verify: VerifyConfig) -> list[str]:
+    own = [own_parts(one.function)[0] for one in verify.chosen.values() if is_own(one.function)]
+    return [place for place in dict.fromkeys(own) if place.endswith(".py")]
+
+
+def _source(name: str, beside: Path | None) -> str:
+    given = Path(name).expanduser()
+    places = [given] if given.is_absolute() else [folder / given for folder in (beside, Path.cwd()) if folder]
+    place = next((place for place in places if place.is_file()), None)
+    if place is None:
+        looked = " or ".join(dict.fromkeys(str(place.parent.absolute()) for place in places))
+        raise UserError(f"verify.function: there is no file {given.name} in {looked}: correct its path")
+    try:
+        source = place.read_bytes()
+        if len(source) > MAX_BYTES:
+            raise UserError(
+                f"verify.function: {place} has more than {MAX_BYTES} bytes: keep its data in a file of its own, or "
+                "make it a package that every node has, and write package.module:name"
+            )
+        text = source.decode("utf-8-sig")
+        ast.parse(text, name)
+    except SyntaxError as e:
+        raise UserError(f"verify.function: line {e.lineno} of {place} is no Python ({e.msg}): correct it") from e
+    except (OSError, ValueError) as e:
+        raise UserError(f"verify.function: {place} cannot be read as Python ({e}): correct it") from e
+    return text

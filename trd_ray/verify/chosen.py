@@ -1,0 +1,149 @@
+"""The verifier of a recipe, by what it names: one function, or several that are weighted or chosen by a column.
+
+verify.function: NAME  ->  MAKERS[NAME]     one that is built in
+verify.function: FILE.py:NAME, MODULE:NAME  ->  own/own_verifier.py
+neither                ->  code where a problem has tests, else math
+
+data.sources[].verify  ->  what a row's source names judges alone; a row without a source as if neither were set
+
+verify.functions       ->  each of them judges: their weighted mean is the score, Verdict.parts has what each gave
+with verify.by         ->  the one that the row's column names judges alone
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from trd_ray.config import NamedFunction, VerifyConfig, did_you_mean, is_own
+from trd_ray.errors import BadRow
+from trd_ray.verify.own.call import opened
+from trd_ray.verify.own.own_verifier import NO_SCORE, OwnVerifier
+from trd_ray.verify.verdict import Verdict, Verifier, unjudged
+
+Maker = Callable[[VerifyConfig, dict[str, Any]], Verifier]
+
+
+def _math(config: VerifyConfig, arguments: dict[str, Any]) -> Verifier:
+    from trd_ray.verify.math.math_verifier import MathVerifier
+
+    return MathVerifier(config.timeout_s, config.answer_in_prose, config.answer_in_formula)
+
+
+def _code(config: VerifyConfig, arguments: dict[str, Any]) -> Verifier:
+    from trd_ray.verify.code.code_verifier import CodeVerifier
+
+    return CodeVerifier(config)
+
+
+# The names of trd_ray.config.BUILT_IN, which says whether each takes verify.arguments.
+MAKERS: dict[str, Maker] = {"math": _math, "code": _code}
+
+
+class Chosen:
+    """Any thread may call it. A verifier is made when it is first needed."""
+
+    def __init__(self, config: VerifyConfig):
+        self._config = config
+        self._made: dict[str, Verifier] = {}
+        self.at_once = config.concurrency if config.has_own else 1  # calls that gain from being made together
+
+    def __call__(self, text: str | None, problem: dict) -> Verdict:
+        config = self._config
+        if name := config.by_source.get(problem.get("source") or ""):
+            return self._one(name)(text, problem)
+        if config.by:
+            return self._one(chosen_by(config, problem))(text, problem)
+        if config.functions and not config.by_source:
+            return self._weighted(text, problem)
+        if config.function:
+            return self._one("")(text, problem)
+        return self._built_in("code" if problem.get("tests") else "math")(text, problem)
+
+    def close(self) -> None:
+        for made in self._made.values():
+            made.close()
+
+    def own(self) -> dict[str, OwnVerifier]:
+        """The user's functions by their names in verify.functions, "" for verify.function."""
+        made = {name: self._one(name) for name in self._config.chosen}
+        return {name: one for name, one in made.items() if isinstance(one, OwnVerifier)}
+
+    def _weighted(self, text: str | None, problem: dict) -> Verdict:
+        named = self._config.functions
+        verdicts = {name: self._one(name)(text, problem) for name in named}
+        lost = next((v for v in verdicts.values() if not v.judged and NO_SCORE not in v.detail), None)
+        if lost:
+            return lost
+        parts = {name: v.score for name, v in verdicts.items() if v.judged}
+        weight = sum(named[name].weight for name in parts)
+        seconds = sum(v.seconds for v in verdicts.values())
+        if not weight:
+            return unjudged(f"{NO_SCORE}, any of them", seconds)
+        score = sum(named[name].weight * part for name, part in parts.items()) / weight
+        held = all(verdicts[name].passed for name in parts if named[name].pass_at is not None)
+        return Verdict(
+            passed=held and score >= self._config.pass_at,
+            score=score,
+            extracted=next((v.extracted for v in verdicts.values() if v.extracted), ""),
+            detail=", ".join(_told(name, verdicts[name]) for name in parts),
+            seconds=seconds,
+            feedback="\n".join(v.feedback for v in verdicts.values() if v.feedback),
+            parts=parts,
+        )
+
+    def _one(self, name: str) -> Verifier:
+        named = self._config.chosen.get(name) or NamedFunction(function=name)  # a source may name one that is built in
+        if not is_own(named.function):
+            return _Graded(self._built_in(named.function, named), self._pass_at(named))
+        # Two threads that race make two, of which one is dropped unused: all start their processes lazily.
+        key = f"verify.functions.{name}" if name else "verify.function"
+        return self._made.get(name) or self._made.setdefault(name, OwnVerifier(self._config, named, key))
+
+    def _built_in(self, function: str, named: NamedFunction | None = None) -> Verifier:
+        arguments = named.arguments if named else {}
+        key = f"{function} {sorted(arguments.items())}"
+        return self._made.get(key) or self._made.setdefault(key, MAKERS[function](self._config, arguments))
+
+    def _pass_at(self, named: NamedFunction) -> float:
+        return self._config.pass_at if named.pass_at is None else named.pass_at
+
+
+class _Graded:
+    """A built-in verifier whose responses also pass with less than the full score, where the recipe says so."""
+
+    def __init__(self, verifier: Verifier, pass_at: float):
+        self._verifier = verifier
+        self._pass_at = pass_at
+
+    def __call__(self, text: str | None, problem: dict) -> Verdict:
+        verdict = self._verifier(text, problem)
+        if self._pass_at == 1.0 or not verdict.judged:
+            return verdict
+        return replace(verdict, passed=verdict.score >= self._pass_at)
+
+    def close(self) -> None:
+        self._verifier.close()
+
+
+def chosen_by(config: VerifyConfig, problem: dict) -> str:
+    """The name in verify.functions that the row names. Raises BadRow where it names none."""
+    column = str(config.by)
+    row = opened(problem)
+    value = row["extra"].get(column, row.get(column))
+    if not isinstance(value, str) or value not in config.functions:
+        told = did_you_mean(str(value), list(config.functions))
+        raise BadRow(f"verify.by is {column}, whose value {value!r} names none of verify.functions{told}")
+    return value
+
+
+def limit_s(config: VerifyConfig, runs_code: bool) -> float:
+    """The longest that a verdict may take, starting what judges aside. A call whose process ends is made twice."""
+    limits = {"math": config.timeout_s, "code": config.program_timeout_s}
+    if not config.chosen:
+        return limits["code" if runs_code else "math"]
+    return sum(limits.get(one.function, 2 * config.deadline_s) for one in config.chosen.values())
+
+
+def _told(name: str, verdict: Verdict) -> str:
+    why = f" ({verdict.detail})" if verdict.detail and not verdict.detail.startswith("score ") else ""
+    return f"{name} {verdict.score:g}{why}"

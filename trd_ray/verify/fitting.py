@@ -1,0 +1,120 @@
+"""Whether a recipe's own functions can judge its problems, found out before anything starts.
+
+    recipe.verify, the columns of some rows, one row  ->  require_functions()  ->  a line for each function: its shape
+                                                                                  UserError: what does not fit
+
+Each function is imported in the process that will call it, never in this one, and called once, on a response that is
+the row's own reference or answer. What it says of that response is not judged here: `trd check` does that.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+from trd_ray.config import VerifyConfig, did_you_mean, own_parts
+from trd_ray.errors import BadRow, Faults, UserError
+from trd_ray.verify.chosen import Chosen, chosen_by
+from trd_ray.verify.own.call import COLUMNS, opened, unfilled
+from trd_ray.verify.own.own_verifier import OwnVerifier
+from trd_ray.verify.own.shape import CallShape
+
+_NO_IDS = "completion_ids"
+
+
+def require_functions(config: VerifyConfig, rows: Sequence[dict[str, Any]], key: str = "data.path") -> list[str]:
+    """A line for each function, as `--dry-run` prints it. `rows` are of rows.PROBLEM, from `key` of the recipe.
+
+    Raises UserError for a function that is not there, that cannot be called, or whose parameters no column fills.
+    """
+    if not config.chosen:
+        return []
+    faults = Faults()
+    lines: list[str] = []
+    if config.by:
+        with faults:
+            _require_by(config, rows, key)
+    verify = Chosen(config)
+    try:
+        for name, one in verify.own().items():
+            with faults:
+                lines += _fits(config, one, [row for row in rows if _is_its(config, name, row)], key)
+    finally:
+        verify.close()
+    faults.require_none()
+    return lines
+
+
+def _fits(config: VerifyConfig, one: OwnVerifier, rows: Sequence[dict[str, Any]], key: str) -> list[str]:
+    shape = one.shape
+    place, _ = own_parts(one.named.function)
+    text = config.sources.get(place)
+    told = f"{one.called}: {shape}" + (f", sha256 {sha256(text.encode()).hexdigest()[:8]}" if text else "")
+    if not rows:
+        return [told]
+    extra = {name: None for row in rows for name in opened(row)["extra"]}
+    _require_filled(one, shape, list(extra), config, key)
+    return [told, *_tried(config, one, shape, rows[0])]
+
+
+def _require_filled(one: OwnVerifier, shape: CallShape, extra: list[str], config: VerifyConfig, key: str) -> None:
+    lacking = unfilled(shape, extra, config.columns)
+    if not lacking:
+        return
+    if lacking[0] == _NO_IDS:
+        raise UserError(
+            f"{one.called} takes completion_ids, and no token ids reach a verifier: let it count on the text, or give "
+            "the parameter a default"
+        )
+    there = [*COLUMNS, *extra, *config.columns]
+    raise UserError(
+        f"{one.called} takes {lacking[0]}, which no column of {key} fills{did_you_mean(lacking[0], there)}: give the "
+        f"data that column, set verify.columns.{lacking[0]}=COLUMN or verify.arguments.{lacking[0]}=VALUE, or give the "
+        "parameter a default"
+    )
+
+
+def _tried(config: VerifyConfig, one: OwnVerifier, shape: CallShape, row: dict[str, Any]) -> list[str]:
+    """What one call tells: a wrong return and a wrong guess are refused, an error is a line for whoever starts."""
+    response = row.get("reference") or row.get("answer") or ""
+    reply = one.reply(response, row)
+    if "wrong" in reply:
+        raise UserError(f"{one.called} {reply['wrong']}, when it was called on problem {row['problem_id']}")
+    if "score" in reply:
+        return []
+    why = one.failing(reply)
+    as_what = "messages" if shape.messages else "text"
+    other = "text" if shape.messages else "messages"
+    if "raised" in reply and "score" in _as(other, config, one, response, row):
+        raise UserError(
+            f"{one.called} was given completions as {as_what}, and {why}, but it can judge them as {other}: set "
+            f"verify.completions={other}"
+        )
+    return [f"{one.called}: {why}, when it was called on the reference or answer of problem {row['problem_id']}"]
+
+
+def _as(completions: str, config: VerifyConfig, one: OwnVerifier, response: str, row: dict[str, Any]) -> dict[str, Any]:
+    """What the function says where completions have the other form."""
+    changed = config.model_copy(update={"completions": completions})
+    other = OwnVerifier(changed, one.named)
+    try:
+        return other.reply(response, row)
+    finally:
+        other.close()
+
+
+def _is_its(config: VerifyConfig, name: str, row: dict[str, Any]) -> bool:
+    """Whether the verifier of this name judges the row."""
+    try:
+        return not config.by or chosen_by(config, row) == name
+    except BadRow:
+        return False
+
+
+def _require_by(config: VerifyConfig, rows: Sequence[dict[str, Any]], key: str) -> None:
+    for row in rows:
+        try:
+            chosen_by(config, row)
+        except BadRow as e:
+            raise UserError(
+                f"problem {row['problem_id']} of {key}: {e}: correct that column, or name a verifier for the value"
+            ) from e
