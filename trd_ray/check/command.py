@@ -6,17 +6,18 @@
 Neither an engine nor Ray is started, and no GPU is used.
 """
 
+import time
 from functools import partial
 
 from trd_ray.check import page, shown_views
 from trd_ray.check.data_facts import copies, without_form
-from trd_ray.check.examined import Examined, Lines, examine
+from trd_ray.check.examined import LONGEST_S, Examined, Lines, examine
 from trd_ray.check.material import Material, gather, spread_rows
 from trd_ray.check.repeated import Make
 from trd_ray.config import Recipe
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, right_texts
-from trd_ray.preflight.soundness import TOLERATED
+from trd_ray.preflight.soundness import TOLERATED, Soundness
 from trd_ray.record.markdown import visible
 from trd_ray.verify import verifier
 
@@ -83,7 +84,21 @@ def _data(found: Material, rows: list[Row], verify: Verify, faults: Faults) -> L
                 f"{odd[0]['answer'][:60]!r} of problem {odd[0]['problem_id']!r}: right responses would not pass; set "
                 "data.columns.answer to the column with the final answer alone, or leave such rows out"
             )
-    return lines + _against_limits(found) + _in_views(found, rows, faults)
+    return lines + _held_out(found, len(rows), verify, faults) + _against_limits(found) + _in_views(found, rows, faults)
+
+
+def _held_out(found: Material, many: int, verify: Verify, faults: Faults) -> Lines:
+    """Whether the right answers of the problems to evaluate on pass, which no score could exceed."""
+    if found.held_out is None or not found.held_out.num_rows:
+        return []
+    rows = spread_rows(found.held_out, many)
+    form = form_of(found.recipe)
+    right = asked(verify, rows, right_texts(rows, form), time.monotonic() + LONGEST_S / 2)
+    sound = Soundness(rows, right, form, group="evaluation")
+    if not sound.right:
+        return [("held-out answers", "not asked: no row has one")]
+    faults.add(*(f"of evaluation.path: {fault}" for fault in sound.faults()))
+    return [("held-out answers", f"{sum(sound.right.values())} of {len(sound.right)} pass")]
 
 
 def _judged_as_maths(recipe: Recipe) -> bool:

@@ -31,6 +31,7 @@ class Soundness:
     replies: Sequence[Reply]  # on right and wrong texts
     form: str
     shows_reference: bool = False  # whether a model is shown the references, as in OPSD
+    group: str = "data"  # the keys of the recipe that say where the rows are
     tolerated: float = TOLERATED  # the share of rows that are shown and refuse nothing
     other_form: str = ""  # another form of the answer that passes where the asked one does not
     _by_kind: dict[str, list[Reply]] = field(default_factory=dict)
@@ -69,7 +70,8 @@ class Soundness:
     def counts(self) -> list[tuple[str, str]]:
         """What was asked, and how much of it passed."""
         right = self.right
-        found = [("the reference or the answer", f"{sum(right.values())} of {len(right)} pass")]
+        said = f"{sum(right.values())} of {len(right)} pass" if right else "not asked: no row has one"
+        found = [("the reference or the answer", said)]
         for kind, label in KINDS.items():
             replies = self._by_kind.get(kind, [])
             found.append((label, f"{len(self.passing(kind))} of {len(replies)} pass" if replies else "not asked"))
@@ -108,11 +110,6 @@ class Soundness:
     def _right(self) -> list[str]:
         right = self.right
         failing = len(right) - sum(right.values())
-        if not right:
-            return [
-                "no row has a reference or an answer, so nothing right can be shown to the verifier: set "
-                "data.columns.answer=NAME or data.columns.reference=NAME"
-            ]
         if not self._too_many(failing, len(right)):
             return []
         return [f"the verifier fails {failing} of {len(right)} right answers{self._failing()}"]
@@ -127,8 +124,8 @@ class Soundness:
             f"stated as {self.other_form!r} it passes, but the prompt asks for {self.form!r}: let prompts.solve ask "
             "for the form that the verifier reads"
             if self.other_form
-            else "check that data.columns.answer names the column with the final answer, and that the verifier reads "
-            f"the form that the prompt asks for, which is {self.form!r}"
+            else f"check that {self.group}.columns.answer names the column with the final answer, and that the verifier "
+            f"reads the form that the prompt asks for, which is {self.form!r}"
         )
         return f", such as {reply.asked.text[-SHOWN_CHARACTERS:]!r} of {self._named(reply.asked)}{said}: {remedy}"
 
@@ -165,7 +162,7 @@ class Soundness:
             return []
         return [
             f"all {len(self.rows)} rows have the answer {answers.pop()[:SHOWN_CHARACTERS]!r}, so a student that always "
-            "says so would pass: check that data.columns.answer names the column with the answer"
+            f"says so would pass: check that {self.group}.columns.answer names the column with the answer"
         ]
 
     def _too_many(self, rows: int, of: int) -> bool:
