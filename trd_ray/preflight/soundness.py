@@ -124,8 +124,8 @@ class Soundness:
             f"stated as {self.other_form!r} it passes, but the prompt asks for {self.form!r}: let prompts.solve ask "
             "for the form that the verifier reads"
             if self.other_form
-            else f"check that {self.group}.columns.answer names the column with the final answer, and that the verifier "
-            f"reads the form that the prompt asks for, which is {self.form!r}"
+            else f"check that {self.group}.columns.answer names the column with the final answer, and that the "
+            f"verifier reads the form that the prompt asks for, which is {self.form!r}"
         )
         return f", such as {reply.asked.text[-SHOWN_CHARACTERS:]!r} of {self._named(reply.asked)}{said}: {remedy}"
 
