@@ -187,6 +187,12 @@ def test_answers_without_a_form_are_refused(capsys, tmp_path):
     assert "7 of 8 answers have no form" in wrong and "'It follows from the lemma that there are 4'" in wrong
 
 
+def test_whole_solutions_in_the_column_of_answers_are_refused(capsys, tmp_path):
+    found = [row | {"answer": f"{row['reference']}\n#### {row['answer']}"} for row in rows()]
+    wrong = refused(capsys, f"data.path={written(tmp_path / 'solutions.jsonl', found)}", verify=verifiers.boxed_alone)
+    assert "8 of 8 answers have no form" in wrong and "what follows its ####" in wrong
+
+
 def test_characters_that_the_tokenizer_lacks_are_refused(capsys, tmp_path):
     found = [row | {"problem": f"Zoë: {row['problem']}"} for row in rows()]
     assert "tokenizer lacks characters of 8 of 8 problems" in refused(

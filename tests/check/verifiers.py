@@ -36,6 +36,10 @@ def sound(text, problem):
     return verdict(right(text, problem), boxed(text))
 
 
+def boxed_alone(text, problem):
+    return verdict(text == f"\\boxed{{{problem['answer']}}}")
+
+
 def everything(text, problem):
     return verdict(True)
 

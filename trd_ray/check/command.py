@@ -57,7 +57,8 @@ def _page(found: Material, many: int, make: Make, verify: Verify, faults: Faults
     print(f"{found.recipe.name}: {len(rows)} of {found.problems.num_rows} problems{few}\n")
     if examined.lines:
         _print(page.section("verifier", examined.lines))
-    _print(page.section("data", _data(found, rows, verify, faults)))
+    held_out = [] if examined.faults else _held_out(found, many, verify, faults)
+    _print(page.section("data", _data(found, rows, verify, faults) + held_out))
     if found.views:
         _print(_views(found, rows[0], examined.replies))
     faults.require_none()
@@ -79,12 +80,13 @@ def _data(found: Material, rows: list[Row], verify: Verify, faults: Faults) -> L
         odd = without_form(rows, verify)
         lines.append(("answers", f"{len(odd) or 'none'} of {len(rows)} can be compared only letter by letter"))
         if len(odd) > TOLERATED * len(rows):
+            solution = " (what follows its ####, where it is a whole solution)" if "####" in odd[0]["answer"] else ""
             faults.add(
                 f"{len(odd)} of {len(rows)} answers have no form that the math verifier reads, such as "
                 f"{odd[0]['answer'][:60]!r} of problem {odd[0]['problem_id']!r}: right responses would not pass; set "
-                "data.columns.answer to the column with the final answer alone, or leave such rows out"
+                f"data.columns.answer to a column with the final answer alone{solution}, or leave such rows out"
             )
-    return lines + _held_out(found, len(rows), verify, faults) + _against_limits(found) + _in_views(found, rows, faults)
+    return lines + _against_limits(found) + _in_views(found, rows, faults)
 
 
 def _held_out(found: Material, many: int, verify: Verify, faults: Faults) -> Lines:

@@ -41,9 +41,10 @@ class Copies:
 
 def copies(table: pa.Table) -> Copies:
     """Texts are the same as for the overlap of two data sets: apart from case, blanks and LaTeX's dress."""
-    places: dict[str, list[int]] = defaultdict(list)
+    turns = table["turns"].to_pylist() if "turns" in table.column_names else [None] * table.num_rows
+    places: dict[tuple[str, str | None], list[int]] = defaultdict(list)
     for i, text in enumerate(table["problem"].to_pylist()):
-        places[normalised(text)].append(i)
+        places[normalised(text), turns[i]].append(i)  # the same question after other turns is another problem
     answers = table["answer"].to_pylist()
     twice = [found for found in places.values() if len(found) > 1]
     disagree = [found for found in twice if len({answers[i].strip() for i in found}) > 1]
@@ -60,6 +61,8 @@ def without_form(rows: Sequence[Row], verify: Verify) -> list[Row]:
 
 
 def _has_form(row: Row, verify: Verify) -> bool:
+    if "####" in row["answer"] or ("\n" in row["answer"].strip() and "\\begin" not in row["answer"]):
+        return False  # a worked solution
     boxed = last_boxed(row["answer"])
     try:
         form = read(row["answer"] if boxed is None else boxed)

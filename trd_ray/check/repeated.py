@@ -20,6 +20,7 @@ from trd_ray.preflight.known_texts import KnownText, Reply, Row, Verify, asked
 
 Make = Callable[[], Verify]  # pickled by its name: a function of a module, or a functools.partial of one
 SAME_SCORE = 1e-9
+END_S = 5.0  # for the other process to end what its verifier has started
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Repetition:
 
 @dataclass(frozen=True)
 class VerdictPace:
-    """How long verdicts take, once the verifier is warm."""
+    """How long verdicts take. The first and the longest may include what the verifier starts."""
 
     seconds: tuple[float, ...]
-    first: float  # of the first verdict, which includes what the verifier starts
+    first: float
 
     @classmethod
     def of(cls, replies: Sequence[Reply]) -> "VerdictPace":
@@ -54,7 +55,8 @@ class VerdictPace:
 
     @property
     def mean(self) -> float:
-        return float(np.mean(self.seconds))
+        """Without the longest one."""
+        return float(np.mean(sorted(self.seconds)[: max(1, len(self.seconds) - 1)]))
 
     def __str__(self) -> str:
         p50, p95 = np.percentile(self.seconds, [50, 95])
@@ -91,6 +93,7 @@ def in_another_process(make: Make, rows: Sequence[Row], replies: Sequence[Reply]
         if not ours.poll(limit_s):
             return Repetition(0, missing=f"the other process gave no verdicts within {limit_s:.0f} s")
         answer = json.loads(ours.recv_bytes())
+        process.join(END_S)
     except EOFError:
         process.join()
         return Repetition(0, missing=f"the other process ended with exit code {process.exitcode}")

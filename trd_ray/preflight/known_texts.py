@@ -100,7 +100,7 @@ def asked(verify: Verify, rows: Sequence[Row], texts: Sequence[KnownText], until
             break
         start = time.monotonic()
         try:
-            verdict = verify(one.text, rows[one.row])
+            verdict = verify(one.text, dict(rows[one.row]))  # a copy: a verifier may change what it is given
         except UserError:
             raise
         except Exception as e:  # noqa: BLE001 - a verifier may be anybody's function
