@@ -99,6 +99,11 @@ def test_a_verifier_with_a_fault_is_refused_by_name(capsys, data, verify, words)
     assert "things are in the way" not in wrong, "one fault is told once"
 
 
+def test_texts_without_a_verdict_are_counted_apart(capsys, data):
+    _, page, _ = check(capsys, f"data.path={data}", verify=verifiers.raises, rows=8)
+    assert "empty text                   0 of 0 pass, 8 without a verdict" in page
+
+
 def test_verdicts_that_another_process_does_not_give_are_refused(capsys, data, monkeypatch):
     import os
 

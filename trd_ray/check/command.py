@@ -57,7 +57,8 @@ def _page(found: Material, many: int, make: Make, verify: Verify, faults: Faults
     print(f"{found.recipe.name}: {len(rows)} of {found.problems.num_rows} problems{few}\n")
     if examined.lines:
         _print(page.section("verifier", examined.lines))
-    held_out = [] if examined.faults else _held_out(found, many, verify, faults)
+    is_sound = examined.replies and not examined.faults
+    held_out = _held_out(found, many, verify, faults) if is_sound else []
     _print(page.section("data", _data(found, rows, verify, faults) + held_out))
     if found.views:
         _print(_views(found, rows[0], examined.replies))

@@ -74,7 +74,10 @@ class Soundness:
         found = [("the reference or the answer", said)]
         for kind, label in KINDS.items():
             replies = self._by_kind.get(kind, [])
-            found.append((label, f"{len(self.passing(kind))} of {len(replies)} pass" if replies else "not asked"))
+            asked_about = sum(reply.asked.kind == kind for reply in self.replies)
+            said = f"{len(self.passing(kind))} of {len(replies)} pass" if asked_about else "not asked"
+            without = asked_about - len(replies)
+            found.append((label, f"{said}, {without} without a verdict" if without else said))
         if self.contradicted:
             found.append(("references", f"{len(self.contradicted)} state another answer than their row"))
         if self.silent:
