@@ -1,6 +1,7 @@
 """The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
-key.sub=value ...`, `trd compare`, `trd reproduce`, `trd export`, `trd init`, `trd recipes`, `trd doctor` and `trd
-miniature build`; and for a run that goes on `trd status | logs | stop | pause | unpause | checkpoint | scale RUN`.
+key.sub=value ...`, `trd check`, `trd compare`, `trd reproduce`, `trd export`, `trd init`, `trd recipes`, `trd doctor`
+and `trd miniature build`; and for a run that goes on `trd status | logs | stop | pause | unpause | checkpoint | scale
+RUN`.
 
 What a user can fix is one sentence on standard error and exit code 2.
 """
@@ -27,6 +28,7 @@ EXAMPLES = {
     "recipes": "trd recipes",
     "doctor": "trd doctor miniature_opsd",
     "init": "trd init my.yaml --model Qwen/Qwen3-1.7B --data problems.jsonl --held-out held_out.jsonl",
+    "check": "trd check my.yaml",
     "train": "trd train miniature_opsd",
     "status": "trd status runs/miniature-opsd",
     "logs": "trd logs runs/miniature-opsd sampler-0",
@@ -91,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     texts["recipes"] = "the shipped recipes, and what each needs"
     texts["init"] = "write a recipe for your own model and data, every line explained"
     usage.of_init(commands.add_parser("init", description=texts["init"]))
+    texts["check"] = "whether verifier, data and prompts of a recipe are sound, on some rows, before anything starts"
+    usage.of_check(commands.add_parser("check", description=texts["check"]))
     texts["export"] = "a checkpoint as a Hugging Face folder, in any type, with a model card"
     usage.of_export(commands.add_parser("export", description=texts["export"]))
     for name, text in {
@@ -195,6 +199,10 @@ def _job(options: argparse.Namespace) -> int:
     if options.command == "reproduce":
         return _reproduce(options)
     recipe = config.load(options.recipe, options.overrides)
+    if options.command == "check":
+        from trd_ray.check import command as check
+
+        return check.run(recipe, options.rows, options.row)
     from trd_ray.session import dry
 
     asked = dry.asked(options)

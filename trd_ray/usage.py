@@ -29,6 +29,15 @@ def of_init(command: argparse.ArgumentParser) -> None:
     command.add_argument("--column", action="append", default=[], metavar="OURS=NAME", help=text)
 
 
+def of_check(command: argparse.ArgumentParser) -> None:
+    command.add_argument("recipe", help="a YAML file, or the name of a shipped recipe such as miniature_opsd")
+    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override the recipe; values are YAML")
+    text = "how many problems to look at, spread over the data (default: 64)"
+    command.add_argument("--rows", type=_whole, default=64, metavar="N", help=text)
+    text = "print the views of this problem instead: its place in the data, from 1, or its problem_id"
+    command.add_argument("--row", metavar="K", help=text)
+
+
 def of_reproduce(command: argparse.ArgumentParser) -> None:
     command.add_argument("recipe", help="the name of a shipped recipe that has figures, or with --figures any recipe")
     names = "some of the figures' benchmarks, or where one lies, as in aime24:/path (default: all); and overrides"
@@ -81,7 +90,7 @@ def _gib(text: str) -> float:
     return gib
 
 
-def _lines(text: str) -> int:
+def _whole(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but is {text}")
     return int(text)
@@ -120,7 +129,7 @@ def of_steering(command: argparse.ArgumentParser, name: str) -> None:
     if name == "logs":
         text = "sampler-0, ray, train or failure, for instance (default: what happened, and which logs there are)"
         command.add_argument("log", nargs="?", metavar="LOG", help=text)
-        command.add_argument("-n", "--lines", type=_lines, default=50, help="how many of the last lines (default: 50)")
+        command.add_argument("-n", "--lines", type=_whole, default=50, help="how many of the last lines (default: 50)")
         command.add_argument("-f", "--follow", action="store_true", help="go on until the run ends")
         return
     text = "longest wait for the run to answer, in seconds (default: 60)"

@@ -26,6 +26,7 @@ from trd_ray.record.ledger import DROPPED
 from trd_ray.record.metrics import metric_names, require_metric
 from trd_ray.sandbox import Sandbox
 from trd_ray.session.cluster import Connection, is_local
+from trd_ray.session.glance import warn_at_first_look
 from trd_ray.stream.held import require_held
 from trd_ray.verify.fitting import require_functions
 
@@ -129,9 +130,9 @@ def prepare(
             faults.add(*placement.plan(r, student.facts, teacher.facts, here, job=job, gpu_gib=gpu_gib).reasons)
     faults.require_none()
     assert student and teacher and findings
-    if problems is not None and findings.too_long:
-        left_out = {problem.problem_id for problem in findings.too_long}
-        problems = where(problems, [one not in left_out for one in problems["problem_id"].to_pylist()])
+    if problems is not None:
+        problems = _without(problems, findings.too_long)
+        warn_at_first_look(r, problems, job)
     steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
     read = [found for found in (data, held_out) if found]
     set_aside = [one for found in read for one in found.set_aside]
@@ -197,6 +198,13 @@ def _model(model: ModelConfig, path: str) -> _Loaded:
     resolved = models.resolve(path, model.revision)
     tokenizer = models.tokenizer(resolved, model.revision, model.trust_remote_code)
     return _Loaded(resolved, models.facts(resolved, model.revision, model.trust_remote_code), tokenizer)
+
+
+def _without(problems: pa.Table, too_long: Sequence[SetAside]) -> pa.Table:
+    left_out = {problem.problem_id for problem in too_long}
+    return (
+        where(problems, [one not in left_out for one in problems["problem_id"].to_pylist()]) if left_out else problems
+    )
 
 
 def _corpus(recipe: Recipe) -> checks.Corpus:

@@ -104,6 +104,8 @@ def _as(completions: str, config: VerifyConfig, one: OwnVerifier, response: str,
 
 def _is_its(config: VerifyConfig, name: str, row: dict[str, Any]) -> bool:
     """Whether the verifier of this name judges the row."""
+    if config.by_source and not config.by:
+        return config.by_source.get(row.get("source") or "") == name
     try:
         return not config.by or chosen_by(config, row) == name
     except BadRow:

@@ -1,0 +1,69 @@
+"""Texts whose verdict is known: what is surely right, what is surely wrong, and in which form an answer is stated."""
+
+import time
+
+import pytest
+
+from trd_ray import config
+from trd_ray.preflight.known_texts import KnownText, Reply, asked, form_of, right_texts, wrong_texts
+from trd_ray.preflight.soundness import Soundness
+from trd_ray.verify import Verdict
+
+
+def row(answer: str, reference: str = "", tests: bytes | None = None, problem: str = "1+1") -> dict:
+    return {"problem_id": answer, "problem": problem, "answer": answer, "reference": reference, "tests": tests}
+
+
+@pytest.mark.parametrize(
+    ("tree", "form"),
+    [
+        ({}, r"\boxed{ANSWER}"),
+        ({"prompts": {"solve": "{problem}"}}, r"\boxed{ANSWER}"),
+        ({"prompts": {"solve": "{problem} End with #### and the answer."}}, "#### ANSWER"),
+        ({"prompts": {"solve": "{problem}", "system": "Answer within <answer> tags."}}, "<answer>ANSWER</answer>"),
+        ({"verify": {"task": "code"}}, "ANSWER"),
+    ],
+)
+def test_an_answer_is_stated_as_the_prompt_asks_for_it(tree, form):
+    assert form_of(config.from_tree(tree)) == form
+
+
+def test_a_row_s_reference_and_answer_are_right_and_a_program_is_fenced():
+    found = right_texts([row("2", "1+1=2"), row("", "print(2)\n", b"tests"), row("")], r"\boxed{ANSWER}")
+    assert [(text.row, text.kind, text.text) for text in found] == [
+        (0, "reference", "1+1=2"),
+        (0, "answer", r"\boxed{2}"),
+        (1, "reference", "```python\nprint(2)\n```"),
+    ]
+
+
+def test_an_answer_that_is_boxed_already_is_not_boxed_again():
+    assert right_texts([row(r"\boxed{2}")], r"\boxed{ANSWER}")[0].text == r"\boxed{2}"
+
+
+@pytest.mark.parametrize("spelling", ["0.5", "1/2", r"\frac{1}{2}", " $0.50$ "])
+def test_the_same_answer_in_another_spelling_is_never_taken_for_a_wrong_one(spelling):
+    rows = [row("0.5"), row(spelling), row("3")]
+    right = [Reply(text, Verdict(True, 1.0, "", "", 0.0), 0.0) for text in right_texts(rows, "ANSWER")]
+    assert {(text.row, text.text) for text in wrong_texts(rows, right) if text.kind == "another"} == {
+        (0, "3"),
+        (1, "3"),
+        (2, "0.5"),
+    }
+
+
+def test_asking_ends_in_time_after_whole_rows():
+    rows = [row("1"), row("2")]
+    texts = [KnownText(i, "answer", "x") for i in (0, 0, 1)]
+    replies = asked(lambda text, problem: Verdict(True, 1.0, "", "", 0.0), rows, texts, until=time.monotonic() - 1)
+    assert [reply.asked.row for reply in replies] == [0, 0]
+
+
+def test_a_program_without_a_reference_is_not_held_against_the_verifier():
+    rows = [row("", tests=b"tests", problem=f"Print {i}.") for i in range(9)]
+    replies = asked(
+        lambda text, problem: Verdict(False, 0.0, "", "x", 0.0), rows, wrong_texts(rows, []), time.monotonic() + 9
+    )
+    found = Soundness(rows, replies, "ANSWER")
+    assert found.faults() == []
+    assert found.counts()[0] == ("the reference or the answer", "not asked: no row has one")

@@ -1,0 +1,205 @@
+"""`trd check RECIPE`: one page on the verifier, the data and the views of a recipe, before anything expensive starts.
+
+    recipe  ->  gather()  ->  problems, tokenizers, views  ->  examine()  ->  the page; 0, or UserError
+    recipe, --row K                                        ->  the views of one row, whole
+
+Neither an engine nor Ray is started, and no GPU is used.
+"""
+
+import time
+from functools import partial
+
+from trd_ray.check import page, shown_views
+from trd_ray.check.data_facts import copies, without_form
+from trd_ray.check.examined import LONGEST_S, Examined, Lines, examine
+from trd_ray.check.material import Material, gather, spread_rows
+from trd_ray.check.repeated import Make
+from trd_ray.config import Recipe
+from trd_ray.errors import Faults, UserError
+from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, right_texts
+from trd_ray.preflight.soundness import TOLERATED, Soundness
+from trd_ray.record.markdown import visible
+from trd_ray.verify import verifier
+from trd_ray.views import setting_of
+
+ROWS = 64
+
+
+def run(recipe: Recipe, rows: int = ROWS, row: str | None = None, make: Make | None = None) -> int:
+    """Look, print, and return 0. Raises UserError with a sentence for each thing that is wrong.
+
+    `row` is a problem's place in the data, from 1, or its problem_id. `make` is what makes the verifier, by default the
+    recipe's.
+    """
+    make = make or partial(verifier, recipe.verify)
+    faults = Faults()
+    found = gather(recipe, faults)
+    if found.problems is None:
+        faults.require_none()
+    verify = make()
+    try:
+        if row is not None:
+            return _one_row(found, row, verify, faults)
+        return _page(found, rows, make, verify, faults)
+    finally:
+        close = getattr(verify, "close", None)
+        if close:
+            close()
+
+
+def _page(found: Material, many: int, make: Make, verify: Verify, faults: Faults) -> int:
+    assert found.problems is not None
+    rows = spread_rows(found.problems, many)
+    examined = Examined(rows, [])
+    with faults:
+        examined = examine(found.recipe, rows, make, verify)
+        faults.add(*examined.faults)
+    few = f", {len(examined.rows)} looked at" if len(examined.rows) < len(rows) else ""
+    print(f"{found.recipe.name}: {len(rows)} of {found.problems.num_rows} problems{few}\n")
+    if examined.lines:
+        _print(page.section("verifier", examined.lines))
+    is_sound = examined.replies and not examined.faults
+    held_out = _held_out(found, many, verify, faults) if is_sound else []
+    _print(page.section("data", _data(found, rows, verify, faults) + held_out))
+    if found.views:
+        _print(_views(found, rows[0], examined.replies))
+    faults.require_none()
+    print("nothing is wrong")
+    return 0
+
+
+def _data(found: Material, rows: list[Row], verify: Verify, faults: Faults) -> Lines:
+    """What the data is, line by line; what is wrong with it goes to `faults`."""
+    assert found.problems is not None
+    twice = copies(found.problems)
+    lines: Lines = [("copies", str(twice))]
+    if twice.copies > TOLERATED * twice.problems or twice.disagreeing > TOLERATED * twice.problems:
+        faults.add(
+            f"{twice}, such as {twice.example}: a run would meet them twice as often as the others; keep one of each, "
+            "with the right answer"
+        )
+    if _judged_as_maths(found.recipe):
+        odd = without_form(rows, verify)
+        lines.append(("answers", f"{len(odd) or 'none'} of {len(rows)} can be compared only letter by letter"))
+        if len(odd) > TOLERATED * len(rows):
+            solution = " (what follows its ####, where it is a whole solution)" if "####" in odd[0]["answer"] else ""
+            faults.add(
+                f"{len(odd)} of {len(rows)} answers have no form that the math verifier reads, such as "
+                f"{odd[0]['answer'][:60]!r} of problem {odd[0]['problem_id']!r}: right responses would not pass; set "
+                f"data.columns.answer to a column with the final answer alone{solution}, or leave such rows out"
+            )
+    return lines + _against_limits(found) + _in_views(found, rows, faults)
+
+
+def _held_out(found: Material, many: int, verify: Verify, faults: Faults) -> Lines:
+    """Whether the right answers of the problems to evaluate on pass, which no score could exceed."""
+    if found.held_out is None or not found.held_out.num_rows:
+        return []
+    rows = spread_rows(found.held_out, many)
+    form = form_of(found.recipe)
+    right = asked(verify, rows, right_texts(rows, form), time.monotonic() + LONGEST_S / 2)
+    sound = Soundness(rows, right, form, group="evaluation")
+    if not sound.right:
+        return [("held-out answers", "not asked: no row has one")]
+    faults.add(*(f"of evaluation.path: {fault}" for fault in sound.faults()))
+    return [("held-out answers", f"{sum(sound.right.values())} of {len(sound.right)} pass")]
+
+
+def _judged_as_maths(recipe: Recipe) -> bool:
+    """Whether rows without tests go to the math verifier."""
+    named = {one.function for one in recipe.verify.chosen.values()} or {"math"}
+    return named == {"math"} and not recipe.verify.by_source
+
+
+def _against_limits(found: Material) -> Lines:
+    """Lengths and overlap, as `trd_ray.preflight` found them."""
+    if not found.findings:
+        return [("lengths, held out", "not known: see what is wrong")]
+    f, r = found.findings, found.recipe
+    lines = [("held out", str(f.overlap) if f.overlap else "nothing to compare with")]
+    if f.student_prompt:
+        lines.append(("student's prompt", f"{f.student_prompt} tokens, {r.sampler.response_tokens} for its response"))
+    if f.teacher_prompt:
+        lines.append(
+            ("teacher's prompt", f"{f.teacher_prompt} of {r.refiner.prompt_tokens} tokens, without an attempt")
+        )
+    if f.too_long:
+        lines.append(("too long", f"{f.dropped_too_long} left out (data.too_long=drop)"))
+    return lines
+
+
+def _in_views(found: Material, rows: list[Row], faults: Faults) -> Lines:
+    """What of the data does not arrive in the views."""
+    if not found.views:
+        return []
+    lines = []
+    dropped, example = shown_views.left_out(found, rows)
+    if dropped:
+        faults.add(
+            f"the student's chat template drops the system text or an earlier turn in {dropped} of {len(rows)} rows, "
+            f"such as {example[:60]!r}: use a tokenizer whose chat_template shows them, or put that text into "
+            "prompts.solve"
+        )
+    unwritable = shown_views.unwritable(found, rows)
+    if unwritable:
+        lines.append(("characters", f"{len(unwritable)} of {len(rows)} problems have some that the tokenizer lacks"))
+    if len(unwritable) > TOLERATED * len(rows):
+        faults.add(
+            f"the student's tokenizer lacks characters of {len(unwritable)} of {len(rows)} problems, such as "
+            f"{unwritable[0]['problem'][:60]!r}, and the model would not see them: choose a model for such text"
+        )
+    if found.findings and (found.recipe.refines or found.recipe.teacher.view == "refine"):
+        room = found.recipe.refiner.prompt_tokens - found.recipe.sampler.response_tokens
+        asked_tokens = [found.views.tokens(row["problem"], row["reference"], **setting_of(row)).refine for row in rows]
+        cut = sum(tokens > room for tokens in asked_tokens)
+        lines.append(("long attempts", f"an attempt of full length is cut in {cut or 'none'} of {len(rows)} rows"))
+    return lines
+
+
+def _views(found: Material, row: Row, replies: list[Reply]) -> str:
+    wrong = next((r for r in replies if r.asked.row == 0 and r.asked.kind == "another"), None)
+    if wrong:  # a stand-in for y_o, with what the refiner would be told of it
+        stand_in, attempt, verdict = "another problem's answer", wrong.asked.text, wrong.verdict
+        shown = shown_views.shown(found, row, attempt, verdict.passed, verdict.feedback)
+    else:
+        stand_in = "its own reference"
+        shown = shown_views.shown(found, row, row["reference"] or row["answer"], None, "")
+    title = f"views of problem {row['problem_id']!r}, special tokens in « », with {stand_in} as the attempt"
+    return "\n".join([title, *map(page.excerpt, shown)])
+
+
+def _one_row(found: Material, asked_row: str, verify: Verify, faults: Faults) -> int:
+    """The views of one row, whole, and what the verifier says of its reference and its answer."""
+    row = _found_row(found, asked_row)
+    if not found.views:
+        faults.require_none()
+    print(f"problem {row['problem_id']!r}, special tokens in « », with its own reference as the attempt\n")
+    for view in shown_views.shown(found, row, row["reference"] or row["answer"], None, ""):
+        _print(page.whole(view))
+    for reply in asked(verify, [row], right_texts([row], form_of(found.recipe)), until=0.0):
+        verdict = reply.verdict
+        said = (
+            "passes" if verdict.passed else f"does not pass ({verdict.detail})" if verdict.detail else "does not pass"
+        )
+        print(visible(f"its {reply.asked.kind} {said}: {reply.asked.text[-60:]!r}"))
+    return 0
+
+
+def _found_row(found: Material, asked_row: str) -> Row:
+    assert found.problems is not None
+    ids = found.problems["problem_id"].to_pylist()
+    if asked_row in ids:
+        place = ids.index(asked_row)
+    elif asked_row.isdecimal() and 1 <= int(asked_row) <= len(ids):
+        place = int(asked_row) - 1
+    else:
+        raise UserError(
+            f"there is no row {asked_row!r}: --row takes a number from 1 to {len(ids)}, or a problem_id such as "
+            f"{ids[0]!r}"
+        )
+    return found.problems.slice(place, 1).to_pylist()[0]
+
+
+def _print(text: str) -> None:
+    """Data cannot control the terminal."""
+    print(visible(text), end="\n\n")

@@ -1,0 +1,89 @@
+"""What a check looks at: the problems of a recipe, its tokenizers and views, and what `trd_ray.preflight` finds.
+
+    recipe  ->  gather()  ->  Material, and the faults that were met on the way
+
+No engine and no Ray is started, and it does not matter which machine this is. Whatever cannot be had is None, and its
+fault says why.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from trd_ray import models
+from trd_ray.config import ModelConfig, Recipe
+from trd_ray.errors import Faults
+from trd_ray.preflight import checks
+from trd_ray.preflight.known_texts import Row
+from trd_ray.problems.load import load_problems
+from trd_ray.problems.spool import where
+from trd_ray.views import Views
+
+
+@dataclass
+class Material:
+    recipe: Recipe  # its lengths are numbers where there are findings
+    problems: pa.Table | None = None  # without those that data.too_long leaves out
+    held_out: pa.Table | None = None
+    findings: checks.Findings | None = None
+    views: Views | None = None
+    student_tokenizer: Any = None
+    teacher_tokenizer: Any = None
+
+
+def gather(recipe: Recipe, faults: Faults) -> Material:
+    found = Material(recipe)
+    with faults:
+        found.problems = load_problems(recipe.data, recipe.verify).table
+    with faults:
+        if recipe.evaluation.path:
+            found.held_out = load_problems(recipe.evaluation, recipe.verify, recipe.data.columns).table
+    student = teacher = None
+    with faults:
+        student, found.student_tokenizer = _model(recipe.student, recipe.student.path)
+    with faults:
+        if recipe.teacher.path:
+            teacher, found.teacher_tokenizer = _model(recipe.teacher, recipe.teacher.path)
+        else:
+            teacher, found.teacher_tokenizer = student, found.student_tokenizer
+    if found.problems is not None and student and teacher:
+        is_corpus = recipe.data.source == "corpus"
+        with faults:
+            found.findings = checks.check(
+                recipe,
+                problems=None if is_corpus else found.problems,
+                evaluation=found.held_out,
+                student=student,
+                teacher=teacher,
+                student_tokenizer=found.student_tokenizer,
+                teacher_tokenizer=found.teacher_tokenizer,
+                corpus=_corpus(recipe, found.problems) if is_corpus else None,
+            )
+        if found.findings:
+            found.recipe = found.findings.recipe
+            left_out = {one.problem_id for one in found.findings.too_long}
+            keep = [one not in left_out for one in found.problems["problem_id"].to_pylist()]
+            found.problems = where(found.problems, keep) if left_out else found.problems
+    if found.student_tokenizer and found.teacher_tokenizer:
+        with faults:
+            found.views = Views(found.recipe, found.student_tokenizer, found.teacher_tokenizer)
+    return found
+
+
+def spread_rows(table: pa.Table, many: int) -> list[Row]:
+    """So many rows of a table, evenly from its first to its last, since data sets are often sorted."""
+    many = min(many, table.num_rows)
+    return [table.slice(i * table.num_rows // many, 1).to_pylist()[0] for i in range(many)]
+
+
+def _model(model: ModelConfig, path: str) -> tuple[models.ModelFacts, Any]:
+    resolved = models.resolve(path, model.revision)
+    tokenizer = models.tokenizer(resolved, model.revision, model.trust_remote_code)
+    return models.facts(resolved, model.revision, model.trust_remote_code), tokenizer
+
+
+def _corpus(recipe: Recipe, problems: pa.Table) -> checks.Corpus:
+    texts = problems["problem"].unique().to_pylist()
+    rows = recipe.rollouts_per_step
+    return checks.Corpus(problems.num_rows, max(1, problems.num_rows // rows), rows, texts)
