@@ -28,7 +28,7 @@ def solutions(form: Form) -> Form:
     if not isinstance(form, Group) or form.kind not in ("list", "set", "()"):
         return form
     names = [name_of(item) for item in form.items]
-    if not all(names):
+    if not names or not all(names):
         if any(isinstance(item, Group) for item in form.items):
             return Group(form.kind, tuple(map(solutions, form.items)))
         return form
