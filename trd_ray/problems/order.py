@@ -2,8 +2,8 @@
 
     how many problems, seed, sizes  ->  Order  ->  rows(first, end): the columns of rows.ORDER, and the problem's number
 
-Several sources are mixed by their weights: however many rows were met, each source had its part of them, but for two
-rows at most. Each is met in epochs of its own.
+Several sources are mixed by their weights: however many problems were met, each source had its part of them, but for as
+many as there are sources. Each is met in epochs of its own.
 
 An order is a pure function of its fields, so a resumed run asks for its tail and gets what it would have met. It holds
 no problem: a row names its problem by the number that the problem has in the run's table.
