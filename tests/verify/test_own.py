@@ -25,6 +25,7 @@ HERE = Path(__file__).parent / "own_rewards"
 JSON = ('{"a": 1, "b": 2}', '{"a": 1}')
 PIECES = (
     *JSON,
+    "<think>so</think> <answer>42</answer>",
     "<think>so</think>",
     "<answer>42</answer>",
     "#### 42",
