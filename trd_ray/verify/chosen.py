@@ -129,7 +129,7 @@ def chosen_by(config: VerifyConfig, problem: dict) -> str:
     """The name in verify.functions that the row names. Raises BadRow where it names none."""
     column = str(config.by)
     row = opened(problem)
-    value = row["extra"].get(column, row.get(column))
+    value = row["source"] if column == "source" and row.get("source") else row["extra"].get(column, row.get(column))
     if not isinstance(value, str) or value not in config.functions:
         told = did_you_mean(str(value), list(config.functions))
         raise BadRow(f"verify.by is {column}, whose value {value!r} names none of verify.functions{told}")

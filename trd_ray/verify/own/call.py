@@ -74,10 +74,12 @@ def _trl(shape: CallShape, text: str, problem: dict[str, Any], fields: dict[str,
 def _verl(shape: CallShape, text: str, problem: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     extra = problem["extra"]
     info = extra.get("extra_info")
+    rewarded = extra.get("reward_model")
+    truth = rewarded.get("ground_truth") if isinstance(rewarded, dict) else None  # as it was before it became text
     return fields | {
         "data_source": extra.get("data_source") or problem.get("source") or "",
         "solution_str": text,
-        "ground_truth": problem["answer"],
+        "ground_truth": problem["answer"] if truth is None else truth,
         "extra_info": info if isinstance(info, dict) else extra,
     }
 
