@@ -10,6 +10,7 @@ from trd_ray.config.close_words import close_to, did_you_mean
 from trd_ray.config.engine_counts import EngineRange
 from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig
 from trd_ray.config.node import Node, folder_name, plain_path
+from trd_ray.config.own_keys import MetricsConfig
 from trd_ray.config.recipe_files import (
     apply_override,
     dump,
@@ -61,6 +62,7 @@ __all__ = [
     "LearnerConfig",
     "LoRAConfig",
     "LossConfig",
+    "MetricsConfig",
     "ModelConfig",
     "Node",
     "PromptsConfig",
