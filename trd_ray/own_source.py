@@ -64,8 +64,8 @@ def _of_module(given: Any, name: str, module: ModuleType) -> str:
         found = getattr(found, part, None)
     if found is not given:
         raise UserError(
-            f"{module.__name__}.{name} is not what was given, {_shown(given)}: give a function or class under the name "
-            "that it was defined with"
+            f"{module.__name__}.{name} is another object than the one that was given: give a function or class under "
+            "the name that it was defined with"
         )
     file = getattr(module, "__file__", None) or ""
     is_alone = "." not in module.__name__ and file.endswith(".py") and not file.startswith(_PACKAGES)
@@ -106,10 +106,9 @@ def carried(name: str, cells: Sequence[str]) -> str:
     waiting = [top]
     while waiting:
         cell, statement = statements[at := places[waiting.pop()]]
-        # All bindings of the cell that made it last: one after another they make a value, as `x = []` and `x = x + [1]`.
-        alike = [
-            i for i, (c, s) in enumerate(statements) if c == cell and set(_bound(s)) & set(_bound(statement)) and i <= at
-        ]
+        # All bindings in the cell that made it last: together they make a value, as `x = []` and `x = x + [1]`.
+        names = set(_bound(statement))
+        alike = [i for i, (c, s) in enumerate(statements[: at + 1]) if c == cell and names & set(_bound(s))]
         for i in set(alike) - needed:
             needed.add(i)
             waiting += _used(statements[i][1], places, top)
@@ -137,7 +136,9 @@ def _bound(statement: ast.stmt) -> list[str]:
     if isinstance(statement, ast.Assign | ast.AnnAssign):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         found = [node for target in targets for node in ast.walk(target)]
-        plain = all(isinstance(node, ast.Name | ast.Tuple | ast.List | ast.Starred | ast.expr_context) for node in found)
+        plain = all(
+            isinstance(node, ast.Name | ast.Tuple | ast.List | ast.Starred | ast.expr_context) for node in found
+        )
         return [node.id for node in found if isinstance(node, ast.Name)] if plain else []
     if isinstance(statement, ast.Try | ast.If):  # imports of what may be missing
         parts = [*statement.body, *statement.orelse]
@@ -168,4 +169,4 @@ def _globals(table: symtable.SymbolTable) -> set[str]:
 
 
 def _shown(given: Any) -> str:
-    return f"a {type(given).__name__}" if not callable(given) else f"the {type(given).__name__} {given!r:.80}"
+    return f"an object of type {type(given).__name__}"

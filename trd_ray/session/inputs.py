@@ -103,8 +103,8 @@ def prepare(
     with faults:
         require_sandbox(r, problems, evaluated)
     with faults:
-        if job == "train" and r.checkpoint.best and not r.checkpoint.best.startswith(DROPPED):
-            require_metric(r.checkpoint.best, metric_names())
+        if job == "train":
+            _require_best(r)
     student, teacher = _models(r, faults)
     if student and teacher:
         with faults:
@@ -135,6 +135,13 @@ def prepare(
         job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
         teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None,
     )  # fmt: skip
+
+
+def _require_best(r: Recipe) -> None:
+    """Raise UserError if checkpoint.best names nothing that a step measures. Own code is not known yet."""
+    best = r.checkpoint.best or DROPPED
+    if not best.startswith((DROPPED, *(["own/"] if r.metrics.function else []))):
+        require_metric(best, metric_names())
 
 
 def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:
