@@ -91,6 +91,17 @@ def test_a_notebook_s_function_is_written_once_and_loads(tmp_path, monkeypatch):
     assert load(reference)("20", {}) is True
 
 
+def test_a_decorated_function_is_named_like_any_other(tmp_path, monkeypatch):
+    (tmp_path / "rewards_wrapped.py").write_text(
+        "import functools\n\ndef twice(f):\n    @functools.wraps(f)\n    def inner(*a):\n        return 2 * f(*a)\n"
+        "    return inner\n\n@twice\ndef score(text, problem):\n    return 0.5\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import rewards_wrapped  # pyright: ignore
+
+    assert load(reference_to(rewards_wrapped.score, tmp_path))("", {}) == 1.0
+
+
 def test_what_has_no_name_to_load_it_by_is_refused_with_the_remedy(tmp_path):
     def inner(text, problem):
         return True

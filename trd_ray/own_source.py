@@ -47,18 +47,22 @@ def reference_to(given: Any, folder: Path) -> str:
         )
     if "<lambda>" in name:
         raise UserError("a lambda has no name by which the processes of a run could load it: define it with def")
-    if "<locals>" in name or getattr(given, "__closure__", None):
+    if "<locals>" in name:
         raise UserError(
             f"{given.__name__} is defined inside another function, whose values the processes of a run do not have: "
             "define it at the top of a file or a cell, and give it what it needs as arguments of the recipe"
         )
-    module = sys.modules.get(given.__module__)
-    if module is None or given.__module__ == "__main__":
+    module = sys.modules.get(given.__module__, sys.modules["__main__"])
+    _require_by_name(given, name, module)
+    if module is sys.modules["__main__"]:
         return _written(name, _cells(), folder)
-    return _of_module(given, name, module)
+    file = getattr(module, "__file__", None) or ""
+    is_alone = "." not in module.__name__ and file.endswith(".py") and not file.startswith(_PACKAGES)
+    return f"{Path(file).resolve()}:{name}" if is_alone else f"{module.__name__}:{name}"
 
 
-def _of_module(given: Any, name: str, module: ModuleType) -> str:
+def _require_by_name(given: Any, name: str, module: ModuleType) -> None:
+    """Raise UserError where the name stands for something else by now, or for nothing."""
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -67,9 +71,6 @@ def _of_module(given: Any, name: str, module: ModuleType) -> str:
             f"{module.__name__}.{name} is another object than the one that was given: give a function or class under "
             "the name that it was defined with"
         )
-    file = getattr(module, "__file__", None) or ""
-    is_alone = "." not in module.__name__ and file.endswith(".py") and not file.startswith(_PACKAGES)
-    return f"{Path(file).resolve()}:{name}" if is_alone else f"{module.__name__}:{name}"
 
 
 def _cells() -> list[str]:
