@@ -14,6 +14,7 @@ from trd_ray.errors import RunFailed, UserError
 from trd_ray.own_code import OUT_OF_FILES
 from trd_ray.rows import ROW, to_table
 from trd_ray.score import stats
+from trd_ray.session.inputs import _require_best
 from trd_ray.session.stop import Stopped, StopSignals
 from trd_ray.train.own_hooks import Hooks
 
@@ -194,3 +195,10 @@ def test_without_own_code_nothing_is_read(session):
     with h.during(session):
         h.step(1, nothing, nothing)
         assert h.measured(nothing) == {}
+
+
+def test_the_best_checkpoint_may_be_by_a_metric_of_one_s_own_where_there_is_a_function():
+    best = {"checkpoint": {"best": "own/words"}}
+    _require_best(from_tree(best | {"metrics": {"function": "my.py:words"}}))
+    with pytest.raises(UserError, match="checkpoint.best=own/words names nothing that a step measures"):
+        _require_best(from_tree(best))
