@@ -113,7 +113,7 @@ def evaluate(
     """
     from trd_ray.evaluate.target import require_names, target
 
-    words = [benchmarks] if isinstance(benchmarks, str) else list(benchmarks)
+    words: list[str] = [benchmarks] if isinstance(benchmarks, str) else list(benchmarks)
     if isinstance(model, Mapping):
         tree = given.tree_of(model, keys)
         directory = config.from_tree(tree).directory

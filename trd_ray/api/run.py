@@ -89,7 +89,7 @@ class Run:
         """The rows as a data set, which is not held in memory. Raises UserError where there are none."""
         import datasets
 
-        files = sorted(str(file) for file in (self.path / "rows").glob("step-*.parquet"))
+        files: list[Any] = sorted(map(str, (self.path / "rows").glob("step-*.parquet")))
         if not files:
             raise UserError(f"the run in {self.path} has no rows yet: let it finish a step")
         found = datasets.Dataset.from_parquet(files)
