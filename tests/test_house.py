@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1] / "trd_ray"
 
 # From the top. What shares a line may not know each other; what is not named here is the ground.
 FLOORS = [
+    ["api"],
     ["cli"],
+    ["chat"],
     ["compare", "reproduce", "export", "draft", "doctor", "steer", "check"],  # doctor starts others by command lines
     ["train", "evaluate"],
     ["session"],

@@ -1,7 +1,7 @@
 """The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
-key.sub=value ...`, `trd check`, `trd compare`, `trd reproduce`, `trd export`, `trd init`, `trd recipes`, `trd doctor`
-and `trd miniature build`; and for a run that goes on `trd status | logs | stop | pause | unpause | checkpoint | scale
-RUN`.
+key.sub=value ...`, `trd check`, `trd compare`, `trd reproduce`, `trd export`, `trd chat`, `trd init`, `trd recipes`,
+`trd doctor` and `trd miniature build`; and for a run that goes on `trd status | logs | stop | pause | unpause |
+checkpoint | scale RUN`.
 
 What a user can fix is one sentence on standard error and exit code 2.
 """
@@ -38,6 +38,7 @@ EXAMPLES = {
     "checkpoint": "trd checkpoint runs/miniature-opsd",
     "scale": "trd scale runs/miniature-opsd refiner=2",
     "evaluate": "trd evaluate runs/miniature-opsd miniature:test",
+    "chat": "trd chat runs/miniature-opsd --prompt 6+1@1-2-3@2",
     "export": "trd export runs/miniature-opsd --to exports/mine",
     "compare": "trd compare miniature --dry-run",
     "reproduce": "trd reproduce miniature_opsd",
@@ -97,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     usage.of_check(commands.add_parser("check", description=texts["check"]))
     texts["export"] = "a checkpoint as a Hugging Face folder, in any type, with a model card"
     usage.of_export(commands.add_parser("export", description=texts["export"]))
+    texts["chat"] = "try a checkpoint: ask it in the terminal, or through a pipe"
+    usage.of_chat(commands.add_parser("chat", description=texts["chat"]))
     for name, text in {
         "train": "sample, verify, refine, verify, distil, sync; evaluate before and after",
         "evaluate": "Avg@k and Pass@k of a checkpoint on benchmarks; started again, it goes on",
@@ -189,6 +192,10 @@ def _job(options: argparse.Namespace) -> int:
 
         o = options
         return export.export(o.checkpoint, o.to, o.dtype, o.form, o.best, o.push)
+    if options.command == "chat":
+        from trd_ray.chat import command as chat
+
+        return chat.chat(options.model, options.prompt, options.plain, options.overrides)
     # Read by Ray when it is imported: a message about its own inner life that looks like an error and is none.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
     # Torch, Ray and their like take seconds to import, so what a user wrote is read and checked before that.

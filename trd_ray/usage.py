@@ -61,6 +61,15 @@ def of_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--push", metavar="OWNER/NAME", help=text)
 
 
+def of_chat(command: argparse.ArgumentParser) -> None:
+    text = "a run, whose newest checkpoint is asked, a checkpoint, a model folder, a hub name, or a recipe's student"
+    command.add_argument("model", metavar="CHECKPOINT", help=text)
+    text = "override what it is asked with, such as evaluation.temperature=0"
+    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help=text)
+    command.add_argument("--prompt", metavar="TEXT", help="answer this and end (default: ask, or read lines)")
+    command.add_argument("--plain", action="store_true", help="a chat without the recipe's prompts.solve")
+
+
 def of_doctor(command: argparse.ArgumentParser) -> None:
     text = "a recipe to look for too: its models and data, a compiler or a sandbox if it needs one"
     command.add_argument("recipe", nargs="?", help=text)

@@ -11,6 +11,7 @@ from trd_ray.config.engine_counts import EngineRange
 from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig
 from trd_ray.config.mixed_sources import own_wordings, verifiers_by_source
 from trd_ray.config.node import Node, folder_name, plain_path
+from trd_ray.config.own_keys import MetricsConfig
 from trd_ray.config.recipe_files import (
     apply_override,
     dump,
@@ -64,6 +65,7 @@ __all__ = [
     "LearnerConfig",
     "LoRAConfig",
     "LossConfig",
+    "MetricsConfig",
     "ModelConfig",
     "NamedFunction",
     "Node",

@@ -13,6 +13,7 @@ from trd_ray.config.function_files import with_sources
 from trd_ray.config.prompt_files import with_wordings
 from trd_ray.config.tree import Recipe
 from trd_ray.errors import UserError
+from trd_ray.own_code import placed
 
 
 def recipe_path(name: str) -> Path:
@@ -49,7 +50,17 @@ def recipe_tree(name: str) -> dict:
     tree = read_tree(path, f"recipe {path}")
     if {"modes", "methods"} <= tree.keys():
         raise UserError(_is_a_comparison(name))
+    _place_own_code(tree, path.parent)
     return with_wordings(tree, path.parent)
+
+
+def _place_own_code(tree: dict, folder: Path) -> None:
+    """Files of code are named from the recipe's folder, where they lie there; overrides name them from here."""
+    metrics, callbacks = tree.get("metrics"), tree.get("callbacks")
+    if isinstance(metrics, dict) and isinstance(metrics.get("function"), str):
+        metrics["function"] = placed(metrics["function"], folder)
+    if isinstance(callbacks, list):
+        tree["callbacks"] = [placed(one, folder) if isinstance(one, str) else one for one in callbacks]
 
 
 def _is_a_comparison(name: str) -> str:

@@ -21,6 +21,7 @@ from trd_ray.config.effects import (
 )
 from trd_ray.config.evaluation_keys import EvaluationConfig
 from trd_ray.config.node import Node, folder_name, plain_path
+from trd_ray.config.own_keys import MetricsConfig
 from trd_ray.config.rollout_keys import (
     DataConfig,
     PromptsConfig,
@@ -32,6 +33,7 @@ from trd_ray.config.rollout_keys import (
 )
 from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
+from trd_ray.own_code import FORM, checked
 from trd_ray.config.verify_keys import VerifyConfig
 
 
@@ -100,6 +102,12 @@ class Recipe(Node):
     checkpoint: Annotated[CheckpointConfig, NOTHING, TUNING] = Field(default_factory=CheckpointConfig)
     scale: Annotated[ScaleConfig, NOTHING] = Field(default_factory=ScaleConfig)
     cluster: Annotated[ClusterConfig, MACHINES, COMPARISON] = Field(default_factory=ClusterConfig)
+    metrics: Annotated[MetricsConfig, NOTHING] = Field(default_factory=MetricsConfig)
+    callbacks: Annotated[list[str], NOTHING] = Field(
+        default_factory=list,
+        description=f"classes of your own, each as {FORM}: train and refine call their on_step, on_evaluation, "
+        "on_checkpoint and on_end",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -123,6 +131,13 @@ class Recipe(Node):
     @classmethod
     def _is_a_path(cls, run_dir: str | None) -> str | None:
         return plain_path(run_dir)
+
+    @field_validator("callbacks")
+    @classmethod
+    def _name_code(cls, callbacks: list[str]) -> list[str]:
+        for callback in callbacks:
+            checked(callback)
+        return callbacks
 
     def with_ranks(self, ranks: int) -> "Recipe":
         """The same recipe with a learner of so many ranks."""

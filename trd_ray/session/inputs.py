@@ -109,8 +109,8 @@ def prepare(
     problems, evaluated = (found.table if found else None for found in (data, held_out))
     shapes = _judged_by(r, faults, problems, evaluated)
     with faults:
-        if job == "train" and r.checkpoint.best and not r.checkpoint.best.startswith(DROPPED):
-            require_metric(r.checkpoint.best, metric_names(one.name for one in r.data.sources))
+        if job == "train":
+            _require_best(r)
     student, teacher = _models(r, faults)
     if student and teacher:
         with faults:
@@ -146,6 +146,13 @@ def prepare(
 def _shares(recipe: Recipe, problems: pa.Table | None) -> list[str]:
     """A note about each source's part of the rows, where there are several."""
     return [shares(recipe, problems)] if problems is not None and recipe.data.sources else []
+
+
+def _require_best(r: Recipe) -> None:
+    """Raise UserError if checkpoint.best names nothing that a step measures. Own code is not known yet."""
+    best = r.checkpoint.best or DROPPED
+    if not best.startswith((DROPPED, *(["own/"] if r.metrics.function else []))):
+        require_metric(best, metric_names(one.name for one in r.data.sources))
 
 
 def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:

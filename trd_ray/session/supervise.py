@@ -50,19 +50,25 @@ LOOK_EVERY_S = 1.0
 SEMAPHORES_EVERY_S = 30.0
 
 
-def supervised(main: Callable[[list[str]], int], arguments: list[str]) -> int:
-    """Run this very command again in a child; in that child, run `main(arguments)`."""
+def supervised(
+    main: Callable[[list[str]], int], arguments: list[str], tell: Callable[[str], object] | None = None
+) -> int:
+    """Run this very command again in a child; in that child, run `main(arguments)`.
+
+    `tell` gets what the process above has to say of an end, in place of standard error.
+    """
     if last_words.PIPE in os.environ:
         last_words.enter_run()
         try:
             return main(arguments)
         finally:  # not reached if Ray ends the process on the spot
             last_words.say(ended=True)
-    return _Supervisor().run()
+    return _Supervisor(tell or _tell).run()
 
 
 class _Supervisor:
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[str], object]) -> None:
+        self.tell = tell
         self.child: subprocess.Popen | None = None
         self.passed_on: int | None = None
         self.words: dict[str, Any] = {}  # all that the run has said, merged
@@ -97,7 +103,7 @@ class _Supervisor:
             remove_semaphores(self.semaphores)
         words = self.words
         if left:
-            _tell(f"ended {len(left)} process(es) that the run left behind: {', '.join(left)[:200]}")
+            self.tell(f"ended {len(left)} process(es) that the run left behind: {', '.join(left)[:200]}")
         if words.get("ended"):
             return code if code >= 0 else 128 - code
         return self._without_a_word(code, words, left_at_once)
@@ -124,7 +130,7 @@ class _Supervisor:
 
     def _without_a_word(self, code: int, words: dict[str, Any], left_at_once: set[str]) -> int:
         if code < 0 and -code == self.passed_on:  # the run had not begun
-            _tell(f"stopped by {signal.Signals(-code).name}")
+            self.tell(f"stopped by {signal.Signals(-code).name}")
             return 128 - code
         directory = words.get("directory")
         if directory is None and code >= 0:  # argparse exited, and has said why
@@ -137,7 +143,7 @@ class _Supervisor:
             parts.append(KEPT[words["job"]](Path(directory)))
         if words.get("log"):
             parts.append(f"its last words are in {words['log']}")
-        _tell("; ".join(parts))
+        self.tell("; ".join(parts))
         return 128 - code if code < 0 else FAILED
 
 

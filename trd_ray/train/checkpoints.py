@@ -44,6 +44,7 @@ class Checkpoints:
         rows_sha256: Callable[[], str | None] = lambda: None,
         room: Room | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        committed: Callable[[int, Path], object] = lambda steps, folder: None,
     ):
         """The newest checkpoint holds `saved` steps, 0 for the initial weights. `show` is told what is being done.
 
@@ -51,6 +52,7 @@ class Checkpoints:
         - `outlive` does a command again in another worker group, if its own is lost (see LivingLearner).
         - `rows_sha256` says which rows made the weights, by the ledger (see trd_ray.lineage).
         - `room` waits while the disk is full; without it a full disk ends the run.
+        - `committed` is told of each checkpoint that has its name.
         """
         self.show = show
         self.say = say
@@ -58,6 +60,7 @@ class Checkpoints:
         self.rows_sha256 = rows_sha256
         self.room = room
         self.monotonic = monotonic
+        self.committed = committed
         self.began = monotonic()  # when the newest checkpoint did
         self.waited_s = 0.0  # by the run, for the newest checkpoint
         self.now: tuple[int, int, dict[str, Any]] | None = None  # steps, version, metrics of the learner's state
@@ -237,7 +240,7 @@ class Checkpoints:
 
         if problem := flaw(folder):
             raise _unwritten(steps, folder.parent, f"{problem}; all nodes must see run_dir on the same storage")
-        self.directory.commit_checkpoint(folder)
+        place = self.directory.commit_checkpoint(folder)
         self.saved = steps
         seconds = self.monotonic() - self.began
         self.took = {"checkpoint/seconds": seconds, "checkpoint/waited_s": self.waited_s}
@@ -246,6 +249,7 @@ class Checkpoints:
         self.directory.event("checkpoint", said=said, step=steps, seconds=seconds, waited_s=self.waited_s)
         c = self.recipe.checkpoint
         self.directory.keep_checkpoints(c.keep_last, c.best, c.best_is)
+        self.committed(steps, place)
 
     def _write_once_there_is_room(self, room: Room, steps: int, version: int, metrics: dict[str, Any]) -> None:
         self.room = None  # whoever waits now hears of a disk that is still full

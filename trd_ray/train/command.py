@@ -31,6 +31,7 @@ from trd_ray.session.session import Session
 from trd_ray.train import report
 from trd_ray.train.bad_rows import BadRows
 from trd_ray.train.loop import train_run
+from trd_ray.train.own_hooks import Hooks
 from trd_ray.train.plan import Resume, is_begun, mirror_of, plan, require_refinements, seems_done, to_resume
 from trd_ray.train.rollouts import start_feed
 
@@ -38,6 +39,7 @@ from trd_ray.train.rollouts import start_feed
 def dry_run(recipe: Recipe, job: placement.Job, asked: DryRun | None = None) -> int:
     """Print the resolved recipe, the data, the actors with their memory, and whether the cluster at hand holds them."""
     asked = asked or DryRun()
+    Hooks.of(recipe)  # code that cannot be loaded is refused here too
     with Connection(recipe) as connection:
         inputs = prepare(recipe, job, asked.gpu_gib, connection)
         placed = inputs.plan(connection.machines(), asked.gpu_gib)
@@ -49,6 +51,7 @@ def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> 
     """Train, or refine to a corpus; returns 0, or raises what ended it early."""
     if job == "refine":
         require_refinements(recipe)
+    hooks = Hooks.of(recipe)
     with begin(job, recipe.directory, recipe) as beginning:
         mirrored = mirror_of(recipe, resume)
         inputs = prepare(to_resume(recipe, resume, mirrored), job, connection=beginning.connection)
@@ -80,9 +83,10 @@ def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> 
                 session.start(student_path=inputs.student_path, version=0)
                 with Scaling(session) as scaling:
                     if job == "train":
-                        train_run(session, left.done, left.checkpoint, scaling.after_step)
+                        train_run(session, left.done, left.checkpoint, scaling.after_step, hooks)
                     else:
-                        refine_run(session, left.done, scaling.after_step)
+                        with hooks.during(session):
+                            refine_run(session, left.done, scaling.after_step, hooks)
     report.show(directory)
     return 0
 
@@ -105,7 +109,9 @@ def _rewind(directory: RunDirectory, done: int, job: placement.Job) -> None:
         print(f"going on from step {done}: {again} steps recorded after it are done again, and kept in rewound/")
 
 
-def refine_run(session: Session, done: int, after_step: Callable[[], object] = lambda: None) -> None:
+def refine_run(
+    session: Session, done: int, after_step: Callable[[], object] = lambda: None, hooks: Hooks | None = None
+) -> None:
     """Build a corpus from the step `done` on: sample, verify, refine and verify every problem once, and keep all of it.
 
     A step is recorded once its rows are written.
@@ -114,6 +120,7 @@ def refine_run(session: Session, done: int, after_step: Callable[[], object] = l
     directory = session.directory
     feed = start_feed(session, start_step=done, version=0)
     pausing = Pausing(session)
+    hooks = hooks or Hooks()
     try:
         session.wait_until_started()
         session.display.phase("refining")
@@ -123,10 +130,11 @@ def refine_run(session: Session, done: int, after_step: Callable[[], object] = l
                 pausing.rest(session.look)
                 session.look()  # when rows are ready, nothing else looks
                 table = bad_rows.checked(feed.take(step, session.look, inputs.rows_in_step(step)))
-                rows, record = _keep(session, metrics, step + 1, table)
+                rows, record = _keep(session, metrics, step + 1, table, hooks)
                 directory.on_commit(step + 1)
                 after_step()
                 session.display.step({"step": step + 1} | record)
+                hooks.step(step + 1, record, table)
                 if step == done:
                     session.warn(warnings.of_rows(facts_of_rows(rows), session.recipe))
     finally:
@@ -135,10 +143,12 @@ def refine_run(session: Session, done: int, after_step: Callable[[], object] = l
         summarise(directory)
 
 
-def _keep(session: Session, metrics: Metrics, step: int, table: pa.Table) -> tuple[list[dict], dict[str, float]]:
+def _keep(
+    session: Session, metrics: Metrics, step: int, table: pa.Table, hooks: Hooks
+) -> tuple[list[dict], dict[str, float]]:
     """Write the step's rows and metrics; returns them, the rows without what is long."""
     rows = light(table)
-    record = row_metrics(rows)
+    record = row_metrics(rows) | hooks.measured(table)
     session.room.having(f"the rows of step {step}", lambda: session.directory.write_rows(step, table))
     session.room.having(f"the metrics of step {step}", lambda: metrics.log(step, record))
     return rows, record

@@ -8,13 +8,21 @@ An evaluation that a signal or an error ends leaves nothing. The run that resume
 from collections.abc import Callable
 
 from trd_ray.config import EVALUATED
+from trd_ray.score.stats import Score
 from trd_ray.session.session import Session
 from trd_ray.train.policy import Policy
 
 
 class Evaluations:
-    def __init__(self, session: Session, policy: Policy, draw: Callable[[list[dict]], object]):
-        """`draw` is given the rows of every evaluation, for the timeline."""
+    def __init__(
+        self,
+        session: Session,
+        policy: Policy,
+        draw: Callable[[list[dict]], object],
+        tell: Callable[[Score], object] = lambda score: None,
+    ):
+        """`draw` is given the rows of every evaluation, for the timeline, and `tell` its score."""
+        self.tell = tell
         self.session = session
         self.policy = policy
         self.draw = draw
@@ -40,6 +48,7 @@ class Evaluations:
         score = self.session.evaluate(
             name, steps, self.policy.version, self.problems, self.policy.watch, on_rows=self.draw
         )
+        self.tell(score)
         self.session.display.phase("training")
         measures = (f"avg@{score.samples}", f"pass@{2 ** (score.samples.bit_length() - 1)}")
         return {name: score.scores[measure].value for name, measure in zip(EVALUATED, measures, strict=True)}
@@ -53,4 +62,4 @@ class Evaluations:
     def base(self) -> None:
         """Evaluate the initial weights, before the first step; engines without them get them at the first look."""
         if self.problems is not None and self.recipe.before:
-            self.session.evaluate("base", 0, 0, self.problems, self.policy.watch, on_rows=self.draw)
+            self.tell(self.session.evaluate("base", 0, 0, self.problems, self.policy.watch, on_rows=self.draw))

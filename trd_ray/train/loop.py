@@ -53,6 +53,7 @@ from trd_ray.train.checkpoints import Checkpoints
 from trd_ray.train.evaluations import Evaluations
 from trd_ray.train.group import living_learner
 from trd_ray.train.living import sha256_of
+from trd_ray.train.own_hooks import Hooks
 from trd_ray.train.policy import Policy
 from trd_ray.train.probe import logprob_gap, scored_again
 from trd_ray.train.rollouts import start_feed
@@ -64,16 +65,25 @@ LOOK_EVERY_S = 1.0  # at the pools, while rows are waited for
 
 
 def train_run(
-    session: Session, done: int, checkpoint: Path | None, after_step: Callable[[], object] = lambda: None
+    session: Session,
+    done: int,
+    checkpoint: Path | None,
+    after_step: Callable[[], object] = lambda: None,
+    hooks: Hooks | None = None,
 ) -> None:
     """Train from the step `done` to the end, and evaluate, on a session whose pools run or start.
 
-    `checkpoint` holds the state after `done` steps; None stands for the initial weights. What ends the run early is
-    raised once a checkpoint is written.
+    `checkpoint` holds the state after `done` steps; None stands for the initial weights. `hooks` is the recipe's own
+    code, if it is loaded already. What ends the run early is raised once a checkpoint is written.
     """
-    training = Training(session, done, checkpoint, after_step)
+    hooks = hooks or Hooks.of(session.recipe)
+    with hooks.during(session):
+        _train(Training(session, done, checkpoint, after_step, hooks), resumed=checkpoint is not None)
+
+
+def _train(training: "Training", resumed: bool) -> None:
     try:
-        training.start(resumed=checkpoint is not None)
+        training.start(resumed)
         training.run()
     except Exception:  # also Stopped, which a first Ctrl-C raises; a second one raises KeyboardInterrupt
         training.save()
@@ -82,14 +92,17 @@ def train_run(
         training.steering.over()
         with beating():  # every wait in it has a deadline
             training.close()
-        summarise(session.directory)
+        summarise(training.directory)
 
 
 class Training:
     """The parts of a run, and the steps that bring them together."""
 
-    def __init__(self, session: Session, done: int, checkpoint: Path | None, after_step: Callable[[], object]):
+    def __init__(
+        self, session: Session, done: int, checkpoint: Path | None, after_step: Callable[[], object], hooks: Hooks
+    ):
         r = self.recipe = session.recipe
+        self.hooks = hooks
         self.session = session
         self.after_step = after_step
         self.directory = session.directory
@@ -106,11 +119,12 @@ class Training:
             restart_timeout_s=r.sampler.start_timeout_s, offline=r.stream.max_staleness == "never",
             drains=r.sync.in_flight == "drain" and r.sync.lora != "adapter",
         )  # fmt: skip
-        self.evaluations = Evaluations(session, self.policy, self.clock.timeline.rows)
+        self.evaluations = Evaluations(session, self.policy, self.clock.timeline.rows, hooks.evaluation)
         self.rows_sha256 = sha256_of(session.directory, done, checkpoint)  # of the steps that are recorded
         self.checkpoints = Checkpoints(
             r, session.directory, self.trainer, saved=done, show=session.display.phase, say=session.display.say,
             outlive=self.learner.outlive, rows_sha256=lambda: self.rows_sha256, room=session.room,
+            committed=hooks.checkpoint,
         )  # fmt: skip
         self.learner.on_restart.append(self.checkpoints.forget)
         self.size = GroupSize(session, ranks=lambda: self.trainer.ranks)
@@ -250,6 +264,7 @@ class Training:
 
     def record(self, steps: int, table: pa.Table, rows: list[dict], metrics: dict[str, Any]) -> None:
         room = self.session.room
+        metrics |= self.hooks.measured(table)
         room.having(f"the rows of step {steps}", lambda: self.directory.write_rows(steps, table))
         room.having(f"the metrics of step {steps}", lambda: self.metrics.log(steps, metrics))
         self.rows_sha256 = lineage.advance(self.rows_sha256, steps, lineage.rows_that_train(table))
@@ -260,6 +275,7 @@ class Training:
         if first:
             self.session.warn(warnings.of_rows(facts_of_rows(rows), self.recipe))
         self.clock.draw(rows, self.trainer.take_worked())
+        self.hooks.step(steps, metrics, table)
 
     def save(self) -> None:
         """Save the state that the run ends with; a learner that failed has none."""
