@@ -17,7 +17,8 @@ from trd_ray import config, models
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 from trd_ray.evaluate.target import run_of
-from trd_ray.views import Views, rendered
+from trd_ray.layouts import rendered
+from trd_ray.views import Views
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

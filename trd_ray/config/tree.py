@@ -33,8 +33,8 @@ from trd_ray.config.rollout_keys import (
 )
 from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
-from trd_ray.own_code import FORM, checked
 from trd_ray.config.verify_keys import VerifyConfig
+from trd_ray.own_code import FORM, checked
 
 
 class ClusterConfig(Node):
