@@ -22,6 +22,10 @@ class EvaluationConfig(Node):
         default_factory=dict, description="like data.columns, which fill in what is left out here and is in the file"
     )
     limit: Annotated[int | None, SCORES] = Field(default=None, ge=1)
+    arguments: Annotated[dict[str, Any], SCORES] = Field(
+        default_factory=dict,
+        description="like data.arguments, which stand where the path is the same and this is empty",
+    )
     allow_overlap: Annotated[bool, NOTHING] = Field(
         default=False,
         description="held-out problems may also be trained on; the score then says nothing about new ones",

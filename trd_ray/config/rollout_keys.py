@@ -55,7 +55,8 @@ class TeacherConfig(ModelConfig):
 class DataConfig(Node):
     source: Annotated[Literal["problems", "corpus"], ROWS] = "problems"
     path: Annotated[str, ROWS] = Field(
-        default="miniature:train", description="JSONL, Parquet, CSV, Hugging Face data set, or a corpus folder"
+        default="miniature:train",
+        description="JSONL, Parquet, CSV, Hugging Face data set, reasoning_gym:FAMILY, or a corpus folder",
     )
     split: Annotated[str, ROWS] = "train"
     format: Annotated[Literal["auto", "jsonl", "parquet", "hub", "taco"], ROWS] = Field(
@@ -68,6 +69,10 @@ class DataConfig(Node):
         default_factory=dict, description="our name -> column name, for problem_id, problem, answer, reference"
     )
     limit: Annotated[int | None, ROWS] = Field(default=None, ge=1)
+    arguments: Annotated[dict[str, Any], ROWS, SCORES] = Field(
+        default_factory=dict,
+        description="reasoning_gym: size (items to train on), test (items held out), seed, and the family's own",
+    )
     without_reference: Annotated[Literal["keep", "drop"], ROWS] = Field(
         default="keep", description="problems without a reference, which OPSD needs"
     )

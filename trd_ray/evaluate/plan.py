@@ -27,6 +27,7 @@ from trd_ray.evaluate.target import Target, target
 from trd_ray.evaluate.target import word as file_name
 from trd_ray.preflight import checks
 from trd_ray.problems import benchmarks
+from trd_ray.problems.gym import family
 from trd_ray.problems.load import ProblemSet, load_benchmark, load_problems
 from trd_ray.score.stats import Score, from_json
 from trd_ray.session.inputs import Inputs, fixed_numbers, require_sandbox
@@ -166,10 +167,13 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
 def _source(r: Recipe, spec: str) -> _Source:
     e = r.evaluation
     given = e.model_fields_set
+    if family.names_family(spec) and spec != e.path:
+        e = e.model_copy(update={"path": spec, "split": "test", "arguments": {}})
     if spec == e.path and not benchmarks.is_name(spec):
         # The recipe names its columns. A word is a data set of the hub without an owner.
         as_written = e.model_copy(update={"format": "hub"}) if e.format == "auto" and benchmarks.is_word(spec) else e
-        found = load_problems(as_written, r.verify, r.data.columns)
+        also = r.data.arguments if spec == r.data.path else {}
+        found = load_problems(as_written, r.verify, r.data.columns, also_arguments=also)
         about = {"title": spec, "task": r.verify.task, "source": spec, "licence": "your own", "notes": []}
         return _Source(file_name(spec if ":" in spec else Path(spec).stem), about, e, found)
     found = load_benchmark(spec, e, r.verify, r.data.columns)

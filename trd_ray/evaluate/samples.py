@@ -265,10 +265,11 @@ def prompt_sha256(prompt_ids: list[int]) -> str:
 
 
 def verifier_of(problem: dict[str, Any], verify: VerifyConfig) -> str:
-    """A hash of what a verdict on the problem depends on, without the text: settings, answer and tests."""
+    """A hash of what a verdict on the problem depends on, without the text: settings, answer, tests, other columns."""
     settings = verify.model_dump(mode="json", include=_OF_VERDICTS)
     digest = hashlib.sha256(json.dumps([settings, problem["answer"]], sort_keys=True).encode())
     digest.update(problem.get("tests") or b"")
+    digest.update((problem.get("extra") or "").encode())
     return digest.hexdigest()[:16]
 
 

@@ -2,6 +2,7 @@
 
     what sources.read() finds, a column map                 ->  load_problems()   ->  ProblemSet: table of rows.PROBLEM,
     data.format=taco  ->  taco.load()                                                 what was set aside and why,
+    reasoning_gym:FAMILY  ->  gym.items.load()
     data.source=corpus  ->  the problems of its rows                                  notes for the person who reads
     evaluation.path=aime24  ->  benchmarks.load()
     a benchmark, or a file of one's own, on a command line  ->  load_benchmark()  ->  the same, and what is known of it
@@ -12,6 +13,7 @@ place and the remedy.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -20,6 +22,7 @@ from trd_ray.errors import UserError
 from trd_ray.problems import benchmarks, taco
 from trd_ray.problems.columns import fitting, problems
 from trd_ray.problems.corpus import problems_of_corpus
+from trd_ray.problems.gym import family, items
 from trd_ray.problems.set_aside import SetAside, begins
 from trd_ray.problems.sources import read
 from trd_ray.problems.spool import Spool, where
@@ -49,6 +52,7 @@ def load_problems(
     verify: config.VerifyConfig | None = None,
     also_columns: dict[str, str] | None = None,
     *,
+    also_arguments: dict[str, Any] | None = None,
     corpus_rows: int | None = None,
     progress: Progress | None = None,
 ) -> ProblemSet:
@@ -60,6 +64,7 @@ def load_problems(
     - `spec.limit` keeps the first rows.
     - `also_columns` maps what `spec.columns` leaves out, as far as the source has these columns: most held-out problems
       have the columns of the training data.
+    - `reasoning_gym:FAMILY`: the split that `spec.arguments` cut, or `also_arguments` where there are none.
     - `spec.format` taco: the rows are TACO's. Their references are chosen under the limits of `verify` (see
       `taco.load`), and `progress` is told how far that is.
     - `spec.source` corpus: the problems of a corpus, in the order of its rows. `corpus_rows` keeps only the first rows.
@@ -88,6 +93,9 @@ def load_problems(
             return ProblemSet(chosen.problems, tuple(chosen.set_aside), (f"{spec.path}: {chosen}",), spool=chosen.spool)
         if spec.difficulty:
             raise UserError("data.difficulty selects problems of TACO: set data.format=taco, or leave it out")
+    if family.names_family(spec.path):
+        return _generated(spec, group, spec.arguments or also_arguments or {})
+    _require_no_arguments(spec, group)
     source = read(spec, group)
     if not source.names:
         raise UserError(f"{spec.path} holds no problems: check {group}.path")
@@ -112,6 +120,18 @@ def load_benchmark(
     sandbox = (verify or config.VerifyConfig()).sandbox
     found = benchmarks.load(name, limit=spec.limit, sandbox=sandbox, columns=(also_columns or {}) | spec.columns)
     return ProblemSet(found.problems, found.set_aside, tuple(f"{found.name}: {n}" for n in found.notes), found)
+
+
+def _generated(spec: config.DataConfig | config.EvaluationConfig, group: str, arguments: dict[str, Any]) -> ProblemSet:
+    found = items.load(family.cut(str(spec.path), spec.split, arguments, group), group, spec.limit)
+    return ProblemSet(found.problems, found.set_aside)
+
+
+def _require_no_arguments(spec: config.DataConfig | config.EvaluationConfig, group: str) -> None:
+    if spec.arguments:
+        raise UserError(
+            f"{group}.arguments are for {family.PREFIX}FAMILY, but {group}.path is {spec.path}: leave them out"
+        )
 
 
 def _names_benchmark(spec: config.EvaluationConfig) -> bool:

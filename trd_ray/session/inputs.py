@@ -17,6 +17,7 @@ from trd_ray.errors import Faults, UserError
 from trd_ray.preflight import checks, compilers, placement
 from trd_ray.preflight.machines import Machine, this_machine
 from trd_ray.problems.corpus import open_corpus
+from trd_ray.problems.gym import family
 from trd_ray.problems.load import ProblemSet, has_tests, load_problems
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.problems.spool import Spool, where
@@ -98,7 +99,7 @@ def prepare(
             corpus = _corpus(r)
     with faults:
         if job == "evaluate" or (job == "train" and r.evaluation.in_training):
-            held_out = load_problems(r.evaluation, r.verify, r.data.columns)
+            held_out = load_problems(r.evaluation, r.verify, r.data.columns, also_arguments=same_family(r))
     problems, evaluated = (found.table if found else None for found in (data, held_out))
     with faults:
         require_sandbox(r, problems, evaluated)
@@ -135,6 +136,22 @@ def prepare(
         job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
         teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None,
     )  # fmt: skip
+
+
+def same_family(r: Recipe) -> dict[str, Any]:
+    """What cuts the index range of reasoning_gym's family, where the recipe holds out items of the one it trains on.
+
+    Raises UserError where the items held out are also trained on.
+    """
+    if not (family.names_family(r.data.path) and r.data.path == r.evaluation.path):
+        return {}
+    cuts = (
+        family.cut(r.data.path, r.data.split, r.data.arguments, "data"),
+        family.cut(r.data.path, r.evaluation.split, r.evaluation.arguments or r.data.arguments, "evaluation"),
+    )
+    if not r.evaluation.allow_overlap:
+        family.require_apart(*cuts, "evaluation")
+    return r.data.arguments
 
 
 def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:

@@ -2,6 +2,7 @@
 
     text, problem without tests  ->  MathVerifier  ->  Verdict(passed, score, extracted, detail, seconds, feedback)
     text, problem with tests     ->  CodeVerifier  ->  the same
+    text, item of reasoning_gym  ->  GymVerifier   ->  the same
 
 A verifier never raises on what a model wrote. Empty, endless and hostile text all end in a verdict by the deadline. It
 raises Lost where this machine does not start what judges, and BadRow where a problem's own tests cannot be read.
@@ -10,6 +11,7 @@ raises Lost where this machine does not start what judges, and BadRow where a pr
 from functools import lru_cache
 
 from trd_ray.config import VerifyConfig
+from trd_ray.verify.gym.gym_verifier import GymVerifier, entry_of
 from trd_ray.verify.verdict import EMPTY, UNJUDGED, Verdict, Verifier, unjudged
 
 __all__ = ["EMPTY", "UNJUDGED", "Verdict", "Verifier", "unjudged", "verifier", "verifier_of_json"]
@@ -27,14 +29,16 @@ def verifier_of_json(config: str) -> Verifier:
 
 
 class _ByTests:
-    """Sends a problem with tests to the code verifier, any other to the math verifier; makes each when needed."""
+    """Sends a problem with tests to the code verifier, an item of reasoning_gym to its scorer, any other to the math
+    verifier; makes each when needed.
+    """
 
     def __init__(self, config: VerifyConfig):
         self._config = config
         self._made: dict[str, Verifier] = {}
 
     def __call__(self, text: str | None, problem: dict) -> Verdict:
-        return self._verifier("code" if problem.get("tests") else "math")(text, problem)
+        return self._verifier(_task(problem))(text, problem)
 
     def close(self) -> None:
         for made in self._made.values():
@@ -47,9 +51,17 @@ class _ByTests:
                 from trd_ray.verify.code.code_verifier import CodeVerifier
 
                 made = CodeVerifier(self._config)
+            elif task == "gym":
+                made = GymVerifier(self._config.timeout_s)
             else:
                 from trd_ray.verify.math.math_verifier import MathVerifier
 
                 made = MathVerifier(self._config.timeout_s, self._config.answer_in_prose)
             self._made.setdefault(task, made)
         return self._made[task]
+
+
+def _task(problem: dict) -> str:
+    if problem.get("tests"):
+        return "code"
+    return "gym" if entry_of(problem) else "math"

@@ -9,14 +9,14 @@ deadline needs SIGALRM in a main thread. So a child process compares, and it is 
 
 - It limits its own memory.
 - When the process that compares misses the deadline or dies, the child replaces it, and says so of the comparison.
-- `trd_ray.verify.child` says what a death of the process tells about the answer.
+- `trd_ray.verify.child_process` says what a death of the process tells about the answer.
 """
 
 import time
 import unicodedata
 from pathlib import Path
 
-from trd_ray.verify.child import DEADLINE, Asking
+from trd_ray.verify.child_process import DEADLINE, Asking
 from trd_ray.verify.math.answer import last_boxed, stated
 from trd_ray.verify.math.equal import Equality
 from trd_ray.verify.math.forms import TooDeep, read, spelling

@@ -47,7 +47,7 @@ class Asking:
             CRASHED: f"cannot be {done} (the process that {does} crashed twice)",
         }
         self._lock = threading.Lock()  # held by whoever asks
-        self._child: Child | None = None
+        self._child: JudgingChild | None = None
 
     def close(self) -> None:
         with self._lock:
@@ -70,14 +70,14 @@ class Asking:
             self._stop()
             return {"given_up": SILENT if isinstance(e, TimeoutError) else KILLED}
 
-    def _started(self) -> "Child":
+    def _started(self) -> "JudgingChild":
         """The child, which is started where there is none; that takes a second attempt if it is killed."""
         if self._child is None or not self._child.alive:
             self._stop()
             try:
-                self._child = Child(self._script, self._does, self._needs)
+                self._child = JudgingChild(self._script, self._does, self._needs)
             except Lost:
-                self._child = Child(self._script, self._does, self._needs)
+                self._child = JudgingChild(self._script, self._does, self._needs)
         return self._child
 
     def _stop(self) -> None:
@@ -86,7 +86,7 @@ class Asking:
             self._child = None
 
 
-class Child:
+class JudgingChild:
     """The process of a script, ready to be asked. RuntimeError if it cannot start, Lost if it ended first."""
 
     def __init__(self, script: Path, does: str, needs: str):
