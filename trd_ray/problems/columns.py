@@ -51,7 +51,7 @@ def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:
 
 def _columns(mapped: dict[str, str], found: list[str], group: str, source: str) -> dict[str, str]:
     """Our name -> the source's column, for the columns that the source has."""
-    known = SCHEMA.names
+    known = [name for name in SCHEMA.names if name != "extra"]
     names = {name: name for name in known if name in found} | mapped
     faults = []
     for name, column in mapped.items():

@@ -66,7 +66,9 @@ def _kept(
         if why := item.get("error"):
             set_aside.append(SetAside(problem_id, "", f"not generated: {why}"))
         elif item["question"] in held_out:
-            set_aside.append(SetAside(problem_id, begins(item["question"]), "the test split has the same question"))
+            set_aside.append(
+                SetAside(problem_id, begins(str(item["question"])), "the test split has the same question")
+            )
         else:
             yield _row(cut, index, problem_id, item)
 

@@ -119,8 +119,8 @@ def serve(pipe: socket.socket) -> None:
         except BaseException as e:  # whatever a scorer makes of hostile text; SystemExit too
             reply = {"error": f"{type(e).__name__}: {e}"[:300]}
         signal.setitimer(signal.ITIMER_REAL, 0)
-        reply["seconds"] = time.monotonic() - start
-        pipe.sendall(f"{json.dumps(reply)}\n".encode())
+        timed = reply | {"seconds": time.monotonic() - start}
+        pipe.sendall(f"{json.dumps(timed)}\n".encode())
 
 
 def items(request: dict[str, Any]) -> dict[str, Any]:
