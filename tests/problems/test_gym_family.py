@@ -58,19 +58,23 @@ def test_what_cannot_be_cut_is_refused(split, arguments, words):
         cut(PATH, split, arguments, "data")
 
 
+def same(recipe):
+    return same_family(recipe, recipe.evaluation)
+
+
 def test_an_evaluation_of_the_same_family_takes_the_arguments_of_the_training_data():
     def recipe(**evaluation):
         return from_tree(
             {"data": {"path": PATH, "arguments": {"size": 40, "seed": 3}}, "evaluation": {"path": PATH, **evaluation}}
         )
 
-    assert same_family(recipe()) == {"size": 40, "seed": 3}
-    assert same_family(from_tree({"data": {"path": PATH}})) == {}
+    assert same(recipe()) == {"size": 40, "seed": 3}
+    assert same(from_tree({"data": {"path": PATH}})) == {}
     with pytest.raises(UserError, match="both trained on and held out"):
-        same_family(recipe(split="train"))
+        same(recipe(split="train"))
     with pytest.raises(UserError, match="both trained on and held out"):
-        same_family(recipe(arguments={"size": 4, "seed": 3}))
-    assert same_family(recipe(split="train", allow_overlap=True))
+        same(recipe(arguments={"size": 4, "seed": 3}))
+    assert same(recipe(split="train", allow_overlap=True))
 
 
 def test_arguments_are_for_families_alone(tmp_path):

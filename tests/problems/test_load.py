@@ -78,7 +78,7 @@ def test_columns_are_mapped_by_name_and_numbers_become_text(tmp_path):
         tmp_path / "a.jsonl", [{"question": "6*7?", "final": 42, "n": 1}, {"question": "1/2?", "final": 0.5, "n": 2}]
     )
     table = load(path, columns={"problem": "question", "answer": "final", "problem_id": "n"})
-    assert table.to_pylist() == [
+    assert table.drop_columns(["extra"]).to_pylist() == [
         {"problem_id": "1", "problem": "6*7?", "answer": "42", "reference": "", "tests": None},
         {"problem_id": "2", "problem": "1/2?", "answer": "0.5", "reference": "", "tests": None},
     ]

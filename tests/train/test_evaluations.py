@@ -10,9 +10,9 @@ class Recorded:
     def __init__(self, scored: tuple[str, ...] = (), held_out: Any = "problems", **keys: Any):
         evaluation = SimpleNamespace(**({"every_steps": None, "before": True, "after": True} | keys))
         self.recipe = SimpleNamespace(evaluation=evaluation)
-        self.inputs = SimpleNamespace(held_out=held_out, total_steps=10)
+        self.inputs = SimpleNamespace(held_out=held_out, held_out_sets={}, total_steps=10)
         self.display = SimpleNamespace(phase=lambda text: None)
-        self.directory = SimpleNamespace(read_evaluations=lambda: [SimpleNamespace(name=name) for name in scored])
+        self.directory = SimpleNamespace(read_evaluations=lambda of="": [SimpleNamespace(name=name) for name in scored])
         self.evaluated: list[tuple[str, int, int]] = []
         self.watched_by: list[Any] = []
 

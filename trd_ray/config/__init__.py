@@ -8,7 +8,7 @@ Lengths are tokens, times are seconds, memory is GiB. The unit stands in the nam
 
 from trd_ray.config.close_words import close_to, did_you_mean
 from trd_ray.config.engine_counts import EngineRange
-from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig
+from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig, EvaluationSet, evaluated, lost
 from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.recipe_files import (
     apply_override,
@@ -58,6 +58,7 @@ __all__ = [
     "EngineConfig",
     "EngineRange",
     "EvaluationConfig",
+    "EvaluationSet",
     "LearnerConfig",
     "LoRAConfig",
     "LossConfig",
@@ -80,9 +81,11 @@ __all__ = [
     "did_you_mean",
     "dump",
     "dump_differences",
+    "evaluated",
     "folder_name",
     "from_tree",
     "load",
+    "lost",
     "plain_path",
     "read_tree",
     "recipe_path",

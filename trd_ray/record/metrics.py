@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from trd_ray.config import EVALUATED
+from trd_ray.config import EVALUATED, EvaluationConfig, evaluated, lost
 from trd_ray.errors import UserError
 from trd_ray.record.room import is_full
 
@@ -29,12 +29,14 @@ OF_THE_LOOP = (
 )
 
 
-def metric_names() -> list[str]:
-    """Every metric that a step may have, except dropped/<reason>."""
+def metric_names(evaluation: EvaluationConfig | None = None) -> list[str]:
+    """Every metric that a step may have, except dropped/<reason>; also those of evaluation.sets, if they are given."""
     from trd_ray.distill import learner
     from trd_ray.record import ledger
 
-    return sorted({*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED})
+    sets = evaluation.sets if evaluation else {}
+    of_sets = [metric for name in sets for metric in (*evaluated(name), lost(name))]
+    return sorted({*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED, *of_sets})
 
 
 def require_metric(name: str, measured: Collection[str]) -> None:

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from trd_ray import models
-from trd_ray.config import ModelConfig, Recipe
+from trd_ray.config import EvaluationConfig, ModelConfig, Recipe
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight import checks, compilers, placement
+from trd_ray.preflight.held_out import key_of
 from trd_ray.preflight.machines import Machine, this_machine
 from trd_ray.problems.corpus import open_corpus
 from trd_ray.problems.gym import family
@@ -37,7 +38,7 @@ class Inputs:
     student_path: str  # resolved; the initial weights
     teacher_path: str
     problems: pa.Table | None  # None: the data is a corpus, or there is none
-    held_out: pa.Table | None
+    held_out: pa.Table | None  # those of evaluation.path
     total_steps: int
     findings: checks.Findings
     student: models.ModelFacts
@@ -45,10 +46,15 @@ class Inputs:
     set_aside: list[SetAside] = field(default_factory=list)  # the problems that are left out
     notes: list[str] = field(default_factory=list)  # about the sources, for the person who starts the run
     spool: Spool | None = None  # where the tests of `problems` lie, for the shelf; None where there are none
+    held_out_sets: dict[str, pa.Table] = field(default_factory=dict)  # those of evaluation.sets
 
     @property
     def runs_code(self) -> bool:
-        return any(table is not None and has_tests(table) for table in (self.problems, self.held_out))
+        return any(table is not None and has_tests(table) for table in self._tables)
+
+    @property
+    def _tables(self) -> list[pa.Table | None]:
+        return [self.problems, self.held_out, *self.held_out_sets.values()]
 
     def rows_in_step(self, step: int) -> int:
         """How many rows the step has: all steps are full, except the only step of a run with fewer problems."""
@@ -91,21 +97,25 @@ def prepare(
     r = recipe
     _warn(r, job)
     faults = Faults()
-    data = held_out = findings = corpus = None
+    data = findings = corpus = None
+    held_out: dict[str, ProblemSet] = {}
     with faults:
         if job == "refine" or (job == "train" and r.data.source == "problems"):
             data = _problems(r, connection)
         elif job == "train":
             corpus = _corpus(r)
+    if job == "evaluate" or (job == "train" and r.evaluation.in_training):
+        for name in r.evaluation.names or [""]:
+            with faults:
+                held_out[name] = _held_out(r, name)
+    problems = data.table if data else None
+    sets = {name: found.table for name, found in held_out.items()}
+    evaluated = sets.pop("", None)
     with faults:
-        if job == "evaluate" or (job == "train" and r.evaluation.in_training):
-            held_out = load_problems(r.evaluation, r.verify, r.data.columns, also_arguments=same_family(r))
-    problems, evaluated = (found.table if found else None for found in (data, held_out))
-    with faults:
-        require_sandbox(r, problems, evaluated)
+        require_sandbox(r, problems, evaluated, *sets.values())
     with faults:
         if job == "train" and r.checkpoint.best and not r.checkpoint.best.startswith(DROPPED):
-            require_metric(r.checkpoint.best, metric_names())
+            require_metric(r.checkpoint.best, metric_names(r.evaluation))
     student, teacher = _models(r, faults)
     if student and teacher:
         with faults:
@@ -113,6 +123,7 @@ def prepare(
                 r,
                 problems=problems,
                 evaluation=evaluated,
+                sets=sets,
                 student=student.facts,
                 teacher=teacher.facts,
                 student_tokenizer=student.tokenizer,
@@ -129,28 +140,37 @@ def prepare(
         left_out = {problem.problem_id for problem in findings.too_long}
         problems = where(problems, [one not in left_out for one in problems["problem_id"].to_pylist()])
     steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
-    sources = [found for found in (data, held_out) if found]
+    sources = [found for found in (data, *held_out.values()) if found]
     set_aside = [one for found in sources for one in found.set_aside]
     notes = [note for found in sources for note in found.notes]
     return Inputs(
         job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
-        teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None,
+        teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None, sets,
     )  # fmt: skip
 
 
-def same_family(r: Recipe) -> dict[str, Any]:
+def _held_out(r: Recipe, name: str) -> ProblemSet:
+    """The problems of evaluation.path, or of one of evaluation.sets."""
+    try:
+        e = r.evaluation.of(name)
+        return load_problems(e, r.verify, r.data.columns, also_arguments=same_family(r, e, key_of(name)))
+    except UserError as e:
+        raise UserError(*(f"evaluation.sets.{name}: {one}" for one in e.sentences) if name else e.sentences) from e
+
+
+def same_family(r: Recipe, e: EvaluationConfig, group: str = "evaluation") -> dict[str, Any]:
     """What cuts the index range of reasoning_gym's family, where the recipe holds out items of the one it trains on.
 
     Raises UserError where the items held out are also trained on.
     """
-    if not (family.names_family(r.data.path) and r.data.path == r.evaluation.path):
+    if not (family.names_family(r.data.path) and r.data.path == e.path):
         return {}
     cuts = (
         family.cut(r.data.path, r.data.split, r.data.arguments, "data"),
-        family.cut(r.data.path, r.evaluation.split, r.evaluation.arguments or r.data.arguments, "evaluation"),
+        family.cut(r.data.path, e.split, e.arguments or r.data.arguments, group),
     )
     if not r.evaluation.allow_overlap:
-        family.require_apart(*cuts, "evaluation")
+        family.require_apart(*cuts, group)
     return r.data.arguments
 
 
@@ -166,6 +186,13 @@ def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:
 
 
 def _warn(r: Recipe, job: placement.Job) -> None:
+    guards = [name for name, one in r.evaluation.sets.items() if one.guard]
+    if job == "train" and guards and r.evaluation.in_training and not r.evaluation.before:
+        logger.warning(
+            "evaluation.sets.%s is a guard, but with evaluation.before=false there is no score from before training to "
+            "compare with: set evaluation.before=true",
+            guards[0],
+        )
     if job == "train" and r.train.trajectory == "y_o" and r.teacher.view == "refine":
         logger.warning(
             "train.trajectory=y_o with teacher.view=refine shows the teacher the very attempt that it scores; the "
