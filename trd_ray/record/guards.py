@@ -38,8 +38,8 @@ def of_guards(scores: Mapping[str, list[Score]], recipe: Recipe) -> dict[str, st
             moved = difference(last)
             found[f"guard {name}"] = (
                 f"The guard {code(name)} is lost: Avg@{last.samples} moved by {percent(moved, signed=True)} points "
-                f"from the base to {last.name}, and the interval is clear of zero. Lower learner.lr or steps, mix problems "
-                "of its kind into data.path, or take an earlier checkpoint."
+                f"from the base to {last.name}, and the interval is clear of zero. Lower learner.lr or steps, mix "
+                "problems of its kind into data.path, or take an earlier checkpoint."
             )
         elif difference(last) is None and last.name != "base":
             found[f"guard {name}"] = (

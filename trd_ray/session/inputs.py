@@ -98,16 +98,12 @@ def prepare(
     _warn(r, job)
     faults = Faults()
     data = findings = corpus = None
-    held_out: dict[str, ProblemSet] = {}
     with faults:
         if job == "refine" or (job == "train" and r.data.source == "problems"):
             data = _problems(r, connection)
         elif job == "train":
             corpus = _corpus(r)
-    if job == "evaluate" or (job == "train" and r.evaluation.in_training):
-        for name in r.evaluation.names or [""]:
-            with faults:
-                held_out[name] = _held_out(r, name)
+    held_out = _held_out_sets(r, job, faults)
     problems = data.table if data else None
     sets = {name: found.table for name, found in held_out.items()}
     evaluated = sets.pop("", None)
@@ -147,6 +143,15 @@ def prepare(
         job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
         teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None, sets,
     )  # fmt: skip
+
+
+def _held_out_sets(r: Recipe, job: placement.Job, faults: Faults) -> dict[str, ProblemSet]:
+    found: dict[str, ProblemSet] = {}
+    if job == "evaluate" or (job == "train" and r.evaluation.in_training):
+        for name in r.evaluation.names or [""]:
+            with faults:
+                found[name] = _held_out(r, name)
+    return found
 
 
 def _held_out(r: Recipe, name: str) -> ProblemSet:
