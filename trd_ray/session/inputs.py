@@ -132,9 +132,7 @@ def prepare(
             faults.add(*placement.plan(r, student.facts, teacher.facts, here, job=job, gpu_gib=gpu_gib).reasons)
     faults.require_none()
     assert student and teacher and findings
-    if problems is not None and findings.too_long:
-        left_out = {problem.problem_id for problem in findings.too_long}
-        problems = where(problems, [one not in left_out for one in problems["problem_id"].to_pylist()])
+    problems = _that_fit(problems, findings)
     steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
     sources = [found for found in (data, *held_out.values()) if found]
     set_aside = [one for found in sources for one in found.set_aside]
@@ -143,6 +141,13 @@ def prepare(
         job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
         teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None, sets,
     )  # fmt: skip
+
+
+def _that_fit(problems: pa.Table | None, findings: checks.Findings) -> pa.Table | None:
+    if problems is None or not findings.too_long:
+        return problems
+    left_out = {problem.problem_id for problem in findings.too_long}
+    return where(problems, [one not in left_out for one in problems["problem_id"].to_pylist()])
 
 
 def _held_out_sets(r: Recipe, job: placement.Job, faults: Faults) -> dict[str, ProblemSet]:
