@@ -214,6 +214,7 @@ def test_no_process_is_left_after_close(families):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("part", range(4))
 def test_every_family_loads_or_is_refused_with_a_sentence(families, verify, part):
     made, without_answer, lax = [], [], []
