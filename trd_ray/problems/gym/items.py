@@ -4,7 +4,7 @@
 
 - The problem is the item's question, and after it the form of the answer that the verifier reads.
 - The column extra carries what the scorer needs: family, config, index, answer and metadata, as JSON.
-- The reference is the answer in its form, where the item has one: a teacher that is shown it works towards it.
+- The reference is the answer in its form, where the item has one, after the solution where the metadata holds one.
 - A question that is also in the test split of the same range is no training problem: small families repeat themselves.
 """
 
@@ -26,6 +26,7 @@ from trd_ray.verify.gym.library import ReasoningGym
 
 COMPOSITE = "composite"  # a mixture of families, which is for data sources to be
 NONSENSE, ASKED, SCORE_TIMEOUT_S = "certainly no answer", 3, 20.0  # what no scorer may pass
+WORKED = "answer_cot"  # in the metadata of gsm_symbolic: the solution, step by step
 # Where an item has no answer, its metadata may hold one of several that are right.
 ONE_OF_MANY = ("example_correct_answer", "example_answer", "possible_answer")
 
@@ -76,18 +77,19 @@ def _kept(
 def _row(cut: Cut, index: int, problem_id: str, item: dict[str, Any]) -> dict[str, Any]:
     carried = {"family": cut.family, "config": cut.config, "index": index}
     carried |= {"answer": item["answer"], "metadata": item["metadata"]}
-    answer = item["answer"] or _one_of_many(item["metadata"])
+    held = decode(item["metadata"])
+    answer = item["answer"] or _one_of_many(held)
+    worked = f"{held[WORKED].strip()}\n\n" if isinstance(held.get(WORKED), str) else ""
     return {
         "problem_id": problem_id,
         "problem": f"{item['question'].rstrip()}\n\n{FORM}",
         "answer": item["answer"] or "",
-        "reference": f"<answer>{answer}</answer>" if answer else "",
+        "reference": f"{worked}<answer>{answer}</answer>" if answer else "",
         "extra": json.dumps({KEY: carried}),
     }
 
 
-def _one_of_many(metadata: Any) -> str:
-    held = decode(metadata)
+def _one_of_many(held: dict[str, Any]) -> str:
     one = next((held[name] for name in ONE_OF_MANY if held.get(name)), "")
     return one if isinstance(one, str) else json.dumps(one)
 
