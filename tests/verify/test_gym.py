@@ -89,7 +89,7 @@ def test_another_data_set_with_columns_of_its_own_is_not_taken_for_an_item():
 
 def test_a_dozen_families_load_and_their_own_answers_pass(families, verify):
     for family in DOZEN:
-        found = problems(family)
+        found = problems(family, size=3, test=1)
         assert found and pa.Table.from_pylist(found, schema=pa.schema(rows.PROBLEM)).num_rows == len(found), family
         assert all("<answer>" in one["problem"] for one in found)
         shown = [one for one in found if one["reference"]]
@@ -120,7 +120,7 @@ def test_the_verifier_of_a_recipe_is_chosen_by_the_row(families):
 
 
 def test_two_processes_make_the_same_items_and_splits_have_none_in_common(families):
-    for family in ("knights_knaves", "family_relationships", "coin_flip"):
+    for family in ("coin_flip",):
         train, again = (problems(family, size=60, test=20) for _ in range(2))
         assert train == again
         test = problems(family, split="test", size=60, test=20)
@@ -143,7 +143,6 @@ def test_an_evaluation_is_the_test_split_behind_the_training_items(families):
         ("composite", {}, "mixes other families"),
         ("game_of_life_halting", {}, "full marks"),
         ("gcd", {"colour": 3}, "unexpected keyword argument 'colour'"),
-        ("gcd", {"min_numbers": 0}, "min_numbers"),
     ],
 )
 def test_what_the_library_does_not_make_is_refused(families, family, arguments, words):
@@ -183,12 +182,10 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "family", [*EVALUATING[:2], *(pytest.param(one, marks=pytest.mark.long) for one in EVALUATING[2:])]
-)
+@pytest.mark.parametrize("family", ["n_queens", *(pytest.param(one, marks=pytest.mark.long) for one in EVALUATING[1:])])
 def test_hostile_answers_do_nothing_but_fail(families, tmp_path, family):
     file = tmp_path / "touched"
-    verify = GymVerifier(timeout_s=1)
+    verify = GymVerifier(timeout_s=0.5)
     try:
         [item, *_] = problems(family, size=1, test=1)
         for answer in HOSTILE:
