@@ -8,7 +8,7 @@ Lengths are tokens, times are seconds, memory is GiB. The unit stands in the nam
 
 from trd_ray.config.close_words import close_to, did_you_mean
 from trd_ray.config.engine_counts import EngineRange
-from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig
+from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig, EvaluationSet, evaluated, lost
 from trd_ray.config.mixed_sources import own_wordings, verifiers_by_source
 from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.recipe_files import (
@@ -24,6 +24,7 @@ from trd_ray.config.recipe_files import (
     such_as_in,
 )
 from trd_ray.config.rollout_keys import (
+    GYM_PREFIX,
     DataConfig,
     DType,
     EngineConfig,
@@ -58,9 +59,11 @@ __all__ = [
     "ClusterConfig",
     "DType",
     "DataConfig",
+    "GYM_PREFIX",
     "EngineConfig",
     "EngineRange",
     "EvaluationConfig",
+    "EvaluationSet",
     "LearnerConfig",
     "LoRAConfig",
     "LossConfig",
@@ -85,10 +88,12 @@ __all__ = [
     "did_you_mean",
     "dump",
     "dump_differences",
+    "evaluated",
     "folder_name",
     "from_tree",
     "is_own",
     "load",
+    "lost",
     "own_wordings",
     "own_parts",
     "plain_path",

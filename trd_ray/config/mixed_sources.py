@@ -19,8 +19,8 @@ def require_sources(data: DataConfig, verify: VerifyConfig) -> None:
     if data.source == "corpus":
         raise ValueError("data.source=corpus trains on the rows of data.path: leave data.sources out")
     defaults = DataConfig.model_fields
-    for key in ("path", "split", "format", "limit"):
-        if getattr(data, key) != defaults[key].default:
+    for key in ("path", "split", "format", "limit", "arguments"):
+        if getattr(data, key) != defaults[key].get_default(call_default_factory=True):
             raise ValueError(
                 f"data.{key} is of a run with one source, but data.sources has {len(data.sources)}: set it in each of "
                 "them, or leave data.sources out"
