@@ -9,7 +9,7 @@ from trd_ray.preflight.held_out import require_unseen, together
 
 
 def table(*problems: str) -> pa.Table:
-    return pa.table({"problem": list(problems)})
+    return pa.table({"problem": list(problems), "turns": pa.nulls(len(problems), pa.string())})
 
 
 TRAINED = ["1 + 1 = ?", "2 + 2 = ?"]

@@ -46,16 +46,17 @@ def same_family(recipe: Recipe, e: EvaluationConfig, group: str = "evaluation") 
     Raises UserError where the items held out are also trained on.
     """
     data = recipe.data
-    trained = [one for one in data.sources or [data] if family.names_family(one.path) and one.path == e.path]
-    for one in trained:
-        key = "data" if one is data else f"data.sources[{one.name}]"
+    keyed = [(f"data.sources[{one.name}]", one) for one in data.sources] or [("data", data)]
+    trained = [(key, one) for key, one in keyed if family.names_family(one.path) and one.path == e.path]
+    shared = trained[0][1].arguments if trained else {}
+    for key, one in trained:
         cuts = (
             family.cut(one.path, one.split, one.arguments, key),
-            family.cut(one.path, e.split, e.arguments or trained[0].arguments, group),
+            family.cut(one.path, e.split, e.arguments or shared, group),
         )
         if not recipe.evaluation.allow_overlap:
             family.require_apart(*cuts, group)
-    return trained[0].arguments if trained else {}
+    return shared
 
 
 def together(sets: Mapping[str, pa.Table]) -> pa.Table | None:

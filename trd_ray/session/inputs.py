@@ -106,16 +106,14 @@ def prepare(
             data = _problems(r, connection)
         elif job == "train":
             corpus = _corpus(r)
-    evaluates = job == "evaluate" or (job == "train" and r.evaluation.in_training)
-    held_out = held_out_sets(r, (r.evaluation.names or [""]) if evaluates else [], faults)
+    held_out = held_out_sets(r, _evaluated(r, job), faults)
     problems = data.table if data else None
     sets = {name: found.table for name, found in held_out.items()}
     evaluated = sets.pop("", None)
     shapes = _judged_by(r, faults, problems, evaluated, sets)
     with faults:
         if job == "train" and r.checkpoint.best and not r.checkpoint.best.startswith(DROPPED):
-            names = metric_names((one.name for one in r.data.sources), r.evaluation)
-            require_metric(r.checkpoint.best, names)
+            require_metric(r.checkpoint.best, metric_names((one.name for one in r.data.sources), r.evaluation))
     student, teacher = _models(r, faults)
     if student and teacher:
         with faults:
@@ -147,6 +145,12 @@ def prepare(
         job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
         teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None, sets,
     )  # fmt: skip
+
+
+def _evaluated(r: Recipe, job: placement.Job) -> list[str]:
+    """The names of the held-out sets that the job needs."""
+    evaluates = job == "evaluate" or (job == "train" and r.evaluation.in_training)
+    return (r.evaluation.names or [""]) if evaluates else []
 
 
 def _shares(recipe: Recipe, problems: pa.Table | None) -> list[str]:
