@@ -288,7 +288,7 @@ class RunDirectory:
     # Evaluations
 
     def write_evaluation(self, score: Score, rows: list[dict], of: str = "") -> Path:
-        """Write evaluation/<name>.json, and its rows to <name>.parquet; in evaluation/<of> for one of evaluation.sets."""
+        """Write evaluation/<name>.json, and its rows beside it; in evaluation/<of> for one of evaluation.sets."""
         place = self.path / "evaluation" / of / f"{score.name}.json"
         place.parent.mkdir(exist_ok=True)
         write_parquet(place.with_suffix(".parquet"), schema.to_table(rows))
