@@ -88,7 +88,7 @@ UV_CPU = --overrides $(LOCKS)/overrides.txt $(if $(UV_FIND_LINKS),,--torch-backe
 
 lock:
 	@test -x .venv/bin/uv || { echo "uv is missing: run 'make setup' first." >&2; exit 1; }
-	$(UV_COMPILE) $(UV_CPU) --extra cpu --extra dev -o $(LOCKS)/dev.lock
+	$(UV_COMPILE) $(UV_CPU) --extra cpu --extra dev --extra reasoning-gym -o $(LOCKS)/dev.lock
 	$(UV_COMPILE) $(UV_CPU) --extra cpu --constraints $(LOCKS)/dev.lock -o $(LOCKS)/cpu.lock
 	$(UV_COMPILE) --extra gpu -o $(LOCKS)/gpu.lock
 

@@ -92,7 +92,7 @@ def test_an_unknown_name_is_refused_with_the_list_of_shipped_ones_once(capsys, c
     said = refused(capsys, command, "xyz")
     assert said.startswith(f"there is no {kind} 'xyz': give a YAML file or one of miniature")
     names = re.findall(r"\w+", said.partition("one of ")[2])
-    assert len(set(names)) == len(names) == {"recipe": 18, "comparison": 2}[kind]
+    assert len(set(names)) == len(names) == {"recipe": 18, "comparison": 3}[kind]
     assert "(did you mean miniature" in refused(capsys, command, "miniatur")
 
 

@@ -92,14 +92,25 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("recipes", description="List what ships with the package, and what each needs.")
     command.add_argument("name", nargs="?", help="print this recipe or comparison instead")
     texts["recipes"] = "the shipped recipes, and what each needs"
-    texts["init"] = "write a recipe for your own model and data, every line explained"
-    usage.of_init(commands.add_parser("init", description=texts["init"]))
-    texts["check"] = "whether verifier, data and prompts of a recipe are sound, on some rows, before anything starts"
-    usage.of_check(commands.add_parser("check", description=texts["check"]))
-    texts["export"] = "a checkpoint as a Hugging Face folder, in any type, with a model card"
-    usage.of_export(commands.add_parser("export", description=texts["export"]))
-    texts["chat"] = "try a checkpoint: ask it in the terminal, or through a pipe"
-    usage.of_chat(commands.add_parser("chat", description=texts["chat"]))
+    for name, (text, arguments) in {
+        "init": ("write a recipe for your own model and data, every line explained", usage.of_init),
+        "check": (
+            "whether verifier, data and prompts of a recipe are sound, on some rows, before anything starts",
+            usage.of_check,
+        ),
+        "export": ("a checkpoint as a Hugging Face folder, in any type, with a model card", usage.of_export),
+        "chat": ("try a checkpoint: ask it in the terminal, or through a pipe", usage.of_chat),
+        "reproduce": (
+            "run a recipe, evaluate it, put what was reported beside it; started again, it goes on",
+            usage.of_reproduce,
+        ),
+        "doctor": (
+            "what this machine or cluster has and lacks, each with its remedy; --gpu tries it out",
+            usage.of_doctor,
+        ),
+    }.items():
+        texts[name] = text
+        arguments(commands.add_parser(name, description=text))
     for name, text in {
         "train": "sample, verify, refine, verify, distil, sync; evaluate before and after",
         "evaluate": "Avg@k and Pass@k of a checkpoint on benchmarks; started again, it goes on",
@@ -134,10 +145,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("comparison", help="a YAML file, or the name of a shipped comparison such as miniature")
     command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override it; values are YAML")
     command.add_argument("--dry-run", action="store_true", help="print the cells, done and left, and end")
-    texts["reproduce"] = "run a recipe, evaluate it, put what was reported beside it; started again, it goes on"
-    usage.of_reproduce(commands.add_parser("reproduce", description=texts["reproduce"]))
-    texts["doctor"] = "what this machine or cluster has and lacks, each with its remedy; --gpu tries it out"
-    usage.of_doctor(commands.add_parser("doctor", description=texts["doctor"]))
     for name, text in usage.STEERING.items():
         texts[name] = text
         usage.of_steering(commands.add_parser(name, description=text), name)

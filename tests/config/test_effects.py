@@ -125,7 +125,7 @@ def test_another_verifier_makes_verdicts_stale_and_no_answer():
             "timeout_s": 9, "answer_in_prose": True, "answer_in_formula": True, "time_limit_s": 1, "memory_mib": 64,
             "program_timeout_s": 1, "max_tests": 1, "sandbox": "unshare", "cpus": 2, "max_tasks": 1, "concurrency": 4,
             "pass_at": 0.5, "function": "s.py:f", "completions": "text", "columns": {"a": "b"}, "deadline_s": 1,
-            "call_memory_gib": 1, "sources": {"s.py": ""},
+            "call_memory_gib": 1, "sources": {"s.py": ""}, "by_source": {"a": "math"},
         }.items()
         if verifier_of(problem, config.VerifyConfig.model_validate({name: value}))
         != verifier_of(problem, config.VerifyConfig())

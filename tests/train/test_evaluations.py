@@ -7,20 +7,32 @@ from trd_ray.train.evaluations import Evaluations
 class Recorded:
     """The parts of a session that an evaluation uses."""
 
-    def __init__(self, scored: tuple[str, ...] = (), held_out: Any = "problems", **keys: Any):
-        evaluation = SimpleNamespace(**({"every_steps": None, "before": True, "after": True} | keys))
+    def __init__(self, scored: tuple[str, ...] = (), held_out: Any = "problems", sets: Any = None, **keys: Any):
+        sets = sets or {}  # name -> whether it is a guard that is lost, None where it is no guard
+        guards = {name: SimpleNamespace(guard=lost is not None) for name, lost in sets.items()}
+        evaluation = SimpleNamespace(**({"every_steps": None, "before": True, "after": True} | keys), sets=guards)
+        self.sets = sets
         self.recipe = SimpleNamespace(evaluation=evaluation)
-        self.inputs = SimpleNamespace(held_out=held_out, total_steps=10)
+        self.inputs = SimpleNamespace(held_out=held_out, held_out_sets=dict.fromkeys(sets, "more"), total_steps=10)
         self.display = SimpleNamespace(phase=lambda text: None)
-        self.directory = SimpleNamespace(read_evaluations=lambda: [SimpleNamespace(name=name) for name in scored])
+        self.directory = SimpleNamespace(
+            read_evaluations=lambda of="": [SimpleNamespace(name=name) for name in scored if not of]
+        )
+        self.asked: list[str] = []
         self.evaluated: list[tuple[str, int, int]] = []
         self.watched_by: list[Any] = []
 
-    def evaluate(self, name: str, step: int, version: int, problems: Any, while_waiting: Any = None, **_: Any) -> Any:
+    def evaluate(
+        self, name: str, step: int, version: int, problems: Any, while_waiting: Any = None, of: str = "", **_: Any
+    ) -> Any:
+        self.asked.append(of)
         self.evaluated.append((name, step, version))
         self.watched_by.append(while_waiting)
         values = {"avg@4": SimpleNamespace(value=0.25), "pass@4": SimpleNamespace(value=0.75)}
-        return SimpleNamespace(samples=4, scores=values)
+        moved = -0.5 if self.sets.get(of) else 0.0
+        difference = SimpleNamespace(value=moved, clear_of_zero=moved != 0)
+        pair = SimpleNamespace(differences={"avg@4": difference})
+        return SimpleNamespace(samples=4, scores=values, paired_with=pair)
 
 
 def evaluations(session: Any) -> Evaluations:
@@ -68,3 +80,27 @@ def test_engines_that_restart_in_an_evaluation_get_their_weights_again_in_the_fi
     e.base()
     e.if_due(10)
     assert session.watched_by == [e.policy.watch, e.policy.watch]
+
+
+def test_every_set_is_evaluated_and_its_metrics_have_its_name():
+    session = Recorded(sets={"old": True, "kept": False, "new": None})
+    e = evaluations(session)
+    e.base()
+    assert session.asked == ["", "old", "kept", "new"]
+    found = e.if_due(10)
+    assert session.asked == ["", "old", "kept", "new"] * 2
+    assert {name: found[name] for name in found if "lost" in name} == {
+        "evaluation/old/lost": 1.0, "evaluation/kept/lost": 0.0,
+    }  # fmt: skip
+    assert (found["evaluation/avg"], found["evaluation/new/avg"], found["evaluation/new/pass"]) == (0.25, 0.25, 0.75)
+
+
+def test_sets_are_evaluated_where_there_is_no_other_evaluation():
+    session = Recorded(held_out=None, sets={"old": None})
+    assert evaluations(session).if_due(10) == {"evaluation/old/avg": 0.25, "evaluation/old/pass": 0.75}
+
+
+def test_a_resumed_run_makes_the_sets_that_it_missed_and_no_others():
+    session = Recorded(("step-000004",), sets={"old": None}, every_steps=4)
+    evaluations(session).missed(4)
+    assert session.asked == ["old"]

@@ -15,8 +15,7 @@ import pyarrow as pa
 import pytest
 
 from trd_ray.config import VerifyConfig
-from trd_ray.verify import Verdict, verifier
-from trd_ray.verify.math import math_verifier
+from trd_ray.verify import Verdict, child_process, verifier
 from trd_ray.verify.math.math_verifier import MathVerifier, last_boxed
 
 # How often the verifier is wrong about the pairs of math_pairs.tsv, whose answers were judged by hand. Each error is
@@ -445,7 +444,7 @@ def test_only_what_the_answer_itself_did_to_the_process_counts_against_it(monkey
 
 
 def test_a_process_that_crashes_over_an_answer_and_one_that_is_stopped_are_told_from_one_that_is_killed(monkeypatch):
-    monkeypatch.setattr(math_verifier, "GRACE_S", 2.0)
+    monkeypatch.setattr(child_process, "GRACE_S", 2.0)
     made = MathVerifier(timeout_s=3)
     told: list[dict] = []
     tower = {"ask": "value", "gold": "5", "answer": "10^{10^{10}}"}

@@ -16,10 +16,13 @@ from trd_ray.check.material import Material, gather, spread_rows
 from trd_ray.check.repeated import Make
 from trd_ray.config import Recipe
 from trd_ray.errors import Faults, UserError
+from trd_ray.preflight.held_out import key_of
 from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, right_texts
 from trd_ray.preflight.soundness import TOLERATED, Soundness
+from trd_ray.problems.load import held_out_verify
 from trd_ray.record.markdown import visible
 from trd_ray.verify import verifier
+from trd_ray.verify.gym.gym_verifier import entry_of
 from trd_ray.views import setting_of
 
 ROWS = 64
@@ -79,7 +82,7 @@ def _data(found: Material, rows: list[Row], verify: Verify, faults: Faults) -> L
             "with the right answer"
         )
     if _judged_as_maths(found.recipe):
-        odd = without_form(rows, verify)
+        odd = without_form([row for row in rows if not entry_of(row)], verify)
         lines.append(("answers", f"{len(odd) or 'none'} of {len(rows)} can be compared only letter by letter"))
         if len(odd) > TOLERATED * len(rows):
             solution = " (what follows its ####, where it is a whole solution)" if "####" in odd[0]["answer"] else ""
@@ -93,16 +96,21 @@ def _data(found: Material, rows: list[Row], verify: Verify, faults: Faults) -> L
 
 def _held_out(found: Material, many: int, verify: Verify, faults: Faults) -> Lines:
     """Whether the right answers of the problems to evaluate on pass, which no score could exceed."""
-    if found.held_out is None or not found.held_out.num_rows:
-        return []
-    rows = spread_rows(found.held_out, many)
-    form = form_of(found.recipe)
-    right = asked(verify, rows, right_texts(rows, form), time.monotonic() + LONGEST_S / 2)
-    sound = Soundness(rows, right, form, group="evaluation")
-    if not sound.right:
-        return [("held-out answers", "not asked: no row has one")]
-    faults.add(*(f"of evaluation.path: {fault}" for fault in sound.faults()))
-    return [("held-out answers", f"{sum(sound.right.values())} of {len(sound.right)} pass")]
+    r = found.recipe
+    lines: Lines = []
+    for name, table in found.held_out.items():
+        title = f"answers of {name}" if name else "held-out answers"
+        by_own_rules = held_out_verify(r.evaluation.of(name), r.verify) != r.verify
+        its = verifier(r.verify.built_in()) if by_own_rules else verify
+        rows = spread_rows(table, many)
+        form = form_of(r)
+        until = time.monotonic() + LONGEST_S / 2 / len(found.held_out)
+        right = asked(its, rows, right_texts(rows, form), until)
+        sound = Soundness(rows, right, form, group=key_of(name))
+        faults.add(*(f"of {key_of(name)}.path: {fault}" for fault in sound.faults()) if sound.right else ())
+        passed = f"{sum(sound.right.values())} of {len(sound.right)} pass"
+        lines.append((title, passed if sound.right else "not asked: no row has one"))
+    return lines
 
 
 def _judged_as_maths(recipe: Recipe) -> bool:

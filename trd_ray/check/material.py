@@ -6,7 +6,7 @@ No engine and no Ray is started, and it does not matter which machine this is. W
 fault says why.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,7 @@ from trd_ray import models
 from trd_ray.config import ModelConfig, Recipe
 from trd_ray.errors import Faults
 from trd_ray.preflight import checks
+from trd_ray.preflight.held_out import held_out_sets
 from trd_ray.preflight.known_texts import Row
 from trd_ray.problems.load import load_problems
 from trd_ray.problems.spool import where
@@ -25,7 +26,7 @@ from trd_ray.views import Views
 class Material:
     recipe: Recipe  # its lengths are numbers where there are findings
     problems: pa.Table | None = None  # without those that data.too_long leaves out
-    held_out: pa.Table | None = None
+    held_out: dict[str, pa.Table] = field(default_factory=dict)  # "": that of evaluation.path
     findings: checks.Findings | None = None
     views: Views | None = None
     student_tokenizer: Any = None
@@ -36,9 +37,7 @@ def gather(recipe: Recipe, faults: Faults) -> Material:
     found = Material(recipe)
     with faults:
         found.problems = load_problems(recipe.data, recipe.verify).table
-    with faults:
-        if recipe.evaluation.path:
-            found.held_out = load_problems(recipe.evaluation, recipe.verify, recipe.data.columns).table
+    found.held_out = {name: one.table for name, one in held_out_sets(recipe, recipe.evaluation.names, faults).items()}
     student = teacher = None
     with faults:
         student, found.student_tokenizer = _model(recipe.student, recipe.student.path)
@@ -53,7 +52,8 @@ def gather(recipe: Recipe, faults: Faults) -> Material:
             found.findings = checks.check(
                 recipe,
                 problems=None if is_corpus else found.problems,
-                evaluation=found.held_out,
+                evaluation=found.held_out.get(""),
+                sets={name: table for name, table in found.held_out.items() if name},
                 student=student,
                 teacher=teacher,
                 student_tokenizer=found.student_tokenizer,

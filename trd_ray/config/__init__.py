@@ -8,7 +8,7 @@ Lengths are tokens, times are seconds, memory is GiB. The unit stands in the nam
 
 from trd_ray.config.close_words import close_to, did_you_mean
 from trd_ray.config.engine_counts import EngineRange
-from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig
+from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig, EvaluationSet, evaluated, lost
 from trd_ray.config.mixed_sources import own_wordings, verifiers_by_source
 from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.own_keys import MetricsConfig
@@ -25,6 +25,7 @@ from trd_ray.config.recipe_files import (
     such_as_in,
 )
 from trd_ray.config.rollout_keys import (
+    GYM_PREFIX,
     DataConfig,
     DType,
     EngineConfig,
@@ -59,9 +60,11 @@ __all__ = [
     "ClusterConfig",
     "DType",
     "DataConfig",
+    "GYM_PREFIX",
     "EngineConfig",
     "EngineRange",
     "EvaluationConfig",
+    "EvaluationSet",
     "LearnerConfig",
     "LoRAConfig",
     "LossConfig",
@@ -87,10 +90,12 @@ __all__ = [
     "did_you_mean",
     "dump",
     "dump_differences",
+    "evaluated",
     "folder_name",
     "from_tree",
     "is_own",
     "load",
+    "lost",
     "own_wordings",
     "own_parts",
     "plain_path",

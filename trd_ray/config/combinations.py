@@ -1,7 +1,7 @@
 """Keys that are each right and cannot work together. Every function raises ValueError, which says what to set."""
 
 from trd_ray.config.close_words import did_you_mean
-from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig
+from trd_ray.config.evaluation_keys import EvaluationConfig, evaluated
 from trd_ray.config.rollout_keys import (
     DataConfig,
     RefinerConfig,
@@ -94,13 +94,14 @@ def require_best(checkpoint: CheckpointConfig, evaluation: EvaluationConfig) -> 
     every = evaluation.every_steps
     if not (best or "").startswith("evaluation/"):
         return
-    if best not in EVALUATED:
-        raise ValueError(f"checkpoint.best names no metric{did_you_mean(str(best), list(EVALUATED))}")
-    meets = evaluation.path and (evaluation.after or (every and not checkpoint.every_steps % every))
+    known = [metric for name in evaluation.names or [""] for metric in evaluated(name)]
+    if best not in known:
+        raise ValueError(f"checkpoint.best names no metric{did_you_mean(str(best), known)}")
+    meets = evaluation.names and (evaluation.after or (every and not checkpoint.every_steps % every))
     if not meets:
         raise ValueError(
             f"checkpoint.best is {best}, but no evaluation falls on a checkpoint: set "
-            "evaluation.path, and checkpoint.every_steps to a multiple of evaluation.every_steps"
+            "evaluation.path or evaluation.sets, and checkpoint.every_steps to a multiple of evaluation.every_steps"
         )
 
 

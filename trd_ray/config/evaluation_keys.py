@@ -2,13 +2,40 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from trd_ray.config.effects import ANSWERS, NOTHING, SCORES
-from trd_ray.config.node import Node
+from trd_ray.config.node import Node, folder_name
 from trd_ray.config.rollout_keys import resolved_length
 
 EVALUATED = ("evaluation/avg", "evaluation/pass")  # metrics of a step after which the student was evaluated
+
+
+def evaluated(name: str) -> tuple[str, str]:
+    """The metrics of a set of evaluation.sets, Avg@k and Pass@k; of evaluation.path where the name is empty."""
+    return (f"evaluation/{name}/avg", f"evaluation/{name}/pass") if name else EVALUATED
+
+
+def lost(name: str) -> str:
+    """The metric of a guard: 1 where it is below what it was before training, clear of chance, else 0."""
+    return f"evaluation/{name}/lost"
+
+
+class EvaluationSet(Node):
+    """One more set of held-out problems. How they are answered stands in `evaluation`, for all sets."""
+
+    path: Annotated[str, SCORES] = Field(description="like evaluation.path")
+    split: Annotated[str, SCORES] = "test"
+    format: Annotated[Literal["auto", "jsonl", "parquet", "hub"], SCORES] = "auto"
+    columns: Annotated[dict[str, str], SCORES] = Field(default_factory=dict, description="like evaluation.columns")
+    limit: Annotated[int | None, SCORES] = Field(default=None, ge=1)
+    arguments: Annotated[dict[str, Any], SCORES] = Field(default_factory=dict, description="like evaluation.arguments")
+    samples: Annotated[int | None, SCORES] = Field(default=None, ge=1, description="default: evaluation.samples")
+    guard: Annotated[bool, NOTHING] = Field(
+        default=False,
+        description="what the student could do before and must not lose: a score below that is told, and a checkpoint "
+        "with one is not the best",
+    )
 
 
 class EvaluationConfig(Node):
@@ -22,9 +49,17 @@ class EvaluationConfig(Node):
         default_factory=dict, description="like data.columns, which fill in what is left out here and is in the file"
     )
     limit: Annotated[int | None, SCORES] = Field(default=None, ge=1)
+    arguments: Annotated[dict[str, Any], SCORES] = Field(
+        default_factory=dict,
+        description="like data.arguments, which stand where the path is the same and this is empty",
+    )
     allow_overlap: Annotated[bool, NOTHING] = Field(
         default=False,
         description="held-out problems may also be trained on; the score then says nothing about new ones",
+    )
+    sets: Annotated[dict[str, EvaluationSet], SCORES] = Field(
+        default_factory=dict,
+        description="more held-out problems by name, as {old: {path: old.jsonl, guard: true}}: evaluation/old/avg",
     )
     samples: Annotated[int, SCORES] = Field(default=16, ge=1)
     temperature: Annotated[float, ANSWERS] = Field(default=0.6, ge=0, le=2)
@@ -47,4 +82,25 @@ class EvaluationConfig(Node):
 
     @property
     def in_training(self) -> bool:
-        return bool(self.path and (self.before or self.after or self.every_steps))
+        return bool(self.names and (self.before or self.after or self.every_steps))
+
+    @property
+    def names(self) -> list[str]:
+        """The sets that are evaluated; "" is that of evaluation.path."""
+        return [*([""] if self.path else []), *self.sets]
+
+    def of(self, name: str) -> "EvaluationConfig":
+        """The keys of one set, as if it were the only one."""
+        if not name:
+            return self.model_copy(update={"sets": {}})
+        own = self.sets[name]
+        found = {key: getattr(own, key) for key in type(own).model_fields.keys() & type(self).model_fields.keys()}
+        return self.model_copy(update=found | {"samples": own.samples or self.samples, "sets": {}})
+
+    @field_validator("sets")
+    @classmethod
+    def _names_are_plain(cls, sets: dict[str, EvaluationSet]) -> dict[str, EvaluationSet]:
+        for name in sets:
+            if folder_name(name) in ("avg", "pass"):
+                raise ValueError(f"must not name a set {name!r}, which is a metric's name: give it another")
+        return sets

@@ -82,7 +82,7 @@ def _in_tree(loc: tuple) -> tuple:
         if not (isinstance(node, type) and issubclass(node, Node) and part in node.model_fields):
             return loc
         annotation = node.model_fields[part].annotation
-        node = group_of(annotation) or annotation
+        node = annotation if get_origin(annotation) is dict else group_of(annotation) or annotation
     return loc
 
 

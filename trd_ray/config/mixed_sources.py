@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 from trd_ray.config.close_words import did_you_mean
-from trd_ray.config.rollout_keys import DataConfig
+from trd_ray.config.rollout_keys import DataConfig, SourceConfig
 from trd_ray.config.verify_keys import BUILT_IN, VerifyConfig
 
 
@@ -19,8 +19,8 @@ def require_sources(data: DataConfig, verify: VerifyConfig) -> None:
     if data.source == "corpus":
         raise ValueError("data.source=corpus trains on the rows of data.path: leave data.sources out")
     defaults = DataConfig.model_fields
-    for key in ("path", "split", "format", "limit"):
-        if getattr(data, key) != defaults[key].default:
+    for key in [key for key in SourceConfig.model_fields if key in defaults and key != "columns"]:
+        if getattr(data, key) != defaults[key].get_default(call_default_factory=True):
             raise ValueError(
                 f"data.{key} is of a run with one source, but data.sources has {len(data.sources)}: set it in each of "
                 "them, or leave data.sources out"

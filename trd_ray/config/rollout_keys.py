@@ -8,6 +8,7 @@ from trd_ray.config.effects import ANSWERS, ENGINES, MACHINES, NOTHING, NUMBERS,
 from trd_ray.config.engine_counts import EngineCount, EngineRange
 from trd_ray.config.node import Node, source_name
 
+GYM_PREFIX = "reasoning_gym:"  # how a path begins that names one of its families
 DType = Literal["float32", "bfloat16", "float16"]
 
 
@@ -55,7 +56,8 @@ class TeacherConfig(ModelConfig):
 class DataConfig(Node):
     source: Annotated[Literal["problems", "corpus"], ROWS] = "problems"
     path: Annotated[str, ROWS] = Field(
-        default="miniature:train", description="JSONL, Parquet, CSV, Hugging Face data set, or a corpus folder"
+        default="miniature:train",
+        description="JSONL, Parquet, CSV, Hugging Face data set, reasoning_gym:FAMILY, or a corpus folder",
     )
     sources: Annotated[list["SourceConfig"], ROWS] = Field(
         default_factory=list, description="several sources in place of data.path, mixed by weight; each has a name"
@@ -73,6 +75,10 @@ class DataConfig(Node):
         "of a column. With data.sources for every source that has these columns",
     )
     limit: Annotated[int | None, ROWS] = Field(default=None, ge=1)
+    arguments: Annotated[dict[str, Any], ROWS, SCORES] = Field(
+        default_factory=dict,
+        description="reasoning_gym: size (items to train on), test (items held out), seed, and the family's own",
+    )
     without_reference: Annotated[Literal["keep", "drop"], ROWS] = Field(
         default="keep", description="problems without a reference, which OPSD needs"
     )
@@ -244,6 +250,7 @@ class SourceConfig(Node):
         description="its share of the rows is its part of all weights; without any, every pass meets each problem once",
     )
     limit: Annotated[int | None, ROWS] = Field(default=None, ge=1, description="only its first problems")
+    arguments: Annotated[dict[str, Any], ROWS, SCORES] = Field(default_factory=dict, description="like data.arguments")
     verify: Annotated[str | None, ROWS, VERDICTS] = Field(
         default=None, description="the name of its verifier, one of verify.functions; default: as verify says"
     )

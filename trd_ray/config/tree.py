@@ -23,6 +23,7 @@ from trd_ray.config.evaluation_keys import EvaluationConfig
 from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.own_keys import MetricsConfig
 from trd_ray.config.rollout_keys import (
+    GYM_PREFIX,
     DataConfig,
     PromptsConfig,
     RefinerConfig,
@@ -181,8 +182,9 @@ class Recipe(Node):
 
     @property
     def task(self) -> Literal["math", "code", "plain"]:
-        """Whose default wordings the prompts have."""
-        return self.prompts.task or self.verify.usual_task
+        """Whose default wordings the prompts have. A problem of reasoning_gym says the form of its answer itself."""
+        generated = all(path.startswith(GYM_PREFIX) for path in self.data.paths) and not self.verify.chosen
+        return self.prompts.task or ("plain" if generated else self.verify.usual_task)
 
     @property
     def refines_without_adapter(self) -> bool:

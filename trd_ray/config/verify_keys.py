@@ -11,7 +11,7 @@ from trd_ray.config.node import Node
 
 # The verifiers that have a name of their own, each with whether it takes verify.arguments. trd_ray.verify.chosen has
 # the table that makes them.
-BUILT_IN = {"math": False, "code": False}
+BUILT_IN = {"math": False, "code": False, "reasoning_gym": False}
 
 _OWN = re.compile(r"([^:]+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
@@ -72,7 +72,8 @@ class FunctionKeys(Node):
     function: Annotated[str | None, ROWS, NUMBERS, ANSWERS, VERDICTS] = Field(
         default=None,
         description="what judges: my_rewards.py:score (beside the recipe, or from where trd is called), "
-        "package.module:name, or a built-in one by its name; default: code where a problem has tests, else math",
+        "package.module:name, or a built-in one by its name; default: code where a problem has tests, "
+        "reasoning_gym for an item of it, else math",
     )
     arguments: Annotated[dict[str, Any], VERDICTS] = Field(
         default_factory=dict, description="given to the function by name, or to the class when it is made"
@@ -160,7 +161,7 @@ class FunctionKeys(Node):
 class VerifyConfig(FunctionKeys):
     """How answers are judged. By default a problem with tests is code and runs in the sandbox, any other is maths."""
 
-    timeout_s: Annotated[float, VERDICTS] = Field(default=5.0, gt=0, description="math: a single answer")
+    timeout_s: Annotated[float, VERDICTS] = Field(default=5.0, gt=0, description="math, reasoning_gym: a single answer")
     answer_in_prose: Annotated[bool, VERDICTS] = Field(
         default=False, description="math: accept a stated answer where no \\boxed{} is"
     )

@@ -27,6 +27,7 @@ from trd_ray.evaluate.target import Target, target
 from trd_ray.evaluate.target import word as file_name
 from trd_ray.preflight import checks
 from trd_ray.problems import benchmarks
+from trd_ray.problems.gym import family
 from trd_ray.problems.load import ProblemSet, load_benchmark, load_problems
 from trd_ray.score.stats import Score, from_json
 from trd_ray.session.inputs import Inputs, fixed_numbers, require_sandbox, require_verifier
@@ -111,6 +112,11 @@ class _Source:
     evaluation: EvaluationConfig  # the settings they are sampled with
     found: ProblemSet
 
+    @property
+    def has_own_rules(self) -> bool:
+        """Whether a benchmark's or a family's own rules judge, whatever function the recipe has."""
+        return self.found.benchmark is not None or family.names_family(self.evaluation.path)
+
 
 @dataclass(frozen=True)
 class _Model:
@@ -162,7 +168,7 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
     )  # fmt: skip
     require_sandbox(r, inputs.held_out)
     for source in sources:
-        if not source.found.benchmark:
+        if not source.has_own_rules:
             inputs.notes += require_verifier(r, {source.evaluation.path or source.name: source.found.table})
     return EvaluationPlan(asked, r, inputs, exams, directory, living)
 
@@ -170,11 +176,15 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
 def _source(r: Recipe, spec: str) -> _Source:
     e = r.evaluation
     given = e.model_fields_set
+    if family.names_family(spec) and spec != e.path:
+        e = e.model_copy(update={"path": spec, "split": "test", "arguments": {}})
     if spec == e.path and not benchmarks.is_name(spec):
         # The recipe names its columns. A word is a data set of the hub without an owner.
         as_written = e.model_copy(update={"format": "hub"}) if e.format == "auto" and benchmarks.is_word(spec) else e
-        found = load_problems(as_written, r.verify, r.data.columns)
-        about = {"title": spec, "task": r.task, "source": spec, "licence": "your own", "notes": []}
+        also = r.data.arguments if spec == r.data.path else {}
+        found = load_problems(as_written, r.verify, r.data.columns, also_arguments=also)
+        task = r.prompts.task or ("plain" if family.names_family(spec) else r.task)
+        about = {"title": spec, "task": task, "source": spec, "licence": "your own", "notes": []}
         return _Source(file_name(spec if ":" in spec else Path(spec).stem), about, e, found)
     found = load_benchmark(spec, e, r.verify, r.data.columns)
     b = found.benchmark
@@ -189,7 +199,7 @@ def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str 
     name = source.name
     about = source.about
     problems = source.found.table
-    verify = r.verify.built_in() if source.found.benchmark else r.verify  # a benchmark has its own rules
+    verify = r.verify.built_in() if source.has_own_rules else r.verify
     prompts = r.prompts.model_copy(update={"task": about["task"]})
     own = r.model_copy(update={"evaluation": source.evaluation, "verify": verify, "prompts": prompts})
     try:

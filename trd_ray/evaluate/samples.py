@@ -36,6 +36,7 @@ from trd_ray.record.directory import differences
 from trd_ray.rows import METADATA, TRAJECTORY, encodable
 from trd_ray.score.stats import Answer
 from trd_ray.verify import UNJUDGED, Verdict
+from trd_ray.verify.gym.gym_verifier import entry_of
 
 FORMAT = 1
 ROWS_AT_A_TIME = 256
@@ -273,7 +274,7 @@ def verifier_of(problem: dict[str, Any], verify: VerifyConfig) -> str:
     settings = verify.model_dump(mode="json", include=_OF_VERDICTS - unset)
     digest = hashlib.sha256(json.dumps([settings, problem["answer"]], sort_keys=True).encode())
     digest.update(problem.get("tests") or b"")
-    if verify.chosen:  # which may read any column
+    if verify.chosen or entry_of(problem):  # which may read any column
         seen = [problem.get(name) for name in ("problem", "reference", "extra", "turns", "source")]
         digest.update(json.dumps(seen).encode())
     return digest.hexdigest()[:16]

@@ -19,6 +19,7 @@ from trd_ray import config
 from trd_ray.config import Recipe
 from trd_ray.distill import checksums
 from trd_ray.errors import UserError
+from trd_ray.record.best import value_of
 
 Form = Literal["merged", "adapter"]
 DIRECTORY = Path("exports")
@@ -132,7 +133,7 @@ def _best(folders: list[Path], recipe: Recipe) -> Path:
     is_best = recipe.checkpoint.best_is
     if not name:
         raise UserError("the run kept no best checkpoint (checkpoint.best is empty): leave --best out, or name one")
-    values = {folder: _state(folder)["metrics"].get(name) for folder in folders}
+    values = {folder: value_of(_state(folder)["metrics"], name) for folder in folders}
     known = {folder: value for folder, value in values.items() if value is not None}
     if not known:
         raise UserError(f"no checkpoint of the run has a {name} to be the best by: name one of its checkpoints")

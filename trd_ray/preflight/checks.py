@@ -8,7 +8,7 @@ contexts, and held-out with training problems. `placement` checks the machines.
 
 import logging
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,8 @@ from trd_ray.layouts import rendered
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import lengths, trainable
 from trd_ray.preflight.arguments import require_arguments
-from trd_ray.preflight.overlap import Overlap, asked_texts, overlap
+from trd_ray.preflight.held_out import require_unseen, together
+from trd_ray.preflight.overlap import Overlap, asked_texts
 from trd_ray.problems import order
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.views import Views, setting_of
@@ -108,6 +109,7 @@ def check(
     *,
     problems: pa.Table | None,
     evaluation: pa.Table | None,
+    sets: Mapping[str, pa.Table] | None = None,
     student: ModelFacts,
     teacher: ModelFacts,
     student_tokenizer: "PreTrainedTokenizerBase",
@@ -115,8 +117,13 @@ def check(
     corpus: Corpus | None = None,
     trains: bool = True,
 ) -> Findings:
-    """Refuse what cannot work: raises UserError. `problems` is None for a corpus, `evaluation` where there is none."""
+    """Refuse what cannot work: raises UserError. `problems` is None for a corpus, `evaluation` where there is none.
+
+    `sets` are the held-out problems of evaluation.sets.
+    """
     faults = Faults()
+    held_out = ({} if evaluation is None else {"": evaluation}) | dict(sets or {})
+    evaluation = together(held_out)
     if trains:
         with faults:
             trainable.no_bias(student, teacher)
@@ -138,7 +145,8 @@ def check(
     with faults:
         padded = _same_vocabulary(student, teacher, student_tokenizer, teacher_tokenizer)
     with faults:
-        in_both = _overlap(recipe, problems, corpus, evaluation)
+        trained = asked_texts(problems) if problems is not None else corpus.problems if corpus else None
+        in_both = require_unseen(recipe, trained, held_out)
     templates = bool(student_tokenizer.chat_template and teacher_tokenizer.chat_template)
     views = findings = None
     if templates:
@@ -216,22 +224,6 @@ def _lengths(
         shared_vocabulary=min(student.vocab_size, teacher.vocab_size),
         too_long=tuple(fitted.set_aside),
     )
-
-
-def _overlap(
-    recipe: Recipe, problems: pa.Table | None, corpus: Corpus | None, evaluation: pa.Table | None
-) -> Overlap | None:
-    if evaluation is None or (problems is None and corpus is None):
-        return None
-    trained = asked_texts(problems) if problems is not None else corpus.problems if corpus else []
-    found = overlap(trained, asked_texts(evaluation))
-    if found.trained_on and not recipe.evaluation.allow_overlap:
-        raise UserError(
-            f"data.path and evaluation.path have problems in common: {found}, such as {found.example[:60]!r}, and "
-            "their score would say nothing about new ones: take them out of one of the two, or set "
-            "evaluation.allow_overlap=true"
-        )
-    return found
 
 
 def _same_vocabulary(

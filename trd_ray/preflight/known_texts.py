@@ -18,6 +18,7 @@ from typing import Any, Literal
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 from trd_ray.verify import Verdict, unjudged
+from trd_ray.verify.gym.gym_verifier import entry_of
 from trd_ray.wordings import WORDINGS
 
 Row = dict[str, Any]  # the columns of rows.PROBLEM
@@ -68,7 +69,8 @@ def right_texts(rows: Sequence[Row], form: str) -> list[KnownText]:
         if row["reference"].strip():
             found.append(KnownText(i, "reference", _fenced(row["reference"]) if row["tests"] else row["reference"]))
         if row["answer"].strip():
-            found.append(KnownText(i, "answer", stated(row["answer"], form)))
+            own = FORMS["<answer>"] if entry_of(row) else form  # which its problem asks for, whatever the wording says
+            found.append(KnownText(i, "answer", stated(row["answer"], own)))
     return found
 
 

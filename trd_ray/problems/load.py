@@ -2,6 +2,7 @@
 
     what sources.read() finds, a column map                 ->  load_problems()   ->  ProblemSet: table of rows.PROBLEM,
     data.format=taco  ->  taco.load()                                                 what was set aside and why,
+    reasoning_gym:FAMILY  ->  gym.items.load()
     data.source=corpus  ->  the problems of its rows                                  notes for the person who reads
     data.sources        ->  each of them, then mixture.joined()
     evaluation.path=aime24  ->  benchmarks.load()
@@ -13,6 +14,7 @@ place and the remedy.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -21,6 +23,7 @@ from trd_ray.errors import Faults, UserError
 from trd_ray.problems import benchmarks, mixture, taco
 from trd_ray.problems.columns import SCHEMA, fitting, problems
 from trd_ray.problems.corpus import problems_of_corpus
+from trd_ray.problems.gym import family, items
 from trd_ray.problems.set_aside import SetAside, begins
 from trd_ray.problems.sources import read
 from trd_ray.problems.spool import Spool, where
@@ -50,6 +53,7 @@ def load_problems(
     verify: config.VerifyConfig | None = None,
     also_columns: dict[str, str] | None = None,
     *,
+    also_arguments: dict[str, Any] | None = None,
     corpus_rows: int | None = None,
     progress: Progress | None = None,
     group: str = "",
@@ -62,6 +66,7 @@ def load_problems(
     - `spec.limit` keeps the first rows.
     - `also_columns` maps what `spec.columns` leaves out, as far as the source has these columns: most held-out problems
       have the columns of the training data.
+    - `reasoning_gym:FAMILY`: the split that `spec.arguments` cut, or `also_arguments` where there are none.
     - `spec.format` taco: the rows are TACO's. Their references are chosen under the limits of `verify` (see
       `taco.load`), and `progress` is told how far that is.
     - `spec.source` corpus: the problems of a corpus, in the order of its rows. `corpus_rows` keeps only the first rows.
@@ -96,6 +101,9 @@ def load_problems(
             return ProblemSet(chosen.problems, tuple(chosen.set_aside), (f"{spec.path}: {chosen}",), spool=chosen.spool)
         if spec.difficulty:
             raise UserError("data.difficulty selects problems of TACO: set data.format=taco, or leave it out")
+    if family.names_family(spec.path):
+        return _generated(spec, group, spec.arguments or also_arguments or {})
+    _require_no_arguments(spec, group)
     return _read(spec, verify, also_columns or {}, group)
 
 
@@ -154,8 +162,22 @@ def load_benchmark(
 
 
 def held_out_verify(spec: config.EvaluationConfig, verify: config.VerifyConfig) -> config.VerifyConfig:
-    """What judges the held-out problems: a benchmark has its own rules, whatever function a run has."""
-    return verify.built_in() if _names_benchmark(spec) else verify
+    """What judges the held-out problems: a benchmark and a family of reasoning_gym have their own rules, whatever
+    function a run has.
+    """
+    return verify.built_in() if _names_benchmark(spec) or family.names_family(spec.path) else verify
+
+
+def _generated(spec: config.DataConfig | config.EvaluationConfig, group: str, arguments: dict[str, Any]) -> ProblemSet:
+    found = items.load(family.cut(str(spec.path), spec.split, arguments, group), group, spec.limit)
+    return ProblemSet(found.problems, found.set_aside)
+
+
+def _require_no_arguments(spec: config.DataConfig | config.EvaluationConfig, group: str) -> None:
+    if spec.arguments:
+        raise UserError(
+            f"{group}.arguments are for {family.PREFIX}FAMILY, but {group}.path is {spec.path}: leave them out"
+        )
 
 
 def _names_benchmark(spec: config.EvaluationConfig) -> bool:

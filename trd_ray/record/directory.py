@@ -26,9 +26,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,13 +38,13 @@ from trd_ray.config import Recipe, dump, keys, stored
 from trd_ray.config.effects import NUMBERS, ROWS, VERDICTS
 from trd_ray.errors import UserError
 from trd_ray.files import sync_names, taking_place, write_atomically
+from trd_ray.record.best import kept_checkpoints, value_of
 from trd_ray.record.claim import claim, is_read, require_lasting, writing
 from trd_ray.record.environment import environment
 from trd_ray.record.events import append_event
 from trd_ray.score.stats import Score, from_json, to_json
 
 FOLDERS = ("rows", "tensorboard", "checkpoints", "evaluation", "logs")
-T = TypeVar("T")
 # A run may be continued by a recipe that differs from its own in these keys: how long, where and in which portions it
 # works, and how it is evaluated.
 MAY_CHANGE = keys.not_affecting(ROWS, NUMBERS, VERDICTS)
@@ -232,7 +232,7 @@ class RunDirectory:
                 self._delete_checkpoint(folder)
 
     def _metric(self, checkpoint: Path, name: str) -> float | None:
-        return json.loads((checkpoint / "state.json").read_text())["metrics"].get(name)
+        return value_of(json.loads((checkpoint / "state.json").read_text())["metrics"], name)
 
     def _delete_checkpoint(self, folder: Path) -> None:
         """Rename the folder and then delete it, so that nobody who looks for checkpoints finds half of one."""
@@ -265,15 +265,14 @@ class RunDirectory:
         rows = [file for file in (self.path / "rows").glob("step-*.parquet") if _number(file) > steps]
         recorded = max([line["step"] for line in again] + [_number(file) for file in rows], default=steps)
         self.delete_unfinished()
-        scores = [score for score in self.read_evaluations() if score.step > steps]
         moved = [*rows, *(folder for number, folder in self.checkpoints() if number > steps)]
-        moved += [file for score in scores for file in (self.path / "evaluation").glob(f"{score.name}.*")]
+        moved += [file for of in ["", *self.evaluated_sets()] for file in self._scored_after(of, steps)]
         if not moved and not again:
             return 0
         aside = self._new_place("rewound")
         for place in moved:
-            (aside / place.parent.name).mkdir(exist_ok=True)
-            os.rename(place, aside / place.parent.name / place.name)
+            (aside / place.relative_to(self.path)).parent.mkdir(parents=True, exist_ok=True)
+            os.rename(place, aside / place.relative_to(self.path))
         write_atomically(aside / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in again))
         kept = [line for line in lines if line["step"] <= steps]
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
@@ -288,24 +287,27 @@ class RunDirectory:
 
     # Evaluations
 
-    def write_evaluation(self, score: Score, rows: list[dict]) -> Path:
-        """Write a score to evaluation/<name>.json, and the rows it was counted from to evaluation/<name>.parquet."""
-        place = self.path / "evaluation" / f"{score.name}.json"
+    def write_evaluation(self, score: Score, rows: list[dict], of: str = "") -> Path:
+        """Write evaluation/<name>.json, and its rows beside it; in evaluation/<of> for one of evaluation.sets."""
+        place = self.path / "evaluation" / of / f"{score.name}.json"
+        place.parent.mkdir(exist_ok=True)
         write_parquet(place.with_suffix(".parquet"), schema.to_table(rows))
         write_atomically(place, json.dumps(to_json(score), indent=2))
         return place
 
-    def read_evaluations(self) -> list[Score]:
-        """All scores, ordered by step; the base comes first."""
-        found = [_read_score(file) for file in (self.path / "evaluation").glob("*.json")]
+    def read_evaluations(self, of: str = "") -> list[Score]:
+        """All scores of evaluation.path, or of one set, ordered by step; the base comes first."""
+        found = [_read_score(file) for file in (self.path / "evaluation" / of).glob("*.json")]
         return sorted(found, key=lambda score: (score.step, score.name))
 
+    def evaluated_sets(self) -> list[str]:
+        """The names of evaluation.sets that have a score."""
+        return sorted({file.parent.name for file in (self.path / "evaluation").glob("*/*.json")})
 
-def kept_checkpoints(found: Sequence[tuple[T, float | None]], last: int, best_is: str) -> set[T]:
-    """The `last` newest of the checkpoints in order, and the one with the best value; most have none."""
-    values = [(value, checkpoint) for checkpoint, value in found if value is not None]
-    best = (max if best_is == "max" else min)(values, key=lambda pair: pair[0])[1:] if values else ()
-    return {checkpoint for checkpoint, _ in found[-last:]} | set(best)
+    def _scored_after(self, of: str, steps: int) -> Iterator[Path]:
+        for score in self.read_evaluations(of):
+            if score.step > steps:
+                yield from (self.path / "evaluation" / of).glob(f"{score.name}.*")
 
 
 def write_parquet(place: Path, rows: pa.Table) -> Path:

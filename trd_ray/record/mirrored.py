@@ -20,8 +20,9 @@ from typing import Any
 from trd_ray.config import Recipe, stored
 from trd_ray.errors import UserError
 from trd_ray.files import write_atomically
+from trd_ray.record.best import kept_checkpoints, value_of
 from trd_ray.record.claim import claim
-from trd_ray.record.directory import FOLDERS, RunDirectory, kept_checkpoints
+from trd_ray.record.directory import FOLDERS, RunDirectory
 from trd_ray.record.elsewhere import Copy, Elsewhere, short
 
 MANIFEST = "mirror.json"
@@ -30,7 +31,7 @@ AT_ONCE = 4  # files that are copied at a time
 # Besides rows, metrics and checkpoints: what is short, and changes while the run goes on.
 SMALL_FILES = (
     *("recipe.yaml", "environment.json", "train.log", "timeline.json", "events.jsonl", "scale.json", "set_aside.jsonl"),
-    *("summary.md", "evaluation/*", "tensorboard/*"),
+    *("summary.md", "evaluation/*", "evaluation/*/*", "tensorboard/*"),
 )
 
 
@@ -66,7 +67,7 @@ class Manifest:
 
     def kept(self, last: int, best: str | None, best_is: str, more: tuple[str, ...] = ()) -> set[str]:
         """The checkpoints that stay: of those here, and of `more`, whose metrics are not known."""
-        values = {name: metrics.get(best) if best else None for name, metrics in self.checkpoints.items()}
+        values = {name: value_of(metrics, best) if best else None for name, metrics in self.checkpoints.items()}
         found = [(name, values.get(name)) for name in sorted(values.keys() | set(more))]
         return kept_checkpoints(found, last, best_is)
 
@@ -165,7 +166,8 @@ class Mirrored:
         small = {*SMALL_FILES, "metrics.jsonl"}
         for name in self.place.listing(""):
             folder = name.rpartition("/")[0]
-            if name in small or f"{folder}/*" in small:
+            if name in small or f"{folder}/*" in small or f"{folder.partition('/')[0]}/*/*" in small:
+                (fresh / folder).mkdir(parents=True, exist_ok=True)
                 self.place.get(name, fresh / name)
         _end_metrics(RunDirectory(fresh), manifest.steps)
         needed = [name for name in manifest.files if self._is_needed(name)]

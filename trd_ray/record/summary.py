@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from trd_ray.config import Recipe, load
 from trd_ray.files import write_atomically
-from trd_ray.record import bounds, warnings
+from trd_ray.record import bounds, guards, warnings
 from trd_ray.record.by_source import source_table
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.generated import KINDS, generated
@@ -58,9 +58,11 @@ def write_summary(directory: RunDirectory) -> str:
     metrics = directory.read_metrics()
     facts = facts_of_run(directory.read_rows())
     evaluations = directory.read_evaluations()
+    sets = {name: directory.read_evaluations(name) for name in directory.evaluated_sets()}
     sections = {
-        "": _warnings(facts, evaluations, recipe) + _headline(recipe, metrics, ledger(facts), evaluations),
+        "": _warnings(facts, evaluations, sets, recipe) + _headline(recipe, metrics, ledger(facts), evaluations),
         "Evaluation": _evaluation(evaluations),
+        "Evaluation sets": guards.section(sets, recipe),
         "Ledger": _ledger(ledger(facts)),
         "Sources": source_table(facts),
         "Lengths": _lengths(facts),
@@ -87,10 +89,14 @@ def summarise(directory: RunDirectory) -> None:
         print(f"summary.md could not be written ({' '.join(str(e).split())[:300]})")
 
 
-def _warnings(facts: list[dict], evaluations: list[Score], recipe: Recipe) -> str:
+def _warnings(facts: list[dict], evaluations: list[Score], sets: dict[str, list[Score]], recipe: Recipe) -> str:
     found = warnings.of_rows(facts, recipe)
     if evaluations:
         found |= warnings.of_score(evaluations[-1], recipe, recipe.evaluation.max_response_tokens)
+    for name, scores in sets.items():
+        where = f"evaluation.sets.{name}"
+        found |= warnings.of_score(scores[-1], recipe, recipe.evaluation.max_response_tokens, where)
+    found |= guards.of_guards(sets, recipe)
     return "".join(f"Warning: {text}\n\n" for text in found.values())
 
 

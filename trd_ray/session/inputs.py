@@ -15,6 +15,7 @@ from trd_ray import models
 from trd_ray.config import ModelConfig, Recipe
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight import checks, compilers, placement
+from trd_ray.preflight.held_out import held_out_sets, key_of
 from trd_ray.preflight.machines import Machine, this_machine
 from trd_ray.preflight.overlap import asked_texts
 from trd_ray.problems.corpus import open_corpus
@@ -29,6 +30,7 @@ from trd_ray.session.cluster import Connection, is_local
 from trd_ray.session.glance import warn_at_first_look
 from trd_ray.stream.held import require_held
 from trd_ray.verify.fitting import require_functions
+from trd_ray.verify.gym.gym_verifier import FORM
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
@@ -42,7 +44,7 @@ class Inputs:
     student_path: str  # resolved; the initial weights
     teacher_path: str
     problems: pa.Table | None  # None: the data is a corpus, or there is none
-    held_out: pa.Table | None
+    held_out: pa.Table | None  # those of evaluation.path
     total_steps: int
     findings: checks.Findings
     student: models.ModelFacts
@@ -50,10 +52,11 @@ class Inputs:
     set_aside: list[SetAside] = field(default_factory=list)  # the problems that are left out
     notes: list[str] = field(default_factory=list)  # about the sources, for the person who starts the run
     spool: Spool | None = None  # where the tests of `problems` lie, for the shelf; None where there are none
+    held_out_sets: dict[str, pa.Table] = field(default_factory=dict)  # those of evaluation.sets
 
     @property
     def runs_code(self) -> bool:
-        tables = (self.problems, self.held_out)
+        tables = (self.problems, self.held_out, *self.held_out_sets.values())
         return self.recipe.verify.may_run_code and any(table is not None and has_tests(table) for table in tables)
 
     def rows_in_step(self, step: int) -> int:
@@ -97,17 +100,17 @@ def prepare(
     r = recipe
     _warn(r, job)
     faults = Faults()
-    data = held_out = findings = corpus = None
+    data = findings = corpus = None
     with faults:
         if job == "refine" or (job == "train" and r.data.source == "problems"):
             data = _problems(r, connection)
         elif job == "train":
             corpus = _corpus(r)
-    with faults:
-        if job == "evaluate" or (job == "train" and r.evaluation.in_training):
-            held_out = load_problems(r.evaluation, r.verify, r.data.columns)
-    problems, evaluated = (found.table if found else None for found in (data, held_out))
-    shapes = _judged_by(r, faults, problems, evaluated)
+    held_out = held_out_sets(r, _evaluated(r, job), faults)
+    problems = data.table if data else None
+    sets = {name: found.table for name, found in held_out.items()}
+    evaluated = sets.pop("", None)
+    shapes = _judged_by(r, faults, problems, evaluated, sets)
     with faults:
         if job == "train":
             _require_best(r)
@@ -118,6 +121,7 @@ def prepare(
                 r,
                 problems=problems,
                 evaluation=evaluated,
+                sets=sets,
                 student=student.facts,
                 teacher=teacher.facts,
                 student_tokenizer=student.tokenizer,
@@ -134,13 +138,19 @@ def prepare(
         problems = _without(problems, findings.too_long)
         warn_at_first_look(r, problems, job)
     steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
-    read = [found for found in (data, held_out) if found]
+    read = [found for found in (data, *held_out.values()) if found]
     set_aside = [one for found in read for one in found.set_aside]
     notes = [*shapes, *(note for found in read for note in found.notes), *_shares(findings.recipe, problems)]
     return Inputs(
         job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
-        teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None,
+        teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None, sets,
     )  # fmt: skip
+
+
+def _evaluated(r: Recipe, job: placement.Job) -> list[str]:
+    """The names of the held-out sets that the job needs."""
+    evaluates = job == "evaluate" or (job == "train" and r.evaluation.in_training)
+    return (r.evaluation.names or [""]) if evaluates else []
 
 
 def _shares(recipe: Recipe, problems: pa.Table | None) -> list[str]:
@@ -152,7 +162,7 @@ def _require_best(r: Recipe) -> None:
     """Raise UserError if checkpoint.best names nothing that a step measures. Own code is not known yet."""
     best = r.checkpoint.best or DROPPED
     if not best.startswith((DROPPED, *(["own/"] if r.metrics.function else []))):
-        require_metric(best, metric_names(one.name for one in r.data.sources))
+        require_metric(best, metric_names((one.name for one in r.data.sources), r.evaluation))
 
 
 def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:
@@ -167,6 +177,13 @@ def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:
 
 
 def _warn(r: Recipe, job: placement.Job) -> None:
+    guards = [name for name, one in r.evaluation.sets.items() if one.guard]
+    if job == "train" and guards and r.evaluation.in_training and not r.evaluation.before:
+        logger.warning(
+            "evaluation.sets.%s is a guard, but with evaluation.before=false there is no score from before training to "
+            "compare with: set evaluation.before=true",
+            guards[0],
+        )
     if job == "train" and r.train.trajectory == "y_o" and r.teacher.view == "refine":
         logger.warning(
             "train.trajectory=y_o with teacher.view=refine shows the teacher the very attempt that it scores; the "
@@ -241,21 +258,37 @@ def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
     if recipe.data.format == "taco" and connection is not None:
         connection.require_sandboxes(recipe.verify.sandbox)
     found = load_problems(recipe.data, recipe.verify, progress=report)
-    if recipe.data.source == "corpus" and not recipe.verify.has_own and not all(found.table["answer"].to_pylist()):
-        raise UserError(
-            f"the corpus {recipe.data.path} is of programming problems, and a corpus does not keep their tests: set "
-            "data.source=problems and data.path to the problems that it was made of"
-        )
+    if recipe.data.source == "corpus" and not recipe.verify.has_own:
+        _require_answers(recipe.data.path, found.table)
     return found
 
 
-def _judged_by(r: Recipe, faults: Faults, problems: pa.Table | None, held_out: pa.Table | None) -> list[str]:
+def _require_answers(corpus: str, problems: pa.Table) -> None:
+    """Raise UserError where a corpus does not keep what its problems are judged by."""
+    lacks = ""
+    if any(problem.endswith(FORM) for problem in problems["problem"].to_pylist()):
+        lacks = "items of reasoning_gym, and a corpus does not keep what their scorers need"
+    elif not all(problems["answer"].to_pylist()):
+        lacks = "programming problems or others without an answer, and a corpus does not keep tests"
+    if lacks:
+        raise UserError(
+            f"the corpus {corpus} is of {lacks}: set data.source=problems and data.path to the problems that it was "
+            "made of"
+        )
+
+
+def _judged_by(
+    r: Recipe, faults: Faults, problems: pa.Table | None, held_out: pa.Table | None, sets: dict[str, pa.Table]
+) -> list[str]:
     """What `require_verifier` tells; what is in the way goes to `faults`."""
     with faults:
-        require_sandbox(r, problems, held_out)
+        require_sandbox(r, problems, held_out, *sets.values())
     with faults:
-        own = held_out_verify(r.evaluation, r.verify).chosen
-        return require_verifier(r, {"data.path": problems, "evaluation.path": held_out if own else None})
+        tables = {"data.path": problems}
+        for name, table in {"": held_out, **sets}.items():
+            own = held_out_verify(r.evaluation.of(name), r.verify).chosen
+            tables[f"{key_of(name)}.path"] = table if own else None
+        return require_verifier(r, tables)
     return []
 
 

@@ -25,7 +25,6 @@ from trd_ray.preflight.machines import Machine
 from trd_ray.preflight.placement import Placement, require
 from trd_ray.preflight.reseating import Who, group_of, ranks_that_fit
 from trd_ray.preflight.seats import LEARNER
-from trd_ray.record import warnings
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
 from trd_ray.record.mirror import Mirror
@@ -33,6 +32,7 @@ from trd_ray.record.room import Room
 from trd_ray.score import stats
 from trd_ray.session.cluster import is_local
 from trd_ray.session.door import Door
+from trd_ray.session.evaluating import evaluated
 from trd_ray.session.fetch import ModelsWanted, fetch_models
 from trd_ray.session.fresh_seats import has_dead_node, lost_ranks, machines_now, seats_again
 from trd_ray.session.inputs import Inputs
@@ -40,7 +40,6 @@ from trd_ray.session.notices import Notice, Notices, this_node
 from trd_ray.session.pool_figures import PoolFigures
 from trd_ray.session.pool_pulse import PoolPulse
 from trd_ray.session.stop import StopSignals
-from trd_ray.stream.answers import evaluation_rows
 from trd_ray.views import Views, load_views
 
 ANSWER_POLL_S = 0.5
@@ -360,28 +359,10 @@ class Session:
     def evaluate(
         self, name: str, step: int, version: int, problems: pa.Table,
         while_waiting: Callable[[], object] | None = None,
-        on_rows: Callable[[list[dict]], object] = lambda rows: None,
+        on_rows: Callable[[list[dict]], object] = lambda rows: None, of: str = "",
     ) -> stats.Score:  # fmt: skip
-        """Sample, verify and score the held-out problems with the weights of `version`, and write the score.
-
-        `while_waiting` is called meanwhile, instead of `look`; `on_rows` gets the rows that are scored.
-        """
-        e = self.recipe.evaluation
-        self.display.phase(f"evaluating {name}: {problems.num_rows} problems x {e.samples} samples")
-        rows = evaluation_rows(
-            self.recipe, problems, self.views, self.pools["sampler"], step=step, min_version=version,
-            while_waiting=while_waiting or self.look,
-            on_progress=lambda done, total, passed: self.display.evaluating(name, done, total, passed),
-        )  # fmt: skip
-        on_rows(rows)
-        score = stats.score(rows, name=name, step=step, version=version, resamples=e.bootstrap, seed=self.recipe.seed)
-        base = next((s for s in self.directory.read_evaluations() if s.name == "base"), None)
-        if base and name != "base" and base.per_problem.keys() == score.per_problem.keys():
-            score = stats.compare(score, base, resamples=e.bootstrap, seed=self.recipe.seed)
-        self.room.having(f"the evaluation {name}", lambda: self.directory.write_evaluation(score, rows))
-        self.warn(warnings.of_score(score, self.recipe, e.response_tokens))
-        self.warn(warnings.of_unjudged(row["y_o"]["detail"] for row in rows))
-        return score
+        """As `evaluated` of trd_ray.session.evaluating; `look` is called meanwhile where nothing else is given."""
+        return evaluated(self, name, step, version, problems, while_waiting or self.look, on_rows, of)
 
     def warn(self, found: dict[str, str]) -> None:
         """Give each kind of warning once, on the screen and in train.log."""

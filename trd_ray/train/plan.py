@@ -107,9 +107,9 @@ def _training(inputs: Inputs, directory: RunDirectory, begun: bool) -> RunPlan:
 
 def _has_ended(inputs: Inputs, directory: RunDirectory, done: int) -> bool:
     evaluation = inputs.recipe.evaluation
-    scored = (directory.path / "evaluation" / "trained.json").exists()
+    scored = all((directory.path / "evaluation" / of / "trained.json").exists() for of in evaluation.names)
     steps = inputs.total_steps
-    return done > steps or (done == steps and (scored or not (evaluation.path and evaluation.after)))
+    return done > steps or (done == steps and (scored or not (evaluation.names and evaluation.after)))
 
 
 def _corpus(inputs: Inputs, directory: RunDirectory, begun: bool) -> RunPlan:

@@ -4,6 +4,7 @@ from rich.table import Table
 
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import console_for_results
+from trd_ray.record.guards import difference
 from trd_ray.record.summary import first_and_last
 from trd_ray.score import stats
 
@@ -22,4 +23,9 @@ def show(directory: RunDirectory) -> None:
         for line in lines:
             table.add_row(*line)
         console.print(table, "\npercent, with 95% intervals", sep="")
+    for name in directory.evaluated_sets():
+        last = directory.read_evaluations(name)[-1]
+        avg = last.scores[f"avg@{last.samples}"]
+        moved = f", {stats.percent(difference(last), signed=True)} from the base" if last.paired_with else ""
+        console.print(f"{name}: Avg@{last.samples} {stats.percent(avg)}{moved}", markup=False)
     console.print(f"everything is in {directory.path}", soft_wrap=True, markup=False)

@@ -1,7 +1,7 @@
 """Verifiers: a response and its problem enter, a verdict leaves.
 
     text, problem  ->  Chosen: the function that verify.function names  ->  Verdict
-                       by default code for a problem with tests, else math
+                       by default code for a problem with tests, reasoning_gym for an item of it, else math
 
 A verifier never raises on what a model wrote. Empty, endless and hostile text all end in a verdict by the deadline. It
 raises Lost where this machine does not start what judges, BadRow where a problem's own data names no verifier or its

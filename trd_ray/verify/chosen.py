@@ -2,7 +2,7 @@
 
 verify.function: NAME  ->  MAKERS[NAME]     one that is built in
 verify.function: FILE.py:NAME, MODULE:NAME  ->  own/own_verifier.py
-neither                ->  code where a problem has tests, else math
+neither                ->  code where a problem has tests, reasoning_gym for an item of it, else math
 
 data.sources[].verify  ->  what a row's source names judges alone; a row without a source as if neither were set
 
@@ -16,6 +16,7 @@ from typing import Any
 
 from trd_ray.config import NamedFunction, VerifyConfig, did_you_mean, is_own
 from trd_ray.errors import BadRow
+from trd_ray.verify.gym.gym_verifier import entry_of
 from trd_ray.verify.own.call import opened
 from trd_ray.verify.own.own_verifier import NO_SCORE, OwnVerifier
 from trd_ray.verify.verdict import Verdict, Verifier, unjudged
@@ -35,8 +36,14 @@ def _code(config: VerifyConfig, arguments: dict[str, Any]) -> Verifier:
     return CodeVerifier(config)
 
 
+def _gym(config: VerifyConfig, arguments: dict[str, Any]) -> Verifier:
+    from trd_ray.verify.gym.gym_verifier import GymVerifier
+
+    return GymVerifier(config.timeout_s)
+
+
 # The names of trd_ray.config.BUILT_IN, which says whether each takes verify.arguments.
-MAKERS: dict[str, Maker] = {"math": _math, "code": _code}
+MAKERS: dict[str, Maker] = {"math": _math, "code": _code, "reasoning_gym": _gym}
 
 
 class Chosen:
@@ -57,7 +64,7 @@ class Chosen:
             return self._weighted(text, problem)
         if config.function:
             return self._one("")(text, problem)
-        return self._built_in("code" if problem.get("tests") else "math")(text, problem)
+        return self._built_in(usual_verifier(problem))(text, problem)
 
     def close(self) -> None:
         for made in self._made.values():
@@ -125,6 +132,13 @@ class _Graded:
         self._verifier.close()
 
 
+def usual_verifier(problem: dict) -> str:
+    """The name of the built-in one that judges the problem where a recipe names none."""
+    if problem.get("tests"):
+        return "code"
+    return "reasoning_gym" if entry_of(problem) else "math"
+
+
 def chosen_by(config: VerifyConfig, problem: dict) -> str:
     """The name in verify.functions that the row names. Raises BadRow where it names none."""
     column = str(config.by)
@@ -138,7 +152,7 @@ def chosen_by(config: VerifyConfig, problem: dict) -> str:
 
 def limit_s(config: VerifyConfig, runs_code: bool) -> float:
     """The longest that a verdict may take, starting what judges aside. A call whose process ends is made twice."""
-    limits = {"math": config.timeout_s, "code": config.program_timeout_s}
+    limits = {"math": config.timeout_s, "code": config.program_timeout_s, "reasoning_gym": config.timeout_s}
     if not config.chosen:
         return limits["code" if runs_code else "math"]
     return sum(limits.get(one.function, 2 * config.deadline_s) for one in config.chosen.values())

@@ -9,15 +9,15 @@ from typing import Any
 
 def receive(fileno: int, timeout_s: float) -> dict[str, Any]:
     """The next line as what its JSON says. TimeoutError when none comes, EOFError when the other side is gone."""
-    line = b""
+    pieces: list[bytes] = []
     poll = select.poll()  # select() would refuse descriptors above 1023, which a Ray worker can have
     poll.register(fileno, select.POLLIN)
     deadline = time.monotonic() + timeout_s
-    while not line.endswith(b"\n"):
+    while not (pieces and pieces[-1].endswith(b"\n")):
         if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise TimeoutError
         piece = os.read(fileno, 65536)
         if not piece:
             raise EOFError
-        line += piece
-    return json.loads(line)
+        pieces.append(piece)
+    return json.loads(b"".join(pieces))

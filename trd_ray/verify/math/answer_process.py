@@ -24,6 +24,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 MEMORY_BYTES = 2 << 30  # of address space, of which the libraries reserve under 1 GiB
@@ -59,7 +60,7 @@ def main() -> None:
     print(json.dumps(hello), file=replies, flush=True)
     if hello:
         return
-    comparing = ComparingProcess(asks)
+    comparing = ComparingProcess(partial(serve, asks))
     for question in sys.stdin:
         print(comparing.reply(question), file=replies, flush=True)
 
@@ -67,8 +68,9 @@ def main() -> None:
 class ComparingProcess:
     """A fork of this process, which is made anew when it has died."""
 
-    def __init__(self, asks: dict[str, Callable[..., bool]]):
-        self._asks = asks
+    def __init__(self, serves: Callable[[socket.socket], None]):
+        """`serves` answers each line of its pipe with one line; it is called in the fork."""
+        self._serves = serves
         self._fork()
 
     def reply(self, question: str) -> str:
@@ -91,7 +93,7 @@ class ComparingProcess:
         if self._pid == 0:
             ours.close()  # else the process would keep its own pipe open when this one is gone
             try:
-                serve(self._asks, theirs)
+                self._serves(theirs)
             finally:
                 os._exit(0)
         theirs.close()

@@ -9,50 +9,29 @@ deadline needs SIGALRM in a main thread. So a child process compares, and it is 
 
 - It limits its own memory.
 - When the process that compares misses the deadline or dies, the child replaces it, and says so of the comparison.
-- A death need not be the answer's fault: another process may have filled the memory. So the comparison is made once
-  more. If the process crashes again, it is the answer that cannot be compared. If it is killed again, or gives no
-  answer though its deadline has passed (it is stopped), nothing is known of the answer: the verdict is UNJUDGED.
-- The child ends with the pipe: when this process closes it, and when this process dies.
+- `trd_ray.verify.child_process` says what a death of the process tells about the answer.
 """
 
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
 import unicodedata
 from pathlib import Path
 
-from trd_ray.errors import Lost
+from trd_ray.verify.child_process import DEADLINE, Asking
 from trd_ray.verify.math.answer import last_boxed, last_formula, stated
 from trd_ray.verify.math.boxes import Boxes, boxes
 from trd_ray.verify.math.equal import Equality
 from trd_ray.verify.math.forms import Group, TooDeep, read, spelling
 from trd_ray.verify.math.second_reading import has_decimal_commas, second_reading
-from trd_ray.verify.pipes import receive
-from trd_ray.verify.verdict import EMPTY, UNJUDGED, Verdict
+from trd_ray.verify.verdict import EMPTY, Verdict
 
 MAX_ANSWER_CHARS = 2000  # what is longer is no answer, and only costs the parser time
 MAX_SHORT_CHARS = 200  # of an expected answer that is no solution, all of whose boxes are the answer
 MAX_FORMULA_CHARS = 600  # of one part; a longer one is a model that repeats itself, and takes the parser seconds
 MAX_FEEDBACK_CHARS = 200  # how much of the answer a feedback quotes
-START_TIMEOUT_S = 120.0  # the child imports SymPy, which a busy machine does slowly
-DEADLINE = "deadline passed"
-KILLED, CRASHED = "process killed", "process crashed"  # as answer_process says it too
-SILENT = "no answer"
-TWICE = {  # what is said of a comparison that ended so two times
-    KILLED: f"{UNJUDGED} (the process that compares died twice)",
-    SILENT: f"{UNJUDGED} (the process that compares gave no answer twice)",
-    CRASHED: "cannot be compared (the process that compares crashed twice)",
-}
 NO_STATEMENT = "no stated answer"
-GRACE_S = 10.0  # for the child to say that the deadline passed, on a busy machine, before it is killed
 
 
-class MathVerifier:
+class MathVerifier(Asking):
     r"""Compares the last `\boxed{...}` of a response with `problem["answer"]`, within `timeout_s` of comparing.
 
     `answer_in_prose`: a response without any box may also state it in prose ("The answer is 42.", "#### 18").
@@ -60,21 +39,16 @@ class MathVerifier:
     """
 
     def __init__(self, timeout_s: float, answer_in_prose: bool = False, answer_in_formula: bool = False):
+        super().__init__(Path(__file__).with_name("answer_process.py"), "compares", "compared", "math-verify")
         self.timeout_s = timeout_s
         self.answer_in_prose = answer_in_prose
         self.answer_in_formula = answer_in_formula
-        self._lock = threading.Lock()
-        self._child: _Child | None = None  # started by the first answer that needs it
 
     def __call__(self, text: str | None, problem: dict) -> Verdict:
         start = time.monotonic()
         passed, extracted, detail = self._judge(text, problem)
         feedback = _feedback(extracted, detail)
         return Verdict(passed, float(passed), extracted, detail, time.monotonic() - start, feedback)
-
-    def close(self) -> None:
-        with self._lock:
-            self._stop()
 
     def _judge(self, text: str | None, problem: dict) -> tuple[bool, str, str]:
         if not isinstance(text, str) or not text.strip():
@@ -142,35 +116,6 @@ class MathVerifier:
             return False, str(e)
         return passed, "" if passed else asked.detail or "not equal"
 
-    def _ask(self, request: dict, timeout_s: float) -> dict:
-        """The child's reply to one question, which is asked again once if the process that compares ends over it."""
-        why = ""
-        for _ in range(2):
-            reply = self._ask_once(request, timeout_s)
-            why = reply.get("given_up", "")
-            if why not in TWICE:
-                return reply
-        return {"given_up": TWICE[why]}
-
-    def _ask_once(self, request: dict, timeout_s: float) -> dict:
-        """The child's reply. The child is started where there is none, which takes a second attempt if it is killed."""
-        if self._child is None or not self._child.alive:
-            self._stop()
-            try:
-                self._child = _Child()
-            except Lost:
-                self._child = _Child()
-        try:
-            return self._child.ask(request | {"timeout_s": timeout_s}, timeout_s)
-        except (TimeoutError, EOFError, OSError) as e:
-            self._stop()
-            return {"given_up": SILENT if isinstance(e, TimeoutError) else KILLED}
-
-    def _stop(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
-
 
 class _GivenUp(Exception):
     """The deadline passed, or the child died, and with it the comparison ends."""
@@ -196,49 +141,6 @@ class _Questions:
         self._left_s -= reply["seconds"]
         self.detail = reply["detail"] or self.detail
         return reply["passed"]
-
-
-class _Child:
-    """The process of answer_process.py, ready to compare. RuntimeError if it cannot start, Lost if it ended first."""
-
-    def __init__(self):
-        # -P: the folder of the script stays off the import path, where its names (units, latex) would hide packages.
-        command = [sys.executable, "-P", str(Path(__file__).with_name("answer_process.py"))]
-        self._process = subprocess.Popen(
-            command,
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            process_group=0,  # to kill it together with the process that compares
-        )
-        assert self._process.stdin and self._process.stdout
-        self._requests = self._process.stdin
-        self._replies = self._process.stdout
-        try:
-            why = receive(self._replies.fileno(), START_TIMEOUT_S).get("error")
-        except (TimeoutError, EOFError) as e:
-            self.kill()
-            raise Lost(f"the process that compares answers ended before it began ({type(e).__name__})") from e
-        if why:
-            self.kill()
-            raise RuntimeError(f"the process that compares answers did not start ({why}): is math-verify installed?")
-
-    @property
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
-    def ask(self, request: dict, timeout_s: float) -> dict:
-        """The child's reply. TimeoutError, EOFError or OSError when it is stuck or dead, and then of no more use."""
-        self._requests.write(json.dumps(request).encode() + b"\n")
-        return receive(self._replies.fileno(), timeout_s + GRACE_S)
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
-        self._requests.close()
-        self._replies.close()
 
 
 def _expected(answer: str) -> str:
