@@ -76,15 +76,19 @@ def _in_tree(loc: tuple) -> tuple:
     for depth, part in enumerate(loc):
         if get_origin(node) in (Union, types.UnionType):
             return loc[:depth]
+        if get_origin(node) is dict and group_of(node):  # groups by name
+            node = group_of(node)
+            continue
         if not (isinstance(node, type) and issubclass(node, Node) and part in node.model_fields):
             return loc
         annotation = node.model_fields[part].annotation
-        node = group_of(annotation) or annotation
+        node = annotation if get_origin(annotation) is dict else group_of(annotation) or annotation
     return loc
 
 
 def _node(keys: tuple) -> type[Node]:
     node: Any = Recipe
     for key in keys:
-        node = group_of(node.model_fields[key].annotation)
+        annotation = node if get_origin(node) is dict else node.model_fields[key].annotation
+        node = annotation if get_origin(annotation) is dict and annotation is not node else group_of(annotation)
     return node

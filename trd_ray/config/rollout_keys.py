@@ -67,6 +67,9 @@ class DataConfig(Node):
     columns: Annotated[dict[str, str], ROWS, SCORES] = Field(
         default_factory=dict, description="our name -> column name, for problem_id, problem, answer, reference"
     )
+    teacher_column: Annotated[str | None, ROWS] = Field(
+        default=None, description="the column that names one of teachers for each row; default: by the row's source"
+    )
     limit: Annotated[int | None, ROWS] = Field(default=None, ge=1)
     without_reference: Annotated[Literal["keep", "drop"], ROWS] = Field(
         default="keep", description="problems without a reference, which OPSD needs"
