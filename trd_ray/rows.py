@@ -64,6 +64,7 @@ PROBLEM = [
     pa.field("answer", pa.string(), nullable=False),  # what the verifier compares with, "" for code
     pa.field("reference", pa.string(), nullable=False),  # y*, "" when the data has none
     pa.field("tests", pa.binary()),  # code: verify.code.tests.Tests, packed; null for mathematics
+    pa.field("teacher", pa.string()),  # which of several refines and teaches the row; null: the only one
 ]
 
 # One row is one rollout of one problem, admitted to one step.

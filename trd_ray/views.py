@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trd_ray.config import Recipe
+from trd_ray.config import Each, Recipe, of_each
 from trd_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -270,15 +270,17 @@ class Views:
         return View(layout.fill(inserted), cut_tokens=max(0, over))
 
 
-def load_views(recipe: Recipe, student_path: str, teacher_path: str) -> Views:
-    """The views of a recipe, with the tokenizers of its resolved models."""
+def load_views(recipe: Recipe, student_path: str, teacher_path: Each[str]) -> dict[str, Views]:
+    """The views of a recipe for each teacher, with the tokenizers of its resolved models."""
     from trd_ray.models import tokenizer
 
-    s, t = recipe.student, recipe.teacher
-    student = tokenizer(student_path, s.revision, s.trust_remote_code)
-    if teacher_path == student_path:
-        return Views(recipe, student, student)
-    return Views(recipe, student, tokenizer(teacher_path, t.revision, t.trust_remote_code))
+    student = tokenizer(student_path, recipe.student.revision, recipe.student.trust_remote_code)
+    found = {}
+    for name, one in recipe.by_teacher.items():
+        path, t = of_each(teacher_path)[name], one.teacher
+        theirs = student if path == student_path else tokenizer(path, t.revision, t.trust_remote_code)
+        found[name] = Views(one, student, theirs)
+    return found
 
 
 class _Layout:

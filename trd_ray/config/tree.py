@@ -33,7 +33,16 @@ from trd_ray.config.rollout_keys import (
     VerifyConfig,
 )
 from trd_ray.config.scale_keys import ScaleConfig
-from trd_ray.config.teachers import ONLY, NamedTeacherConfig, engines_by_pool, group_of_teacher, role_of, teacher_of
+from trd_ray.config.teachers import (
+    ONLY,
+    SAMPLER,
+    NamedTeacherConfig,
+    engines_by_pool,
+    group_of_teacher,
+    pool_of,
+    role_of,
+    teacher_of,
+)
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
 
 
@@ -143,6 +152,13 @@ class Recipe(Node):
     def engines(self) -> dict[str, EngineConfig]:
         """The keys of every pool that the recipe may have, by the pool's name."""
         return engines_by_pool(self.sampler, {name: one.refiner for name, one in self.by_teacher.items()})
+
+    @property
+    def following(self) -> dict[str, str]:
+        """The pools that get weights after every step -> whose: the "student"'s, or the "teacher"'s moving average."""
+        whose = {"live": "student", "ema": "teacher"}
+        follow = {pool_of(name): one.teacher.follow for name, one in self.by_teacher.items()}
+        return {SAMPLER: "student"} | {pool: whose[how] for pool, how in follow.items() if how in whose}
 
     def with_replicas(self, pool: str, replicas: Any) -> "Recipe":
         """The same recipe with so many engines in a pool."""

@@ -52,7 +52,8 @@ def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:
 def _columns(mapped: dict[str, str], found: list[str], group: str, source: str) -> dict[str, str]:
     """Our name -> the source's column, for the columns that the source has."""
     known = SCHEMA.names
-    names = {name: name for name in known if name in found} | mapped
+    # A column that happens to be called teacher may hold anything: it is read where data.teacher_column names it.
+    names = {name: name for name in known if name in found and name != "teacher"} | mapped
     faults = []
     for name, column in mapped.items():
         if name not in known:
@@ -95,7 +96,7 @@ def _problems(found: Iterable[Row], names: dict[str, str], group: str) -> Iterat
     for where, row in found:
         text = {name: _text(row.get(column), where, column) for name, column in names.items() if name != "tests"}
         tests = _tests(row.get(names["tests"]), where, names["tests"]) if "tests" in names else None
-        for name in text.keys() - {"reference"}:
+        for name in text.keys() - {"reference", "teacher"}:
             if not text[name].strip() and not (name == "answer" and tests):
                 raise UserError(
                     f"{where}: {names[name]} is empty: fill it in, remove that row, or set {group}.columns.{name} "
@@ -114,7 +115,11 @@ def _problems(found: Iterable[Row], names: dict[str, str], group: str) -> Iterat
                 f"make the ids unique, or set {group}.columns.problem_id to a column of unique ids"
             )
         seen[key] = where
-        yield {"answer": "", "reference": ""} | text | {"tests": tests}
+        yield (
+            {"answer": "", "reference": ""}
+            | text
+            | {"tests": tests, "teacher": text.get("teacher", "").strip() or None}
+        )
 
 
 def _tests(value: Any, where: str, column: str) -> bytes | None:

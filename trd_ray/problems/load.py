@@ -92,6 +92,13 @@ def load_problems(
     if not source.names:
         raise UserError(f"{spec.path} holds no problems: check {group}.path")
     columns = fitting(also_columns or {}, source.names) | spec.columns
+    if isinstance(spec, config.DataConfig) and spec.teacher_column:
+        if spec.teacher_column not in source.names:
+            raise UserError(
+                f"data.teacher_column names the column {spec.teacher_column!r}, but {spec.path} has "
+                f"{', '.join(source.names)}{config.close_to(spec.teacher_column, source.names)}"
+            )
+        columns["teacher"] = spec.teacher_column
     table, spool = problems(source, columns, group, str(spec.path), spec.limit)
     if isinstance(spec, config.DataConfig) and spec.without_reference == "drop":
         table, set_aside = _with_reference(table, spec.path)

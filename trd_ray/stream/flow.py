@@ -23,12 +23,14 @@ import math
 import queue
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.exceptions import ObjectLostError
 
+from trd_ray.config import ONLY, Recipe, of_each
 from trd_ray.engine.client import Client
 from trd_ray.failures import Kind, kind_of, told_apart
 from trd_ray.rows import IN_STREAM, to_table
@@ -45,6 +47,7 @@ from trd_ray.stream.stages import (
     require_taken,
 )
 from trd_ray.stream.verifying import LOST_PAUSE_S, Judged, Verifying
+from trd_ray.views import Views, load_views
 
 ROW_TRIES = 3
 AT_ONCE = 64  # rows that begin before the first of them are sent on
@@ -66,23 +69,38 @@ def rows_per_block(spec: StageSpec, rows: int) -> int:
     return max(together(spec), math.ceil(rows / BLOCKS_OF_LONG))
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What the rows of one teacher are made with."""
+
+    recipe: Recipe  # in which the teacher is the only one
+    views: Views
+    refiner: Client
+    first_refine_version: int
+
+
 class Flow:
     """The class that Ray Data makes an actor of; calls run in threads of it."""
 
     def __init__(self, spec: StageSpec):
-        from trd_ray.views import load_views
-
         self.spec = spec
         self.recipe = spec.recipe
-        self.views = load_views(spec.recipe, spec.student_path, spec.teacher_path)
         self.problems: pa.Table = ray.get(spec.problems)
         self.sampler = Client(spec.sampler, together(spec))
-        self.refiner = self.sampler if spec.refiner == spec.sampler else Client(spec.refiner, together(spec))
+        views = load_views(spec.recipe, spec.student_path, spec.teacher_path)
+        pools, first = of_each(spec.refiner), of_each(spec.first_refine_version)
+        self.taught = {
+            name: Taught(one, views[name], self._client(pools[name]), first[name])
+            for name, one in spec.recipe.by_teacher.items()
+        }
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="rows", daemon=True).start()
         self.verifying = Verifying(spec.recipe.verify, max(1, spec.recipe.verify.max_tasks // spec.actors))
         self.started_again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self.begun: set[int] = set()  # first rows of the calls that this process has begun
+
+    def _client(self, pool: Any) -> Client:
+        return self.sampler if pool == self.spec.sampler else Client(pool, together(self.spec))
 
     def __call__(self, call: pa.Table) -> Iterator[pa.Table]:
         [one] = call.to_pylist()
@@ -129,10 +147,11 @@ class Flow:
 
     async def _row(self, order: dict[str, Any], tests: dict[int, asyncio.Future]) -> dict[str, Any]:
         [problem] = self.problems.slice(order["problem_number"], 1).to_pylist()
+        by = self.taught[problem.get("teacher") or ONLY]
         for left in reversed(range(ROW_TRIES)):
             row = problem | order
             try:
-                await self._fill(row, problem, tests)
+                await self._fill(row, problem, by, tests)
             except Exception as e:
                 kind = kind_of(e)
                 if kind is Kind.LOST and left:
@@ -142,14 +161,16 @@ class Flow:
                     raise
                 row |= {"fault": " ".join(str(e).split()), "train": False, "dropped_because": BAD_ROW}
             if self.spec.trains:
-                build(row, self.recipe, self.views, self.spec.vocabulary)
+                build(row, by.recipe, by.views, self.spec.vocabulary)
             return row
         raise AssertionError("the last attempt returns or raises")
 
-    async def _fill(self, row: dict[str, Any], problem: dict[str, Any], tests: dict[int, asyncio.Future]) -> None:
+    async def _fill(
+        self, row: dict[str, Any], problem: dict[str, Any], by: Taught, tests: dict[int, asyncio.Future]
+    ) -> None:
         """Sample, verify, refine and verify; raises BadRow with what there is by then in the row."""
         r, spec = self.recipe, self.spec
-        row["student_prompt_ids"] = self.views.student(problem["problem"])
+        row["student_prompt_ids"] = by.views.student(problem["problem"])
         oldest = min_version(row["step"], spec.max_staleness, spec.first_version)
         asked = request(r.sampler, row["student_prompt_ids"], row["seed"], prefix=self._prefix(row))
         [y_o] = await self.sampler.generate(asked, oldest)
@@ -159,16 +180,18 @@ class Flow:
         record_verdict(row, "y_o", verdict, start_s)
         require_judged(row, "y_o")
         if r.refines:
-            await self._refine(row, problem, tests)
+            await self._refine(row, problem, by, tests)
 
-    async def _refine(self, row: dict[str, Any], problem: dict[str, Any], tests: dict[int, asyncio.Future]) -> None:
-        refiner, y_o = self.recipe.refiner, row["y_o"]
-        view = self.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
+    async def _refine(
+        self, row: dict[str, Any], problem: dict[str, Any], by: Taught, tests: dict[int, asyncio.Future]
+    ) -> None:
+        refiner, y_o = by.recipe.refiner, row["y_o"]
+        view = by.views.refine(row["problem"], row["reference"], y_o["ids"], y_o["passed"], y_o["feedback"])
         row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
         # The seed differs from y_o's: the same seed would couple the two samples.
         adapter = not self.recipe.refines_without_adapter
         asked = request(refiner, view.ids, row["seed"] ^ 1, refiner.n, adapter, self._prefix(row))
-        candidates = await self.refiner.generate(asked, self.spec.first_refine_version)
+        candidates = await by.refiner.generate(asked, by.first_refine_version)
         require_taken(candidates, "y_r")
         judged = await self._judged(row, problem, [candidate.text for candidate in candidates], tests)
         record_refined(row, candidates, judged, refiner.select)
