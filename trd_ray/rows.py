@@ -109,7 +109,17 @@ IN_STREAM = pa.schema([pa.field("problem_number", pa.int64(), nullable=False), *
 
 
 # What the metrics of a step are counted from: no ids, log-probabilities or texts.
-_PLAIN = ("row", "step", "epoch", "fault", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens")
+_PLAIN = (
+    "row",
+    "step",
+    "epoch",
+    "teacher",
+    "fault",
+    "train",
+    "dropped_because",
+    "refine_cut_tokens",
+    "teacher_cut_tokens",
+)
 _OF_TRAJECTORY = ("finish", "version", "engine", "start_s", "seconds", "passed", "extracted", "detail")
 _OF_VERIFYING = ("verify_start_s", "verify_seconds")
 

@@ -178,7 +178,8 @@ def grid(plan: ComparisonPlan) -> Group:
 def samples(inputs: Inputs, trains: bool) -> tuple[int, int]:
     """What a run asks the engines for: (rollouts and refinements, answers in its evaluation)."""
     r = inputs.recipe
-    rollouts = inputs.total_steps * r.rollouts_per_step * (1 + r.refiner.n * r.refines) if trains else 0
+    n = max(one.refiner.n for one in r.by_teacher.values())
+    rollouts = inputs.total_steps * r.rollouts_per_step * (1 + n * r.refines) if trains else 0
     return rollouts, (inputs.held_out.num_rows * r.evaluation.samples if inputs.held_out else 0)
 
 

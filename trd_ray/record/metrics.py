@@ -12,11 +12,11 @@ import difflib
 import json
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trd_ray.config import EVALUATED
+from trd_ray.config import EVALUATED, pool_of
 from trd_ray.errors import UserError
 from trd_ray.record.room import is_full
 
@@ -29,12 +29,14 @@ OF_THE_LOOP = (
 )
 
 
-def metric_names() -> list[str]:
-    """Every metric that a step may have, except dropped/<reason>."""
+def metric_names(teachers: Iterable[str] = ()) -> list[str]:
+    """Every metric that a step may have, with several teachers theirs too, except dropped/<reason>."""
     from trd_ray.distill import learner
     from trd_ray.record import ledger
 
-    return sorted({*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED})
+    of_each = {f"teachers/{name}/{what}" for name in teachers for what in (*ledger.OF_TEACHERS, "kl")}
+    of_each |= {f"queue/{pool_of(name)}" for name in teachers}
+    return sorted({*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED, *of_each})
 
 
 def require_metric(name: str, measured: Collection[str]) -> None:

@@ -93,9 +93,8 @@ def _warnings(facts: list[dict], evaluations: list[Score], recipe: Recipe) -> st
 def _headline(recipe: Recipe, metrics: list[dict], totals: dict[str, float], evaluations: list[Score]) -> str:
     trains_on = {"y_r": "refined rollouts", "y_o": "raw rollouts"}[recipe.train.trajectory]
     lines = [
-        f"{recipe.teacher.mode.upper()} on {trains_on}: {len(metrics)} steps, {totals['rollouts']} rollouts, "
-        f"{totals['trained_rows']} trained on. Student {code(recipe.student.path)}, "
-        f"teacher {code(recipe.teacher_path)} ({recipe.teacher.follow})."
+        f"{_modes(recipe)} on {trains_on}: {len(metrics)} steps, {totals['rollouts']} rollouts, "
+        f"{totals['trained_rows']} trained on. Student {code(recipe.student.path)}, {_taught_by(recipe, totals)}."
     ]
     if "y_r/passed" in totals:
         raw = totals["y_o/passed"]
@@ -112,6 +111,20 @@ def _headline(recipe: Recipe, metrics: list[dict], totals: dict[str, float], eva
             f"which is {'clear of' if gain.clear_of_zero else 'not clear of'} zero."
         )
     return "\n\n".join(lines)
+
+
+def _modes(recipe: Recipe) -> str:
+    return " and ".join(dict.fromkeys(one.teacher.mode.upper() for one in recipe.by_teacher.values()))
+
+
+def _taught_by(recipe: Recipe, totals: dict[str, float]) -> str:
+    if not recipe.teachers:
+        return f"teacher {code(recipe.teacher_path)} ({recipe.teacher.follow})"
+    told = [
+        f"{name} {code(one.teacher_path)} ({one.teacher.follow}, {totals.get(f'teachers/{name}/rollouts', 0):.0f} rows)"
+        for name, one in recipe.by_teacher.items()
+    ]
+    return f"teachers {' and '.join(told)}"
 
 
 def _gain(evaluations: list[Score]) -> tuple[str, Estimate | None]:

@@ -105,7 +105,7 @@ def prepare(
         require_sandbox(r, problems, evaluated)
     with faults:
         if job == "train" and r.checkpoint.best and not r.checkpoint.best.startswith(DROPPED):
-            require_metric(r.checkpoint.best, metric_names())
+            require_metric(r.checkpoint.best, metric_names(r.teachers))
     student, teachers = _models(r, faults)
     if student and len(teachers) == len(r.by_teacher):
         facts = {name: teacher.facts for name, teacher in teachers.items()}

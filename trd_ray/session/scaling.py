@@ -116,7 +116,7 @@ class Scaling:
     def _wanted(self, name: str, count: Any) -> int | None:
         """The number that is asked for, None for auto."""
         pool, pools = name, list(self.session.pools)
-        if pool == REFINER and pool not in pools and self.recipe.placement == "shared":
+        if role_of(pool) == REFINER and pool not in pools and self.recipe.placement == "shared":
             raise UserError(
                 f"the sampler's engines also refine in this run (placement=shared): say sampler={count} instead"
             )
