@@ -47,6 +47,7 @@ RUNS = {
     "tests/session/test_on_a_head.py",
     "tests/train/test_chaos.py",
     "tests/train/test_scaled_run.py",
+    "tests/train/test_taught_run.py",
     "tests/train/test_train.py",
 }
 

@@ -78,7 +78,7 @@ TeacherRefinerConfig: Any = create_model(
 class NamedTeacherConfig(TeacherConfig):
     """One of several teachers: the keys of `teacher`, and the keys of `refiner` that are its own."""
 
-    refiner: Annotated[TeacherRefinerConfig, ROWS, NUMBERS, ENGINES, MACHINES] = Field(
+    refiner: Annotated[TeacherRefinerConfig, ROWS, NUMBERS, ENGINES, MACHINES] = Field(  # pyright: ignore[reportInvalidTypeForm]
         default_factory=TeacherRefinerConfig,
         description="its pool, e.g. {replicas: 2}; what is left out here is as in refiner",
     )
