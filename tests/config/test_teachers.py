@@ -1,5 +1,7 @@
 """Several teachers in a recipe: each has the keys of the only one and its own refiner, and what cannot be is said."""
 
+import pickle
+
 import pytest
 import yaml
 
@@ -53,6 +55,10 @@ def test_what_is_written_down_is_read_again(written):
     recipe = recipe.model_copy(update={"teachers": recipe.teachers | {"maths": named}})
     again = config.from_tree(yaml.safe_load(written(recipe)))
     assert again == recipe and again.engines["refiner.maths"] == recipe.engines["refiner.maths"]
+
+
+def test_a_recipe_of_several_teachers_travels_to_other_processes():
+    assert pickle.loads(pickle.dumps(made())) == made()
 
 
 def test_a_pool_gets_other_replicas_by_its_name():
