@@ -142,8 +142,9 @@ def write(tmp_path: Path, names: list[str | None], references: bool = True, **tr
         "run_dir": str(tmp_path / "r"),
     }  # fmt: skip
     base["refiner"] |= {"max_prompt_tokens": None, "max_response_tokens": None}
+    base["sampler"] |= {"max_response_tokens": None}
     file = tmp_path / "two.yaml"
-    file.write_text(yaml.safe_dump(base | tree))
+    file.write_text(yaml.safe_dump(base | tree, sort_keys=False))
     return str(file)
 
 

@@ -32,7 +32,7 @@ def write(folder: Path) -> str:
     for group in ("sampler", "refiner", "learner"):
         tree[group] |= {"cpus": 0.4}
     file = folder / "two.yaml"
-    file.write_text(yaml.safe_dump(tree))
+    file.write_text(yaml.safe_dump(tree, sort_keys=False))
     return str(file)
 
 
