@@ -27,6 +27,7 @@ def _effects(node: type[Node], prefix: str = "", above: frozenset[Effect] | None
             raise TypeError(f"{prefix}{name} does not say what it affects: name an effect, or NOTHING")
         own -= {NOTHING}
         own = own if above is None else own & above
+        # Groups by name are one key here; what a key of one of them affects is what `as_of_the_only` does.
         group = group_of(field.annotation)
         if group is None or get_args(field.annotation):
             yield prefix + name, own

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trd_ray.config import EVALUATED
+from trd_ray.config import EVALUATED, pool_of
 from trd_ray.errors import UserError
 from trd_ray.record import by_source
 from trd_ray.record.room import is_full
@@ -30,12 +30,15 @@ OF_THE_LOOP = (
 )
 
 
-def metric_names(sources: Iterable[str] = ()) -> list[str]:
-    """Every metric that a step of a run with these sources may have, except dropped/<reason>."""
+def metric_names(sources: Iterable[str] = (), teachers: Iterable[str] = ()) -> list[str]:
+    """Every metric that a step of a run with these sources and several teachers may have, except dropped/<reason>."""
     from trd_ray.distill import learner
     from trd_ray.record import ledger
 
-    return sorted({*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED, *by_source.names_of(sources)})
+    teachers = list(teachers)
+    of_each = {f"teachers/{name}/{what}" for name in teachers for what in (*ledger.OF_TEACHERS, "kl")}
+    of_each |= {f"queue/{pool_of(name)}" for name in teachers} | set(by_source.names_of(sources))
+    return sorted({*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED, *of_each})
 
 
 def require_metric(name: str, measured: Collection[str]) -> None:
