@@ -53,7 +53,7 @@ def test_the_same_problems_come_from_jsonl_json_parquet_a_folder_and_a_glob(tmp_
     pq.write_table(pa.Table.from_pylist(ROWS[4:]), parts / "1.parquet")
     expected = load(whole)
     assert expected.schema == SCHEMA
-    assert expected.drop_columns(["problem_id", "tests"]).to_pylist() == ROWS
+    assert expected.select(["problem", "answer", "reference"]).to_pylist() == ROWS
     for source in (tmp_path / "a.json", tmp_path / "a.parquet", parts, parts / "*"):
         assert load(str(source)).equals(expected), source
 
@@ -78,7 +78,7 @@ def test_columns_are_mapped_by_name_and_numbers_become_text(tmp_path):
         tmp_path / "a.jsonl", [{"question": "6*7?", "final": 42, "n": 1}, {"question": "1/2?", "final": 0.5, "n": 2}]
     )
     table = load(path, columns={"problem": "question", "answer": "final", "problem_id": "n"})
-    assert table.to_pylist() == [
+    assert table.drop_columns(["teacher"]).to_pylist() == [
         {"problem_id": "1", "problem": "6*7?", "answer": "42", "reference": "", "tests": None},
         {"problem_id": "2", "problem": "1/2?", "answer": "0.5", "reference": "", "tests": None},
     ]
