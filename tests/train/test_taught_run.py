@@ -55,7 +55,14 @@ def test_each_row_is_refined_and_taught_by_its_own_teacher_in_one_run(tmp_path):
 @pytest.mark.long
 def test_one_teacher_s_pool_grows_alone_and_the_run_goes_on_from_its_checkpoint(tmp_path):
     recipe, directory = write(tmp_path), tmp_path / "run"
-    more = [*NO_EVALUATION, "cluster.memory_gib=64", "checkpoint.every_steps=2", "steps=10000", "sampler.n=8", "refiner.cpus=0.1"]
+    more = [
+        *NO_EVALUATION,
+        "cluster.memory_gib=64",
+        "checkpoint.every_steps=2",
+        "steps=10000",
+        "sampler.n=8",
+        "refiner.cpus=0.1",
+    ]
     process = start(directory, "train", recipe, *more)
     wait_for_step(process, directory, 1, timeout_s=300)
     assert command.ask(str(directory), "scale", {"refiner.own": 2}, None, 60) == 0
