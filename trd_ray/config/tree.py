@@ -187,6 +187,16 @@ class Recipe(Node):
         return self.teacher.path or self.student.path
 
     @property
+    def shows_reference(self) -> bool:
+        """Whether some teacher is shown the references."""
+        return any(one.teacher.mode == "opsd" for one in self.by_teacher.values())
+
+    @property
+    def most_refinements(self) -> int:
+        """How many candidates a row that is refined has at most."""
+        return max(one.refiner.n for one in self.by_teacher.values())
+
+    @property
     def refines(self) -> bool:
         """Whether y_r is made at all: it trains, or the subset needs it."""
         return self.train.trajectory != "y_o" or self.train.subset == "repaired"

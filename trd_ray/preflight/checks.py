@@ -184,9 +184,7 @@ def _lengths(
     asked = {name: [_problem(row, views[name]) for row in its] for name, its in rows.items()}
     held_out = evaluation.select(_ASKED).to_pylist() if evaluation is not None else []
     first, view = next(iter(taught)), next(iter(views.values()))  # of the student, which each of them shows alike
-    evaluated = [
-        (row["problem_id"], row["problem"], len(view.evaluation(row["problem"], **setting_of(row)))) for row in held_out
-    ]
+    evaluated = [(row["problem_id"], row["problem"], len(_evaluated(row, view))) for row in held_out]
     prompts = [tokens for *_, tokens in evaluated]
     faults = Faults()
     if any(rows.values()) or held_out:
@@ -239,6 +237,10 @@ def _by_teacher(problems: pa.Table | None, teachers: Sequence[str]) -> dict[str,
     for row in problems.select(columns).to_pylist() if problems is not None else ():
         found[row.get("teacher", ONLY)].append(row)
     return found
+
+
+def _evaluated(row: dict[str, Any], views: Views) -> list[int]:
+    return views.evaluation(row["problem"], **setting_of(row))
 
 
 def _problem(row: dict[str, Any], views: Views) -> lengths.Problem:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from trd_ray.config import close_to
+from trd_ray.config import Recipe, close_to
 from trd_ray.errors import UserError
 
 TEACHER = "teacher"
@@ -56,6 +56,14 @@ def with_teachers(
             f"but the recipe has {len(names)}: {', '.join(names)}: {remedy}"
         )
     return _replaced(table, said)
+
+
+def with_teachers_of(recipe: Recipe, table: pa.Table) -> pa.Table:
+    """The problems of a recipe with the teacher of each; those of its corpus name who refined them."""
+    data = recipe.data
+    place = f"the corpus {data.path}" if data.source == "corpus" else ", ".join(data.paths)
+    by_source = data.source != "corpus"
+    return with_teachers(table, list(recipe.teachers), place, data.teacher_column, by_source)
 
 
 def without_problems(table: pa.Table, names: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from trd_ray.problems.load import ProblemSet, has_tests, held_out_verify, load_p
 from trd_ray.problems.mixture import shares
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.problems.spool import Spool, where
-from trd_ray.problems.whose import with_teachers, without_problems
+from trd_ray.problems.whose import with_teachers, with_teachers_of, without_problems
 from trd_ray.record.ledger import DROPPED
 from trd_ray.record.metrics import metric_names, require_metric
 from trd_ray.sandbox import Sandbox
@@ -241,10 +241,7 @@ def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
             f"the corpus {recipe.data.path} is of programming problems, and a corpus does not keep their tests: set "
             "data.source=problems and data.path to the problems that it was made of"
         )
-    data = recipe.data
-    return replace(
-        found, table=with_teachers(found.table, list(recipe.teachers), str(data.path), column=data.teacher_column)
-    )
+    return replace(found, table=with_teachers_of(recipe, found.table))
 
 
 def _judged_by(r: Recipe, faults: Faults, problems: pa.Table | None, held_out: pa.Table | None) -> list[str]:
