@@ -173,11 +173,12 @@ class Views:
         asked = _length(self._student_tokens, problem, said)
         one_model = self._teacher_tokens is self._student_tokens
         taught = asked if one_model else _length(self._teacher_tokens, problem, said)
+        student = worded.student.of(said.roles)  # first: what both templates drop is told of the student's
         vanilla = worded.vanilla.of(said.roles)
         shown = len(self._teacher_tokens.of_text(reference)) if "reference" in vanilla.slots else 0
         told = worded.refine[None if self._feedback == "none" else False]
         return PromptTokens(
-            student=asked + worded.student.of(said.roles).tokens,
+            student=asked + student.tokens,
             vanilla=taught + shown + vanilla.tokens,
             refine=taught + shown + told.of(said.roles).tokens,
             reference=shown,
