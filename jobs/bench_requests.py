@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from trd_ray.config import Recipe, load
+from trd_ray.config import ONLY, Recipe, load
 from trd_ray.engine.actor import Generation, Request
 from trd_ray.engine.client import Client
 from trd_ray.errors import RunFailed, UserError
@@ -81,7 +81,7 @@ def measure(run: Path, steps: int) -> dict[str, tuple[float, str]]:
 def _take(recipe: Recipe, run: RunDirectory, steps: list[int], weights: str) -> list[tuple[float, float, float]]:
     """(seconds of sampling, of refining, tokens a rollout) of each step."""
     table = run.read_rows().to_table()
-    rows = dicts(table, ["step", "seed", "student_prompt_ids", "refine_prompt_ids"])
+    rows = dicts(table, ["step", "seed", "teacher", "student_prompt_ids", "refine_prompt_ids"])
     with begin("refine", recipe.directory, recipe) as beginning:
         inputs = prepare(recipe, "refine", connection=beginning.connection)
         beginning.require(inputs)
@@ -99,9 +99,11 @@ def _ask(session: Session, rows: list[dict[str, Any]], recipe: Recipe) -> tuple[
         session.pools["sampler"], [request(recipe.sampler, row["student_prompt_ids"], row["seed"]) for row in rows]
     )
     then_s = time.perf_counter()
-    refiner = recipe.refiner
-    refined = [row for row in rows if row["refine_prompt_ids"] is not None]
-    _at_once(session.refiner, [request(refiner, r["refine_prompt_ids"], r["seed"] ^ 1, refiner.n) for r in refined])
+    pools = session.refiners()
+    for name, one in recipe.by_teacher.items():
+        refined = [r for r in rows if r["refine_prompt_ids"] is not None and (r["teacher"] or ONLY) == name]
+        asked = [request(one.refiner, r["refine_prompt_ids"], r["seed"] ^ 1, one.refiner.n) for r in refined]
+        _at_once(pools[name], asked)
     tokens = fmean(len(generation.ids) for [generation] in sampled)
     return then_s - begin_s, time.perf_counter() - then_s, tokens
 

@@ -49,6 +49,7 @@ RUNS = {
     "tests/train/test_chaos.py",
     "tests/train/test_runs_on_data.py",
     "tests/train/test_scaled_run.py",
+    "tests/train/test_taught_run.py",
     "tests/train/test_train.py",
 }
 

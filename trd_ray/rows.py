@@ -118,7 +118,7 @@ IN_STREAM = pa.schema([pa.field("problem_number", pa.int64(), nullable=False), *
 
 # What the metrics of a step are counted from: no ids, log-probabilities or texts.
 _PLAIN = (
-    *("row", "step", "epoch", "source", "fault", "train", "dropped_because", "trajectory"),
+    *("row", "step", "epoch", "source", "teacher", "fault", "train", "dropped_because", "trajectory"),
     *("refine_cut_tokens", "teacher_cut_tokens", "refine_tokens", "refine_scored_tokens"),
     *("refine_student_logprob", "refine_edited_share"),
 )

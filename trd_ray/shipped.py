@@ -80,7 +80,9 @@ def _shipped(file: Path, found: list[Recipe], evaluated: tuple[str, ...] = ()) -
     sentence = _first_sentence(file.read_text())
     machine = MACHINE.search(sentence)
     assert machine, f"the first sentence of {file.name} does not say on which machine it runs"
-    named = [path for r in found for path in (r.student.path, r.teacher.path, *r.data.paths) if path]
+    teachers = [[one.teacher.path for one in r.by_teacher.values()] for r in found]
+    paths = [(r.student.path, *of_r, *r.data.paths) for r, of_r in zip(found, teachers, strict=True)]
+    named = [path for of_r in paths for path in of_r if path]
     # What a comparison evaluates on replaces what its recipes do.
     named += [path for path in evaluated or [r.evaluation.path for r in found] if path]
     fetched = tuple(path for path in dict.fromkeys(named) if path not in made_here.MODELS | made_here.PROBLEMS)

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from trd_ray.config import Recipe, own_wordings
+from trd_ray.config import Each, Recipe, of_each, own_wordings
 from trd_ray.errors import UserError
 from trd_ray.layouts import Ids, Layouts, PlainTokens, parse, sentinel, turn_slot
 from trd_ray.wordings import FEEDBACK, WORDINGS
@@ -173,7 +173,7 @@ class Views:
         asked = _length(self._student_tokens, problem, said)
         one_model = self._teacher_tokens is self._student_tokens
         taught = asked if one_model else _length(self._teacher_tokens, problem, said)
-        student = worded.student.of(said.roles)
+        student = worded.student.of(said.roles)  # first: what both templates drop is told of the student's
         vanilla = worded.vanilla.of(said.roles)
         shown = len(self._teacher_tokens.of_text(reference)) if "reference" in vanilla.slots else 0
         told = worded.refine[None if self._feedback == "none" else False]
@@ -265,12 +265,14 @@ def _turns(tokens: PlainTokens, said: Said) -> dict[str, list[int]]:
     return {turn_slot(number): tokens.of_text(text) for number, text in enumerate(said.texts)}
 
 
-def load_views(recipe: Recipe, student_path: str, teacher_path: str) -> Views:
-    """The views of a recipe, with the tokenizers of its resolved models."""
+def load_views(recipe: Recipe, student_path: str, teacher_path: Each[str]) -> dict[str, Views]:
+    """The views of a recipe for each teacher, with the tokenizers of its resolved models."""
     from trd_ray.models import tokenizer
 
-    s, t = recipe.student, recipe.teacher
-    student = tokenizer(student_path, s.revision, s.trust_remote_code)
-    if teacher_path == student_path:
-        return Views(recipe, student, student)
-    return Views(recipe, student, tokenizer(teacher_path, t.revision, t.trust_remote_code))
+    student = tokenizer(student_path, recipe.student.revision, recipe.student.trust_remote_code)
+    found = {}
+    for name, one in recipe.by_teacher.items():
+        path, t = of_each(teacher_path)[name], one.teacher
+        theirs = student if path == student_path else tokenizer(path, t.revision, t.trust_remote_code)
+        found[name] = Views(one, student, theirs)
+    return found

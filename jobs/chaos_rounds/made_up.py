@@ -30,7 +30,7 @@ def work(config: dict[str, Any]) -> None:
 
 def _made_up(base: Any, metrics: tuple[str, ...]) -> Any:
     class MadeUpLearner(base):
-        def step(self, updates: list[list[list[Any]]]) -> dict[str, float]:
+        def step(self, updates: list[list[list[Any]]], teachers: Any = None) -> dict[str, float]:
             import torch
             import torch.distributed as dist
 

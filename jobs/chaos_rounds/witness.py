@@ -78,8 +78,8 @@ def install(plan: dict[str, Any]) -> None:
 
 def _refines(session: Any) -> bool:
     with contextlib.suppress(Exception):  # the run itself says what has died
-        status: Any = ray.get(session.refiner.status.remote(), timeout=5)
-        return status["running"] > 0
+        found: Any = ray.get([pool.status.remote() for pool in session.refiners().values()], timeout=5)
+        return any(status["running"] > 0 for status in found)
     return False
 
 

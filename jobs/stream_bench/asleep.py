@@ -19,7 +19,7 @@ def work(seconds: float, config: dict[str, Any]) -> None:
 
 def _asleep(base: Any, metrics: tuple[str, ...], seconds: float) -> Any:
     class SleepingLearner(base):
-        def step(self, updates: list[list[list[Any]]]) -> dict[str, float]:
+        def step(self, updates: list[list[list[Any]]], teachers: Any = None) -> dict[str, float]:
             time.sleep(seconds)
             examples = [e for micro in updates for batch in micro for e in batch]
             measured = dict.fromkeys((name for name in metrics if name != "weights_not_finite"), 0.0)

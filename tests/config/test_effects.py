@@ -130,7 +130,7 @@ def test_another_verifier_makes_verdicts_stale_and_no_answer():
         if verifier_of(problem, config.VerifyConfig.model_validate({name: value}))
         != verifier_of(problem, config.VerifyConfig())
     }  # fmt: skip
-    several = {"functions", "by", "arguments"}  # which one key alone does not set
+    several = {"functions", "by", "by_source", "arguments"}  # which one key alone does not set
     assert stale | several == keys.in_group("verify", keys.affecting(VERDICTS))
     named = {"function": "s.py:f", "arguments": {"strict": True}}
     chosen = {"functions": {"a": {"function": "math"}}, "by": "source"}

@@ -16,6 +16,7 @@ from ray.util import placement_group_table
 from runs import descendants
 from serving import make_tiny_model
 from trd_ray import config
+from trd_ray.config import ONLY
 from trd_ray.distill.batches import Example
 from trd_ray.distill.mailbox import CONTROLLER
 from trd_ray.distill.trainer import LearnerLost, Trainer
@@ -76,7 +77,7 @@ class Run:
 
     def step(self) -> float:
         ranks = self.recipe.learner.workers
-        shares = [[ray.put([[ROWS[rank::ranks]]])] for rank in range(ranks)]
+        shares = [[ray.put(([[ROWS[rank::ranks]]], [[ONLY]]))] for rank in range(ranks)]
         return self.trainer.call("step", 120, per_rank=shares)["loss"]
 
 

@@ -74,9 +74,9 @@ class Run:
     handlers: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = {"sampler": self.recipe.sampler.bounds.start}
-        if self.recipe.placement == "separate":
-            names["refiner"] = self.recipe.refiner.bounds.start
+        shared = self.recipe.placement == "shared"
+        engines = {name: keys for name, keys in self.recipe.engines.items() if name == "sampler" or not shared}
+        names = {name: keys.bounds.start for name, keys in engines.items()}
         self.pools = {name: Pool(count) for name, count in names.items()}
         self.plan = placed(self.cpus, names)
         self.reservation, self.machines = Reservation(self.plan), self.plan.machines
@@ -88,6 +88,11 @@ class Run:
         self.display = SimpleNamespace(say=self.said.append)
         self.figures = SimpleNamespace(last={})
         self.door = SimpleNamespace(on=self.handlers.__setitem__, shows=lambda name, figures: None)
+
+
+@dataclass
+class Inputs:
+    recipe: Recipe
 
 
 @pytest.fixture
@@ -211,6 +216,37 @@ def test_one_pool_for_two_roles_says_what_to_type(begun):
     _, one = begun(**shared)
     with pytest.raises(UserError, match=r"sampler's engines also refine .* say sampler=3 instead"):
         one.asked({"refiner": 3})
+
+
+TEACHERS = {"maths": {"refiner": {"replicas": {"max": 3}}}, "code": {}}
+
+
+def test_the_pool_of_each_of_several_teachers_is_scaled_alone_and_kept_by_its_name(begun, tmp_path):
+    run, one = begun(teachers=TEACHERS)
+    assert one.asked({"refiner.code": 2}).startswith("refiner.code 1 -> 2")
+    over(one)
+    assert {name: pool.sizes for name, pool in run.pools.items()} == {
+        "sampler": [], "refiner.maths": [], "refiner.code": [2],
+    }  # fmt: skip
+    kept = json.loads((tmp_path / "scale.json").read_text())
+    assert kept["refiner.code"] == {"engines": 2, "by": "hand", "replicas": 1}
+    assert one.figures()["refiner.maths"] == {"engines": 1, "min": 1, "max": 3, "by": "policy"}
+    again = with_kept_numbers(Inputs(run.recipe), tmp_path).recipe.engines  # type: ignore[arg-type]
+    assert again["refiner.code"].replicas == 2 and again["refiner.maths"].bounds.max == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"refiner": 3}, "several teachers, .* say refiner.maths=3 or refiner.code=3"),
+        ({"refiner.math": 3}, r"no engines of 'refiner.math' \(did you mean refiner.maths\?\)"),
+        ({"refiner.code": "auto"}, "teachers.code.refiner.replicas of this run's recipe is a number"),
+    ],
+)
+def test_with_several_teachers_a_pool_is_named_by_its_own(begun, arguments, said):
+    _, one = begun(teachers=TEACHERS)
+    with pytest.raises(UserError, match=said):
+        one.asked(arguments)
 
 
 def test_nothing_is_changed_before_the_engines_are_up_or_where_each_has_a_rank_of_the_learner(begun):

@@ -253,6 +253,32 @@ def test_example_columns_are_made_again_by_the_recipe_at_hand(made, tokenizer):
     assert table.select(kept) == to_table(rows).select(kept)
 
 
+def test_rows_of_several_teachers_are_made_again_each_in_the_view_of_its_own(made, tokenizer):
+    rows = [made(over={"row": i, "teacher": name})[0] for i, name in enumerate(["far", "own"])]
+    teachers = {"far": {"mode": "opd", "path": "m", "view": "vanilla"}, "own": {"mode": "opsd", "view": "vanilla"}}
+    recipe = config.from_tree({"prompts": PROMPTS, "teachers": teachers})
+    views = {name: Views(one, tokenizer, tokenizer) for name, one in recipe.by_teacher.items()}
+    table = rebuilt(to_table(rows), recipe, views)
+    assert [tokenizer.decode(ids) for ids in table["teacher_ids"].to_pylist()] == ["x", "x known y_star"]
+    assert [example.teacher for example in examples_of(table)] == ["far", "own"]
+
+
+def test_with_one_teacher_no_example_has_a_name_whoever_refined_its_row(made, tokenizer):
+    rows = [made(over={"row": i, "teacher": name})[0] for i, name in enumerate(["far", None])]
+    recipe = config.from_tree({"prompts": PROMPTS})
+    table = rebuilt(to_table(rows), recipe, Views(recipe, tokenizer, tokenizer))
+    assert table["teacher"].to_pylist() == [None, None]
+    assert [example.teacher for example in examples_of(table)] == [config.ONLY] * 2
+
+
+def test_the_metrics_tell_what_became_of_the_rows_of_each_teacher(made):
+    rows = [made(*passed, over={"teacher": name})[0] for passed, name in zip(VERDICTS, "aabb", strict=True)]
+    found = row_metrics(light(to_table(rows)))
+    assert (found["teachers/a/rollouts"], found["teachers/a/y_o_passed"], found["teachers/a/y_r_passed"]) == (2, 1, 0.5)
+    assert found["teachers/b/y_o_passed"] == 0
+    assert not [name for name in row_metrics(light(to_table([made()[0]]))) if name.startswith("teachers/")]
+
+
 # Which refinement becomes y_r, and which weights may sample y_o
 
 

@@ -156,12 +156,17 @@ def _in_views(found: Material, rows: list[Row], faults: Faults) -> Lines:
             f"the student's tokenizer lacks characters of {len(unwritable)} of {len(rows)} problems, such as "
             f"{unwritable[0]['problem'][:60]!r}, and the model would not see them: choose a model for such text"
         )
-    if found.findings and (found.recipe.refines or found.recipe.teacher.view == "refine"):
-        room = found.recipe.refiner.prompt_tokens - found.recipe.sampler.response_tokens
-        asked_tokens = [found.views.tokens(row["problem"], row["reference"], **setting_of(row)).refine for row in rows]
-        cut = sum(tokens > room for tokens in asked_tokens)
+    shows_attempts = any(one.teacher.view == "refine" for one in found.recipe.by_teacher.values())
+    if found.findings and (found.recipe.refines or shows_attempts):
+        cut = sum(_cuts_long_attempts(found, row) for row in rows)
         lines.append(("long attempts", f"an attempt of full length is cut in {cut or 'none'} of {len(rows)} rows"))
     return lines
+
+
+def _cuts_long_attempts(found: Material, row: Row) -> bool:
+    r, views, _ = found.of_teacher(row)
+    tokens = views.tokens(row["problem"], row["reference"], **setting_of(row)).refine
+    return tokens > r.refiner.prompt_tokens - r.sampler.response_tokens
 
 
 def _views(found: Material, row: Row, replies: list[Reply]) -> str:

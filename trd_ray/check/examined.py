@@ -74,7 +74,7 @@ def _sound(recipe: Recipe, rows: Sequence[Row], verify: Verify) -> tuple[Soundne
     if len(right) < len(texts):
         rows = rows[: right[-1].asked.row + 1]
     wrong = asked(verify, rows, wrong_texts(rows, right), time.monotonic() + LONGEST_S / 2)
-    sound = Soundness(rows, [*right, *wrong], form, shows_reference=recipe.teacher.mode == "opsd")
+    sound = Soundness(rows, [*right, *wrong], form, shows_reference=recipe.shows_reference)
     if not all(sound.right.values()):
         sound.other_form = passing_form(verify, sound, time.monotonic() + LONGEST_S / 4)
     return sound, rows
@@ -101,7 +101,7 @@ def _said(passed: bool) -> str:
 
 def _of_step(recipe: Recipe, pace: VerdictPace) -> tuple[float, str]:
     """How long the verdicts of a step take if all tasks have a CPU, in seconds and in words."""
-    verdicts = recipe.rollouts_per_step * (1 + recipe.refiner.n * recipe.refines)
+    verdicts = recipe.rollouts_per_step * (1 + recipe.most_refinements * recipe.refines)
     tasks = recipe.verify.max_tasks
     seconds = verdicts * pace.mean / tasks
     return seconds, f"the {verdicts} verdicts of a step take {shown_time(seconds)} in {tasks} tasks (verify.max_tasks)"

@@ -6,19 +6,21 @@ No engine and no Ray is started, and it does not matter which machine this is. W
 fault says why.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from trd_ray import models
-from trd_ray.config import ModelConfig, Recipe
+from trd_ray.config import ONLY, ModelConfig, Recipe
 from trd_ray.errors import Faults
 from trd_ray.preflight import checks
 from trd_ray.preflight.held_out import held_out_sets
 from trd_ray.preflight.known_texts import Row
 from trd_ray.problems.load import load_problems
 from trd_ray.problems.spool import where
+from trd_ray.problems.whose import with_teachers_of
 from trd_ray.views import Views
 
 
@@ -28,25 +30,29 @@ class Material:
     problems: pa.Table | None = None  # without those that data.too_long leaves out
     held_out: dict[str, pa.Table] = field(default_factory=dict)  # "": that of evaluation.path
     findings: checks.Findings | None = None
-    views: Views | None = None
     student_tokenizer: Any = None
-    teacher_tokenizer: Any = None
+    # By teacher, for each of them or for none; ONLY is one that has no name.
+    views: Mapping[str, Views] = field(default_factory=dict)
+    teacher_tokenizers: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_teacher(self, row: Row) -> tuple[Recipe, Views, Any]:
+        """For the teacher of a row: the recipe in which it is the only one, its views and its tokenizer."""
+        name = row.get("teacher") or ONLY
+        return self.recipe.by_teacher[name], self.views[name], self.teacher_tokenizers[name]
 
 
 def gather(recipe: Recipe, faults: Faults) -> Material:
     found = Material(recipe)
     with faults:
-        found.problems = load_problems(recipe.data, recipe.verify).table
+        found.problems = with_teachers_of(recipe, load_problems(recipe.data, recipe.verify).table)
     found.held_out = {name: one.table for name, one in held_out_sets(recipe, recipe.evaluation.names, faults).items()}
-    student = teacher = None
+    student = None
     with faults:
         student, found.student_tokenizer = _model(recipe.student, recipe.student.path)
-    with faults:
-        if recipe.teacher.path:
-            teacher, found.teacher_tokenizer = _model(recipe.teacher, recipe.teacher.path)
-        else:
-            teacher, found.teacher_tokenizer = student, found.student_tokenizer
-    if found.problems is not None and student and teacher:
+    teachers, tokenizers = _teachers(recipe, student, found.student_tokenizer, faults)
+    if student and len(teachers) == len(recipe.by_teacher):
+        found.teacher_tokenizers = tokenizers
+    if found.problems is not None and student and found.teacher_tokenizers:
         is_corpus = recipe.data.source == "corpus"
         with faults:
             found.findings = checks.check(
@@ -55,9 +61,9 @@ def gather(recipe: Recipe, faults: Faults) -> Material:
                 evaluation=found.held_out.get(""),
                 sets={name: table for name, table in found.held_out.items() if name},
                 student=student,
-                teacher=teacher,
+                teacher=teachers,
                 student_tokenizer=found.student_tokenizer,
-                teacher_tokenizer=found.teacher_tokenizer,
+                teacher_tokenizer=tokenizers,
                 corpus=_corpus(recipe, found.problems) if is_corpus else None,
             )
         if found.findings:
@@ -65,10 +71,27 @@ def gather(recipe: Recipe, faults: Faults) -> Material:
             left_out = {one.problem_id for one in found.findings.too_long}
             keep = [one not in left_out for one in found.problems["problem_id"].to_pylist()]
             found.problems = where(found.problems, keep) if left_out else found.problems
-    if found.student_tokenizer and found.teacher_tokenizer:
-        with faults:
-            found.views = Views(found.recipe, found.student_tokenizer, found.teacher_tokenizer)
+    with faults:
+        found.views = {
+            name: Views(found.recipe.by_teacher[name], found.student_tokenizer, theirs)
+            for name, theirs in found.teacher_tokenizers.items()
+        }
     return found
+
+
+def _teachers(
+    recipe: Recipe, student: models.ModelFacts | None, student_tokenizer: Any, faults: Faults
+) -> tuple[dict[str, models.ModelFacts], dict[str, Any]]:
+    """Facts and tokenizers by teacher, without those that cannot be had."""
+    facts: dict[str, models.ModelFacts] = {}
+    tokenizers: dict[str, Any] = {}
+    for name, one in recipe.by_teacher.items():
+        with faults:
+            if one.teacher.path:
+                facts[name], tokenizers[name] = _model(one.teacher, one.teacher.path)
+            elif student:
+                facts[name], tokenizers[name] = student, student_tokenizer
+    return facts, tokenizers
 
 
 def spread_rows(table: pa.Table, many: int) -> list[Row]:

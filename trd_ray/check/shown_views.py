@@ -31,9 +31,8 @@ class ShownView:
 
 
 def shown(material: Material, row: Row, attempt: str, passed: bool | None, details: str) -> list[ShownView]:
-    """The views of the recipe's student, refiner and teacher. `attempt` stands for a y_o with that verdict."""
-    r, views = material.recipe, material.views
-    assert views is not None
+    """The views that student, refiner and teacher have of a row; `attempt` stands for a y_o with that verdict."""
+    r, views, tokenizer = material.of_teacher(row)
     ids = _ids(material.student_tokenizer, attempt)
     prompt = student_ids(views, row)
     found = [ShownView("student", marked(material.student_tokenizer, prompt), len(prompt))]
@@ -42,10 +41,10 @@ def shown(material: Material, row: Row, attempt: str, passed: bool | None, detai
         as_refiner = r.teacher.view == "refine"
         if r.refines or as_refiner:
             names = [name for name, has in (("refiner", r.refines), ("teacher", as_refiner)) if has]
-            found.append(_of_teacher(material, " and ".join(names), refine))
+            found.append(_of_teacher(tokenizer, " and ".join(names), refine))
         if not as_refiner:
             vanilla = views.vanilla(row["problem"], row["reference"], **setting_of(row))
-            found.append(_of_teacher(material, "teacher", vanilla))
+            found.append(_of_teacher(tokenizer, "teacher", vanilla))
     except ViewTooLong as e:
         found.append(ShownView("teacher", str(e), 0))
     return found
@@ -65,7 +64,6 @@ def marked(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def left_out(material: Material, rows: Sequence[Row]) -> tuple[int, str]:
     """How many rows have a system text or an earlier turn that the student's view lacks, and the first such text."""
-    assert material.views is not None
     tokenizer = material.student_tokenizer
     found = 0
     example = ""
@@ -73,7 +71,7 @@ def left_out(material: Material, rows: Sequence[Row]) -> tuple[int, str]:
         texts = [turn["content"] for turn in json.loads(row.get("turns") or "[]")]
         if material.recipe.prompts.system and not any(texts):
             texts.append(material.recipe.prompts.system)
-        view = _squeezed(_decoded(tokenizer, student_ids(material.views, row)))
+        view = _squeezed(_decoded(tokenizer, student_ids(material.of_teacher(row)[1], row)))
         dropped = [text for text in texts if _squeezed(_decoded(tokenizer, _ids(tokenizer, text))) not in view]
         found += bool(dropped)
         example = example or next(iter(dropped), "")
@@ -91,8 +89,8 @@ def student_ids(views: Views, row: Row) -> list[int]:
     return views.student(row["problem"], **setting_of(row))
 
 
-def _of_teacher(material: Material, name: str, view: View) -> ShownView:
-    return ShownView(name, marked(material.teacher_tokenizer, view.ids), len(view.ids), view.cut_tokens)
+def _of_teacher(tokenizer: Any, name: str, view: View) -> ShownView:
+    return ShownView(name, marked(tokenizer, view.ids), len(view.ids), view.cut_tokens)
 
 
 def _special(tokenizer: Any) -> frozenset[int]:

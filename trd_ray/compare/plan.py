@@ -18,10 +18,10 @@ from trd_ray.compare.grid import GIVEN, Cell, Comparison, cells, recipe
 from trd_ray.config import Recipe, keys, stored
 from trd_ray.config.effects import ANSWERS, ENGINES, LENGTH, NUMBERS, ROWS, SCORES, VERDICTS
 from trd_ray.errors import UserError
-from trd_ray.preflight.lengths import carried
+from trd_ray.preflight.lengths_of_each import carried
 from trd_ray.preflight.memory import adapters_at_once
 from trd_ray.preflight.overlap import in_common
-from trd_ray.preflight.placement import needs_refiner
+from trd_ray.preflight.placement import pools
 from trd_ray.record.directory import RunDirectory, differences
 from trd_ray.score.stats import Score, from_json
 from trd_ray.session.cluster import Connection
@@ -90,7 +90,7 @@ class ComparisonPlan:
                 made = self._inputs[key] = prepare(r, job, connection=self._connection)
             except UserError as e:
                 raise UserError(*(f"{cell.name}: {sentence}" for sentence in e.sentences)) from e
-            made.notes += fixed_numbers(r, "sampler", *["refiner"] * needs_refiner(r, job))
+            made.notes += fixed_numbers(r, *pools(r, job))
         found = replace(self._inputs[key], recipe=carried(r, self._inputs[key].recipe))
         if found.held_out is None:
             raise UserError(f"{cell.name} has no problems to be evaluated on: set evaluation.path")

@@ -181,7 +181,7 @@ def samples(inputs: Inputs, trains: bool) -> tuple[int, int]:
     """What a run asks the engines for at most: (rollouts and refinements, answers in its evaluation)."""
     r = inputs.recipe
     rows = inputs.total_steps * r.rollouts_per_step
-    rollouts = round(rows * (1 + r.refiner.n * r.refined_share)) if trains else 0
+    rollouts = round(rows * (1 + r.most_refinements * r.refined_share)) if trains else 0
     return rollouts, (inputs.held_out.num_rows * r.evaluation.samples if inputs.held_out else 0)
 
 

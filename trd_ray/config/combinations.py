@@ -1,5 +1,7 @@
 """Keys that are each right and cannot work together. Every function raises ValueError, which says what to set."""
 
+from collections.abc import Mapping
+
 from trd_ray.config.close_words import did_you_mean
 from trd_ray.config.evaluation_keys import EvaluationConfig, evaluated
 from trd_ray.config.rollout_keys import (
@@ -10,22 +12,59 @@ from trd_ray.config.rollout_keys import (
     StudentConfig,
     TeacherConfig,
 )
+from trd_ray.config.teachers import NAME, NamedTeacherConfig
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
 from trd_ray.config.verify_keys import VerifyConfig
 
 
-def require_teacher(student: StudentConfig, teacher: TeacherConfig) -> None:
+def require_teacher(student: StudentConfig, teacher: TeacherConfig, group: str = "teacher") -> None:
+    """`group` is where the recipe has the keys of this teacher."""
     if teacher.mode == "opd" and not teacher.path:
-        raise ValueError("teacher.mode is opd but teacher.path is empty: set teacher.path, or teacher.mode=opsd")
+        raise ValueError(f"{group}.mode is opd but {group}.path is empty: set {group}.path, or {group}.mode=opsd")
     if teacher.mode == "opsd" and teacher.path and teacher.path != student.path:
         raise ValueError(
-            "teacher.mode is opsd, where the teacher is the student itself, but teacher.path names another model: "
-            "leave teacher.path empty, or set teacher.mode=opd"
+            f"{group}.mode is opsd, where the teacher is the student itself, but {group}.path names another model: "
+            f"leave {group}.path empty, or set {group}.mode=opd"
         )
     if teacher.mode == "opd" and teacher.follow != "frozen":
         raise ValueError(
-            f"teacher.follow={teacher.follow} has no meaning in OPD, whose teacher is another model: "
-            "set teacher.follow=frozen"
+            f"{group}.follow={teacher.follow} has no meaning in OPD, whose teacher is another model: "
+            f"set {group}.follow=frozen"
+        )
+
+
+def require_teachers(
+    teacher: TeacherConfig, teachers: Mapping[str, NamedTeacherConfig], data: DataConfig, placement: str
+) -> None:
+    """What several teachers cannot have, and what one cannot have of theirs."""
+    if not teachers:
+        if data.teacher_column:
+            raise ValueError(
+                f"data.teacher_column is {data.teacher_column!r}, but the recipe has no teachers by name: set "
+                "teachers={NAME: {path: ..., mode: opd}, ...}, or leave data.teacher_column out"
+            )
+        return
+    if teacher != TeacherConfig():
+        raise ValueError(
+            f"teacher and teachers ({', '.join(teachers)}) are both set: move the keys of teacher into a teacher of "
+            "its own below teachers"
+        )
+    for name in teachers:
+        if not NAME.fullmatch(name):
+            raise ValueError(
+                f"teachers.{name} is no name of a teacher, which stands in names of pools and files: use letters, "
+                "digits, - and _"
+            )
+    if placement == "shared":
+        raise ValueError(
+            "placement=shared has one pool, whose model refines every row, but teachers has several: set "
+            "placement=separate"
+        )
+    averages = [name for name, one in teachers.items() if one.follow == "ema"]
+    if len(averages) > 1:
+        raise ValueError(
+            f"the teachers {' and '.join(averages)} follow averages (follow=ema), but the learner keeps one: let all "
+            "but one of them be frozen or live"
         )
 
 
@@ -105,7 +144,9 @@ def require_best(checkpoint: CheckpointConfig, evaluation: EvaluationConfig) -> 
         )
 
 
-def require_sendable_adapters(learner: LearnerConfig, sync: SyncConfig, teacher: TeacherConfig) -> None:
+def require_sendable_adapters(
+    learner: LearnerConfig, sync: SyncConfig, teacher: TeacherConfig, group: str = "teacher"
+) -> None:
     if sync.lora != "adapter":
         return
     if sync.in_flight == "keep":
@@ -120,7 +161,7 @@ def require_sendable_adapters(learner: LearnerConfig, sync: SyncConfig, teacher:
         )
     if teacher.follow == "ema":
         raise ValueError(
-            "teacher.follow=ema has the refiner follow an average of the adapters, but sync.lora=adapter sends "
+            f"{group}.follow=ema has the refiner follow an average of the adapters, but sync.lora=adapter sends "
             "the newest ones: set sync.lora=merged"
         )
 

@@ -8,7 +8,7 @@ A key is written with its groups: `learner.lora.rank`. A group that may be left 
 
 from collections.abc import Iterable, Iterator
 from functools import cache
-from typing import Any, get_args, get_origin
+from typing import Any, get_args
 
 from trd_ray.config.effects import NOTHING, Effect
 from trd_ray.config.node import Node, group_of
@@ -27,8 +27,8 @@ def _effects(node: type[Node], prefix: str = "", above: frozenset[Effect] | None
             raise TypeError(f"{prefix}{name} does not say what it affects: name an effect, or NOTHING")
         own -= {NOTHING}
         own = own if above is None else own & above
-        # Groups by name are one key here.
-        group = None if get_origin(field.annotation) is dict else group_of(field.annotation)
+        # Groups by name are one key here; what a key of one of them affects is what `as_of_the_only` does.
+        group = group_of(field.annotation)
         if group is None or get_args(field.annotation):
             yield prefix + name, own
         if group is not None:

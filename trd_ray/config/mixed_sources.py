@@ -6,6 +6,7 @@ data.sources  ->  require_sources()      ->  ValueError, which says what to set
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from trd_ray.config.close_words import did_you_mean
@@ -13,7 +14,8 @@ from trd_ray.config.rollout_keys import DataConfig, SourceConfig
 from trd_ray.config.verify_keys import BUILT_IN, VerifyConfig
 
 
-def require_sources(data: DataConfig, verify: VerifyConfig) -> None:
+def require_sources(data: DataConfig, verify: VerifyConfig, teachers: Sequence[str] = ()) -> None:
+    """`teachers` are the names of several."""
     if not data.sources:
         return
     if data.source == "corpus":
@@ -41,6 +43,11 @@ def require_sources(data: DataConfig, verify: VerifyConfig) -> None:
             raise ValueError(
                 f"data.sources names the verifier {one.verify!r} of {one.name}, which is no entry of verify.functions"
                 f"{did_you_mean(one.verify, known)}"
+            )
+        if one.teacher and one.teacher not in teachers:
+            raise ValueError(
+                f"data.sources names the teacher {one.teacher!r} of {one.name}, which is no entry of teachers"
+                f"{did_you_mean(one.teacher, list(teachers))}"
             )
 
 

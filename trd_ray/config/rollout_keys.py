@@ -74,6 +74,9 @@ class DataConfig(Node):
         description="our name -> column name, for problem_id, problem, answer, reference, tests; a dot names a field "
         "of a column. With data.sources for every source that has these columns",
     )
+    teacher_column: Annotated[str | None, ROWS] = Field(
+        default=None, description="the column that names one of teachers for each row; default: by the row's source"
+    )
     limit: Annotated[int | None, ROWS] = Field(default=None, ge=1)
     arguments: Annotated[dict[str, Any], ROWS, SCORES] = Field(
         default_factory=dict,

@@ -25,6 +25,7 @@ from trd_ray.config.own_keys import MetricsConfig
 from trd_ray.config.rollout_keys import (
     GYM_PREFIX,
     DataConfig,
+    EngineConfig,
     PromptsConfig,
     RefinerConfig,
     SamplerConfig,
@@ -33,6 +34,16 @@ from trd_ray.config.rollout_keys import (
     TeacherConfig,
 )
 from trd_ray.config.scale_keys import ScaleConfig
+from trd_ray.config.teachers import (
+    ONLY,
+    SAMPLER,
+    NamedTeacherConfig,
+    engines_by_pool,
+    group_of_teacher,
+    pool_of,
+    role_of,
+    teacher_of,
+)
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
 from trd_ray.config.verify_keys import VerifyConfig
 from trd_ray.own_code import FORM, checked
@@ -85,6 +96,11 @@ class Recipe(Node):
         default_factory=StudentConfig
     )
     teacher: Annotated[TeacherConfig, ROWS, NUMBERS, ENGINES] = Field(default_factory=TeacherConfig)
+    teachers: Annotated[dict[str, NamedTeacherConfig], ROWS, NUMBERS, ENGINES] = Field(
+        default_factory=dict,
+        description="several teachers by name, each with the keys of teacher and its own refiner; data.teacher_column, "
+        "or the name of a row's source, says whose a row is",
+    )
     data: Annotated[DataConfig, ROWS, SCORES, COMPARISON, TUNING] = Field(default_factory=DataConfig)
     prompts: Annotated[PromptsConfig, ROWS, NUMBERS, ANSWERS] = Field(default_factory=PromptsConfig)
     sampler: Annotated[SamplerConfig, ROWS, ANSWERS, ENGINES, MACHINES] = Field(default_factory=SamplerConfig)
@@ -150,9 +166,51 @@ class Recipe(Node):
         return Path(self.run_dir or f"runs/{self.name}").expanduser().absolute()
 
     @property
+    def by_teacher(self) -> dict[str, "Recipe"]:
+        """For each teacher, by its name, the recipe as it is if that is the only one."""
+        if not self.teachers:
+            return {ONLY: self}
+        return {
+            name: self.model_copy(
+                update={"teacher": one.alone, "refiner": one.refiner_over(self.refiner), "teachers": {}}
+            )
+            for name, one in self.teachers.items()
+        }
+
+    @property
+    def engines(self) -> dict[str, EngineConfig]:
+        """The keys of every pool that the recipe may have, by the pool's name."""
+        return engines_by_pool(self.sampler, {name: one.refiner for name, one in self.by_teacher.items()})
+
+    @property
+    def following(self) -> dict[str, str]:
+        """The pools that get weights after every step -> whose: the "student"'s, or the "teacher"'s moving average."""
+        whose = {"live": "student", "ema": "teacher"}
+        follow = {pool_of(name): one.teacher.follow for name, one in self.by_teacher.items()}
+        return {SAMPLER: "student"} | {pool: whose[how] for pool, how in follow.items() if how in whose}
+
+    def with_replicas(self, pool: str, replicas: Any) -> "Recipe":
+        """The same recipe with so many engines in a pool."""
+        if (teacher := teacher_of(pool)) in self.teachers:
+            named = self.teachers[teacher].with_refiner(replicas=replicas)
+            return self.model_copy(update={"teachers": self.teachers | {teacher: named}})
+        group = role_of(pool)
+        return self.model_copy(update={group: getattr(self, group).model_copy(update={"replicas": replicas})})
+
+    @property
     def teacher_path(self) -> str:
-        """The model that refines and teaches: in OPSD the student's initial weights."""
+        """The model of the only teacher: in OPSD the student's initial weights."""
         return self.teacher.path or self.student.path
+
+    @property
+    def shows_reference(self) -> bool:
+        """Whether some teacher is shown the references."""
+        return any(one.teacher.mode == "opsd" for one in self.by_teacher.values())
+
+    @property
+    def most_refinements(self) -> int:
+        """How many candidates a row that is refined has at most."""
+        return max(one.refiner.n for one in self.by_teacher.values())
 
     @property
     def refines(self) -> bool:
@@ -193,19 +251,21 @@ class Recipe(Node):
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
-        combinations.require_teacher(self.student, self.teacher)
+        combinations.require_teachers(self.teacher, self.teachers, self.data, self.placement)
+        for name, one in self.by_teacher.items():
+            combinations.require_teacher(self.student, one.teacher, group_of_teacher(name))
+            combinations.require_sendable_adapters(self.learner, self.sync, one.teacher, group_of_teacher(name))
+            combinations.require_trajectory(self.train, one.refiner)
         if self.rollouts_per_step % self.sampler.n:
             raise ValueError(
                 f"rollouts_per_step ({self.rollouts_per_step}) must be a multiple of sampler.n ({self.sampler.n})"
             )
-        combinations.require_trajectory(self.train, self.refiner)
         combinations.require_loss(self.loss)
         combinations.require_adapters(self.learner, self.sync, self.checkpoint)
         combinations.require_evaluation(self.evaluation, self.stream, self.data)
         combinations.require_prose(self.verify)
         combinations.require_best(self.checkpoint, self.evaluation)
-        mixed_sources.require_sources(self.data, self.verify)
-        combinations.require_sendable_adapters(self.learner, self.sync, self.teacher)
+        mixed_sources.require_sources(self.data, self.verify, list(self.teachers))
         if self.placement == "shared":
             combinations.require_shareable(self.teacher, self.sampler, self.refiner, self.learner, self.sync)
         if isinstance(self.stream.max_staleness, int) and self.stream.max_staleness < 0:

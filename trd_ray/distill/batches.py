@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
+from trd_ray.config import ONLY
 from trd_ray.models import ModelFacts
 
 
@@ -26,11 +27,14 @@ class Example:
     """One trajectory to train on: token ids as the engine sampled them, after each side's view of the prompt.
 
     The ids are int32 arrays. Those that are given as such are not copied, so they may be slices of a step's table;
-    pickled, a slice is no larger than itself.
+    pickled, a slice is no larger than itself. `teacher` names whose it is, where there are several.
     """
 
-    def __init__(self, row: int, student_ids: ArrayLike, teacher_ids: ArrayLike, response_ids: ArrayLike):
+    def __init__(
+        self, row: int, student_ids: ArrayLike, teacher_ids: ArrayLike, response_ids: ArrayLike, teacher: str = ONLY
+    ):
         self.row = row
+        self.teacher = teacher
         self.student_ids = np.asarray(student_ids, np.int32)
         self.teacher_ids = np.asarray(teacher_ids, np.int32)
         self.response_ids = np.asarray(response_ids, np.int32)

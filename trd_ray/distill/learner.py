@@ -3,7 +3,7 @@
     micro-batch -> teacher hidden states (no gradient) ┐
                 -> student hidden states               ┴-> fused divergence -> backward -> AdamW -> moving average
 
-The teacher is one of four:
+A teacher is one of four, and several may be told apart by name:
 
 - another sharded model: OPD, and OPSD with a frozen teacher and full fine-tuning
 - the student with its adapters off: OPSD with a frozen teacher and LoRA
@@ -12,6 +12,9 @@ The teacher is one of four:
 
 An update whose gradient is not finite is skipped: the weights, the optimizer's state and the moving average stay as
 they were, the schedule goes on, and `skipped_updates` counts it.
+
+A micro-batch has the rows of one teacher, the same one on every rank (trd_ray.distill.shared_out), so all ranks gather
+the same weights in the same order. Of several teachers with weights of their own only one is gathered at a time.
 
 Every rank must call every method.
 """
@@ -32,7 +35,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoTokenizer
 
 from trd_ray import lineage
-from trd_ray.config import Recipe
+from trd_ray.config import ONLY, Each, Recipe, of_each
 from trd_ray.distill.batches import Example, MicroBatch, collate
 from trd_ray.distill.divergences import Divergence
 from trd_ray.distill.finite import not_finite
@@ -65,7 +68,7 @@ class Learner:
         recipe: Recipe,
         *,
         student_path: str,
-        teacher_path: str,
+        teacher_path: Each[str],
         tokenizer_path: str,
         total_steps: int,
         device: torch.device,
@@ -97,13 +100,14 @@ class Learner:
         switches: Any = {"cpu_offload": opt.cpu_offload, "compiled": bool(opt.compile)}
         self.student: Any = shard(student, mesh, self.dtype, **switches)
         self.trained = {name: p for name, p in student.named_parameters() if p.requires_grad}
-        self.average = MovingAverage(self.trained, r.teacher.ema_decay) if r.teacher.follow == "ema" else None
-        if r.teacher.follow != "frozen" or (opt.lora and r.teacher.mode == "opsd"):
-            self.teacher = self.student
-        else:
-            dtype = getattr(torch, r.teacher.dtype or opt.dtype)
-            teacher = load(r.teacher if r.teacher.path else r.student, teacher_path, dtype, opt)
-            self.teacher = shard(teacher.requires_grad_(False).eval(), mesh, dtype, **switches)
+        self.taught = r.by_teacher
+        averaged = [name for name, one in self.taught.items() if one.teacher.follow == "ema"]
+        self.averaged = averaged[0] if averaged else None  # the one teacher that may be a moving average
+        self.average: MovingAverage | None = None
+        if averaged:
+            self.average = MovingAverage(self.trained, self.taught[averaged[0]].teacher.ema_decay)
+        paths = of_each(teacher_path)
+        self.teachers = {name: self._teacher(one, paths[name], mesh, switches) for name, one in self.taught.items()}
         self.optimizer = torch.optim.AdamW(
             self.trained.values(), lr=opt.lr, betas=opt.betas, weight_decay=opt.weight_decay
         )
@@ -111,23 +115,39 @@ class Learner:
         warmup = round(opt.warmup_ratio * updates)
         self.schedule = LambdaLR(self.optimizer, lambda update: share_of_lr(update, warmup, updates, opt.min_lr_ratio))
 
-    def step(self, updates: list[list[list[Example]]]) -> dict[str, float]:
-        """This rank's share of one step: [update][micro-batch] -> examples. Returns metrics, equal on all ranks."""
+    def _teacher(self, one: Recipe, path: str, mesh: Any, switches: dict[str, Any]) -> Any:
+        """The weights of a teacher: the student's, or a sharded model. `one` is the recipe in which it is the only."""
+        opt, t = one.learner, one.teacher
+        if t.follow != "frozen" or (opt.lora and t.mode == "opsd"):
+            return self.student
+        dtype = getattr(torch, t.dtype or opt.dtype)
+        teacher = load(t if t.path else one.student, path, dtype, opt)
+        return shard(teacher.requires_grad_(False).eval(), mesh, dtype, **switches)
+
+    def step(self, updates: list[list[list[Example]]], teachers: list[list[str]] | None = None) -> dict[str, float]:
+        """This rank's share of one step: [update][micro-batch] -> examples. Returns metrics, equal on all ranks.
+
+        `teachers` says whose each micro-batch is, on every rank alike; by default the only one's.
+        """
         totals = torch.zeros(len(STATISTICS) + 2, dtype=torch.float64)  # sums over tokens, tokens, loss
         kl_rows: list[torch.Tensor] = []
         kl_max = torch.zeros(())
         norms: list[float] = []
+        kl_of_each = {name: torch.zeros(2, dtype=torch.float64) for name in self.teachers}  # sum, tokens
         lr = self.schedule.get_last_lr()[0]
-        for micro in updates:
+        for micro, whose in zip(updates, teachers or [[ONLY] * len(micro) for micro in updates], strict=True):
             share = self._share_of_each(micro)
             for i, examples in enumerate(micro):
                 # Embeddings and lm_head stay gathered from the first micro-batch to the update, except where a moving
                 # average takes their place in between.
                 self.student.set_reshard_after_backward(i == len(micro) - 1, recurse=False)
                 batch = collate(examples, self.pad_id, packed=self.recipe.learner.packing).to(self.device)
-                loss, statistics_SN = self._loss(batch, share(examples))
+                loss, statistics_SN = self._loss(batch, share(examples), whose[i])
                 loss.backward()
+                if whose[i] not in whose[i + 1 :]:
+                    self._give_room(whose[i])
                 statistics_SN = statistics_SN.cpu()
+                kl_of_each[whose[i]] += torch.tensor([float(statistics_SN[KL].double().sum()), statistics_SN.shape[1]])
                 totals[: len(STATISTICS)] += statistics_SN.sum(1).double()
                 totals[-2] += statistics_SN.shape[1]
                 totals[-1] += loss.item() / len(updates)
@@ -141,6 +161,7 @@ class Learner:
         skipped = sum(not math.isfinite(norm) for norm in norms)
         metrics = self._reduce(totals, kl_rows, kl_max) | {"grad_norm": sum(norms) / max(1, len(norms)), "lr": lr}
         metrics |= {"updates": float(len(norms) - skipped), "skipped_updates": float(skipped)}
+        metrics |= self._of_each_teacher(kl_of_each)
         if skipped:
             metrics["weights_not_finite"] = self._weights_not_finite()
         return metrics
@@ -162,12 +183,12 @@ class Learner:
 
         return weight_N
 
-    def _loss(self, batch: MicroBatch, weight_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.no_grad(), self.teaching():
-            teacher_hidden_NG = self.teacher(batch.teacher)
+    def _loss(self, batch: MicroBatch, weight_N: torch.Tensor, whose: str) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad(), self.teaching(whose) as teacher:
+            teacher_hidden_NG = teacher(batch.teacher)
             # The teacher's root stays gathered after its forward, so its head is a plain tensor here.
-            teacher_head_VG = self.teacher.head_VH
-            if self.average:  # the average leaves the student's place after this block
+            teacher_head_VG = teacher.head_VH
+            if whose == self.averaged:  # the average leaves the student's place after this block
                 teacher_head_VG = teacher_head_VG.clone()
 
         def loss(hidden_NH: torch.Tensor, head_VH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -180,7 +201,7 @@ class Learner:
                 weight_N,
                 divergence=self.divergence,
                 student_logits=self.student.logits,
-                teacher_logits=self.teacher.logits,
+                teacher_logits=teacher.logits,
                 watch_ids=self.onset_ids,
                 # One head may be padded further than the other. Preflight has seen that both hold every token.
                 vocabulary=min(len(head_VH), len(teacher_head_VG)),
@@ -191,25 +212,41 @@ class Learner:
         return self.student(batch.student, loss)
 
     @contextlib.contextmanager
-    def teaching(self) -> Iterator[None]:
-        """Within the block, `self.teacher` has the weights that teach, and no dropout."""
+    def teaching(self, whose: str = ONLY) -> Iterator[Any]:
+        """Within the block, the model that it gives has the weights of this teacher, and no dropout."""
+        teacher = self.teachers[whose]
         with contextlib.ExitStack() as after:
-            if self.teacher is self.student:
+            if teacher is self.student:
                 self.student.eval()
                 after.callback(self.student.train)
-            after.enter_context(self._weights_that_teach())
-            yield
+            after.enter_context(self._weights_that_teach(whose))
+            yield teacher
 
     @contextlib.contextmanager
-    def _weights_that_teach(self) -> Iterator[None]:
-        if self.average:
+    def _weights_that_teach(self, whose: str) -> Iterator[None]:
+        if self.average and whose == self.averaged:
             with self.average.in_place(self.student):
                 yield
-        elif self.teacher is self.student and self.recipe.teacher.follow == "frozen":
+        elif self.teachers[whose] is self.student and self.taught[whose].teacher.follow == "frozen":
             with adapters_off(self.student):
                 yield
         else:
             yield
+
+    def _give_room(self, whose: str) -> None:
+        """Free what a teacher has gathered, before the next one of several gathers its own."""
+        teacher = self.teachers[whose]
+        if teacher is not self.student and len(self.teachers) > 1:
+            teacher.reshard()
+
+    def _of_each_teacher(self, kl_of_each: dict[str, torch.Tensor]) -> dict[str, float]:
+        """The mean divergence from each of several teachers, over the tokens that it taught in this step."""
+        if not self.recipe.teachers:
+            return {}
+        sums = torch.stack(list(kl_of_each.values())).to(self.device)
+        dist.all_reduce(sums)
+        taught = {name: (float(kl), float(tokens)) for name, (kl, tokens) in zip(kl_of_each, sums, strict=True)}
+        return {f"teachers/{name}/kl": kl / tokens for name, (kl, tokens) in taught.items() if tokens}
 
     def _update(self) -> float:
         """Make the update, or skip it on all ranks where the gradient is not finite. Returns the norm over ranks."""
@@ -293,7 +330,8 @@ class Learner:
 
         On a single rank they may be the parameters themselves, so a tensor is valid only until the next is asked for.
         """
-        with self.teaching() if who == "teacher" else contextlib.nullcontext():
+        moves = next(iter(self.teachers)) if self.averaged is None else self.averaged
+        with self.teaching(moves) if who == "teacher" else contextlib.nullcontext():
             yield from merged_weights(self.student.model, dtype, self.device)
 
     def adapter_files(self) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ import ray
 from ray.actor import ActorHandle
 
 from trd_ray import lineage
-from trd_ray.config import Recipe
+from trd_ray.config import Each, Recipe
 from trd_ray.errors import UserError
 
 
@@ -22,7 +22,7 @@ class LearnerSpec:
 
     recipe: Recipe
     student_path: str
-    teacher_path: str
+    teacher_path: Each[str]
     tokenizer_path: str
     total_steps: int
     resume_from: str | None
@@ -77,7 +77,7 @@ def _work(spec: LearnerSpec) -> None:
         value, begin = None, time.time()
         if command.name == "step":
             assert command.per_rank is not None
-            value = learner.step(ray.get(command.per_rank[0][0]))
+            value = learner.step(*ray.get(command.per_rank[0][0]))
             if command.arguments:
                 learner.rows_sha256 = lineage.advance(learner.rows_sha256, **command.arguments)
         elif command.name == "sync":

@@ -1,7 +1,7 @@
 """The Ray Train shell around the learner: the driver gives commands, every rank carries them out.
 
     driver --command--> Mailbox (actor) --> rank 0..n: Learner and WeightSync --answer--> Mailbox --> driver
-    step(examples) -> updates -> ranks -> micro-batches -> each rank its share
+    step(examples) -> updates -> teachers -> ranks -> micro-batches -> each rank its share
 
 A step, a sync and a checkpoint are commands to the worker group, so the loop stays in one place. A group lives for the
 whole run, unless one of its processes dies or hangs: then `restart` puts another one in its place.
@@ -27,10 +27,11 @@ from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from trd_ray.config import Recipe
-from trd_ray.distill.batches import Example, micro_batches, split, token_count
+from trd_ray.distill.batches import Example, token_count
 from trd_ray.distill.lost import was_lost
 from trd_ray.distill.mailbox import CONTROLLER, Command, Mailbox, Member, Result
 from trd_ray.distill.rank import LearnerSpec, receivers, work
+from trd_ray.distill.shared_out import shared_out
 from trd_ray.engine.reservation import NODE_LABEL
 from trd_ray.errors import RunFailed, UserError
 
@@ -250,11 +251,11 @@ class Trainer:
         Without examples, since every row was dropped, the step counts, but there is nothing to say of a loss.
         """
         r = self.recipe.learner
-        updates = [
-            micro_batches(shares, r.tokens_per_micro_batch, r.packing, self.cost)
-            for shares in split(examples, r.updates_per_step, self.ranks, self.cost)
-        ]
-        shares = [ray.put([update[rank] for update in updates]) for rank in range(self.ranks)]
+        out = shared_out(
+            examples, ranks=self.ranks, updates=r.updates_per_step, budget_tokens=r.tokens_per_micro_batch,
+            packed=r.packing, cost=self.cost, teachers=list(self.recipe.by_teacher),
+        )  # fmt: skip
+        shares = [ray.put((of_rank, out.teachers)) for of_rank in out.of_ranks]
         rows = [example.row for example in examples]
         learned = self.call("step", r.step_timeout_s, per_rank=[[ref] for ref in shares], step=number, rows=rows)
         return learned if examples else {name: learned[name] for name in ("lr", "updates", "skipped_updates")}

@@ -79,9 +79,12 @@ def wanted_by(r: "Recipe | None", *, on_cluster: bool) -> Wanted:
     )
     if r is None:
         return of_any
+    from trd_ray.config import group_of_teacher
+
     models = [("student", r.student.path, r.student.revision or "")]
-    if r.teacher.path:
-        models.append(("teacher", r.teacher.path, r.teacher.revision or ""))
+    for name, one in r.by_teacher.items():
+        if one.teacher.path:
+            models.append((group_of_teacher(name), one.teacher.path, one.teacher.revision or ""))
     evaluated = [("evaluation.path", place) for place in _places(str(r.evaluation.path or ""))]
     return replace(
         of_any,

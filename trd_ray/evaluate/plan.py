@@ -163,8 +163,8 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
     tables = pa.concat_tables([source.found.table for source in sources])
     set_aside = [problem for source in sources for problem in source.found.set_aside]
     inputs = Inputs(
-        "evaluate", r, model.path, model.path, None, tables, 0, findings, model.facts, model.facts, set_aside,
-        fixed_numbers(r, "sampler"),
+        "evaluate", r, model.path, dict.fromkeys(r.by_teacher, model.path), None, tables, 0, findings, model.facts,
+        dict.fromkeys(r.by_teacher, model.facts), set_aside, fixed_numbers(r, "sampler"),
     )  # fmt: skip
     require_sandbox(r, inputs.held_out)
     for source in sources:
@@ -204,8 +204,10 @@ def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str 
     own = r.model_copy(update={"evaluation": source.evaluation, "verify": verify, "prompts": prompts})
     try:
         findings = checks.check(
-            own, problems=None, evaluation=problems, student=model.facts, teacher=model.facts,
-            student_tokenizer=model.tokenizer, teacher_tokenizer=model.tokenizer, trains=False,
+            own, problems=None, evaluation=problems, student=model.facts,
+            teacher=dict.fromkeys(own.by_teacher, model.facts), student_tokenizer=model.tokenizer,
+            teacher_tokenizer={teacher: model.tokenizer for teacher in own.by_teacher},
+            trains=False,
         )  # fmt: skip
     except UserError as e:
         raise UserError(*(f"{name}: {sentence}" for sentence in e.sentences)) from e

@@ -50,7 +50,8 @@ def _front_matter(recipe: Recipe, form: str) -> dict[str, Any]:
         front["datasets"] = data_sets
     front["library_name"] = "peft" if form == "adapter" else "transformers"
     front["pipeline_tag"] = "text-generation"
-    tags = ["trd_ray", "distillation", "on-policy-distillation", recipe.teacher.mode]
+    modes = dict.fromkeys(one.teacher.mode for one in recipe.by_teacher.values())
+    tags = ["trd_ray", "distillation", "on-policy-distillation", *modes]
     return front | {"tags": [*tags, "lora"] if recipe.learner.lora else tags}
 
 
@@ -59,9 +60,30 @@ def _on_hub(path: str) -> bool:
 
 
 def _headline(recipe: Recipe) -> str:
+    if recipe.teachers:
+        who = " and ".join(_follows(one) for one in recipe.by_teacher.values())
+        return f"{code(recipe.student.path)}, trained by {METHOD} to follow {who}, each on rows of its own."
     if recipe.teacher.mode == "opsd":
         return f"{code(recipe.student.path)}, trained by {METHOD} to follow itself where it is shown the reference."
     return f"{code(recipe.student.path)}, trained by {METHOD} to follow {code(recipe.teacher_path)}."
+
+
+def _follows(one: Recipe) -> str:
+    return "itself where it is shown the reference" if one.teacher.mode == "opsd" else code(one.teacher_path)
+
+
+def _teacher_lines(name: str, r: Recipe) -> list[list[str]]:
+    """`r` is the recipe in which the teacher is the only one."""
+    who = f"teacher {name}".strip()
+    if r.teacher.mode == "opd":
+        told = _named(r.teacher_path, r.teacher.revision)
+    else:
+        follows = {"frozen": "as it was before training", "ema": "a moving average", "live": "the newest weights"}
+        told = f"the model itself ({follows[r.teacher.follow]}), shown the reference"
+    return [
+        [who, told],
+        [f"mode of {name}" if name else "mode", f"{r.teacher.mode.upper()}; teacher view: {r.teacher.view}"],
+    ]
 
 
 def _training(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
@@ -75,13 +97,9 @@ def _training(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
     }[r.train.trajectory]
     weights = f"LoRA adapters, rank {opt.lora.rank}, alpha {opt.lora.alpha:g}" if opt.lora else "all weights"
     lines = [["", ""], ["base model", _named(r.student.path, r.student.revision)]]
-    if r.teacher.mode == "opd":
-        lines.append(["teacher", _named(r.teacher_path, r.teacher.revision)])
-    else:
-        follows = {"frozen": "as it was before training", "ema": "a moving average", "live": "the newest weights"}
-        lines.append(["teacher", f"the model itself ({follows[r.teacher.follow]}), shown the reference"])
+    for name, one in r.by_teacher.items():
+        lines += _teacher_lines(name, one)
     lines += [
-        ["mode", f"{r.teacher.mode.upper()}; teacher view: {r.teacher.view}"],
         ["trains on", trains_on],
         ["data", ", ".join(_named(path, None) for path in r.data.paths)],
         ["steps", f"{steps} of {r.rollouts_per_step} rollouts"],

@@ -10,8 +10,10 @@ name. The student ties its embeddings and the teacher does not, so that both kin
 """
 
 import argparse
+import contextlib
 import json
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -60,19 +62,36 @@ def build(out: Path, world: World, console: Console, force: bool = False) -> dic
     return record
 
 
+def build_one(out: Path, world: World, name: Name, console: Console) -> Path:
+    """Makes one model of a world as the folder `out`, unless it is there, and returns that."""
+    if not out.is_dir():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as building, _threads(THREADS):
+            torch.manual_seed(world.plan.seed)
+            _save(_trained(world, name, console), world.words(), Path(building) / out.name)
+            (Path(building) / out.name).rename(out)
+    return out
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _make(folder: Path, world: World, console: Console) -> dict:
     plan = world.plan
-    threads = torch.get_num_threads()
-    torch.set_num_threads(THREADS)
-    try:
+    with _threads(THREADS):
         for name in NAMES:
             torch.manual_seed(plan.seed)
             _save(_trained(world, name, console), world.words(), folder / name)
         # The models are scored as they are stored, rounded to float16.
         student, teacher = (Qwen3ForCausalLM.from_pretrained(folder / name) for name in NAMES)
         scored = scores(world, student, teacher, plan.score_chains, plan.seed)
-    finally:
-        torch.set_num_threads(threads)
     record = {"digest": world.digest, "plan": asdict(plan), "scores": scored}
     (folder / "build.json").write_text(json.dumps(record, indent=2) + "\n")
     return record

@@ -10,7 +10,7 @@
 
 import math
 
-from trd_ray.config import EngineConfig, Recipe
+from trd_ray.config import Each, EngineConfig, Recipe, of_each
 from trd_ray.models import ModelFacts
 
 GIB = 2**30
@@ -99,9 +99,11 @@ def object_store_gib(recipe: Recipe, student: ModelFacts) -> float:
     """
     longest = student.max_positions
     sampled = min(recipe.sampler.max_response_tokens or longest, recipe.sampler.max_model_len or longest)
-    refined = min(recipe.refiner.max_response_tokens or longest, recipe.refiner.max_model_len or longest)
-    prompt = min(recipe.refiner.max_prompt_tokens or longest, recipe.refiner.max_model_len or longest)
-    row = 12 * sampled + recipe.refines * (16 * refined + 8 * prompt)
+    row = 12 * sampled + recipe.refines * max(
+        16 * min(one.refiner.max_response_tokens or longest, one.refiner.max_model_len or longest)
+        + 8 * min(one.refiner.max_prompt_tokens or longest, one.refiner.max_model_len or longest)
+        for one in recipe.by_teacher.values()
+    )
     staleness = recipe.stream.max_staleness
     steps = 2 + (staleness if isinstance(staleness, int) else 1)
     adapters = 0
@@ -120,22 +122,24 @@ def sequence_gib(engine: EngineConfig, recipe: Recipe, model: ModelFacts, tokens
 def rank_gib(
     recipe: Recipe,
     student: ModelFacts,
-    teacher: ModelFacts,
+    teacher: Each[ModelFacts],
     on_gpu: bool,
     longest_sequence_tokens: int = 0,
     sync: str | None = None,
 ) -> dict[str, float]:
     """Memory of one FSDP rank: what trains in float32, computation in learner.dtype, heads gathered for the loss.
 
-    `sync` is the backend that sends the weights, if any does.
+    Every teacher has its shards, and one at a time is gathered. `sync` is the backend that sends the weights, if any
+    does.
     """
     learner = recipe.learner
-    width, teacher_width = BYTES[learner.dtype], BYTES[recipe.teacher.dtype or learner.dtype]
+    width = BYTES[learner.dtype]
     tokens = max(learner.tokens_per_micro_batch, longest_sequence_tokens)
     head = student.vocab_size * student.hidden_size
     shards = _shards(recipe, student, teacher)
+    teaching = max((size * _gathered(model) for model, size in _held(recipe, teacher).values()), default=0)
     of_a_step = {
-        "gathered": 2 * width * _gathered(student) + ("teacher" in shards) * teacher_width * _gathered(teacher),
+        "gathered": 2 * width * _gathered(student) + teaching,
         "loss chunk": _CHUNK_BYTES * learner.chunk_tokens * student.vocab_size + _CHUNK_GIB * GIB * on_gpu,
         "head gradient": 0 if learner.lora else (4 + width) * head,
         "activations": _activations(student, tokens, width, learner.activation_checkpointing),
@@ -152,14 +156,14 @@ def rank_gib(
     return gib | ({"runtime": _LEARNER_GPU_OVERHEAD_GIB} if on_gpu else {"process": HOST_OVERHEAD_GIB["learner"]})
 
 
-def rank_host_gib(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> float:
+def rank_host_gib(recipe: Recipe, student: ModelFacts, teacher: Each[ModelFacts]) -> float:
     """Host memory of every rank on a GPU: what it saves of its shards, and with cpu_offload the shards themselves."""
     shards = _shards(recipe, student, teacher)
     offloaded = sum(shards.values()) if recipe.learner.cpu_offload else 0
     return HOST_OVERHEAD_GIB["learner"] + (_saved(shards) + offloaded) / GIB
 
 
-def reader_gib(recipe: Recipe, student: ModelFacts, teacher: ModelFacts, on_gpu: bool) -> float:
+def reader_gib(recipe: Recipe, student: ModelFacts, teacher: Each[ModelFacts], on_gpu: bool) -> float:
     """Host memory that rank 0 takes on top of what every rank does: it reads each model whole, for all of them.
 
     On GPUs it also copies the whole export to the host, while the next steps train.
@@ -173,15 +177,29 @@ def reader_gib(recipe: Recipe, student: ModelFacts, teacher: ModelFacts, on_gpu:
     return max(loading - saved, export) / GIB
 
 
-def _loading(recipe: Recipe, student: ModelFacts, teacher: ModelFacts, on_gpu: bool) -> float:
-    """The most bytes of the host that reading the models takes. The student is sharded before the teacher is read."""
+def _loading(recipe: Recipe, student: ModelFacts, teacher: Each[ModelFacts], on_gpu: bool) -> float:
+    """The most bytes of the host that reading the models takes. Each is sharded before the next one is read."""
     learner = recipe.learner
     shards = _shards(recipe, student, teacher)
-    width, teacher_width = BYTES[learner.dtype], BYTES[recipe.teacher.dtype or learner.dtype]
-    return max(
-        (width if learner.lora else 4) * student.parameters,
-        (0 if on_gpu else shards["weights"]) + ("teacher" in shards) * teacher.parameters * teacher_width,
-    )
+    sharded = 0 if on_gpu else shards["weights"]
+    found = [(BYTES[learner.dtype] if learner.lora else 4) * student.parameters, sharded]
+    for part, (model, size) in _held(recipe, teacher).items():
+        found.append(sharded + model.parameters * size)
+        sharded += 0 if on_gpu else shards[part]
+    return max(found)
+
+
+def _held(recipe: Recipe, teacher: Each[ModelFacts]) -> dict[str, tuple[ModelFacts, int]]:
+    """The teachers that have weights of their own in the learner: how the part is called -> the model, bytes a weight.
+
+    A frozen OPSD teacher is the student with its adapters off, where it has some. One that moves is the student too.
+    """
+    facts = of_each(teacher)
+    found = {}
+    for name, one in recipe.by_teacher.items():
+        if one.teacher.follow == "frozen" and not (one.learner.lora and one.teacher.mode == "opsd"):
+            found[f"teacher {name}".strip()] = facts[name], BYTES[one.teacher.dtype or one.learner.dtype]
+    return found
 
 
 def _saved(shards: dict[str, float]) -> float:
@@ -190,22 +208,21 @@ def _saved(shards: dict[str, float]) -> float:
     return sum(shards.get(name, 0) for name in ("optimizer", "average")) + shards["gradients"]
 
 
-def _shards(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> dict[str, float]:
+def _shards(recipe: Recipe, student: ModelFacts, teacher: Each[ModelFacts]) -> dict[str, float]:
     """What FSDP spreads over the ranks: bytes on each of them."""
     learner = recipe.learner
     ranks = learner.ranks
-    width, teacher_width = BYTES[learner.dtype], BYTES[recipe.teacher.dtype or learner.dtype]
+    width = BYTES[learner.dtype]
     trained = adapter_parameters(student, learner.lora.rank) if learner.lora else student.parameters
     parts = {
         "weights": (width * student.parameters + 4 * trained if learner.lora else 4 * trained) / ranks,
         "gradients": 4 * trained / ranks,
         "optimizer": 8 * trained / ranks,  # AdamW, after its first step
     }
-    if recipe.teacher.follow == "ema":
+    if any(one.teacher.follow == "ema" for one in recipe.by_teacher.values()):
         parts["average"] = 4 * trained / ranks
-    elif recipe.teacher.follow == "frozen" and not (learner.lora and recipe.teacher.mode == "opsd"):
-        parts["teacher"] = teacher_width * teacher.parameters / ranks
-    return parts
+    held = _held(recipe, teacher)
+    return parts | {part: size * model.parameters / ranks for part, (model, size) in held.items()}
 
 
 def adapter_parameters(model: ModelFacts, rank: int) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from trd_ray.config import EngineConfig, Recipe
+from trd_ray.config import REFINER, SAMPLER, Each, EngineConfig, Recipe, keys_of, of_each, role_of, teacher_of
 from trd_ray.errors import UserError
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import memory as estimate
@@ -56,8 +56,8 @@ class Placement:
     def turns(self) -> dict[str, int]:
         """Pools and learner -> when they start: after all that share a GPU with them and come before them."""
         turns: dict[str, int] = {}
-        for name in ("sampler", "refiner", LEARNER):
-            if name in self.specs:
+        for name in self.specs:  # pools, then the learner
+            if name != "verifier":
                 before = [turn for other, turn in turns.items() if self._meet(name, other)]
                 turns[name] = max(before, default=-1) + 1
         return turns
@@ -77,9 +77,15 @@ def needs_sampler(recipe: Recipe, job: Job = "train") -> bool:
 
 
 def needs_refiner(recipe: Recipe, job: Job = "train") -> bool:
-    """Whether there is a pool of its own that refines."""
+    """Whether there is a pool of its own that refines, or one for each teacher."""
     made_here = job == "refine" or (job == "train" and recipe.data.source == "problems")
     return made_here and recipe.refines and recipe.placement != "shared"
+
+
+def pools(recipe: Recipe, job: Job = "train") -> dict[str, EngineConfig]:
+    """The keys of the pools of a job, by name, in the order in which they start."""
+    there = {SAMPLER: needs_sampler(recipe, job), REFINER: needs_refiner(recipe, job)}
+    return {pool: engine for pool, engine in recipe.engines.items() if there[role_of(pool)]}
 
 
 def gpus_per_engine(engine: EngineConfig, gpus_available: bool) -> float:
@@ -100,11 +106,7 @@ def resources(recipe: Recipe, gpus_available: bool, job: Job = "train") -> dict[
     Verifier tasks come and go. One is counted, since one at a time is enough; `verify.max_tasks` is the most.
     """
     r = recipe
-    specs = []
-    if needs_sampler(r, job):
-        specs.append(_engines("sampler", r.sampler, gpus_available))
-    if needs_refiner(r, job):
-        specs.append(_engines("refiner", r.refiner, gpus_available))
+    specs = [_engines(pool, engine, gpus_available) for pool, engine in pools(r, job).items()]
     if job == "train":
         specs.append(ActorSpec("learner", r.learner.ranks, r.learner.cpus, gpus_per_rank(r, gpus_available)))
     specs.append(ActorSpec("verifier", 1, r.verify.cpus, 0.0))
@@ -158,8 +160,7 @@ def sync_backend(recipe: Recipe, gpus_available: bool, seats: Sequence[Seat] = (
 def _who_meets(recipe: Recipe, seats: Sequence[Seat]) -> dict[str, str]:
     """sync.backend -> why it cannot work between actors that sit like this."""
     ranks = [seat for seat in seats if seat.actor == LEARNER]
-    follows = ["sampler", *(["refiner"] if recipe.teacher.follow != "frozen" else [])]
-    engines = [seat for seat in seats if seat.actor in follows]
+    engines = [seat for seat in seats if seat.actor in recipe.following]
     if not (ranks and engines):
         return {}
     of_ranks = [(seat.machine, seat.gpus) for seat in ranks]
@@ -179,13 +180,13 @@ def _who_meets(recipe: Recipe, seats: Sequence[Seat]) -> dict[str, str]:
 
 
 def _width(recipe: Recipe, seat: Seat) -> int:
-    return {"sampler": recipe.sampler, "refiner": recipe.refiner}[seat.actor].tensor_parallel
+    return recipe.engines[seat.actor].tensor_parallel
 
 
 def plan(
     recipe: Recipe,
     student: ModelFacts,
-    teacher: ModelFacts,
+    teacher: Each[ModelFacts],
     cluster: Sequence[Machine] | Mapping[str, float],
     *,
     job: Job = "train",
@@ -198,7 +199,7 @@ def plan(
     `gpu_gib` is the memory of a GPU in place of what the machines tell of theirs.
     `longest_sequence_tokens` is the longest prompt and response together, which may exceed a micro-batch.
     """
-    facts = _Facts(student, teacher, longest_sequence_tokens)
+    facts = _Facts(student, of_each(teacher), longest_sequence_tokens)
     machines = [one(cluster)] if isinstance(cluster, Mapping) else list(cluster)
     fewest, most = recipe.learner.bounds.min, recipe.learner.bounds.max
     numbers = range(most if job == "train" else fewest, fewest, -1)
@@ -286,7 +287,7 @@ class _Facts:
     """What is known of the models and the data."""
 
     student: ModelFacts
-    teacher: ModelFacts
+    teachers: Mapping[str, ModelFacts]
     longest_sequence_tokens: int
 
 
@@ -302,13 +303,13 @@ def _actors(
 
     What an engine cannot serve goes to `reasons`.
     """
-    student, teacher = facts.student, facts.teacher
+    student, teacher = facts.student, facts.teachers
     actors = []
-    if "sampler" in specs:
-        actors.append(_engine(specs["sampler"], recipe.sampler, recipe, student, gpu_gib["sampler"], sends, reasons))
-    if "refiner" in specs:
-        follows = sends if recipe.teacher.follow != "frozen" else None
-        actors.append(_engine(specs["refiner"], recipe.refiner, recipe, teacher, gpu_gib["refiner"], follows, reasons))
+    for name, engine in recipe.engines.items():
+        if name in specs:
+            model = student if name == SAMPLER else teacher[teacher_of(name)]
+            follows = sends if name in recipe.following else None
+            actors.append(_engine(specs[name], engine, recipe, model, gpu_gib[name], follows, reasons))
     if LEARNER in specs:
         on_gpu = specs[LEARNER].gpus > 0
         memory = estimate.rank_gib(recipe, student, teacher, on_gpu, facts.longest_sequence_tokens, sends)
@@ -353,10 +354,10 @@ def _engine(
     reasons: list[str],
 ) -> ActorPlan:
     """The plan of one vLLM engine that `receives` weights by this backend. What it cannot serve goes to `reasons`."""
-    name = spec.name
+    name, group = spec.name, keys_of(spec.name)
     if model.attention_heads % engine.tensor_parallel:
         reasons.append(
-            f"{name}.tensor_parallel={engine.tensor_parallel} does not divide the {model.attention_heads} attention "
+            f"{group}.tensor_parallel={engine.tensor_parallel} does not divide the {model.attention_heads} attention "
             f"heads of {model.path}: set it to a divisor"
         )
     on_gpu = spec.gpus > 0
@@ -364,13 +365,13 @@ def _engine(
     length = engine.max_model_len or model.max_positions
     sequence_gib = estimate.sequence_gib(engine, recipe, model, length)
     if kv_gib < sequence_gib:
-        keys = f"{name}.tensor_parallel or {name}.memory_utilization" if on_gpu else f"{name}.cpu_kv_cache_gib"
+        keys = f"{group}.tensor_parallel or {group}.memory_utilization" if on_gpu else f"{group}.cpu_kv_cache_gib"
         reasons.append(
             f"the {name}'s KV cache has {max(0.0, kv_gib):.1f} GiB, but one sequence of {length} tokens takes "
-            f"{sequence_gib:.1f}: raise {keys}, or lower {name}.max_model_len"
+            f"{sequence_gib:.1f}: raise {keys}, or lower {group}.max_model_len"
         )
     note = f"cache for {max(0, math.floor(kv_gib / sequence_gib))} sequences of {length} tokens"
-    if name == "sampler" and recipe.placement == "shared" and recipe.refines:
+    if name == SAMPLER and recipe.placement == "shared" and recipe.refines:
         note += ", of the refiner too" + " (without the adapter)" * recipe.refines_without_adapter
     if engine.bounds.min < engine.bounds.max:
         note += f"; {engine.bounds.min} to {engine.bounds.max} engines, as steps need them"

@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
+from trd_ray.config import role_of
 from trd_ray.preflight.machines import Machine
 
 EPSILON = 1e-6
@@ -190,10 +191,10 @@ def _numbered(seats: list[Seat], as_they_are: set[int]) -> list[Seat]:
     Where somebody sat before, the numbers stay `as_they_are`, since his do. Ranks are numbered by their machine and
     GPU, as Ray Train does.
     """
-    order = {name: i for i, name in enumerate(["sampler", "refiner", LEARNER, "verifier"])}
+    order = {name: i for i, name in enumerate(["sampler", "refiner", LEARNER, "verifier"])}  # of each role
     numbers: dict[tuple[int, int], int] = {}
     taken: dict[int, int] = {}
-    for seat in sorted(seats, key=lambda seat: (order[seat.actor], seat.number)):
+    for seat in sorted(seats, key=lambda seat: (order[role_of(seat.actor)], seat.actor, seat.number)):
         for gpu in seat.gpus:
             if seat.machine in as_they_are:
                 numbers[seat.machine, gpu] = gpu

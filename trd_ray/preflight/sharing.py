@@ -10,7 +10,7 @@ def sharing(recipe: Recipe, job: Job = "train") -> str | None:
     adapters = r.learner.lora is not None and r.teacher.follow == "frozen" and r.sync.in_flight == "drain"
     may = r.teacher.mode == "opsd" and (adapters or r.teacher.follow == "live")
     may = may and r.refiner.dtype in (None, r.sampler.dtype or r.learner.dtype)
-    if not may or job != "train" or not needs_refiner(r, job):
+    if recipe.teachers or not may or job != "train" or not needs_refiner(r, job):
         return None
     keys = "placement=shared" + " sync.lora=adapter" * (adapters and r.sync.lora != "adapter")
     length = r.refiner.max_model_len

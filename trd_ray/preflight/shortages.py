@@ -6,7 +6,7 @@ actors, what they need, what there is  ->  a sentence for each thing that is sho
 import math
 from collections.abc import Mapping, Sequence
 
-from trd_ray.config import EngineConfig, Recipe
+from trd_ray.config import Recipe, keys_of
 from trd_ray.preflight.actors import ActorPlan, ActorSpec
 from trd_ray.preflight.machines import Machine
 from trd_ray.preflight.seats import LEARNER, Unseated
@@ -18,7 +18,7 @@ def of_sums(actors: list[ActorPlan], needs: Mapping[str, float], has: Mapping[st
         if needs[kind] > has[kind] + 1e-6:
             each = {a.spec.name: (a.spec.replicas, a.spec.cpus if kind == "CPU" else a.spec.gpus) for a in actors}
             parts = ", ".join(f"{name} {n} x {amount:g}" for name, (n, amount) in each.items() if amount)
-            keys = [f"{name}.{kind.lower()}s" for name, (_, amount) in each.items() if amount]
+            keys = [f"{keys_of(name)}.{kind.lower()}s" for name, (_, amount) in each.items() if amount]
             keys = ["verify.cpus" if key == "verifier.cpus" else key for key in keys]
             several = "replicas and workers" if "learner" in each else "replicas"
             reasons.append(
@@ -71,9 +71,13 @@ def of_memory(
 def _memory_remedies(recipe: Recipe, actors: list[ActorPlan]) -> list[str]:
     """What lowers the memory that this job needs, by keys of the actors that it has."""
     there = {a.spec.name: a for a in actors}
-    engines = [name for name in ("sampler", "refiner") if name in there]
-    lower = [f"{name}.replicas" for name in engines if there[name].spec.replicas > 1]
-    lower += [f"{name}.cpu_kv_cache_gib" for name in engines if not there[name].on_gpu and _cache_gib(there[name]) > 1]
+    engines = [name for name in recipe.engines if name in there]
+    lower = [f"{keys_of(name)}.replicas" for name in engines if there[name].spec.replicas > 1]
+    lower += [
+        f"{keys_of(name)}.cpu_kv_cache_gib"
+        for name in engines
+        if not there[name].on_gpu and _cache_gib(there[name]) > 1
+    ]
     remedies = ["use a smaller model"]
     if "learner" in there and not there["learner"].on_gpu:
         lower.append("learner.tokens_per_micro_batch")
@@ -93,12 +97,12 @@ def of_gpu_memory(actors: list[ActorPlan], gpu_gib: Mapping[str, float]) -> list
         allowed = gpu_gib[actor.spec.name] * actor.gpu_share
         if actor.total_gib > allowed * 1.001:
             largest = max(actor.memory_gib, key=lambda part: actor.memory_gib[part])
-            name = actor.spec.name
+            name, group = actor.spec.name, keys_of(actor.spec.name)
             remedy = (
                 "raise learner.workers, set learner.activation_checkpointing=true, or lower "
                 "learner.tokens_per_micro_batch or learner.chunk_tokens"
                 if name == "learner"
-                else f"raise {name}.tensor_parallel or {name}.gpus, or lower {name}.memory_utilization"
+                else f"raise {group}.tensor_parallel or {group}.gpus, or lower {group}.memory_utilization"
             )
             reasons.append(
                 f"the {name} needs about {actor.total_gib:.1f} GiB of each of its GPUs (most for {largest}: "
@@ -113,7 +117,7 @@ def of_seat(unseated: Unseated, spec: ActorSpec) -> str:
     parts = [f"{need.gpus:g} {'of a GPU' if 0 < need.gpus < 1 else 'GPUs'}"] if need.gpus else []
     parts += [f"{need.cpus:g} CPUs"] if need.cpus else []
     parts += [f"{need.memory_gib:.1f} GiB of memory"] if need.memory_gib else []
-    name = spec.name
+    name = keys_of(spec.name)
     keys = [f"{name}.gpus"] if need.gpus else []
     if name == LEARNER:
         keys = ["learner.workers", *keys]
@@ -129,8 +133,8 @@ def of_seat(unseated: Unseated, spec: ActorSpec) -> str:
 def of_gpu_counts(recipe: Recipe, specs: Mapping[str, ActorSpec]) -> list[str]:
     """GPUs that Ray cannot give as they are asked for: it gives one actor a share of one GPU, or whole ones."""
     reasons = []
-    for name, spec in specs.items():
-        engine = _engine_config(recipe, name)
+    for pool, spec in specs.items():
+        name, engine = keys_of(pool), recipe.engines.get(pool)
         width = engine.tensor_parallel if engine else 1
         if spec.gpus > 1 and spec.gpus % 1:
             reasons.append(
@@ -151,8 +155,8 @@ def of_builds(recipe: Recipe, specs: Mapping[str, ActorSpec], machines: Sequence
     """
     cuda = next((machine for machine in machines if machine.vllm == "cuda"), None)
     reasons = []
-    for name, spec in specs.items():
-        engine = _engine_config(recipe, name)
+    for pool, spec in specs.items():
+        name, engine = keys_of(pool), recipe.engines.get(pool)
         if not engine or spec.gpus or cuda is None:
             continue
         if any(machine.gpus for machine in machines):
@@ -163,11 +167,7 @@ def of_builds(recipe: Recipe, specs: Mapping[str, ActorSpec], machines: Sequence
             )
         else:
             reasons.append(
-                f"the {name} would run on CPUs, since there is no GPU, but vLLM on {cuda.name} is a CUDA build: "
+                f"the {pool} would run on CPUs, since there is no GPU, but vLLM on {cuda.name} is a CUDA build: "
                 "install requirements/cpu.lock there, or use nodes with GPUs"
             )
     return reasons
-
-
-def _engine_config(recipe: Recipe, name: str) -> EngineConfig | None:
-    return {"sampler": recipe.sampler, "refiner": recipe.refiner}.get(name)

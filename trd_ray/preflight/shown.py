@@ -9,11 +9,12 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from trd_ray.config import role_of, teacher_of
 from trd_ray.preflight.placement import Placement
 from trd_ray.preflight.seats import LEARNER, Seat
 
 WIDTH = 140
-LETTERS = {"sampler": "S", "refiner": "R", LEARNER: "L"}
+LETTERS = {"sampler": "S", "refiner": "R", LEARNER: "L"}  # by role
 MEANING = {"sampler": "S sampler", "refiner": "R refiner", LEARNER: "L learner rank"}
 ROW_GPUS = 16  # so many columns has the map at most
 
@@ -73,7 +74,7 @@ def _map(plan: Placement) -> list[str]:
             rows.append((label, *cells, *([_names(host)] if _any_on_host(plan) else [])))
     empty = len(plan.machines) - len(used)
     lines = [f"{empty} more node{'s' * (empty > 1)} stay{'s' * (empty == 1)} empty"] if empty else []
-    meaning = ", ".join(MEANING[name] for name in LETTERS if name in plan.specs)
+    meaning = ", ".join(_meaning(name) for name in plan.specs if role_of(name) in LETTERS)
     wide = any(len(seat.gpus) > 1 for seat in plan.seats)
     lines.append(f"{meaning}{'; S0.1: worker 1 of a tensor-parallel engine' if wide else ''}")
     if len(learners := {seat.machine for seat in plan.seats_of(LEARNER)}) > 1:
@@ -91,8 +92,17 @@ def _names(seats: list[Seat], gpu: int | None = None) -> str:
     names = []
     for seat in seats:
         worker = f".{seat.gpus.index(gpu)}" if gpu is not None and len(seat.gpus) > 1 else ""
-        names.append(f"{LETTERS[seat.actor]}{seat.number}{worker}")
+        names.append(f"{_letter(seat.actor)}{seat.number}{worker}")
     return " ".join(names) or "-"
+
+
+def _letter(actor: str) -> str:
+    """S, R or L; the pools of several teachers are told apart by their names: maths:0."""
+    return f"{teacher}:" if (teacher := teacher_of(actor)) else LETTERS[actor]
+
+
+def _meaning(actor: str) -> str:
+    return f"{_letter(actor)} {actor}" if teacher_of(actor) else MEANING[actor]
 
 
 def as_json(plan: Placement) -> dict[str, Any]:

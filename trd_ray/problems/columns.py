@@ -207,7 +207,7 @@ class _Rows:
                 text[name] = _text(value, where, column)
         if reply and not text.get("reference"):
             text["reference"] = reply
-        return text | {name: text[name] or None for name in text.keys() & _NULLABLE}
+        return text | {name: (text[name] or "").strip() or None for name in text.keys() & _NULLABLE}
 
 
 def _tests(value: Any, where: str, column: str) -> bytes | None:

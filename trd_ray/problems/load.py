@@ -117,12 +117,26 @@ def _read(
     if not source.names:
         raise UserError(f"{spec.path} holds no problems: check {group}.path")
     columns = fitting(also_columns, source.names) | spec.columns
+    if isinstance(spec, config.DataConfig) and spec.teacher_column:
+        columns |= _teachers(spec.teacher_column, source.names, str(spec.path), group)
     notes: list[str] = []
     table, spool = problems(source, columns, group, str(spec.path), spec.limit, not verify.has_own, notes)
     if isinstance(spec, config.DataConfig) and spec.without_reference == "drop":
         table, set_aside = _with_reference(table, spec.path)
         return ProblemSet(table, set_aside, tuple(notes), spool=spool)
     return ProblemSet(table, notes=tuple(notes), spool=spool)
+
+
+def _teachers(column: str, found: list[str], path: str, group: str) -> dict[str, str]:
+    """The map of data.teacher_column. One of several sources may be without it: see `mixture` and `whose`."""
+    if column in found or column.split(".")[0] in found:
+        return {"teacher": column}
+    if group != "data":
+        return {}
+    raise UserError(
+        f"data.teacher_column names the column {column!r}, but {path} has {', '.join(found)}"
+        f"{config.close_to(column, found)}"
+    )
 
 
 def _mixed(spec: config.DataConfig, verify: config.VerifyConfig, progress: Progress | None) -> ProblemSet:
@@ -137,6 +151,11 @@ def _mixed(spec: config.DataConfig, verify: config.VerifyConfig, progress: Progr
             group = f"data.sources[{source.name}]"
             found.append((source, load_problems(alone, verify, spec.columns, progress=progress, group=group)))
     faults.require_none()
+    if spec.teacher_column and all(one.table["teacher"].null_count == one.table.num_rows for _, one in found):
+        raise UserError(
+            f"data.teacher_column names the column {spec.teacher_column!r}, which no source of data.sources has: name "
+            "another, or leave it out where each source has a teacher of its own"
+        )
     table, spool = mixture.joined([(source, one.table) for source, one in found], SCHEMA)
     set_aside = [
         replace(problem, problem_id=mixture.name_in(source, problem.problem_id))

@@ -34,7 +34,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trd_ray import rows as schema
-from trd_ray.config import Recipe, dump, keys, stored
+from trd_ray.config import Recipe, as_of_the_only, dump, keys, stored
 from trd_ray.config.effects import NUMBERS, ROWS, VERDICTS
 from trd_ray.errors import UserError
 from trd_ray.files import sync_names, taking_place, write_atomically
@@ -363,7 +363,7 @@ def differences(began: dict, now: dict, may_change: set[str], prefix: str = "") 
     found = []
     for key in sorted(began.keys() | now.keys()):
         old, new = began.get(key), now.get(key)
-        if old == new or prefix + key in may_change:
+        if old == new or as_of_the_only(prefix + key) in may_change:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             found += differences(old, new, may_change, f"{prefix}{key}.")

@@ -38,9 +38,11 @@ METRICS = (
     *(f"ledger/{raw}_{refined}" for raw in ("pass", "fail") for refined in ("pass", "fail")),
 )
 DROPPED = "dropped/"
+OF_TEACHERS = ("rollouts", "y_o_passed", "y_r_passed")  # as teachers/<name>/<one of these>, of several teachers
 
-_PLAIN = ["row", "step", "source", "fault", "train", "dropped_because", "refine_cut_tokens", "teacher_cut_tokens"]
-_PLAIN += ["trajectory", "refine_tokens", "refine_scored_tokens", "refine_student_logprob", "refine_edited_share"]
+_PLAIN = ["row", "step", "source", "teacher", "fault", "train", "dropped_because"]
+_PLAIN += ["refine_cut_tokens", "teacher_cut_tokens", "trajectory", "refine_tokens", "refine_scored_tokens"]
+_PLAIN += ["refine_student_logprob", "refine_edited_share"]
 _VERDICT = ("passed", "finish", "extracted", "detail", "seconds")
 _PARTS = [("y_o", "version"), *((y, n) for y in ("y_o", "y_r") for n in _VERDICT)]
 
@@ -103,11 +105,24 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
         out |= {f"ledger/{words[o]}_{words[r]}": cells[o, r] for o in (True, False) for r in (True, False)}
     out["refine/cut_rows"] = sum((f["refine_cut_tokens"] or 0) > 0 for f in facts)
     out["teacher/cut_rows"] = sum((f["teacher_cut_tokens"] or 0) > 0 for f in facts)
+    out |= _of_teachers(sound)
     sampled_at = [f["y_o_version"] for f in facts if f["y_o_version"] is not None]
     if version is not None and sampled_at:
         out["staleness/mean"] = version - float(np.mean(sampled_at))
         out["staleness/max"] = version - min(sampled_at)
     return out | source_metrics(facts)
+
+
+def _of_teachers(facts: list[dict]) -> dict[str, float]:
+    """What became of the rows of each of several teachers."""
+    found: dict[str, float] = {}
+    for name in sorted({f["teacher"] for f in facts if f.get("teacher")}):
+        its = [f for f in facts if f["teacher"] == name]
+        found[f"teachers/{name}/rollouts"] = len(its)
+        for y in ("y_o", "y_r"):
+            if passed := [f[f"{y}_passed"] for f in its if f[f"{y}_passed"] is not None]:
+                found[f"teachers/{name}/{y}_passed"] = float(np.mean(passed))
+    return found
 
 
 def stage_seconds(

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trd_ray.config import EVALUATED, EvaluationConfig, evaluated, lost
+from trd_ray.config import EVALUATED, EvaluationConfig, evaluated, lost, pool_of
 from trd_ray.errors import UserError
 from trd_ray.record import by_source
 from trd_ray.record.room import is_full
@@ -30,15 +30,19 @@ OF_THE_LOOP = (
 )
 
 
-def metric_names(sources: Iterable[str] = (), evaluation: EvaluationConfig | None = None) -> list[str]:
-    """Every metric that a step of a run with these sources and evaluation.sets may have, except dropped/<reason>."""
+def metric_names(
+    sources: Iterable[str] = (), evaluation: EvaluationConfig | None = None, teachers: Iterable[str] = ()
+) -> list[str]:
+    """Every metric that a step may have of a run with these sources, evaluation.sets and teachers, but dropped/*."""
     from trd_ray.distill import learner
     from trd_ray.record import ledger
 
-    sets = evaluation.sets if evaluation else {}
-    of_sets = [metric for name in sets for metric in (*evaluated(name), lost(name))]
-    always = {*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED}
-    return sorted({*always, *of_sets, *by_source.names_of(sources)})
+    found = {*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED, *by_source.names_of(sources)}
+    for name in evaluation.sets if evaluation else ():
+        found |= {*evaluated(name), lost(name)}
+    for name in teachers:
+        found |= {f"teachers/{name}/{what}" for what in (*ledger.OF_TEACHERS, "kl")} | {f"queue/{pool_of(name)}"}
+    return sorted(found)
 
 
 def require_metric(name: str, measured: Collection[str]) -> None:

@@ -108,9 +108,8 @@ def _headline(recipe: Recipe, metrics: list[dict], totals: dict[str, float], eva
         "mixture": f"raw ({recipe.train.mixture_share:.0%} of the rows) and refined rollouts",
     }[recipe.train.trajectory]
     lines = [
-        f"{recipe.teacher.mode.upper()} on {trains_on}: {len(metrics)} steps, {totals['rollouts']} rollouts, "
-        f"{totals['trained_rows']} trained on. Student {code(recipe.student.path)}, "
-        f"teacher {code(recipe.teacher_path)} ({recipe.teacher.follow})."
+        f"{_modes(recipe)} on {trains_on}: {len(metrics)} steps, {totals['rollouts']} rollouts, "
+        f"{totals['trained_rows']} trained on. Student {code(recipe.student.path)}, {_taught_by(recipe, totals)}."
     ]
     if recipe.train.trajectory in ("repair", "mixture"):
         lines += _of_refined(totals)
@@ -143,6 +142,20 @@ def _of_refined(totals: dict[str, float]) -> list[str]:
         f"{n} of {totals['rollouts']} rollouts were refined, which took their pass rate from {raw:.1%} to "
         f"{refined:.1%}." + (f" Trained on: {on}." if on else "")
     ]
+
+
+def _modes(recipe: Recipe) -> str:
+    return " and ".join(dict.fromkeys(one.teacher.mode.upper() for one in recipe.by_teacher.values()))
+
+
+def _taught_by(recipe: Recipe, totals: dict[str, float]) -> str:
+    if not recipe.teachers:
+        return f"teacher {code(recipe.teacher_path)} ({recipe.teacher.follow})"
+    told = [
+        f"{name} {code(one.teacher_path)} ({one.teacher.follow}, {totals.get(f'teachers/{name}/rollouts', 0):.0f} rows)"
+        for name, one in recipe.by_teacher.items()
+    ]
+    return f"teachers {' and '.join(told)}"
 
 
 def _gain(evaluations: list[Score]) -> tuple[str, Estimate | None]:

@@ -43,7 +43,9 @@ def of_rows(facts: list[dict], recipe: Recipe) -> dict[str, str]:
     dropped = Counter(f["dropped_because"] for f in facts if f["dropped_because"])
     if facts and dropped.total() == len(facts):
         why = ", ".join(f"{reason} ({count})" for reason, count in dropped.most_common())
-        near = "refiner.max_edited_share=1, " * (recipe.refiner.max_edited_share is not None)
+        near = "refiner.max_edited_share=1, " * any(
+            r.refiner.max_edited_share is not None for r in recipe.by_teacher.values()
+        )
         found["all dropped"] = (
             f"None of {len(facts)} rows was trained on: {why}. Set train.when_refinement_fails=train, "
             f"train.subset=all, {near}or help the refiner (prompts.refine, refiner.n)."

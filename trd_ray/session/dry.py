@@ -6,7 +6,7 @@ recipe alone, --on 2x8xH100      ->  elsewhere()  ->  the same without data, tok
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from trd_ray.config import Recipe, dump, dump_differences
@@ -14,6 +14,7 @@ from trd_ray.errors import UserError
 from trd_ray.known_models import facts_without_files
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import lengths, placement
+from trd_ray.preflight.lengths_of_each import fit_each
 from trd_ray.preflight.machines import described
 from trd_ray.preflight.sharing import sharing
 from trd_ray.preflight.shown import as_json, render
@@ -49,12 +50,12 @@ class DryRun:
         assert self.on is not None
         machines = described(self.on)
         student = facts_without_files(recipe.student.path, recipe.student.revision, recipe.student.trust_remote_code)
-        teacher = student
-        if recipe.teacher.path:
-            asked = recipe.teacher
-            teacher = facts_without_files(recipe.teacher.path, asked.revision, asked.trust_remote_code)
-        resolved, longest = _without_data(recipe, student, teacher)
-        placed = placement.plan(resolved, student, teacher, machines, job=job, longest_sequence_tokens=longest)
+        teachers = {
+            name: facts_without_files(t.path, t.revision, t.trust_remote_code) if (t := one.teacher).path else student
+            for name, one in recipe.by_teacher.items()
+        }
+        resolved, longest = _without_data(recipe, student, teachers)
+        placed = placement.plan(resolved, student, teachers, machines, job=job, longest_sequence_tokens=longest)
         hint = sharing(resolved, job)
         return self.show(resolved, [hint] if hint else [], UNREAD, placed)
 
@@ -69,12 +70,16 @@ def asked(options: argparse.Namespace) -> DryRun | None:
     return DryRun(options.on, options.gpu_gib, options.full, options.json) if options.dry_run else None
 
 
-def _without_data(recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> tuple[Recipe, int]:
+def _without_data(recipe: Recipe, student: ModelFacts, teachers: Mapping[str, ModelFacts]) -> tuple[Recipe, int]:
     """The recipe with a number for every length, and the longest sequence that it allows, whatever the problems are."""
-    contexts = lengths.Contexts.of(recipe, student, teacher)
-    resolved = lengths.resolve(recipe, contexts, [])
+    contexts = {name: lengths.Contexts.of(one, student, teachers[name]) for name, one in recipe.by_teacher.items()}
+    resolved = fit_each(recipe, {}, (), contexts, student, teachers).recipe
+    return resolved, max(_longest(one, contexts[name]) for name, one in resolved.by_teacher.items())
+
+
+def _longest(resolved: Recipe, contexts: lengths.Contexts) -> int:
     shown = resolved.refiner.prompt_tokens
     if resolved.teacher.view == "vanilla":
         shown = min(shown, PROMPT_TOKENS)
     longest = shown + max(lengths.trained_responses(resolved).values())
-    return resolved, min(longest, max(contexts.student, contexts.teacher))
+    return min(longest, max(contexts.student, contexts.teacher))

@@ -64,8 +64,7 @@ def _faults(recipe: Recipe, rows: list[Row], verify: Verify | None) -> list[str]
     until = time.monotonic() + LOOK_S
     right = asked(verify, rows, right_texts(rows, form), until)
     wrong = asked(verify, rows, wrong_texts(rows, right), until)
-    shows_reference = recipe.teacher.mode == "opsd"
-    return Soundness(rows, [*right, *wrong], form, shows_reference, tolerated=TOLERATED_IN_LOOK).faults()
+    return Soundness(rows, [*right, *wrong], form, recipe.shows_reference, tolerated=TOLERATED_IN_LOOK).faults()
 
 
 def _with_limits(verify: VerifyConfig) -> VerifyConfig:

@@ -6,13 +6,13 @@ recipe -> resolved models, problems, held-out problems, the placement for the cl
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from trd_ray import models
-from trd_ray.config import ModelConfig, Recipe
+from trd_ray.config import Each, ModelConfig, Recipe, keys_of
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight import checks, compilers, placement
 from trd_ray.preflight.held_out import held_out_sets, key_of
@@ -23,6 +23,7 @@ from trd_ray.problems.load import ProblemSet, has_tests, held_out_verify, load_p
 from trd_ray.problems.mixture import shares
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.problems.spool import Spool, where
+from trd_ray.problems.whose import with_teachers, with_teachers_of, without_problems
 from trd_ray.record.ledger import DROPPED
 from trd_ray.record.metrics import metric_names, require_metric
 from trd_ray.sandbox import Sandbox
@@ -42,13 +43,13 @@ class Inputs:
     job: placement.Job
     recipe: Recipe  # every length that the job uses is a number; `trd evaluate` has lengths for each benchmark
     student_path: str  # resolved; the initial weights
-    teacher_path: str
+    teacher_path: Each[str]
     problems: pa.Table | None  # None: the data is a corpus, or there is none
     held_out: pa.Table | None  # those of evaluation.path
     total_steps: int
     findings: checks.Findings
     student: models.ModelFacts
-    teacher: models.ModelFacts
+    teacher: Each[models.ModelFacts]
     set_aside: list[SetAside] = field(default_factory=list)  # the problems that are left out
     notes: list[str] = field(default_factory=list)  # about the sources, for the person who starts the run
     spool: Spool | None = None  # where the tests of `problems` lie, for the shelf; None where there are none
@@ -68,7 +69,7 @@ class Inputs:
     def compiles_kernels(self, cluster: Sequence[Machine]) -> bool:
         actors = placement.resources(self.recipe, any(machine.gpus for machine in cluster), self.job)
         on_gpus = {name for name, actor in actors.items() if actor.gpus}
-        return compilers.compiles_kernels(self.recipe, bool(on_gpus & {"sampler", "refiner"}), "learner" in on_gpus)
+        return compilers.compiles_kernels(self.recipe, bool(on_gpus & self.recipe.engines.keys()), "learner" in on_gpus)
 
     def plan(
         self, cluster: Sequence[Machine], gpu_gib: float | None = None, ranks: int | None = None
@@ -114,26 +115,20 @@ def prepare(
     with faults:
         if job == "train":
             _require_best(r)
-    student, teacher = _models(r, faults)
-    if student and teacher:
+    student, teachers = _models(r, faults)
+    if student and len(teachers) == len(r.by_teacher):
+        facts = {name: teacher.facts for name, teacher in teachers.items()}
         with faults:
             findings = checks.check(
-                r,
-                problems=problems,
-                evaluation=evaluated,
-                sets=sets,
-                student=student.facts,
-                teacher=teacher.facts,
-                student_tokenizer=student.tokenizer,
-                teacher_tokenizer=teacher.tokenizer,
-                corpus=corpus,
-                trains=job == "train",
-            )
+                r, problems=problems, evaluation=evaluated, sets=sets, student=student.facts, teacher=facts,
+                corpus=corpus, student_tokenizer=student.tokenizer, trains=job == "train",
+                teacher_tokenizer={name: teacher.tokenizer for name, teacher in teachers.items()},
+            )  # fmt: skip
         if faults.sentences and is_local(r):  # a cluster is asked only when everything else is well
             here = [this_machine(r)]
-            faults.add(*placement.plan(r, student.facts, teacher.facts, here, job=job, gpu_gib=gpu_gib).reasons)
+            faults.add(*placement.plan(r, student.facts, facts, here, job=job, gpu_gib=gpu_gib).reasons)
     faults.require_none()
-    assert student and teacher and findings
+    assert student and findings
     if problems is not None:
         problems = _without(problems, findings.too_long)
         warn_at_first_look(r, problems, job)
@@ -141,9 +136,11 @@ def prepare(
     read = [found for found in (data, *held_out.values()) if found]
     set_aside = [one for found in read for one in found.set_aside]
     notes = [*shapes, *(note for found in read for note in found.notes), *_shares(findings.recipe, problems)]
+    notes += without_problems(problems, list(r.teachers)) if problems is not None else []
     return Inputs(
-        job, findings.recipe, student.path, teacher.path, problems, evaluated, steps, findings, student.facts,
-        teacher.facts, [*set_aside, *findings.too_long], notes, data.spool if data else None, sets,
+        job, findings.recipe, student.path, {name: teacher.path for name, teacher in teachers.items()}, problems,
+        evaluated, steps, findings, student.facts, {name: teacher.facts for name, teacher in teachers.items()},
+        [*set_aside, *findings.too_long], notes, data.spool if data else None, sets,
     )  # fmt: skip
 
 
@@ -162,15 +159,15 @@ def _require_best(r: Recipe) -> None:
     """Raise UserError if checkpoint.best names nothing that a step measures. Own code is not known yet."""
     best = r.checkpoint.best or DROPPED
     if not best.startswith((DROPPED, *(["own/"] if r.metrics.function else []))):
-        require_metric(best, metric_names((one.name for one in r.data.sources), r.evaluation))
+        require_metric(best, metric_names((one.name for one in r.data.sources), r.evaluation, r.teachers))
 
 
 def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:
     """A note for each of these pools that has bounds, in a program that does not move between them."""
-    found = {pool: getattr(recipe, pool).bounds for pool in pools}
+    found = {pool: recipe.engines[pool].bounds for pool in pools}
     return [
-        f"{pool}.replicas are bounds, between which only `trd train` and `trd refine` move: the number of engines of "
-        f"the {pool} stays at {bounds.start}"
+        f"{keys_of(pool)}.replicas are bounds, between which only `trd train` and `trd refine` move: the number of "
+        f"engines of the {pool} stays at {bounds.start}"
         for pool, bounds in found.items()
         if bounds.min < bounds.max
     ]
@@ -184,7 +181,8 @@ def _warn(r: Recipe, job: placement.Job) -> None:
             "compare with: set evaluation.before=true",
             guards[0],
         )
-    if job == "train" and r.train.trajectory == "y_o" and r.teacher.view == "refine":
+    refines = any(one.teacher.view == "refine" for one in r.by_teacher.values())
+    if job == "train" and r.train.trajectory == "y_o" and refines:
         logger.warning(
             "train.trajectory=y_o with teacher.view=refine shows the teacher the very attempt that it scores; the "
             "baselines of the paper score y_o with teacher.view=vanilla"
@@ -206,16 +204,18 @@ class _Loaded:
     tokenizer: Any
 
 
-def _models(r: Recipe, faults: Faults) -> tuple[_Loaded | None, _Loaded | None]:
-    """Student and teacher: one object if they are one model, and None for a model that cannot be used."""
-    student = teacher = None
+def _models(r: Recipe, faults: Faults) -> tuple[_Loaded | None, dict[str, _Loaded]]:
+    """Student and teachers: one object for what is one model; a model that cannot be used is left out."""
+    student = None
+    teachers: dict[str, _Loaded] = {}
     with faults:
         student = _model(r.student, r.student.path)
-    with faults:
-        teacher = _model(r.teacher, r.teacher.path) if r.teacher.path else student
-    if student and teacher and teacher.path == student.path:
-        teacher = student
-    return student, teacher
+    for name, one in r.by_teacher.items():
+        with faults:
+            found = _model(one.teacher, one.teacher.path) if one.teacher.path else student
+            if found:
+                teachers[name] = student if student and found.path == student.path else found
+    return student, teachers
 
 
 def _model(model: ModelConfig, path: str) -> _Loaded:
@@ -243,6 +243,7 @@ def _corpus(recipe: Recipe) -> checks.Corpus:
     steps = min(recipe.steps or steps, steps)
     require_held(recipe, steps * recipe.rollouts_per_step)
     trained = load_problems(recipe.data, corpus_rows=steps * recipe.rollouts_per_step).table
+    with_teachers(trained, list(recipe.teachers), f"the corpus {recipe.data.path}", by_source=False)
     return checks.Corpus(rows, steps, recipe.rollouts_per_step, list(dict.fromkeys(asked_texts(trained))))
 
 
@@ -260,7 +261,7 @@ def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
     found = load_problems(recipe.data, recipe.verify, progress=report)
     if recipe.data.source == "corpus" and not recipe.verify.has_own:
         _require_answers(recipe.data.path, found.table)
-    return found
+    return replace(found, table=with_teachers_of(recipe, found.table))
 
 
 def _require_answers(corpus: str, problems: pa.Table) -> None:

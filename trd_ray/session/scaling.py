@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import ray
 
-from trd_ray.config import EngineRange, Recipe, did_you_mean
+from trd_ray.config import REFINER, EngineRange, Recipe, did_you_mean, keys_of, role_of, teacher_of
 from trd_ray.engine.actor import reason
 from trd_ray.engine.launch import LOAD_EVERY_S
 from trd_ray.errors import UserError
@@ -115,19 +115,22 @@ class Scaling:
 
     def _wanted(self, name: str, count: Any) -> int | None:
         """The number that is asked for, None for auto."""
-        pool, _, teacher = name.partition(".")
-        if pool == "refiner" and pool not in self.session.pools and self.recipe.placement == "shared":
+        pool, pools = name, list(self.session.pools)
+        if role_of(pool) == REFINER and pool not in pools and self.recipe.placement == "shared":
             raise UserError(
                 f"the sampler's engines also refine in this run (placement=shared): say sampler={count} instead"
             )
-        if pool not in self.session.pools:
-            raise UserError(f"this run has no engines of {pool!r}{did_you_mean(pool, list(self.session.pools))}")
-        if teacher:
-            raise UserError(f"this run has one teacher: say {pool}={count} instead")
+        if pool == REFINER and pool not in pools and self.recipe.teachers:
+            each = " or ".join(f"{one}={count}" for one in pools if role_of(one) == REFINER)
+            raise UserError(f"this run has several teachers, whose engines are scaled apart: say {each or 'sampler=N'}")
+        if teacher_of(pool) and role_of(pool) in pools:
+            raise UserError(f"this run has one teacher: say {role_of(pool)}={count} instead")
+        if pool not in pools:
+            raise UserError(f"this run has no engines of {pool!r}{did_you_mean(pool, pools)}")
         if count == AUTO:
             if self.bounds[pool].min == self.bounds[pool].max:
                 raise UserError(
-                    f"{pool}.replicas of this run's recipe is a number: say how many engines it should have"
+                    f"{keys_of(pool)}.replicas of this run's recipe is a number: say how many engines it should have"
                 )
             return None
         if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST:
@@ -252,10 +255,9 @@ def with_kept_numbers(inputs: Inputs, path: Path) -> Inputs:
     """The inputs of a run that goes on in the directory `path`, with as many engines as it had when it ended."""
     recipe = inputs.recipe
     for name, kept in _kept(path).items():
-        if name in ("sampler", "refiner") and kept.get("replicas") == _replicas(recipe, name):
-            engines = getattr(recipe, name)
-            replicas = _starting(engines.replicas, kept["engines"])
-            recipe = recipe.model_copy(update={name: engines.model_copy(update={"replicas": replicas})})
+        engines = recipe.engines.get(name)
+        if engines and kept.get("replicas") == _replicas(recipe, name):
+            recipe = recipe.with_replicas(name, _starting(engines.replicas, kept["engines"]))
     return replace(inputs, recipe=recipe)
 
 
@@ -288,7 +290,7 @@ def _bounds(replicas: Any) -> EngineRange:
 
 def _replicas(recipe: Recipe, name: str) -> Any:
     """As scale.json holds them."""
-    return recipe.model_dump(mode="json", include={name: {"replicas"}})[name]["replicas"]
+    return recipe.engines[name].model_dump(mode="json", include={"replicas"})["replicas"]
 
 
 def _kept(path: Path) -> dict[str, dict[str, Any]]:

@@ -17,6 +17,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
+from trd_ray.config import pool_of
 from trd_ray.engine.actor import reason
 from trd_ray.engine.launch import STOP_POOLS_S, create_pool, stop_pools
 from trd_ray.engine.reservation import Reservation, reserve
@@ -33,11 +34,12 @@ from trd_ray.score import stats
 from trd_ray.session.cluster import is_local
 from trd_ray.session.door import Door
 from trd_ray.session.evaluating import evaluated
-from trd_ray.session.fetch import ModelsWanted, fetch_models
+from trd_ray.session.fetch import fetch_models
 from trd_ray.session.fresh_seats import has_dead_node, lost_ranks, machines_now, seats_again
 from trd_ray.session.inputs import Inputs
 from trd_ray.session.notices import Notice, Notices, this_node
 from trd_ray.session.pool_figures import PoolFigures
+from trd_ray.session.pool_models import model_of, models_wanted
 from trd_ray.session.pool_pulse import PoolPulse
 from trd_ray.session.stop import StopSignals
 from trd_ray.views import Views, load_views
@@ -63,7 +65,8 @@ class Session:
         self.plan = plan or inputs.plan(machines)
         self.seated_s = -SEAT_EVERY_S  # when other places for engines were looked for
         self.reservation = Reservation(self.plan)
-        self.views: Views = load_views(self.recipe, inputs.student_path, inputs.teacher_path)
+        self.taught: dict[str, Views] = load_views(self.recipe, inputs.student_path, inputs.teacher_path)
+        self.views = next(iter(self.taught.values()))  # of the student, which those of each teacher show alike
         self.pools: dict[str, ActorHandle] = {}
         self.pulse = PoolPulse(self.pools, self.recipe.heartbeat_s, self._tell_of_pool)
         self.to_start: list[str] = []  # pools whose turn has not come
@@ -75,7 +78,7 @@ class Session:
         self.on_notice: Callable[[], object] = lambda: None  # of a program that can save what it has
         self.seating = threading.RLock()  # whoever changes the reservation holds it
         self.room = Room(directory.path, look=self.check, tell=self._tell_of_room)
-        places = {"sampler": self.recipe.sampler.max_concurrent, "refiner": self.recipe.refiner.max_concurrent}
+        places = {name: engine.max_concurrent for name, engine in self.recipe.engines.items()}
         self.figures = PoolFigures(self.pools, places)
         self._open_door()
 
@@ -107,21 +110,15 @@ class Session:
         r = self.recipe
         logs = self.directory.path / "logs"
         backend = self.plan.sync_backend if self.inputs.job == "train" else None
-        moves = r.teacher.follow != "frozen"
         actors = self.plan.specs
         require(self.plan)  # the nodes may be others by now than those that were looked at
         self.reservation = reserve(self.plan, r.sampler.start_timeout_s, self.check)
-        if "sampler" in actors:
-            self.pools["sampler"] = create_pool(
-                r.sampler, r.student, student_path, r, actor=actors["sampler"], version=version,
-                transfer_backend=backend, logs=logs, places=self.reservation.places("sampler"),
-            )  # fmt: skip
-        if "refiner" in actors:
-            self.pools["refiner"] = create_pool(
-                r.refiner, r.teacher if r.teacher.path else r.student,
-                student_path if moves else self.inputs.teacher_path, r,
-                actor=actors["refiner"], version=version if moves else 0,
-                transfer_backend=backend if moves else None, logs=logs, places=self.reservation.places("refiner"),
+        for name in (pool for pool in r.engines if pool in actors):
+            follows = name in r.following
+            self.pools[name] = create_pool(
+                r.engines[name], *model_of(name, self.inputs, student_path), r, actor=actors[name],
+                version=version if follows else 0, transfer_backend=backend if follows else None, logs=logs,
+                places=self.reservation.places(name),
             )  # fmt: skip
         self.to_start = list(self.pools)
         self._start_those_whose_turn_it_is()
@@ -148,9 +145,7 @@ class Session:
         """Wait until every node that may need the models has them: the deadlines of engines and learner begin later."""
         r = self.recipe
         loads = [actor for name, actor in self.plan.specs.items() if name != "verifier"]
-        wanted = [ModelsWanted.of(r.student.path, student_path, r.student.revision)]
-        if r.teacher.path and self.plan.specs.keys() & {"refiner", "learner"}:
-            wanted.append(ModelsWanted.of(r.teacher.path, self.inputs.teacher_path, r.teacher.revision))
+        wanted = models_wanted(self.inputs, student_path, self.plan.specs)
         if fetch_models(
             wanted, local=is_local(r), on_gpus=all(actor.gpus for actor in loads),
             timeout_s=r.cluster.fetch_timeout_s, while_waiting=self.check, say=self.display.phase,
@@ -216,14 +211,13 @@ class Session:
         for done in self._answers("forget_weights"):
             ray.get(done)
 
-    @property
-    def refiner(self) -> ActorHandle:
-        return self.pools.get("refiner") or self.pools["sampler"]
+    def refiners(self) -> dict[str, ActorHandle]:
+        """The pool that refines the rows of each teacher."""
+        return {name: self.pools.get(pool_of(name)) or self.pools["sampler"] for name in self.recipe.by_teacher}
 
     def following(self) -> dict[str, str]:
         """The pools that get weights after every step -> whose: the "student"'s, or the "teacher"'s moving average."""
-        refines = {"live": "student", "ema": "teacher"}.get(self.recipe.teacher.follow)
-        whose = {"sampler": "student"} | ({"refiner": refines} if refines else {})
+        whose = self.recipe.following
         return {name: whose[name] for name in self.pools if name in whose}
 
     def seats_again(self, *starting: Who, wait_s: float | None = None) -> None:

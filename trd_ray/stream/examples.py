@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trd_ray.config import Recipe
+from trd_ray.config import ONLY, Each, Recipe, of_each
 from trd_ray.distill.batches import Example
-from trd_ray.rows import EXAMPLE, dicts, part
+from trd_ray.rows import EXAMPLE, ROW, dicts, part
 from trd_ray.stream.choosing import strays
 from trd_ray.stream.edits import edited_share
 from trd_ray.stream.trajectories import wanted
@@ -23,18 +23,23 @@ BAD_ROW = "bad row"  # why a row with a fault is dropped; its `fault` says what 
 EDITED = "edited too much"  # the same of a row without a refinement within refiner.max_edited_share
 # What `build` reads of a row.
 READ = (
-    *("row", "problem", "reference", "turns", "source", "student_prompt_ids", "refine_prompt_ids"),
+    *("row", "problem", "reference", "turns", "source", "teacher", "student_prompt_ids", "refine_prompt_ids"),
     *("refine_cut_tokens", "refine_edited_share", "fault"),
     *("y_o.ids", "y_o.passed", "y_o.feedback", "y_r.ids", "y_r.passed"),
 )
 
 
-def rebuilt(table: pa.Table, recipe: Recipe, views: Views, vocabulary: int | None = None) -> pa.Table:
-    """The table with the example columns that `build` makes of its rows, whatever stood in them."""
+def rebuilt(table: pa.Table, recipe: Recipe, views: Each[Views], vocabulary: int | None = None) -> pa.Table:
+    """The table with the example columns that `build` makes of its rows, whatever stood in them.
+
+    With one teacher the rows name none: who refined them does not matter then.
+    """
+    recipes, views = recipe.by_teacher, of_each(views)
     rows = dicts(table, READ)
     for row in rows:
-        build(row, recipe, views, vocabulary)
-    for field in EXAMPLE:
+        name = row["teacher"] = (row["teacher"] or ONLY) if recipe.teachers else None
+        build(row, recipes[name or ONLY], views[name or ONLY], vocabulary)
+    for field in (*EXAMPLE, ROW.field("teacher")):
         made = pa.array([row.get(field.name) for row in rows], field.type)
         table = table.set_column(table.schema.get_field_index(field.name), field, made)
     return table
@@ -42,9 +47,8 @@ def rebuilt(table: pa.Table, recipe: Recipe, views: Views, vocabulary: int | Non
 
 def examples_of(table: pa.Table) -> list[Example]:
     """The examples of the rows that train, in their order; their ids are slices of the table's buffers."""
-    rows = dicts(table, ["row", "train", "student_ids", "teacher_ids", "response_ids"])
-    trained = [row for row in rows if row["train"]]
-    return [Example(row["row"], row["student_ids"], row["teacher_ids"], row["response_ids"]) for row in trained]
+    rows = dicts(table, ["row", "train", "student_ids", "teacher_ids", "response_ids", "teacher"])
+    return [_example(row) for row in rows if row["train"]]
 
 
 def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None) -> Example | None:
@@ -62,7 +66,12 @@ def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None
     row["student_ids"] = row["student_prompt_ids"]
     row["response_ids"] = row[trajectory]["ids"]
     row["teacher_ids"], row["teacher_cut_tokens"] = _teacher_view(row, recipe, views, trajectory)
-    return Example(row["row"], row["student_ids"], row["teacher_ids"], row["response_ids"])
+    return _example(row)
+
+
+def _example(row: dict) -> Example:
+    ids = (row[name] for name in ("student_ids", "teacher_ids", "response_ids"))
+    return Example(row["row"], *ids, teacher=row.get("teacher") or ONLY)
 
 
 def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:

@@ -24,12 +24,14 @@ import math
 import queue
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 from ray.exceptions import ObjectLostError
 
+from trd_ray.config import ONLY, Recipe, of_each
 from trd_ray.engine.actor import Generation
 from trd_ray.engine.client import Client
 from trd_ray.failures import Kind, kind_of, told_apart
@@ -51,7 +53,7 @@ from trd_ray.stream.stages import (
 )
 from trd_ray.stream.trajectories import needs_refinement
 from trd_ray.stream.verifying import LOST_PAUSE_S, Judged, Verifying
-from trd_ray.views import load_views, setting_of
+from trd_ray.views import Views, load_views, setting_of
 
 ROW_TRIES = 3
 AT_ONCE = 64  # rows that begin before the first of them are sent on
@@ -73,21 +75,38 @@ def rows_per_block(spec: StageSpec, rows: int) -> int:
     return max(together(spec), math.ceil(rows / BLOCKS_OF_LONG))
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What the rows of one teacher are made with."""
+
+    recipe: Recipe  # in which the teacher is the only one
+    views: Views
+    refiner: Client
+    first_refine_version: int
+
+
 class Flow:
     """The class that Ray Data makes an actor of; calls run in threads of it."""
 
     def __init__(self, spec: StageSpec):
         self.spec = spec
         self.recipe = spec.recipe
-        self.views = load_views(spec.recipe, spec.student_path, spec.teacher_path)
         self.problems: pa.Table = ray.get(spec.problems)
         self.sampler = Client(spec.sampler, together(spec))
-        self.refiner = self.sampler if spec.refiner == spec.sampler else Client(spec.refiner, together(spec))
+        views = load_views(spec.recipe, spec.student_path, spec.teacher_path)
+        pools, first = of_each(spec.refiner), of_each(spec.first_refine_version)
+        self.taught = {
+            name: Taught(one, views[name], self._client(pools[name]), first[name])
+            for name, one in spec.recipe.by_teacher.items()
+        }
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="rows", daemon=True).start()
         self.verifying = Verifying(spec.recipe.verify, max(1, spec.recipe.verify.max_tasks // spec.actors))
         self.started_again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self.begun: set[int] = set()  # first rows of the calls that this process has begun
+
+    def _client(self, pool: Any) -> Client:
+        return self.sampler if pool == self.spec.sampler else Client(pool, together(self.spec))
 
     def __call__(self, call: pa.Table) -> Iterator[pa.Table]:
         [one] = call.to_pylist()
@@ -134,10 +153,11 @@ class Flow:
 
     async def _row(self, order: dict[str, Any], tests: dict[int, asyncio.Future]) -> dict[str, Any]:
         [problem] = self.problems.slice(order["problem_number"], 1).to_pylist()
+        by = self.taught[problem.get("teacher") or ONLY]
         for left in reversed(range(ROW_TRIES)):
             row = problem | order
             try:
-                await self._fill(row, problem, tests)
+                await self._fill(row, problem, by, tests)
             except Exception as e:
                 kind = kind_of(e)
                 if kind is Kind.LOST and left:
@@ -147,46 +167,50 @@ class Flow:
                     raise
                 row |= {"fault": " ".join(str(e).split()), "train": False, "dropped_because": BAD_ROW}
             if self.spec.trains:
-                build(row, self.recipe, self.views, self.spec.vocabulary)
+                build(row, by.recipe, by.views, self.spec.vocabulary)
             return row
         raise AssertionError("the last attempt returns or raises")
 
-    async def _fill(self, row: dict[str, Any], problem: dict[str, Any], tests: dict[int, asyncio.Future]) -> None:
+    async def _fill(
+        self, row: dict[str, Any], problem: dict[str, Any], by: Taught, tests: dict[int, asyncio.Future]
+    ) -> None:
         """Sample, verify, refine and verify; raises BadRow with what there is by then in the row."""
         r, spec = self.recipe, self.spec
-        row["student_prompt_ids"] = self.views.student(problem["problem"], **setting_of(problem))
+        row["student_prompt_ids"] = by.views.student(problem["problem"], **setting_of(problem))
         oldest = min_version(row["step"], spec.max_staleness, spec.first_version)
         asked = request(r.sampler, row["student_prompt_ids"], row["seed"], prefix=self._prefix(row))
         [y_o] = await self.sampler.generate(asked, oldest)
         require_taken([y_o], "y_o")
         record(row, "y_o", y_o)
-        [(start_s, verdict)] = await self._judged(row, problem, [y_o.text], tests)
+        [(start_s, verdict)] = await self._judged(row, problem, by, [y_o.text], tests)
         record_verdict(row, "y_o", verdict, start_s)
         require_judged(row, "y_o")
         if needs_refinement(r, row["row"], row["y_o"]["passed"]):
-            await self._refine(row, problem, tests)
+            await self._refine(row, problem, by, tests)
 
-    async def _refine(self, row: dict[str, Any], problem: dict[str, Any], tests: dict[int, asyncio.Future]) -> None:
-        refiner, y_o = self.recipe.refiner, row["y_o"]
+    async def _refine(
+        self, row: dict[str, Any], problem: dict[str, Any], by: Taught, tests: dict[int, asyncio.Future]
+    ) -> None:
+        refiner, y_o = by.recipe.refiner, row["y_o"]
         attempt = y_o["ids"], y_o["passed"], y_o["feedback"]
-        view = self.views.refine(row["problem"], row["reference"], *attempt, **setting_of(problem))
+        view = by.views.refine(row["problem"], row["reference"], *attempt, **setting_of(problem))
         row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
         # The seed differs from y_o's: the same seed would couple the two samples.
         adapter = not self.recipe.refines_without_adapter
         asked = request(refiner, view.ids, row["seed"] ^ 1, refiner.n, adapter, self._prefix(row))
-        refinements = await self.refiner.generate(asked, self.spec.first_refine_version)
+        refinements = await by.refiner.generate(asked, by.first_refine_version)
         require_taken(refinements, "y_r")
-        judged = await self._judged(row, problem, [refinement.text for refinement in refinements], tests)
-        candidates = await self._candidates(row, refinements, judged)
+        judged = await self._judged(row, problem, by, [refinement.text for refinement in refinements], tests)
+        candidates = await self._candidates(row, by, refinements, judged)
         chosen = choose(candidates, refiner.select, refiner.max_edited_share)
         record_refined(row, refinements, judged, candidates, chosen)
         require_judged(row, "y_r")
 
     async def _candidates(
-        self, row: dict[str, Any], refinements: list[Generation], judged: list[Judged]
+        self, row: dict[str, Any], by: Taught, refinements: list[Generation], judged: list[Judged]
     ) -> list[RefineCandidate]:
         """The refinements with all that one of them is chosen by."""
-        refiner = self.recipe.refiner
+        refiner = by.recipe.refiner
         limit = refiner.max_edited_share
         found = [RefineCandidate(len(g.ids), v.passed, v.score) for g, (_, v) in zip(refinements, judged, strict=True)]
         if limit is not None:  # in a thread, since long ones take a part of a second
@@ -207,10 +231,15 @@ class Flow:
         return row["problem_number"] if self.recipe.sampler.n > 1 else None
 
     async def _judged(
-        self, row: dict[str, Any], problem: dict[str, Any], texts: list[str], tests: dict[int, asyncio.Future]
+        self,
+        row: dict[str, Any],
+        problem: dict[str, Any],
+        by: Taught,
+        texts: list[str],
+        tests: dict[int, asyncio.Future],
     ) -> list[Judged]:
         number = row["problem_number"]
-        problem = with_prompt(problem, self.recipe.verify, self.views, row["student_prompt_ids"])
+        problem = with_prompt(problem, self.recipe.verify, by.views, row["student_prompt_ids"])
         try:
             return await self.verifying(problem, texts, await self._tests(number, tests))
         except ObjectLostError:  # the shelf died, and with it what it had put; Ray has started it again

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow.compute as pc
 
-from trd_ray.config import Recipe, stored
+from trd_ray.config import Recipe, keys_of, pool_of, stored
 from trd_ray.errors import UserError
 from trd_ray.problems.corpus import open_corpus
 from trd_ray.stream.trajectories import wanted
@@ -60,16 +60,19 @@ def _with_trajectory(recipe: Recipe, trajectory: str) -> Recipe:
 
 def _require_selected(recipe: Recipe, made_by: Path) -> None:
     """Refuse a rule that chose among candidates which the corpus does not hold. It keeps one of each rollout."""
-    rule = recipe.refiner.select
-    if rule not in ("best_score", "nearest") or not made_by.is_file():
+    rules = {name: one.refiner.select for name, one in recipe.by_teacher.items()}
+    if not {"best_score", "nearest"} & set(rules.values()) or not made_by.is_file():
         return
     try:
-        theirs = stored(made_by).refiner.select
+        maker = stored(made_by)
     except UserError:
         return  # of another version of the program, whose rows can still be read
-    if theirs != rule:
-        raise UserError(
-            f"refiner.select={rule} chooses while a corpus is made, but {made_by.parent} was made with "
-            f"refiner.select={theirs} and keeps one refinement of each rollout: set refiner.select={theirs}, or make "
-            "it again with trd refine"
-        )
+    made = {name: one.refiner.select for name, one in maker.by_teacher.items()}
+    for name, rule in rules.items():
+        theirs = {made[name]} if name in made else set(made.values())
+        if rule in ("best_score", "nearest") and theirs != {rule}:
+            key, other = f"{keys_of(pool_of(name))}.select", " or ".join(sorted(theirs))
+            raise UserError(
+                f"{key}={rule} chooses while a corpus is made, but {made_by.parent} was made with {key}={other} and "
+                f"keeps one refinement of each rollout: set {key}={other}, or make it again with trd refine"
+            )

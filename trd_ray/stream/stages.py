@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from trd_ray.config import EvaluationConfig, Recipe, SamplingConfig, VerifyConfig
+from trd_ray.config import Each, EvaluationConfig, Recipe, SamplingConfig, VerifyConfig
 from trd_ray.engine.actor import Generation, Request
 from trd_ray.errors import BadRow
 from trd_ray.problems.order import Order
@@ -26,9 +26,9 @@ class StageSpec:
 
     recipe: Recipe
     student_path: str  # resolved, as is teacher_path; the tokenizers are loaded from them
-    teacher_path: str
+    teacher_path: Each[str]
     sampler: Any  # handles of the pools
-    refiner: Any
+    refiner: Each[Any]
     order: Order  # of the run
     problems: Any  # a reference to the table that `problem_number` counts in
     shelf: Any  # the actor that has the tests; None: there are none
@@ -36,7 +36,7 @@ class StageSpec:
     first_version: int  # the version of the weights that the run starts with
     max_staleness: int | str
     trains: bool  # else the rows are for a corpus, whose reader makes the examples
-    first_refine_version: int = 0  # as `first_version`, of the refiner; a frozen one stays at 0
+    first_refine_version: Each[int] = 0  # as `first_version`, of the refiner; a frozen one stays at 0
     actors: int = 1  # among which a step's rows are shared out
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
+from trd_ray.config import of_each
 from trd_ray.distill.batches import Cost
+from trd_ray.distill.shared_out import cost_of_each
 from trd_ray.distill.trainer import Trainer
 from trd_ray.engine.launch import engine_dtype
 from trd_ray.preflight.seats import LEARNER
@@ -73,7 +75,10 @@ def learner_group(session: Session, done: int, checkpoint: Path | None) -> Train
         nodes=session.reservation.ranks(),
         ranks=len(session.plan.seats_of(LEARNER)) or None,
         storage=session.directory.path / "logs" / "ray_train",
-        cost=Cost.of(
-            inputs.student, inputs.teacher, r.learner.activation_checkpointing, adapters=bool(r.learner.lora)
+        cost=cost_of_each(
+            {
+                name: Cost.of(inputs.student, facts, r.learner.activation_checkpointing, adapters=bool(r.learner.lora))
+                for name, facts in of_each(inputs.teacher).items()
+            }
         ),
     )  # fmt: skip

@@ -252,7 +252,7 @@ class Training:
         """The table with its example columns, which the stage has made. A corpus holds those of another recipe."""
         if not self.corpus:
             return table
-        return rebuilt(table, self.recipe, self.session.views, self.session.inputs.findings.shared_vocabulary)
+        return rebuilt(table, self.recipe, self.session.taught, self.session.inputs.findings.shared_vocabulary)
 
     def state(self, rows: list[dict]) -> dict[str, float]:
         """Metrics of the run itself, after the sync of the step."""

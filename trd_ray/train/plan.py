@@ -9,7 +9,7 @@ from typing import Literal
 
 from trd_ray.config import Recipe, stored
 from trd_ray.errors import UserError
-from trd_ray.preflight.lengths import carried
+from trd_ray.preflight.lengths_of_each import carried
 from trd_ray.record.beacon import require_dark
 from trd_ray.record.directory import RunDirectory, require_same
 from trd_ray.record.mirrored import Mirrored

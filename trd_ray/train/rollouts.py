@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import ray
 
+from trd_ray.config import pool_of
 from trd_ray.problems.mixture import order_of
 from trd_ray.session.endings import cause
 from trd_ray.session.session import Session
@@ -34,7 +35,7 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
     problems = inputs.problems.drop_columns(["tests"])
     shelf = start_shelf(inputs.problems, inputs.spool)
     spec = StageSpec(
-        r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiner,
+        r, inputs.student_path, inputs.teacher_path, session.pools["sampler"], session.refiners(),
         order=order_of(r, inputs.problems),
         problems=ray.put(problems),
         shelf=shelf,
@@ -44,7 +45,7 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
         max_staleness=r.stream.max_staleness if inputs.job == "train" else "never",
         trains=inputs.job == "train",
         # The sampler may have its weights before a refiner that follows has its own.
-        first_refine_version=0 if r.teacher.follow == "frozen" else version,
+        first_refine_version={name: version if pool_of(name) in r.following else 0 for name in r.by_teacher},
         actors=actors(r),
     )  # fmt: skip
 
@@ -52,7 +53,7 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
         said = f"the stream ended ({cause(e)}) and begins again with step {step + 1}"
         session.directory.event("stream", said=said, step=step + 1)
         session.display.say(said)
-        return arriving(graph(replace(spec, sampler=session.pools["sampler"], refiner=session.refiner), step))
+        return arriving(graph(replace(spec, sampler=session.pools["sampler"], refiner=session.refiners()), step))
 
     return Feed(
         arriving(graph(spec, start_step)), rows_per_step=r.rollouts_per_step, stall_timeout_s=timeout_s,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from statistics import median
 from typing import Any, NamedTuple
 
+from trd_ray.config import role_of
 from trd_ray.record.clock import Clock
 from trd_ray.session.pausing import Pausing
 from trd_ray.session.session import Session
@@ -92,7 +93,8 @@ class Steering:
         """The pool that the awaited rows are in: the last one of the stream that has requests, since it ends them."""
         pools = self.session.figures.last
         under_way = {name: pool.get("running", 0) + pool.get("waiting", 0) for name, pool in pools.items()}
-        return next((name for name in ("refiner", "sampler") if under_way.get(name)), None)
+        last_first = sorted(under_way, key=role_of)  # refiners before the sampler
+        return next((name for name in last_first if under_way[name]), None)
 
     def _last_step(self) -> dict[str, Any]:
         recorded = self.now().recorded
