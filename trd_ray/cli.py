@@ -92,23 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("recipes", description="List what ships with the package, and what each needs.")
     command.add_argument("name", nargs="?", help="print this recipe or comparison instead")
     texts["recipes"] = "the shipped recipes, and what each needs"
-    for name, (text, arguments) in {
-        "init": ("write a recipe for your own model and data, every line explained", usage.of_init),
-        "check": (
-            "whether verifier, data and prompts of a recipe are sound, on some rows, before anything starts",
-            usage.of_check,
-        ),
-        "export": ("a checkpoint as a Hugging Face folder, in any type, with a model card", usage.of_export),
-        "chat": ("try a checkpoint: ask it in the terminal, or through a pipe", usage.of_chat),
-        "reproduce": (
-            "run a recipe, evaluate it, put what was reported beside it; started again, it goes on",
-            usage.of_reproduce,
-        ),
-        "doctor": (
-            "what this machine or cluster has and lacks, each with its remedy; --gpu tries it out",
-            usage.of_doctor,
-        ),
-    }.items():
+    for name, (text, arguments) in usage.OTHERS.items():
         texts[name] = text
         arguments(commands.add_parser(name, description=text))
     for name, text in {
@@ -140,11 +124,6 @@ def _parser() -> argparse.ArgumentParser:
         else:
             command.add_argument("--name", help="what to call the checkpoint in the tables (default: after its path)")
             command.add_argument("--base", help="compare with a former evaluation: its directory, or a name next to it")
-    texts["compare"] = text = "several methods, modes and seeds in one table; started again, it goes on"
-    command = commands.add_parser("compare", description=text)
-    command.add_argument("comparison", help="a YAML file, or the name of a shipped comparison such as miniature")
-    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override it; values are YAML")
-    command.add_argument("--dry-run", action="store_true", help="print the cells, done and left, and end")
     for name, text in usage.STEERING.items():
         texts[name] = text
         usage.of_steering(commands.add_parser(name, description=text), name)

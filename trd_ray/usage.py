@@ -150,3 +150,27 @@ def of_steering(command: argparse.ArgumentParser, name: str) -> None:
     if name == "scale":
         text = "how many engines a pool shall have: refiner=3, sampler=2, refiner.NAME=3"
         command.add_argument("sizes", nargs="+", metavar="POOL=N", help=text)
+
+
+def of_compare(command: argparse.ArgumentParser) -> None:
+    command.add_argument("comparison", help="a YAML file, or the name of a shipped comparison such as miniature")
+    command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override it; values are YAML")
+    command.add_argument("--dry-run", action="store_true", help="print the cells, done and left, and end")
+
+
+# The commands that neither run a recipe nor steer a run: what each does, and what gives it its arguments.
+OTHERS = {
+    "init": ("write a recipe for your own model and data, every line explained", of_init),
+    "check": (
+        "whether verifier, data and prompts of a recipe are sound, on some rows, before anything starts",
+        of_check,
+    ),
+    "export": ("a checkpoint as a Hugging Face folder, in any type, with a model card", of_export),
+    "chat": ("try a checkpoint: ask it in the terminal, or through a pipe", of_chat),
+    "compare": ("several methods, modes and seeds in one table; started again, it goes on", of_compare),
+    "reproduce": (
+        "run a recipe, evaluate it, put what was reported beside it; started again, it goes on",
+        of_reproduce,
+    ),
+    "doctor": ("what this machine or cluster has and lacks, each with its remedy; --gpu tries it out", of_doctor),
+}

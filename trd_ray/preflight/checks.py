@@ -130,15 +130,7 @@ def check(
     held_out = ({} if evaluation is None else {"": evaluation}) | dict(sets or {})
     evaluation = together(held_out)
     if trains:
-        with faults:
-            trainable.no_bias(student, *facts.values())
-        with faults:
-            trainable.has_targets(recipe, student)
-        with faults:
-            trainable.has_compiler(recipe)
-        for model in facts.values():
-            with faults:
-                trainable.has_support(recipe, student, model)
+        _trainable(recipe, student, list(facts.values()), faults)
     for pool, engine in recipe.engines.items():
         with faults:
             require_arguments(f"{keys_of(pool)}.extra", engine.extra)
@@ -175,6 +167,18 @@ def check(
     if told and trains:
         logger.warning(told)
     return replace(findings, padded=told if trains else "", overlap=in_both, corpus=corpus)
+
+
+def _trainable(recipe: Recipe, student: ModelFacts, teachers: Sequence[ModelFacts], faults: Faults) -> None:
+    with faults:
+        trainable.no_bias(student, *teachers)
+    with faults:
+        trainable.has_targets(recipe, student)
+    with faults:
+        trainable.has_compiler(recipe)
+    for teacher in teachers:
+        with faults:
+            trainable.has_support(recipe, student, teacher)
 
 
 def _lengths(
