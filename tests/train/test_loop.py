@@ -35,6 +35,7 @@ def training(told: list[str], **parts: Any) -> Any:
     made.clock = SimpleNamespace(close=tells("timeline"), draw=tells("draw"))
     made.metrics = SimpleNamespace(close=tells("metrics"), log=tells("log"))
     made.feed = SimpleNamespace(close=tells("feed"))
+    made.hooks = SimpleNamespace(measured=lambda _: {}, step=lambda *_: None)
     made.recipe, made.done, made.recorded = None, 0, {}
     for name, part in parts.items():
         setattr(made, name, part)

@@ -270,7 +270,7 @@ def _require_answers(corpus: str, problems: pa.Table) -> None:
     if any(problem.endswith(FORM) for problem in problems["problem"].to_pylist()):
         lacks = "items of reasoning_gym, and a corpus does not keep what their scorers need"
     elif not all(problems["answer"].to_pylist()):
-        lacks = "programming problems or others without an answer, and a corpus does not keep tests"
+        lacks = "programming problems or others without an answer, and a corpus does not keep their tests"
     if lacks:
         raise UserError(
             f"the corpus {corpus} is of {lacks}: set data.source=problems and data.path to the problems that it was "

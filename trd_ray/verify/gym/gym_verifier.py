@@ -15,7 +15,6 @@ import time
 from typing import Any
 
 from trd_ray.errors import BadRow
-from trd_ray.rows import encodable
 from trd_ray.verify.gym.library import ReasoningGym
 from trd_ray.verify.math.answer import last_boxed
 from trd_ray.verify.verdict import EMPTY, Verdict
@@ -95,7 +94,7 @@ class GymVerifier:
         answer = answer_of(text)
         if answer is None:
             return 0.0, "", NO_ANSWER
-        answer = encodable(answer.strip())
+        answer = answer.strip().encode("utf-8", "replace").decode()  # a verdict is valid UTF-8
         if len(answer) > MAX_ANSWER_CHARS:
             return 0.0, f"{answer[:200]}…", f"answer of more than {MAX_ANSWER_CHARS} characters"
         entry = {"question": problem["problem"], "answer": found.get("answer"), "metadata": found["metadata"]}
