@@ -64,7 +64,11 @@ class Watch:
         self.roles.setdefault(process.pid, RAY)
         if process.pid == self.driver.pid:
             self.roles[process.pid] = DRIVER
-        elif title.startswith("ray::") and not title.startswith("ray::IDLE"):
+        elif title.startswith("ray::IDLE"):
+            # Between two tasks, which may be shorter than a tick. Only verifiers are tasks; actors keep their titles.
+            if self.roles[process.pid] == RAY:
+                self.roles[process.pid] = "verifiers"
+        elif title.startswith("ray::"):
             self.roles[process.pid] = next((role for start, role in ROLES.items() if title.startswith(start)), RAY)
         elif "answer_process" in title:  # a verifier's child
             self.roles[process.pid] = "verifiers"

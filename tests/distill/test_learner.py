@@ -32,6 +32,7 @@ from transformers import (
 )
 
 from trd_ray import config
+from trd_ray.config import ONLY
 from trd_ray.distill.batches import Example, collate, micro_batches, split
 from trd_ray.distill.checkpoint import Checkpointer
 from trd_ray.distill.learner import Learner
@@ -516,7 +517,7 @@ def test_the_export_loads_in_transformers_and_says_what_the_learner_says(folder,
 
 def parameter_bytes(learner: Learner) -> int:
     """Of student and teacher, what they share counted once."""
-    both = {id(p): p for side in (learner.student, learner.teacher) for p in side.parameters()}
+    both = {id(p): p for side in (learner.student, learner.teachers[ONLY]) for p in side.parameters()}
     return sum(p.numel() * p.element_size() for p in both.values())
 
 
@@ -558,7 +559,8 @@ def test_a_teacher_has_no_dropout_and_neither_have_the_logprobs(folder, alone):
     batch = collate(STEPS[0], 0, packed=True)
     with torch.no_grad():
         with learner.teaching():
-            one, two = learner.teacher(batch.student), learner.teacher(batch.student)
+            teacher = learner.teachers[ONLY]
+            one, two = teacher(batch.student), teacher(batch.student)
         three = learner.student(batch.student)
     assert torch.equal(one, two) and not torch.equal(one, three)  # which learns with dropout
 

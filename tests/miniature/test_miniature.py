@@ -162,7 +162,7 @@ def test_the_end_of_a_turn_is_the_models_end_token(world, name):
 @with_both_recipes
 def test_the_recipes_views_are_the_token_sequences_the_models_were_trained_on(world, recipe):
     recipe, world = config.load(recipe), build.WORLDS[world]
-    assert recipe.prompts.model_dump(exclude_none=True, exclude={"system"}) == tokenizer.PROMPTS
+    assert recipe.prompts.model_dump(exclude_none=True, exclude={"system", "task"}) == tokenizer.PROMPTS
     words = world.words()
     views = Views(recipe, words, words)
     view = "refine_with_reference" if recipe.teacher.mode == "opsd" else "refine"

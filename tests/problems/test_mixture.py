@@ -22,7 +22,11 @@ def jsonl(path: Path, rows: list[dict]) -> str:
 
 
 def recipe(sources: list[dict], **keys) -> config.Recipe:
-    return config.from_tree({"rollouts_per_step": 4, "data": {"sources": sources} | keys.pop("data", {})} | keys)
+    named = [source["teacher"] for source in sources if "teacher" in source]
+    teachers = {name: {"mode": "opsd"} for name in named}
+    return config.from_tree(
+        {"teachers": teachers, "rollouts_per_step": 4, "data": {"sources": sources} | keys.pop("data", {})} | keys
+    )
 
 
 @pytest.fixture

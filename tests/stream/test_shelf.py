@@ -21,8 +21,9 @@ def problems(spool: Spool, tests: Sequence[bytes | None]) -> pa.Table:
     ids = [f"p{number}" for number in range(len(tests))]
     for one in tests:
         spool.add(one)
-    texts = [ids, ids, [""] * len(ids), [""] * len(ids)]
-    return pa.table([*map(pa.array, texts), spool.finish(ids)], schema=SCHEMA)
+    known = {"problem_id": ids, "problem": ids, "answer": [""] * len(ids), "reference": [""] * len(ids)}
+    known |= {"tests": spool.finish(ids)}
+    return pa.table({name: known.get(name, [None] * len(ids)) for name in SCHEMA.names}, schema=SCHEMA)
 
 
 @pytest.fixture(scope="module", autouse=True)
