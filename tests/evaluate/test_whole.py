@@ -77,6 +77,7 @@ def test_an_evaluation_leaves_scores_samples_and_a_report(whole):
         assert part in whole.output
 
 
+@pytest.mark.timeout(900)  # three starts
 def test_a_killed_evaluation_goes_on_and_samples_nothing_twice(whole, data, tmp_path):
     """SIGKILL, then Ctrl-C, then to the end; the last start asks for more samples of fewer at a time."""
     assert whole.code == 0
