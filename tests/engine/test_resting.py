@@ -303,6 +303,31 @@ def test_a_pool_whose_last_node_has_gone_waits_for_a_place_and_has_not_failed(st
     run(story())
 
 
+def test_an_engine_that_was_starting_again_on_the_node_that_goes_waits_for_a_place_too(stands):
+    """Its first sign is a broken connection: Ray starts it there again before it knows that the node is dead."""
+
+    async def story() -> None:
+        s = stands(1)
+        places(s)
+        await s.pool.start()
+
+        def goes(stand: Stand) -> None:
+            stand.failing["start"] = ActorDiedError()
+            s.gone.add(0)
+
+        s.prepare = goes
+        s.started[0].failing["pulse"] = ActorDiedError()
+        await s.until(lambda: s.states() == [State.RESTING])
+        status = await s.pool.status()
+        assert (status["failure"], status["homeless"]) == (None, [0])
+        s.gone.clear()
+        s.prepare = heals
+        await s.pool.seat({0: Place(None, "another")})
+        await s.until(lambda: s.states() == [State.SERVING])
+
+    run(story())
+
+
 def test_an_engine_without_a_place_goes_wherever_there_is_room_in_the_end(stands, monkeypatch):
     async def story() -> None:
         s = stands(2)

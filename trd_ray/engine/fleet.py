@@ -220,13 +220,16 @@ class Fleet:
             await self.on_death(life, handle, why)
 
     async def bring_up_or_rest(self, life: Life) -> None:
-        if self.homeless(life.spec):
+        problem = ""
+        if not self.homeless(life.spec):
+            try:
+                return await self._bring_up(life)
+            except PoolFailed as e:
+                problem = str(e)
+        if life.state is not State.LEAVING and self.homeless(life.spec):  # also since it began to start there
             life.homeless, life.why = True, "its node has gone"
             return await self._let_rest(life, SEAT_S)
-        try:
-            await self._bring_up(life)
-        except PoolFailed as e:
-            await self._give_up(life, str(e))
+        await self._give_up(life, problem)
 
     async def _give_up(self, life: Life, problem: str) -> None:
         """The engine rests; a pool that has no other engine fails with the problem."""
