@@ -37,12 +37,17 @@ def _read(value: Any) -> Any:
         if not 1 <= bounds["min"] <= bounds["start"] <= bounds["max"]:
             raise ValueError(f"must have 1 <= min <= start <= max, but found {value!r}")
         return EngineRange(**bounds)
+    return count_of(value, FORM)
+
+
+def count_of(value: Any, form: str) -> int:
+    """A whole number of at least 1. Raises ValueError, which says in which `form` it must be."""
     try:
         if isinstance(value, bool) or int(value) != float(value):
             raise ValueError
         count = int(value)
     except (TypeError, ValueError):
-        raise ValueError(f"must be {FORM}, but found {value!r}") from None
+        raise ValueError(f"must be {form}, but found {value!r}") from None
     if count < 1:
         raise ValueError(f"must be at least 1, but found {value!r}")
     return count

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from trd_ray.config.engine_counts import count_of
+
 _FORM = "a whole number, or {min: 1, max: 8}"
 
 
@@ -31,15 +33,7 @@ def _read(value: Any) -> Any:
         if not whole or not 1 <= least <= most:
             raise ValueError(f"must have whole numbers with 1 <= min <= max, but found {value!r}")
         return RankRange(min=least, max=most)
-    try:
-        if isinstance(value, bool) or int(value) != float(value):
-            raise ValueError
-        count = int(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"must be {_FORM}, but found {value!r}") from None
-    if count < 1:
-        raise ValueError(f"must be at least 1, but found {value!r}")
-    return count
+    return count_of(value, _FORM)
 
 
 RankCount = Annotated[int | RankRange, BeforeValidator(_read)]
