@@ -144,6 +144,43 @@ def test_the_run_ends_with_the_process_above_it(tmp_path):
         time.sleep(0.05)
 
 
+def test_what_a_run_leaves_ends_also_where_the_process_above_it_was_killed_and_no_one_else_s_does(tmp_path):
+    """As workers of a local Ray do, which look for a raylet that went with the driver: in a session of their own, and
+    here also deaf to SIGTERM."""
+    body = """
+import tempfile
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(1000)"
+left = subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True, stdout=subprocess.PIPE)
+left.stdout.readline()
+print(left.pid, os.environ["TMPDIR"], flush=True)
+time.sleep(1000)"""
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"], start_new_session=True)
+    process = start(tmp_path, body)
+    try:
+        assert process.stdout
+        pid, temporary = process.stdout.readline().split()
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 60
+        while lives(int(pid)) or Path(temporary).exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert lives(bystander.pid)
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_the_heir_ends_with_a_run_that_ended_by_itself(tmp_path):
+    process = start(tmp_path, "print(os.environ['TMPDIR'], flush=True); time.sleep(2); return 0")
+    assert process.stdout
+    process.stdout.readline()
+    heirs = [one.pid for one in psutil.process_iter(["ppid", "cmdline"]) if str(tmp_path) in str(one.info["cmdline"])]
+    assert len(heirs) == 3  # the process above, the run, the heir
+    assert outcome(process)[0] == 0
+    assert not any(lives(pid) for pid in heirs)
+
+
 def test_a_run_s_temporary_files_go_with_it_but_not_ray_s_logs(tmp_path):
     body = """
 import tempfile

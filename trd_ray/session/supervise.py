@@ -13,8 +13,9 @@ Why a process above:
 
 So the driver is a child of a process that imports nothing of Ray, and its temporary folder is deleted after it. That
 process passes signals on. It adopts (PR_SET_CHILD_SUBREAPER) what the run leaves behind, waits for it and then ends it.
-These are its descendants, so nobody else's processes. A run whose supervisor is killed ends with it, and the next run
-on this machine removes its temporary folder.
+These are its descendants, so nobody else's processes. A run whose supervisor is killed ends with it, and a third
+process ends what is left then (trd_ray.session.heir). Where that is killed too, the next run on this machine removes
+the temporary folder.
 
 The driver beats (last_words) wherever its main thread waits. Once it has not for `heartbeat_s`, the process above says
 so, with the place in the program, on screen and in the run's events.jsonl. It ends nothing: the call may come back, and
@@ -39,6 +40,7 @@ from typing import Any
 
 from trd_ray.litter import owned_folder, remove_semaphores, semaphores, sweep
 from trd_ray.session import last_words
+from trd_ray.session.heir import Heir
 from trd_ray.session.silence import Silence
 
 FAILED = 1
@@ -75,14 +77,15 @@ class _Supervisor:
         self.semaphores: set[str] = set()  # that processes of the run were seen to have
 
     def run(self) -> int:
+        sweep()
+        temporary, _lock = owned_folder()
+        heir = Heir(temporary)  # before the line below, which would make it a process that the run left behind
         last_words.prctl(last_words.PR_SET_CHILD_SUBREAPER, 1)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._pass_on)
         read, write = os.pipe()
         os.set_blocking(read, False)
-        sweep()
-        temporary, _lock = owned_folder()
         try:
             heartbeat = temporary / last_words.HEARTBEAT
             heartbeat.touch()
@@ -101,6 +104,7 @@ class _Supervisor:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
             remove_semaphores(self.semaphores)
+            heir.dismiss()
         words = self.words
         if left:
             self.tell(f"ended {len(left)} process(es) that the run left behind: {', '.join(left)[:200]}")
