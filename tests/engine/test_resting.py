@@ -84,6 +84,29 @@ def test_an_engine_that_gives_no_sign_of_life_is_taken_for_dead_after_the_heartb
     run(story())
 
 
+@pytest.mark.parametrize("first", ["held", "passing"])
+def test_an_engine_that_stops_before_its_first_pulse_is_noticed_like_any_other(stands, first):
+    """It answers its start, and nothing after that: nobody has heard its pulse yet, which can take minutes to fail."""
+
+    def stops(stand: Stand) -> None:
+        if first == "held":
+            stand.hold("pulse")
+        else:
+            stand.failing["pulse"] = ActorUnavailableError("connection attempt timed out", None)
+
+    async def story() -> None:
+        s = stands(1)
+        s.prepare = stops
+        s.pool.spec.heartbeat_s = 0.2
+        await s.pool.start()
+        s.prepare = heals
+        await s.until(lambda: s.pool.restarts == 1)
+        s.pool.spec.heartbeat_s = 60.0
+        await s.until(lambda: s.states() == [State.SERVING])
+
+    run(story())
+
+
 def test_a_vllm_that_is_quiet_for_longer_than_the_heartbeat_is_taken_for_dead_but_not_in_an_update(stands):
     async def story() -> None:
         s = stands(1)

@@ -2,7 +2,7 @@
 
     Beats(mailbox) --in the controller's process and in every rank's--> Mailbox      it lives, and this is its actor
     ranks_up(controller) -> how many ranks have a process: one that is stopped before its first beat is missed too
-    kill(members)        -> the ranks, the controller, and the placement groups that the controller made
+    kill(members, end)   -> the ranks, the controller, and the placement groups that the controller made
 
 The controller owns the ranks, so they end with it. Its placement groups do not, until the job ends: their CPUs and GPUs
 would be missing for the group that comes next. Ray Train's own cleaner of them needs a dashboard, which a local run
@@ -12,6 +12,7 @@ does not have.
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -62,14 +63,14 @@ def ranks_up(controller: ActorHandle) -> int:
     return sum(one["ActorClassName"] == RANK for one in mine)
 
 
-def kill(members: dict[Member, ActorHandle]) -> None:
-    """End these processes of a group at once, whatever state they are in, and free what the group has reserved.
+def kill(members: dict[Member, ActorHandle], end: Callable[[ActorHandle], object]) -> None:
+    """End these processes of a group by `end`, whatever state they are in, and free what the group has reserved.
 
     A rank that was never heard of ends with the controller, which owns it.
     """
     for handle in members.values():
         with contextlib.suppress(Exception):  # it may be dead already
-            ray.kill(handle)
+            end(handle)
     if controller := members.get(CONTROLLER):
         for group in _placement_groups_of(controller):
             with contextlib.suppress(Exception):

@@ -32,6 +32,7 @@ from trd_ray.distill.lost import was_lost
 from trd_ray.distill.mailbox import CONTROLLER, Command, Mailbox, Member, Result
 from trd_ray.distill.rank import LearnerSpec, receivers, work
 from trd_ray.distill.shared_out import shared_out
+from trd_ray.ending import end
 from trd_ray.engine.reservation import NODE_LABEL
 from trd_ray.errors import RunFailed, UserError
 
@@ -154,14 +155,14 @@ class WorkerGroup:
             self.ask("expect", look=look)
             self.expected = True
 
-    def kill(self, wait_s: float = END_S) -> None:
+    def kill(self, wait_s: float = END_S, how: Callable[[Any], object] = ray.kill) -> None:
         """End whatever of the group still runs, and free what it has reserved; Ray Train has `wait_s` to notice."""
         from trd_ray.distill.controller import kill
 
         with contextlib.suppress(Exception):
-            ray.kill(self.mailbox)
+            how(self.mailbox)
         # Also a group that ended well: its controller can wait in its exit for a lock that it holds itself.
-        kill(self.members)
+        kill(self.members, how)
         if self.thread.is_alive():
             self.thread.join(wait_s)
 
@@ -208,7 +209,7 @@ class Trainer:
         `seats` says how many ranks there will be, and on which nodes, once the group before has ended.
         """
         self.lost = True
-        self.group.kill()
+        self.group.kill(how=end)
         self.ranks, self.nodes = seats()
         self.group = WorkerGroup(self.ranks, self.recipe.heartbeat_s)
         self.spec = replace(self.spec, mailbox=self.group.mailbox, **changes)

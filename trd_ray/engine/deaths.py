@@ -34,15 +34,20 @@ async def answers(handle: ActorHandle) -> bool:
     return True
 
 
-async def death_of(handle: ActorHandle, heartbeat_s: float, may_be_quiet: Callable[[], bool]) -> str:
+async def death_of(
+    handle: ActorHandle, heartbeat_s: float, may_be_quiet: Callable[[], bool], is_up: Callable[[], bool] = lambda: False
+) -> str:
     """Ask for the engine's pulse until it is dead; returns why. An actor that is not placed yet may take any time.
 
-    `may_be_quiet` says whether its vLLM may wait for others now. A broken connection is asked again.
+    `may_be_quiet` says whether its vLLM may wait for others now, `is_up` whether the actor has answered anybody. A
+    broken connection is asked again.
     """
     heard_s: float | None = None  # when the actor answered
     while True:
+        if heard_s is None and is_up():
+            heard_s = time.monotonic()
         try:
-            quiet_s = await _pulse(handle, None if heard_s is None else heartbeat_s)
+            quiet_s = await (_first(handle, is_up) if heard_s is None else _pulse(handle, heartbeat_s))
         except TimeoutError:
             return f"TimeoutError: no sign of life for {heartbeat_s:g} s (heartbeat_s)"
         except PASSING as e:
@@ -57,9 +62,19 @@ async def death_of(handle: ActorHandle, heartbeat_s: float, may_be_quiet: Callab
         await asyncio.sleep(PULSE_EVERY_S)
 
 
-async def _pulse(handle: ActorHandle, heartbeat_s: float | None) -> float:
-    if heartbeat_s is None:
-        return await result(handle.pulse.remote())
+async def _first(handle: ActorHandle, is_up: Callable[[], bool]) -> float:
+    """The first pulse; 0 where the actor has answered somebody else meanwhile, after which it may have stopped."""
+    pulse = asyncio.ensure_future(result(handle.pulse.remote()))
+    try:
+        while not (await asyncio.wait({pulse}, timeout=PULSE_EVERY_S))[0]:
+            if is_up():
+                return 0.0
+        return pulse.result()
+    finally:
+        pulse.cancel()
+
+
+async def _pulse(handle: ActorHandle, heartbeat_s: float) -> float:
     # Not by `wait_for`, which in Python 3.11 may swallow the cancellation of who waits.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(heartbeat_s * (1 - LAST_CHANCE)):

@@ -8,6 +8,7 @@ from typing import Any
 
 import ray
 
+from trd_ray.ending import end
 from trd_ray.engine.actor import EngineSpec, result
 
 STOP_TIMEOUT_S = 30
@@ -62,13 +63,14 @@ class Life:
 
     def kill(self) -> None:
         if self.handle is not None:
-            ray.kill(self.handle)
+            end(self.handle)
 
     async def stop(self) -> None:
         """End its processes, in good order if it is up."""
         if self.handle is not None and self.state is not State.STARTING:  # one that is starting would not hear it
             with contextlib.suppress(Exception):
                 await asyncio.wait_for(result(self.handle.shutdown.remote()), STOP_TIMEOUT_S)
+                return ray.kill(self.handle)
         self.kill()
 
     def shown(self) -> dict[str, Any]:
