@@ -21,6 +21,9 @@ from trd_ray.engine.pool import Pool
 from trd_ray.scale.loads import EngineLoad
 
 
+PULSE_S = 40.0  # that an answer to a pulse takes, below a PoolSpec's heartbeat_s
+
+
 @dataclass(frozen=True)
 class Pace:
     places: int
@@ -71,9 +74,12 @@ class SleepingEngine:
         await asyncio.sleep(self.pace.start_s)
 
     async def pulse(self) -> float:
-        """No answer while it lives: nobody need look at it every few seconds."""
-        await self.killed.wait()
-        raise ActorDiedError()
+        """It takes its time while it lives: nobody need look at it every few seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(PULSE_S):
+                await self.killed.wait()
+                raise ActorDiedError()
+        return 0.0
 
     async def load(self) -> EngineLoad:
         return EngineLoad(self.running, self.waiting, self.running / self.pace.places)
