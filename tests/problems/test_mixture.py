@@ -53,7 +53,8 @@ def load(r: config.Recipe) -> ProblemSet:
 
 
 def test_the_problems_of_all_sources_are_one_table_whose_rows_name_their_source(files):
-    found = load(recipe(three(files)))
+    verify = {"functions": {"math": {"function": "math"}}, "by": "hard"}
+    found = load(recipe(three(files), verify=verify))
     rows = found.table.to_pylist()
     assert Counter(row["source"] for row in rows) == {"renamed": 3, "plain": 5, "code": 2}
     assert [row["problem_id"] for row in rows[:3]] == ["renamed/0", "renamed/1", "renamed/2"]

@@ -384,6 +384,13 @@ def test_a_parameter_has_the_data_s_own_name_of_a_column_that_is_ours():
     verify.close()
 
 
+def test_a_prompt_is_messages_also_where_the_problem_is_the_column_prompt_of_the_data():
+    source = "def f(completion, prompt): return completion[0]['content'] == prompt[-1]['content']"
+    verify = Chosen(of_source(source, columns={"prompt": "problem"}))
+    assert verify(ROW["problem"], ROW).passed
+    verify.close()
+
+
 def test_a_function_that_raises_on_a_reference_is_told_and_not_refused():
     lines = require_functions(of_source("def f(text, problem): raise OSError('the server is down')"), [ROW])
     assert lines[1] == (
@@ -397,3 +404,39 @@ def test_a_row_whose_column_names_no_verifier_is_named_before_anything_starts():
     assert "problem p of data.path: verify.by is kind, whose value 'x' names none" in refusal(
         settings, problem(kind="x")
     )
+
+
+# By source
+
+
+BY_SOURCE = {
+    "functions": {"mine": {"function": "mine.py:f"}},
+    "sources": {"mine.py": "def f(completion, level): return level"},
+    "by_source": {"a": "mine", "b": "code"},
+}
+
+
+def of(source: str | None, **columns: Any) -> dict[str, Any]:
+    return problem(**columns) | {"source": source}
+
+
+@pytest.mark.parametrize("keys", [{}, {"functions": {}, "function": "mine.py:f", "by_source": {"b": "code"}}])
+def test_a_function_is_compared_with_the_rows_of_the_sources_that_it_judges_alone(keys):
+    settings = VerifyConfig.model_validate(BY_SOURCE | keys)
+    assert len(require_functions(settings, [of("b"), of("a", level=1)])) == 1
+    assert "takes level, which no column of data.path fills" in refusal(settings, of("a"))
+    assert len(require_functions(settings, [of("b")])) == 1  # whose tests are run
+
+
+def test_a_source_that_names_its_verifier_needs_no_word_in_the_column_of_verify_by():
+    settings = VerifyConfig.model_validate(BY_SOURCE | {"by": "kind"})
+    assert len(require_functions(settings, [of("b"), of("a", level=1), of(None, kind="mine", level=1)])) == 1
+    assert "problem p of data.path: verify.by is kind" in refusal(settings, of(None))
+
+
+def test_a_source_whose_programs_are_run_needs_a_sandbox_and_the_time_of_its_programs():
+    settings = VerifyConfig.model_validate(BY_SOURCE)
+    assert settings.may_run_code
+    assert limit_s(settings, True) == 2 * settings.deadline_s + settings.program_timeout_s
+    alone = VerifyConfig.model_validate(BY_SOURCE | {"function": "mine.py:f", "functions": {}, "by_source": {}})
+    assert not alone.may_run_code

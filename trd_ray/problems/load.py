@@ -120,7 +120,7 @@ def _read(
     if isinstance(spec, config.DataConfig) and spec.teacher_column:
         columns |= _teachers(spec.teacher_column, source.names, str(spec.path), group)
     notes: list[str] = []
-    table, spool = problems(source, columns, group, str(spec.path), spec.limit, not verify.has_own, notes)
+    table, spool = problems(source, columns, group, str(spec.path), spec.limit, verify, notes)
     if isinstance(spec, config.DataConfig) and spec.without_reference == "drop":
         table, set_aside = _with_reference(table, spec.path)
         return ProblemSet(table, set_aside, tuple(notes), spool=spool)
@@ -175,8 +175,7 @@ def load_benchmark(
 
     `spec` gives the limit and the columns alone. `also_columns` is as in `load_problems`. Raises UserError.
     """
-    sandbox = (verify or config.VerifyConfig()).sandbox
-    found = benchmarks.load(name, limit=spec.limit, sandbox=sandbox, columns=(also_columns or {}) | spec.columns)
+    found = benchmarks.load(name, limit=spec.limit, verify=verify, columns=(also_columns or {}) | spec.columns)
     return ProblemSet(found.problems, found.set_aside, tuple(f"{found.name}: {n}" for n in found.notes), found)
 
 
