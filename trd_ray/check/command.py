@@ -76,7 +76,7 @@ def _data(found: Material, rows: list[Row], verify: Verify, faults: Faults) -> L
     assert found.problems is not None
     twice = copies(found.problems)
     lines: Lines = [("copies", str(twice))]
-    if twice.copies > TOLERATED * twice.problems or twice.disagreeing > TOLERATED * twice.problems:
+    if twice.copies > TOLERATED * twice.problems:
         faults.add(
             f"{twice}, such as {twice.example}: a run would meet them twice as often as the others; keep one of each, "
             "with the right answer"
