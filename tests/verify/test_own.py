@@ -216,6 +216,21 @@ def test_what_goes_wrong_in_a_call_is_that_row_s_verdict_and_no_other_s(word, de
     assert after.passed and after.score == 1.0 and verify("fine", problem()).passed
 
 
+@pytest.mark.parametrize("body", ["raise ValueError(text)", "return {'score': 0, 'feedback': text, 'detail': text}"])
+def test_what_a_function_repeats_of_a_response_cannot_control_a_terminal(body):
+    verify = Chosen(of_source(f"def f(text, problem): {body}"))
+    found = verify("\x1b]0;owned\x07\x1b[2J\ud800", ROW)
+    assert not {"\x1b", "\x07", "\ud800"} & set(found.detail + found.extracted + found.feedback)
+    assert "]0;owned" in found.detail and "]0;owned" in found.extracted
+    verify.close()
+
+
+def test_a_function_whose_fork_goes_on_answering_costs_its_own_rows_alone():
+    verify = Chosen(of_source("import os\ndef f(text, problem):\n  os.fork()\n  return 1"))
+    assert all(verify(str(i), ROW).score in (0, 1) for i in range(6))
+    verify.close()
+
+
 def test_hostile_responses_cost_their_deadlines_and_nothing_else(made):
     verify = made("hostile_rewards.py:score", deadline_s=0.5)
     texts = ["fine"] * 200
