@@ -143,6 +143,15 @@ def test_any_range_of_a_mixed_order_is_that_of_the_whole_and_a_copy_of_the_order
     assert [row["row"] for row in late.rows(3_999_998, 4_000_000)] == [3_999_998, 3_999_999]
 
 
+def test_each_source_of_many_is_ranked_once_an_epoch(monkeypatch):
+    ranked = []
+    argsort = np.argsort
+    monkeypatch.setattr(np, "argsort", lambda *args, **keys: ranked.append(1) or argsort(*args, **keys))
+    many = Order(100 * 50, seed=11, rollouts_per_step=100, steps=4, sources=(50,) * 100, weights=(1.0,) * 100)
+    assert len(list(many.rows(0, 400))) == 400
+    assert len(ranked) == 100
+
+
 def test_a_mixed_order_never_changes_between_versions():
     # Written down once: a run begun with one version must be resumed with the next.
     order = Order(7, 0, 4, steps=3, sources=(4, 3), weights=(2.0, 1.0))
