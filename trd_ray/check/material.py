@@ -95,12 +95,6 @@ def _teachers(
     return facts, tokenizers
 
 
-def spread_rows(table: pa.Table, many: int) -> list[Row]:
-    """So many rows of a table, evenly from its first to its last, since data sets are often sorted."""
-    many = min(many, table.num_rows)
-    return [table.slice(i * table.num_rows // many, 1).to_pylist()[0] for i in range(many)]
-
-
 def _model(model: ModelConfig, path: str) -> tuple[models.ModelFacts, Any]:
     resolved = models.resolve(path, model.revision)
     tokenizer = models.tokenizer(resolved, model.revision, model.trust_remote_code)

@@ -1,5 +1,6 @@
 r"""Texts whose verdict is known before a verifier is asked, and what it says of them.
 
+    table                               ->  spread_rows()  some of its rows
     rows, form(row) = "\boxed{ANSWER}"  ->  right_texts()  the reference of each row, and its answer
     rows, which of those passed         ->  wrong_texts()  nothing, the problem itself, the answer of another row
     verify, texts                       ->  asked()        Reply: a text, the verdict on it, the seconds that it took
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
+
+import pyarrow as pa
 
 from trd_ray.config import Recipe, own_wordings
 from trd_ray.errors import UserError
@@ -66,6 +69,12 @@ def _asked(recipe: Recipe, prompts: dict[str, Any]) -> str:
     wording = f"{prompts.get('solve', '')} {prompts.get('system', '')}"
     default = WORDINGS[prompts.get("task", recipe.task)]["solve"]
     return next((form for text in (wording, default) for sign, form in FORMS.items() if sign in text), PLAIN)
+
+
+def spread_rows(table: pa.Table, many: int) -> list[Row]:
+    """So many rows of a table, evenly from its first to its last, since data sets are often sorted."""
+    many = min(many, table.num_rows)
+    return [table.slice(i * table.num_rows // many, 1).to_pylist()[0] for i in range(many)]
 
 
 def stated(answer: str, form: str) -> str:
