@@ -95,6 +95,20 @@ def test_what_is_left_out_of_a_source_is_named_by_its_new_id(files, tmp_path):
     assert [one.problem_id for one in found.set_aside] == ["some/8"]
 
 
+def test_rows_need_answers_where_their_own_source_is_judged_by_what_is_built_in(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"problem": "Write a poem.", "level": 1}])
+    (tmp_path / "score.py").write_text("def f(completion, level): return level\n")
+    functions = {"functions": {"mine": {"function": f"{tmp_path}/score.py:f"}}}
+    mine = {"name": "mine", "path": path, "verify": "mine"}
+    [row] = load(recipe([mine], verify=functions)).table.to_pylist()
+    assert row["answer"] == "" and json.loads(row["extra"]) == {"level": 1}
+    for other in ({"verify": "math"}, {}):  # without a name it is maths, too
+        with pytest.raises(
+            UserError, match=r"has no column 'answer'.*set data\.sources\[maths\]\.columns\.answer=NAME"
+        ):
+            load(recipe([mine, {"name": "maths", "path": path} | other], verify=functions))
+
+
 def test_faults_of_all_sources_are_told_at_once_under_their_names(files):
     sources = [three(files)[0] | {"columns": {"problem": "qq"}}, three(files)[1] | {"path": "none.jsonl"}]
     with pytest.raises(UserError) as refused:

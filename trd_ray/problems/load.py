@@ -149,7 +149,8 @@ def _mixed(spec: config.DataConfig, verify: config.VerifyConfig, progress: Progr
         alone = spec.model_copy(update=own | {"sources": [], "difficulty": difficulty})
         with faults:
             group = f"data.sources[{source.name}]"
-            found.append((source, load_problems(alone, verify, spec.columns, progress=progress, group=group)))
+            its = _verify_of(source, verify)
+            found.append((source, load_problems(alone, its, spec.columns, progress=progress, group=group)))
     faults.require_none()
     if spec.teacher_column and all(one.table["teacher"].null_count == one.table.num_rows for _, one in found):
         raise UserError(
@@ -163,6 +164,15 @@ def _mixed(spec: config.DataConfig, verify: config.VerifyConfig, progress: Progr
         for problem in one.set_aside
     ]
     return ProblemSet(table, tuple(set_aside), tuple(note for _, one in found for note in one.notes), spool=spool)
+
+
+def _verify_of(source: config.SourceConfig, verify: config.VerifyConfig) -> config.VerifyConfig:
+    """What judges the rows of one source: where that is built in, they need answers, whatever others have."""
+    if source.verify:
+        own = source.verify in verify.chosen and config.is_own(verify.chosen[source.verify].function)
+    else:
+        own = not verify.has_usual_rows
+    return verify if own else verify.built_in()
 
 
 def load_benchmark(
