@@ -11,14 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from trd_ray.config import BUILT_IN, VerifyConfig
+from trd_ray.config import BUILT_IN, Recipe, VerifyConfig
 from trd_ray.errors import BadRow, UserError
+from trd_ray.rows import PROBLEM
+from trd_ray.session.inputs import require_verifier
 from trd_ray.stream.verifying import verdicts
 from trd_ray.verify import PROMPT, Verdict, limit_s, verifier
 from trd_ray.verify.chosen import MAKERS, Chosen
-from trd_ray.verify.fitting import require_functions
+from trd_ray.verify.fitting import ROWS_TO_FIT, require_functions
 from trd_ray.verify.own.shape import OURS, TRL, VERL, VERL_LISTS
 
 HERE = Path(__file__).parent / "own_rewards"
@@ -441,6 +444,15 @@ def test_a_function_is_compared_with_the_rows_of_the_sources_that_it_judges_alon
     assert len(require_functions(settings, [of("b"), of("a", level=1)])) == 1
     assert "takes level, which no column of data.path fills" in refusal(settings, of("a"))
     assert len(require_functions(settings, [of("b")])) == 1  # whose tests are run
+
+
+def test_a_source_that_comes_late_in_the_data_is_compared_too_and_one_that_holds_out_nothing_is_not():
+    rows = [of("b")] * (2 * ROWS_TO_FIT) + [of("a")]
+    table = pa.Table.from_pylist(rows, schema=pa.schema(PROBLEM))
+    recipe = Recipe(verify=VerifyConfig.model_validate(BY_SOURCE))
+    with pytest.raises(UserError, match="takes level, which no column of data.path fills"):
+        require_verifier(recipe, {"data.path": table})
+    assert len(require_verifier(recipe, {"data.path": table.slice(0, 9)})) == 1
 
 
 def test_a_source_that_names_its_verifier_needs_no_word_in_the_column_of_verify_by():
