@@ -144,6 +144,15 @@ def test_a_source_has_its_own_wordings_and_all_others_have_those_of_the_recipe(b
     assert "Only A." in refined[0] and "Only A." not in refined[1]
 
 
+def test_a_source_may_have_the_default_wordings_of_another_task(bpe):
+    sources = [{"name": "a", "path": "a.jsonl", "prompts": {"task": "code"}}, {"name": "b", "path": "b.jsonl"}]
+    views = make(bpe, data={"sources": sources})
+    a, b = (bpe.decode(views.student("1+1", None, source)) for source in ("a", "b"))
+    assert "```python" in a and "boxed" not in a and "boxed" in b
+    told = bpe.decode(views.refine("1+1", "y", [], source="a").ids)
+    assert "programming problem" in told
+
+
 def test_a_wording_of_a_source_that_cannot_be_used_is_refused_under_its_name(bpe):
     with pytest.raises(UserError, match=r"data\.sources a: prompts\.solve must hold the placeholder \{problem\}"):
         make(bpe, **two_sources(solve="no place"))

@@ -222,7 +222,7 @@ class _Worded:
         student_tokenizer: "PreTrainedTokenizerBase",
         teacher_tokenizer: "PreTrainedTokenizerBase",
     ):
-        task = recipe.task
+        task = own.get("task", recipe.task)
         words = {
             key: parse(f"{where}.{key}", own.get(key, default), WORDINGS["math"][key])
             for key, default in WORDINGS[task].items()

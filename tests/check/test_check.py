@@ -205,15 +205,39 @@ def test_characters_that_the_tokenizer_lacks_are_refused(capsys, tmp_path):
     )
 
 
-def test_a_chat_template_that_drops_the_system_turn_is_refused(capsys, data, tmp_path):
-    model = shutil.copytree(model_path("student"), tmp_path / "model")
+def without_system_turns(model: Path) -> Path:
+    shutil.copytree(model_path("student"), model)
     template = (model / "chat_template.jinja").read_text()
     silent = (
         "{%- for message in messages -%}{%- if message.role != 'system' -%}" + template.partition("{%- endif -%}")[2]
     )
     (model / "chat_template.jinja").write_text(silent.replace("{%- endfor -%}", "{%- endif -%}{%- endfor -%}"))
+    return model
+
+
+def test_a_chat_template_that_drops_the_system_turn_is_refused(capsys, data, tmp_path):
+    model = without_system_turns(tmp_path / "model")
     wrong = refused(capsys, f"data.path={data}", f"student.path={model}", "prompts.system=1+2;")
     assert "chat template drops the system text or an earlier turn in 8 of 8 rows, such as '1+2;'" in wrong
+
+
+def test_it_is_refused_too_where_the_system_text_is_a_source_s_or_rows_have_earlier_turns(capsys, tmp_path):
+    model = without_system_turns(tmp_path / "model")
+    earlier = [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]
+    talks = [row | {"problem": [*earlier, {"role": "user", "content": row["problem"]}]} for row in rows()]
+    place = written(tmp_path / "talks.jsonl", talks)
+    told = "chat template drops the system text or an earlier turn in 8 of 8 rows, such as '1+2;'"
+    assert told in refused(capsys, f"data.path={place}", f"student.path={model}", "prompts.system=1+2;")
+    source = f"{{name: a, path: {written(tmp_path / 'data.jsonl', rows())}, prompts: {{system: 1+2;}}}}"
+    assert told in refused(capsys, f"data={{sources: [{source}]}}", f"student.path={model}")
+
+
+def test_a_source_that_asks_for_another_form_of_answer_is_judged_by_it(capsys, tmp_path):
+    place = written(tmp_path / "data.jsonl", [row | {"reference": ""} for row in rows()])
+    source = f'{{name: a, path: {place}, prompts: {{solve: "{{problem}} ####"}}}}'
+    opd = ["teacher.mode=opd", "teacher.path=miniature:teacher"]
+    _, page, _ = check(capsys, f"data={{sources: [{source}]}}", *opd, verify=verifiers.reads_another_form, rows=8)
+    assert "the reference or the answer  8 of 8 pass" in page
 
 
 def test_all_that_is_wrong_is_told_at_once(capsys, tmp_path):

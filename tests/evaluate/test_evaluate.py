@@ -62,6 +62,22 @@ def test_held_out_problems_of_a_run_are_read_by_the_columns_of_its_training_data
         assert [q.problem["answer"] for q in exam.questions] == ["9"]
 
 
+def test_a_file_of_ones_own_is_asked_and_judged_as_in_the_run_where_a_function_of_one_s_own_judges(tmp_path):
+    score, own, other = (tmp_path / name for name in ("score.py", "held_out.jsonl", "other.jsonl"))
+    score.write_text("def score(completion, level): return level\n")
+    for file in (own, other):
+        file.write_text(json.dumps({"problem": "7+2", "level": 1}))  # such a function needs no answer
+    folder = a_run(tmp_path / "mine", f"verify.function={score}:score", "prompts.solve=null", f"evaluation.path={own}")
+    asked = [
+        plan(str(folder), names, ["evaluation.max_response_tokens=20"]).exams[0].questions[0]
+        for names in ([], [str(other)])
+    ]
+    for question in asked:
+        assert question.verify.function == f"{score}:score"
+        assert json.loads(question.problem["extra"]) == {"level": 1}
+    assert asked[0].prompt_ids == asked[1].prompt_ids  # in the words of a plain task
+
+
 @pytest.mark.parametrize(
     ("place", "steps"),
     [("", 10), ("checkpoints/step-000005", 5), ("checkpoints/step-000005/model", 5)],

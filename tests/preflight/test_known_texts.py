@@ -14,6 +14,14 @@ def row(answer: str, reference: str = "", tests: bytes | None = None, problem: s
     return {"problem_id": answer, "problem": problem, "answer": answer, "reference": reference, "tests": tests}
 
 
+def boxed(row: dict) -> str:
+    return r"\boxed{ANSWER}"
+
+
+def alone(row: dict) -> str:
+    return "ANSWER"
+
+
 @pytest.mark.parametrize(
     ("tree", "form"),
     [
@@ -25,11 +33,29 @@ def row(answer: str, reference: str = "", tests: bytes | None = None, problem: s
     ],
 )
 def test_an_answer_is_stated_as_the_prompt_asks_for_it(tree, form):
-    assert form_of(config.from_tree(tree)) == form
+    assert form_of(config.from_tree(tree))(row("2")) == form
+
+
+def test_the_prompt_of_a_source_says_how_its_answers_are_stated():
+    sources = [
+        {"name": "gsm8k", "path": "a.jsonl", "prompts": {"solve": "{problem} End with #### and the answer."}},
+        {"name": "plain", "path": "b.jsonl", "prompts": {"task": "plain"}},
+        {"name": "usual", "path": "c.jsonl"},
+    ]
+    form = form_of(config.from_tree({"data": {"sources": sources}}))
+    asked_for = {"gsm8k": "#### 2", "plain": "2", "usual": r"\boxed{2}", None: r"\boxed{2}"}
+    rows = [row("2") | {"source": source} for source in asked_for]
+    assert [text.text for text in right_texts(rows, form)] == list(asked_for.values())
+
+
+@pytest.mark.timeout(20)
+def test_an_answer_with_a_power_of_thousands_of_digits_is_compared_as_text():
+    right = [Reply(KnownText(0, "answer", "1e9999999999"), Verdict(True, 1.0, "", "", 0.0), 0.0)]
+    assert wrong_texts([row("1e9999999999"), row("2")], right)[-1].text == "1e9999999999"
 
 
 def test_a_row_s_reference_and_answer_are_right_and_a_program_is_fenced():
-    found = right_texts([row("2", "1+1=2"), row("", "print(2)\n", b"tests"), row("")], r"\boxed{ANSWER}")
+    found = right_texts([row("2", "1+1=2"), row("", "print(2)\n", b"tests"), row("")], boxed)
     assert [(text.row, text.kind, text.text) for text in found] == [
         (0, "reference", "1+1=2"),
         (0, "answer", r"\boxed{2}"),
@@ -38,13 +64,13 @@ def test_a_row_s_reference_and_answer_are_right_and_a_program_is_fenced():
 
 
 def test_an_answer_that_is_boxed_already_is_not_boxed_again():
-    assert right_texts([row(r"\boxed{2}")], r"\boxed{ANSWER}")[0].text == r"\boxed{2}"
+    assert right_texts([row(r"\boxed{2}")], boxed)[0].text == r"\boxed{2}"
 
 
 @pytest.mark.parametrize("spelling", ["0.5", "1/2", r"\frac{1}{2}", " $0.50$ "])
 def test_the_same_answer_in_another_spelling_is_never_taken_for_a_wrong_one(spelling):
     rows = [row("0.5"), row(spelling), row("3")]
-    right = [Reply(text, Verdict(True, 1.0, "", "", 0.0), 0.0) for text in right_texts(rows, "ANSWER")]
+    right = [Reply(text, Verdict(True, 1.0, "", "", 0.0), 0.0) for text in right_texts(rows, alone)]
     assert {(text.row, text.text) for text in wrong_texts(rows, right) if text.kind == "another"} == {
         (0, "3"),
         (1, "3"),
@@ -64,6 +90,6 @@ def test_a_program_without_a_reference_is_not_held_against_the_verifier():
     replies = asked(
         lambda text, problem: Verdict(False, 0.0, "", "x", 0.0), rows, wrong_texts(rows, []), time.monotonic() + 9
     )
-    found = Soundness(rows, replies, "ANSWER")
+    found = Soundness(rows, replies, alone)
     assert found.faults() == []
     assert found.counts()[0] == ("the reference or the answer", "not asked: no row has one")

@@ -18,6 +18,7 @@ SYSTEM = {"role": "system", "content": "Answer with a number."}
 FIRST = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]
 LAST = {"role": "user", "content": "And 2+2?"}
 REPLY = {"role": "assistant", "content": "It is \\boxed{4}."}
+READS = VerifyConfig.model_validate({"functions": {"math": {"function": "math"}}, "by": "kind"})
 
 
 def jsonl(path: Path, *rows: dict) -> str:
@@ -31,7 +32,8 @@ def parquet(path: Path, *rows: dict) -> str:
 
 
 def found(path: str, **spec) -> ProblemSet:
-    return load_problems(DataConfig(path=path, **spec))
+    """As for a recipe whose verifier reads the columns that are none of ours."""
+    return load_problems(DataConfig(path=path, **spec), READS)
 
 
 def one(path: str, **spec) -> dict:
@@ -112,6 +114,7 @@ def test_a_problem_that_only_looks_like_a_list_is_text(tmp_path):
         ([LAST, SYSTEM], "has system, where only one answer may stand"),
         ([{"role": "tool", "content": "4"}, LAST], "message 1 of messages is said by 'tool'"),
         ([LAST | {"content": None}], "message 1 of messages holds nothing, expected text"),
+        ([{"role": "assistant", "tool_calls": []}, LAST], "message 1 of messages holds nothing, expected text"),
         ([LAST | {"content": 5}], "message 1 of messages holds a int, expected text"),
         ([LAST | {"content": "a\ud800"}], "which is no text"),
         ([LAST | {"content": [{"type": "image", "image": "x"}]}], "holds a part of the kind 'image'"),
@@ -155,6 +158,14 @@ def test_verl_s_parquet_is_known_by_its_columns_and_every_column_is_kept(tmp_pat
     assert loaded.notes == (
         f"{path} has verl's schema, so problem is prompt, answer is reward_model.ground_truth (columns says otherwise)",
     )
+
+
+def test_a_row_may_lack_what_its_columns_are_known_by_where_nothing_needs_an_answer(tmp_path):
+    path = parquet(tmp_path / "train.parquet", VERL | {"reward_model": None}, VERL)
+    own = VerifyConfig(function="my_rewards.py:compute_score")
+    assert load_problems(DataConfig(path=path), own).table["answer"].to_pylist() == ["", "4"]
+    mapped = {"problem": "prompt", "answer": "reward_model.ground_truth"}
+    assert "row 1: reward_model.ground_truth is empty" in refusal(path, columns=mapped)
 
 
 def test_a_dot_names_a_field_of_a_column_and_the_map_goes_before_what_is_known(tmp_path):
@@ -233,6 +244,39 @@ def test_a_prompt_without_an_answer_is_refused_unless_a_verifier_of_one_s_own_ne
 
 
 # What is left over
+
+
+def test_other_columns_are_kept_only_where_what_judges_may_read_them(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", {"problem": "2+2?", "answer": "4", "drafts": ["4"] * 9})
+    kept = [
+        load_problems(DataConfig(path=path), verify).table["extra"].to_pylist()
+        for verify in (VerifyConfig(), VerifyConfig(function="math"), VerifyConfig(function="a.py:f"), READS)
+    ]
+    assert [extra == [None] for extra in kept] == [True, True, False, False]
+
+
+def test_values_within_too_many_others_are_left_out_with_a_note(tmp_path):
+    deep = jsonl(tmp_path / "a.jsonl", {"problem": "2+2?", "answer": "4", "level": 1})
+    Path(deep).write_text(Path(deep).read_text().replace(": 1}", ': 1, "tree": ' + "[" * 500 + "]" * 500 + "}"))
+    loaded = found(deep)
+    assert json.loads(loaded.table["extra"][0].as_py()) == {"level": 1}
+    assert "the column tree of the data holds values within more than 100 others, which are not kept" in loaded.notes[0]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [("1" * 5000, "Exceeds the limit (4300 digits)"), ("[" * 10**5 + "]" * 10**5, "values within too many others")],
+)
+def test_json_that_python_does_not_read_is_refused_in_one_sentence(tmp_path, name, value, why):
+    row = f'{{"problem": "2+2?", "answer": "4", "other": {value}}}'
+    (tmp_path / name).write_text(f"[{row}]" if name == "a.json" else row)
+    told = refusal(str(tmp_path / name))
+    assert told.startswith(str(tmp_path / name)) and why in told and "leave such rows out" in told
+
+
+def test_text_that_only_begins_like_a_deep_conversation_is_text(tmp_path):
+    assert one(jsonl(tmp_path / "a.jsonl", {"prompt": "[" * 10**5, "answer": "4"}))["problem"] == "[" * 10**5
 
 
 def test_columns_that_are_none_of_ours_are_kept_as_json_under_their_own_names(tmp_path):

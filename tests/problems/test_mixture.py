@@ -53,7 +53,8 @@ def load(r: config.Recipe) -> ProblemSet:
 
 
 def test_the_problems_of_all_sources_are_one_table_whose_rows_name_their_source(files):
-    found = load(recipe(three(files)))
+    verify = {"functions": {"math": {"function": "math"}}, "by": "hard"}
+    found = load(recipe(three(files), verify=verify))
     rows = found.table.to_pylist()
     assert Counter(row["source"] for row in rows) == {"renamed": 3, "plain": 5, "code": 2}
     assert [row["problem_id"] for row in rows[:3]] == ["renamed/0", "renamed/1", "renamed/2"]
@@ -92,6 +93,20 @@ def test_what_is_left_out_of_a_source_is_named_by_its_new_id(files, tmp_path):
     found = load(recipe(sources, data={"without_reference": "drop"}))
     assert found.table["problem_id"].to_pylist() == ["some/7"]
     assert [one.problem_id for one in found.set_aside] == ["some/8"]
+
+
+def test_rows_need_answers_where_their_own_source_is_judged_by_what_is_built_in(tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", [{"problem": "Write a poem.", "level": 1}])
+    (tmp_path / "score.py").write_text("def f(completion, level): return level\n")
+    functions = {"functions": {"mine": {"function": f"{tmp_path}/score.py:f"}}}
+    mine = {"name": "mine", "path": path, "verify": "mine"}
+    [row] = load(recipe([mine], verify=functions)).table.to_pylist()
+    assert row["answer"] == "" and json.loads(row["extra"]) == {"level": 1}
+    for other in ({"verify": "math"}, {}):  # without a name it is maths, too
+        with pytest.raises(
+            UserError, match=r"has no column 'answer'.*set data\.sources\[maths\]\.columns\.answer=NAME"
+        ):
+            load(recipe([mine, {"name": "maths", "path": path} | other], verify=functions))
 
 
 def test_faults_of_all_sources_are_told_at_once_under_their_names(files):
@@ -140,6 +155,15 @@ def test_any_range_of_a_mixed_order_is_that_of_the_whole_and_a_copy_of_the_order
     assert list(pickle.loads(pickle.dumps(order)).rows(10, 20)) == whole[10:20]
     late = Order(9, 7, 4, 1, steps=10**6, sources=(5, 4), weights=(0.3, 0.7))
     assert [row["row"] for row in late.rows(3_999_998, 4_000_000)] == [3_999_998, 3_999_999]
+
+
+def test_each_source_of_many_is_ranked_once_an_epoch(monkeypatch):
+    ranked = []
+    argsort = np.argsort
+    monkeypatch.setattr(np, "argsort", lambda *args, **keys: ranked.append(1) or argsort(*args, **keys))
+    many = Order(100 * 50, seed=11, rollouts_per_step=100, steps=4, sources=(50,) * 100, weights=(1.0,) * 100)
+    assert len(list(many.rows(0, 400))) == 400
+    assert len(ranked) == 100
 
 
 def test_a_mixed_order_never_changes_between_versions():

@@ -44,6 +44,19 @@ def test_one_wrong_row_is_no_warning():
     )
 
 
+def test_each_of_two_sources_is_looked_at():
+    met = set()
+
+    def notes(text: str, problem: dict) -> Verdict:
+        met.add(problem["source"])
+        return verdict(problem["answer"] in text)
+
+    table = problems(40)
+    sources = pa.array(["a"] * 20 + ["b"] * 20)
+    glance.first_look(RECIPE, table.set_column(table.column_names.index("source"), "source", sources), notes)
+    assert met == {"a", "b"}
+
+
 def test_a_verifier_that_does_not_answer_in_time_delays_nothing(monkeypatch):
     monkeypatch.setattr(glance, "LOOK_S", 0.1)
 

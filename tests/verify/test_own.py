@@ -11,14 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from trd_ray.config import BUILT_IN, VerifyConfig
+from trd_ray.config import BUILT_IN, Recipe, VerifyConfig
 from trd_ray.errors import BadRow, UserError
+from trd_ray.rows import PROBLEM
+from trd_ray.session.inputs import require_verifier
 from trd_ray.stream.verifying import verdicts
 from trd_ray.verify import PROMPT, Verdict, limit_s, verifier
 from trd_ray.verify.chosen import MAKERS, Chosen
-from trd_ray.verify.fitting import require_functions
+from trd_ray.verify.fitting import ROWS_TO_FIT, require_functions
 from trd_ray.verify.own.shape import OURS, TRL, VERL, VERL_LISTS
 
 HERE = Path(__file__).parent / "own_rewards"
@@ -216,6 +219,21 @@ def test_what_goes_wrong_in_a_call_is_that_row_s_verdict_and_no_other_s(word, de
     assert after.passed and after.score == 1.0 and verify("fine", problem()).passed
 
 
+@pytest.mark.parametrize("body", ["raise ValueError(text)", "return {'score': 0, 'feedback': text, 'detail': text}"])
+def test_what_a_function_repeats_of_a_response_cannot_control_a_terminal(body):
+    verify = Chosen(of_source(f"def f(text, problem): {body}"))
+    found = verify("\x1b]0;owned\x07\x1b[2J\ud800", ROW)
+    assert not {"\x1b", "\x07", "\ud800"} & set(found.detail + found.extracted + found.feedback)
+    assert "]0;owned" in found.detail and "]0;owned" in found.extracted
+    verify.close()
+
+
+def test_a_function_whose_fork_goes_on_answering_costs_its_own_rows_alone():
+    verify = Chosen(of_source("import os\ndef f(text, problem):\n  os.fork()\n  return 1"))
+    assert all(verify(str(i), ROW).score in (0, 1) for i in range(6))
+    verify.close()
+
+
 def test_hostile_responses_cost_their_deadlines_and_nothing_else(made):
     verify = made("hostile_rewards.py:score", deadline_s=0.5)
     texts = ["fine"] * 200
@@ -384,6 +402,13 @@ def test_a_parameter_has_the_data_s_own_name_of_a_column_that_is_ours():
     verify.close()
 
 
+def test_a_prompt_is_messages_also_where_the_problem_is_the_column_prompt_of_the_data():
+    source = "def f(completion, prompt): return completion[0]['content'] == prompt[-1]['content']"
+    verify = Chosen(of_source(source, columns={"prompt": "problem"}))
+    assert verify(ROW["problem"], ROW).passed
+    verify.close()
+
+
 def test_a_function_that_raises_on_a_reference_is_told_and_not_refused():
     lines = require_functions(of_source("def f(text, problem): raise OSError('the server is down')"), [ROW])
     assert lines[1] == (
@@ -397,3 +422,48 @@ def test_a_row_whose_column_names_no_verifier_is_named_before_anything_starts():
     assert "problem p of data.path: verify.by is kind, whose value 'x' names none" in refusal(
         settings, problem(kind="x")
     )
+
+
+# By source
+
+
+BY_SOURCE = {
+    "functions": {"mine": {"function": "mine.py:f"}},
+    "sources": {"mine.py": "def f(completion, level): return level"},
+    "by_source": {"a": "mine", "b": "code"},
+}
+
+
+def of(source: str | None, **columns: Any) -> dict[str, Any]:
+    return problem(**columns) | {"source": source}
+
+
+@pytest.mark.parametrize("keys", [{}, {"functions": {}, "function": "mine.py:f", "by_source": {"b": "code"}}])
+def test_a_function_is_compared_with_the_rows_of_the_sources_that_it_judges_alone(keys):
+    settings = VerifyConfig.model_validate(BY_SOURCE | keys)
+    assert len(require_functions(settings, [of("b"), of("a", level=1)])) == 1
+    assert "takes level, which no column of data.path fills" in refusal(settings, of("a"))
+    assert len(require_functions(settings, [of("b")])) == 1  # whose tests are run
+
+
+def test_a_source_that_comes_late_in_the_data_is_compared_too_and_one_that_holds_out_nothing_is_not():
+    rows = [of("b")] * (2 * ROWS_TO_FIT) + [of("a")]
+    table = pa.Table.from_pylist(rows, schema=pa.schema(PROBLEM))
+    recipe = Recipe(verify=VerifyConfig.model_validate(BY_SOURCE))
+    with pytest.raises(UserError, match="takes level, which no column of data.path fills"):
+        require_verifier(recipe, {"data.path": table})
+    assert len(require_verifier(recipe, {"data.path": table.slice(0, 9)})) == 1
+
+
+def test_a_source_that_names_its_verifier_needs_no_word_in_the_column_of_verify_by():
+    settings = VerifyConfig.model_validate(BY_SOURCE | {"by": "kind"})
+    assert len(require_functions(settings, [of("b"), of("a", level=1), of(None, kind="mine", level=1)])) == 1
+    assert "problem p of data.path: verify.by is kind" in refusal(settings, of(None))
+
+
+def test_a_source_whose_programs_are_run_needs_a_sandbox_and_the_time_of_its_programs():
+    settings = VerifyConfig.model_validate(BY_SOURCE)
+    assert settings.may_run_code
+    assert limit_s(settings, True) == 2 * settings.deadline_s + settings.program_timeout_s
+    alone = VerifyConfig.model_validate(BY_SOURCE | {"function": "mine.py:f", "functions": {}, "by_source": {}})
+    assert not alone.may_run_code

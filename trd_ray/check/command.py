@@ -12,12 +12,12 @@ from functools import partial
 from trd_ray.check import page, shown_views
 from trd_ray.check.data_facts import copies, without_form
 from trd_ray.check.examined import LONGEST_S, Examined, Lines, examine
-from trd_ray.check.material import Material, gather, spread_rows
+from trd_ray.check.material import Material, gather
 from trd_ray.check.repeated import Make
 from trd_ray.config import Recipe
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight.held_out import key_of
-from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, right_texts
+from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, right_texts, spread_rows
 from trd_ray.preflight.soundness import TOLERATED, Soundness
 from trd_ray.problems.load import held_out_verify
 from trd_ray.record.markdown import visible
@@ -76,7 +76,7 @@ def _data(found: Material, rows: list[Row], verify: Verify, faults: Faults) -> L
     assert found.problems is not None
     twice = copies(found.problems)
     lines: Lines = [("copies", str(twice))]
-    if twice.copies > TOLERATED * twice.problems or twice.disagreeing > TOLERATED * twice.problems:
+    if twice.copies > TOLERATED * twice.problems:
         faults.add(
             f"{twice}, such as {twice.example}: a run would meet them twice as often as the others; keep one of each, "
             "with the right answer"

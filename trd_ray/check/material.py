@@ -18,6 +18,7 @@ from trd_ray.errors import Faults
 from trd_ray.preflight import checks
 from trd_ray.preflight.held_out import held_out_sets
 from trd_ray.preflight.known_texts import Row
+from trd_ray.preflight.overlap import asked_texts
 from trd_ray.problems.load import load_problems
 from trd_ray.problems.spool import where
 from trd_ray.problems.whose import with_teachers_of
@@ -94,12 +95,6 @@ def _teachers(
     return facts, tokenizers
 
 
-def spread_rows(table: pa.Table, many: int) -> list[Row]:
-    """So many rows of a table, evenly from its first to its last, since data sets are often sorted."""
-    many = min(many, table.num_rows)
-    return [table.slice(i * table.num_rows // many, 1).to_pylist()[0] for i in range(many)]
-
-
 def _model(model: ModelConfig, path: str) -> tuple[models.ModelFacts, Any]:
     resolved = models.resolve(path, model.revision)
     tokenizer = models.tokenizer(resolved, model.revision, model.trust_remote_code)
@@ -107,6 +102,6 @@ def _model(model: ModelConfig, path: str) -> tuple[models.ModelFacts, Any]:
 
 
 def _corpus(recipe: Recipe, problems: pa.Table) -> checks.Corpus:
-    texts = problems["problem"].unique().to_pylist()
+    texts = list(dict.fromkeys(asked_texts(problems)))
     rows = recipe.rollouts_per_step
     return checks.Corpus(problems.num_rows, max(1, problems.num_rows // rows), rows, texts)

@@ -14,6 +14,7 @@ from itertools import groupby
 from typing import Any
 
 from trd_ray.check.material import Material
+from trd_ray.config import own_wordings
 from trd_ray.preflight.known_texts import Row
 from trd_ray.views import View, Views, ViewTooLong, setting_of
 
@@ -65,12 +66,15 @@ def marked(tokenizer: Any, ids: Sequence[int]) -> str:
 def left_out(material: Material, rows: Sequence[Row]) -> tuple[int, str]:
     """How many rows have a system text or an earlier turn that the student's view lacks, and the first such text."""
     tokenizer = material.student_tokenizer
+    usual = material.recipe.prompts.system or ""
+    systems = {name: own.get("system", usual) for name, own in own_wordings(material.recipe.data).items()}
     found = 0
     example = ""
     for row in rows:
-        texts = [turn["content"] for turn in json.loads(row.get("turns") or "[]")]
-        if material.recipe.prompts.system and not any(texts):
-            texts.append(material.recipe.prompts.system)
+        turns = json.loads(row.get("turns") or "[]")
+        texts = [turn["content"] for turn in turns]
+        if all(turn["role"] != "system" for turn in turns):  # else its own stands in place of prompts.system
+            texts.append(systems.get(row.get("source") or "", usual))
         view = _squeezed(_decoded(tokenizer, student_ids(material.of_teacher(row)[1], row)))
         dropped = [text for text in texts if _squeezed(_decoded(tokenizer, _ids(tokenizer, text))) not in view]
         found += bool(dropped)

@@ -15,7 +15,7 @@ from typing import Any
 
 from trd_ray.errors import UserError
 
-_NAMES_A_FILE = re.compile(r"@[^\s{}]+")
+_NAMES_A_FILE = re.compile(r"@[^\s{}\0]+")
 MAX_BYTES = 2**20
 
 

@@ -150,6 +150,11 @@ class FunctionKeys(Node):
         return any(is_own(one.function) for one in self.chosen.values())
 
     @property
+    def reads_columns(self) -> bool:
+        """Whether columns of the data that are none of ours say anything to what judges."""
+        return self.has_own or bool(self.by)
+
+    @property
     def usual_task(self) -> Literal["math", "code", "plain"]:
         """Whose default wordings fit. A function of one's own says nothing about the form of an answer."""
         named = {one.function for one in self.chosen.values()} or {"math"}
@@ -199,4 +204,10 @@ class VerifyConfig(FunctionKeys):
     @property
     def may_run_code(self) -> bool:
         """Whether programs run for problems that have tests."""
-        return not self.chosen or any(one.function == "code" for one in self.chosen.values())
+        named = [one.function for one in self.chosen.values()] + list(self.by_source.values())
+        return not self.chosen or self.has_usual_rows or "code" in named
+
+    @property
+    def has_usual_rows(self) -> bool:
+        """Whether rows whose source names no verifier go to the built-in ones, though others are named."""
+        return bool(self.by_source and self.functions and not self.by)

@@ -111,11 +111,7 @@ class _Source:
     about: dict[str, Any]
     evaluation: EvaluationConfig  # the settings they are sampled with
     found: ProblemSet
-
-    @property
-    def has_own_rules(self) -> bool:
-        """Whether a benchmark's or a family's own rules judge, whatever function the recipe has."""
-        return self.found.benchmark is not None or family.names_family(self.evaluation.path)
+    has_own_rules: bool  # those of a benchmark or a family judge, whatever function the recipe has
 
 
 @dataclass(frozen=True)
@@ -185,14 +181,17 @@ def _source(r: Recipe, spec: str) -> _Source:
         found = load_problems(as_written, r.verify, r.data.columns, also_arguments=also)
         task = r.prompts.task or ("plain" if family.names_family(spec) else r.task)
         about = {"title": spec, "task": task, "source": spec, "licence": "your own", "notes": []}
-        return _Source(file_name(spec if ":" in spec else Path(spec).stem), about, e, found)
+        name = file_name(spec if ":" in spec else Path(spec).stem)
+        return _Source(name, about, e, found, family.names_family(spec))
     found = load_benchmark(spec, e, r.verify, r.data.columns)
     b = found.benchmark
     assert b is not None
     own = ("samples", "temperature", "top_p", "max_response_tokens")
     evaluation = e.model_copy(update={key: getattr(b, key) for key in own if key not in given})
-    about = {"title": b.title, "task": b.task, "source": b.source, "licence": b.licence, "notes": list(b.notes)}
-    return _Source(file_name(b.name), about, evaluation, found)
+    has_own_rules = benchmarks.is_name(spec)
+    task = r.task if r.verify.has_own and not has_own_rules else b.task
+    about = {"title": b.title, "task": task, "source": b.source, "licence": b.licence, "notes": list(b.notes)}
+    return _Source(file_name(b.name), about, evaluation, found, has_own_rules)
 
 
 def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str | None) -> tuple[Exam, checks.Findings]:

@@ -279,8 +279,8 @@ def _wordings_fit(recipe: Recipe, *tables: pa.Table | None) -> None:
 
 
 def _tested(recipe: Recipe, problems: pa.Table) -> list[bool]:
-    """Whether it has tests, for each problem whose source has no prompt of its own."""
-    worded = {name for name, own in own_wordings(recipe.data).items() if "solve" in own}
+    """Whether it has tests, for each problem whose source has no wordings of its own."""
+    worded = {name for name, own in own_wordings(recipe.data).items() if "solve" in own or "task" in own}
     has_tests = problems["tests"].is_valid().to_pylist()
     return [has for has, source in zip(has_tests, problems["source"].to_pylist(), strict=True) if source not in worded]
 

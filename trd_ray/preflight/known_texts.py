@@ -1,8 +1,9 @@
 r"""Texts whose verdict is known before a verifier is asked, and what it says of them.
 
-    rows, form("17") = "\boxed{17}"  ->  right_texts()  the reference of each row, and its answer
-    rows, which of those passed      ->  wrong_texts()  nothing, the problem itself, the answer of another row
-    verify, texts                    ->  asked()        Reply: a text, the verdict on it, the seconds that it took
+    table                               ->  spread_rows()  some of its rows
+    rows, form(row) = "\boxed{ANSWER}"  ->  right_texts()  the reference of each row, and its answer
+    rows, which of those passed         ->  wrong_texts()  nothing, the problem itself, the answer of another row
+    verify, texts                       ->  asked()        Reply: a text, the verdict on it, the seconds that it took
 
 A row's right text is its reference or its answer in the form that the prompt asks for: a reference may be prose that
 states no answer, and a program has no answer beside it. A verifier that raises gives an unjudged verdict that says so.
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-from trd_ray.config import Recipe
+import pyarrow as pa
+
+from trd_ray.config import Recipe, own_wordings
 from trd_ray.errors import UserError
 from trd_ray.verify import Verdict, unjudged
 from trd_ray.verify.gym.gym_verifier import entry_of
@@ -23,11 +26,12 @@ from trd_ray.wordings import WORDINGS
 
 Row = dict[str, Any]  # the columns of rows.PROBLEM
 Verify = Callable[[str, Row], Verdict]
-Form = Callable[[str], str]
+Form = Callable[[Row], str]  # how the answer of a row is stated, one of FORMS or PLAIN
 
 # How an answer is stated, by what a prompt says of it.
 FORMS: dict[str, str] = {r"\boxed": r"\boxed{ANSWER}", "####": "#### ANSWER", "<answer>": "<answer>ANSWER</answer>"}
 PLAIN = "ANSWER"
+_POWER = re.compile(r"e[+-]?\d{4}")
 
 
 @dataclass(frozen=True)
@@ -48,29 +52,43 @@ class Reply:
     seconds: float
 
 
-def form_of(recipe: Recipe) -> str:
-    r"""How the recipe's prompt wants an answer stated: `\boxed{ANSWER}`, or ANSWER alone where it names no form."""
-    wording = " ".join(filter(None, [recipe.prompts.solve, recipe.prompts.system]))
-    asked = next((form for sign, form in FORMS.items() if sign in wording), None)
-    if asked:
-        return asked
-    default = WORDINGS.get(recipe.task, {}).get("solve", "")
-    return next((form for sign, form in FORMS.items() if sign in default), PLAIN)
+def form_of(recipe: Recipe) -> Form:
+    r"""How the prompt of a row wants its answer stated: `\boxed{ANSWER}`, or ANSWER alone where it names no form."""
+    common = recipe.prompts.model_dump(exclude_none=True)
+    asked = {source: _asked(recipe, common | own) for source, own in own_wordings(recipe.data).items()}
+    usual = _asked(recipe, common)
+
+    def form(row: Row) -> str:
+        # An item of reasoning_gym says the form itself, whatever the wording around it says.
+        return FORMS["<answer>"] if entry_of(row) else asked.get(row.get("source") or "", usual)
+
+    return form
+
+
+def _asked(recipe: Recipe, prompts: dict[str, Any]) -> str:
+    wording = f"{prompts.get('solve', '')} {prompts.get('system', '')}"
+    default = WORDINGS[prompts.get("task", recipe.task)]["solve"]
+    return next((form for text in (wording, default) for sign, form in FORMS.items() if sign in text), PLAIN)
+
+
+def spread_rows(table: pa.Table, many: int) -> list[Row]:
+    """So many rows of a table, evenly from its first to its last, since data sets are often sorted."""
+    many = min(many, table.num_rows)
+    return [table.slice(i * table.num_rows // many, 1).to_pylist()[0] for i in range(many)]
 
 
 def stated(answer: str, form: str) -> str:
     return answer if r"\boxed" in answer and r"\boxed" in form else form.replace("ANSWER", answer)
 
 
-def right_texts(rows: Sequence[Row], form: str) -> list[KnownText]:
+def right_texts(rows: Sequence[Row], form: Form) -> list[KnownText]:
     """What must pass, row by row; nothing for a row that has neither a reference nor an answer."""
     found = []
     for i, row in enumerate(rows):
         if row["reference"].strip():
             found.append(KnownText(i, "reference", _fenced(row["reference"]) if row["tests"] else row["reference"]))
         if row["answer"].strip():
-            own = FORMS["<answer>"] if entry_of(row) else form  # which its problem asks for, whatever the wording says
-            found.append(KnownText(i, "answer", stated(row["answer"], own)))
+            found.append(KnownText(i, "answer", stated(row["answer"], form(row))))
     return found
 
 
@@ -116,6 +134,8 @@ def _key(row: Row) -> object:
     answer = "".join(row["answer"].split()).casefold().strip(".$")
     if not answer:
         return row["reference"].strip()
+    if _POWER.search(answer):  # 10 to the power of all its digits would take for ever
+        return answer
     try:
         return Fraction(re.sub(r"\\[dt]?frac\{(-?\d+)\}\{(-?\d+)\}", r"\1/\2", answer.replace(",", "")))
     except (ValueError, ZeroDivisionError):

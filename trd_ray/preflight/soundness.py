@@ -9,7 +9,7 @@ reason to refuse all of the others.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from trd_ray.preflight.known_texts import FORMS, PLAIN, KnownText, Reply, Row, Verify, asked, stated
+from trd_ray.preflight.known_texts import FORMS, PLAIN, Form, KnownText, Reply, Row, Verify, asked, stated
 
 TOLERATED = 0.02
 TRIED_ROWS = 3  # in which other forms of the answer are tried
@@ -29,7 +29,7 @@ _WHY = {
 class Soundness:
     rows: Sequence[Row]
     replies: Sequence[Reply]  # on right and wrong texts
-    form: str
+    form: Form
     shows_reference: bool = False  # whether a model is shown the references, as in OPSD
     group: str = "data"  # the keys of the recipe that say where the rows are
     tolerated: float = TOLERATED  # the share of rows that are shown and refuse nothing
@@ -123,12 +123,13 @@ class Soundness:
         row = next(row for row, passes in right.items() if not passes)
         reply = [r for r in self.replies if r.asked.row == row and r.asked.right][-1]
         said = f" ({reply.verdict.detail})" if reply.verdict.detail else ""
+        form = self.form(self.rows[row])
         remedy = (
-            f"stated as {self.other_form!r} it passes, but the prompt asks for {self.form!r}: let prompts.solve ask "
+            f"stated as {self.other_form!r} it passes, but the prompt asks for {form!r}: let prompts.solve ask "
             "for the form that the verifier reads"
             if self.other_form
             else f"check that {self.group}.columns.answer names the column with the final answer, and that the "
-            f"verifier reads the form that the prompt asks for, which is {self.form!r}"
+            f"verifier reads the form that the prompt asks for, which is {form!r}"
         )
         return f", such as {reply.asked.text[-SHOWN_CHARACTERS:]!r} of {self._named(reply.asked)}{said}: {remedy}"
 
@@ -182,7 +183,7 @@ def passing_form(verify: Verify, sound: Soundness, until: float) -> str:
         texts = [
             KnownText(row, "answer", stated(sound.rows[row]["answer"], form))
             for row in failing[:TRIED_ROWS]
-            if form != sound.form
+            if form != sound.form(sound.rows[row])
         ]
         replies = asked(verify, sound.rows, texts, until)
         if replies and all(reply.verdict.passed for reply in replies):

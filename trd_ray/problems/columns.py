@@ -3,7 +3,8 @@
     a source, a map  ->  problems()  ->  table of rows.PROBLEM, with unique problem_ids, and the spool of its tests
 
 A column of the map may be a field of a column, with a dot: `reward_model.ground_truth`. A problem may be a conversation
-(see `messages`). What no column of ours takes goes into `extra` as JSON, under the data's own names.
+(see `messages`). What no column of ours takes goes into `extra` as JSON, under the data's own names, where a function
+of the user's or verify.by may read it; else nothing of it is kept.
 
 Texts are kept in memory. Tests are checked, packed and written to disk row by row, so they never pile up in memory.
 
@@ -23,6 +24,7 @@ from typing import Any
 import pyarrow as pa
 
 from trd_ray import rows
+from trd_ray.config import VerifyConfig
 from trd_ray.errors import UserError
 from trd_ray.problems import messages, schemas, taco
 from trd_ray.problems.extra import Leftovers
@@ -33,6 +35,7 @@ from trd_ray.verify.code.tests import Tests
 SCHEMA = pa.schema(rows.PROBLEM)
 OURS = ("problem_id", "problem", "answer", "reference", "tests")  # taken from columns of these names
 MAY_BE_MAPPED = (*OURS, "teacher")
+FIRST_ROWS = 64  # which tell what the columns hold
 _NULLABLE = {field.name for field in SCHEMA if field.nullable}
 
 # Column names that many data sets use. They only feed the suggestion: what is mapped unasked stands in `schemas`.
@@ -48,26 +51,36 @@ def problems(
     group: str,
     path: str,
     limit: int | None = None,
-    answered: bool = True,
+    verify: VerifyConfig | None = None,
     notes: list[str] | None = None,
 ) -> tuple[pa.Table, Spool]:
     """A table of rows.PROBLEM from the first `limit` rows of a source and a map of our column names to its own.
 
-    `group` are the keys of the recipe that a message names, `path` is the source's name. `answered`: each row needs an
-    answer or tests, which a function of the user's own may not. Into `notes` goes what a person should know. Raises
+    `group` are the keys of the recipe that a message names, `path` is the source's name. Each row needs an answer or
+    tests, unless a function of the user's own judges by `verify`. Into `notes` goes what a person should know. Raises
     UserError.
     """
-    first = next((row for _, row in source.rows()), {})
+    verify = verify or VerifyConfig()
+    answered = not verify.has_own
+    first = _first(source)
     known = schemas.recognised(source.names, first, mapped)
     names = _columns(mapped, known, source.names, first, group, path, answered)
     nested = not answered or "." in names.get("answer", "")
-    leftovers = Leftovers(_taken(names, answered))
+    leftovers = Leftovers(_taken(names, answered)) if verify.reads_columns else None
     found = _Rows(names, group, nested, answered, leftovers)
     table, spool = spooled(found.problems(islice(source.rows(), limit)), SCHEMA)
     if notes is not None:
         notes += [f"{path} {known.note}"] if known and known.columns.keys() - mapped.keys() else []
-        notes += [f"{path}: {note}" for note in leftovers.notes()]
+        notes += [f"{path}: {note}" for note in leftovers.notes()] if leftovers else []
     return table, spool
+
+
+def _first(source: Source) -> dict[str, Any]:
+    """The first value of each column among the first rows: one row may leave out what the others have."""
+    found: dict[str, Any] = {}
+    for _, row in islice(source.rows(), FIRST_ROWS):
+        found |= {name: value for name, value in row.items() if found.get(name) is None}
+    return found
 
 
 def fitting(mapped: dict[str, str], found: list[str]) -> dict[str, str]:
@@ -156,7 +169,7 @@ class _Rows:
     group: str
     nested: bool  # an answer may be a list, an object or a truth value, and becomes JSON
     answered: bool
-    leftovers: Leftovers
+    leftovers: Leftovers | None  # None where nothing reads the other columns, which may be large
 
     def problems(self, found: Iterable[Row]) -> Iterator[dict[str, Any]]:
         names, group = self.names, self.group
@@ -186,7 +199,8 @@ class _Rows:
                     f"make the ids unique, or set {group}.columns.problem_id to a column of unique ids"
                 )
             seen[key] = where
-            yield {"answer": "", "reference": "", "extra": self.leftovers.of(row)} | text | {"tests": tests}
+            extra = self.leftovers.of(row) if self.leftovers else None
+            yield {"answer": "", "reference": "", "extra": extra} | text | {"tests": tests}
 
     def _texts(self, row: dict[str, Any], where: str) -> dict[str, str | None]:
         """Every column of ours but tests and extra; what was said before the problem is in `turns`."""
@@ -230,7 +244,7 @@ def _tests(value: Any, where: str, column: str) -> bytes | None:
         }
         fields.setdefault("compare", "tokens" if fields["kind"] == "stdio" else "equal")
         return Tests(**fields).pack()
-    except (ValueError, TypeError) as e:
+    except (ValueError, TypeError, RecursionError) as e:
         raise UserError(
             f"{where}: {column} holds no tests ({e}): give an object with inputs and outputs (lists of one length), "
             'and for a function fn_name, or {"kind": "stdio" or "function", "inputs", "outputs", "entry_point"}'

@@ -120,7 +120,7 @@ def _read(
     if isinstance(spec, config.DataConfig) and spec.teacher_column:
         columns |= _teachers(spec.teacher_column, source.names, str(spec.path), group)
     notes: list[str] = []
-    table, spool = problems(source, columns, group, str(spec.path), spec.limit, not verify.has_own, notes)
+    table, spool = problems(source, columns, group, str(spec.path), spec.limit, verify, notes)
     if isinstance(spec, config.DataConfig) and spec.without_reference == "drop":
         table, set_aside = _with_reference(table, spec.path)
         return ProblemSet(table, set_aside, tuple(notes), spool=spool)
@@ -149,7 +149,8 @@ def _mixed(spec: config.DataConfig, verify: config.VerifyConfig, progress: Progr
         alone = spec.model_copy(update=own | {"sources": [], "difficulty": difficulty})
         with faults:
             group = f"data.sources[{source.name}]"
-            found.append((source, load_problems(alone, verify, spec.columns, progress=progress, group=group)))
+            its = _verify_of(source, verify)
+            found.append((source, load_problems(alone, its, spec.columns, progress=progress, group=group)))
     faults.require_none()
     if spec.teacher_column and all(one.table["teacher"].null_count == one.table.num_rows for _, one in found):
         raise UserError(
@@ -165,6 +166,15 @@ def _mixed(spec: config.DataConfig, verify: config.VerifyConfig, progress: Progr
     return ProblemSet(table, tuple(set_aside), tuple(note for _, one in found for note in one.notes), spool=spool)
 
 
+def _verify_of(source: config.SourceConfig, verify: config.VerifyConfig) -> config.VerifyConfig:
+    """What judges the rows of one source: where that is built in, they need answers, whatever others have."""
+    if source.verify:
+        own = source.verify in verify.chosen and config.is_own(verify.chosen[source.verify].function)
+    else:
+        own = not verify.has_usual_rows
+    return verify if own else verify.built_in()
+
+
 def load_benchmark(
     name: str,
     spec: config.EvaluationConfig,
@@ -175,8 +185,7 @@ def load_benchmark(
 
     `spec` gives the limit and the columns alone. `also_columns` is as in `load_problems`. Raises UserError.
     """
-    sandbox = (verify or config.VerifyConfig()).sandbox
-    found = benchmarks.load(name, limit=spec.limit, sandbox=sandbox, columns=(also_columns or {}) | spec.columns)
+    found = benchmarks.load(name, limit=spec.limit, verify=verify, columns=(also_columns or {}) | spec.columns)
     return ProblemSet(found.problems, found.set_aside, tuple(f"{found.name}: {n}" for n in found.notes), found)
 
 

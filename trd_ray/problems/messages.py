@@ -33,11 +33,13 @@ def messages_in(value: Any) -> list[Any] | None:
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
     if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
         return None
-    return value if all({"role", "content"} <= one.keys() or {"from", "value"} <= one.keys() for one in value) else None
+    if not any({"role", "content"} <= one.keys() or {"from", "value"} <= one.keys() for one in value):
+        return None
+    return value if all("role" in one or "from" in one for one in value) else None
 
 
 def conversation(messages: list[Any], where: str, column: str) -> Conversation:
@@ -78,7 +80,7 @@ def _turn(message: dict[str, Any], where: str) -> dict[str, str]:
         )
     if message.get("tool_calls"):
         raise UserError(f"{where} calls a tool, which no view can show: take such rows out of the data")
-    return {"role": role, "content": _content(message["content"] if "content" in message else message["value"], where)}
+    return {"role": role, "content": _content(message.get("content", message.get("value")), where)}
 
 
 def _content(content: Any, where: str) -> str:

@@ -139,7 +139,7 @@ def _turns(weights: tuple[float, ...]) -> _Turns:
     return _Turns(source[turn], before[turn], count)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=1024)  # one a source and epoch, since the sources take turns; each has 8 bytes a problem
 def _ranking(key: tuple[int, ...], problems: int, shuffle: bool) -> np.ndarray:
     """The numbers of all problems, in the order of the epoch, whose key is (seed, epoch) or (seed, epoch, source)."""
     if not shuffle:

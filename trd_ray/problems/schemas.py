@@ -48,7 +48,7 @@ def fields(value: Any) -> dict[str, Any]:
     if isinstance(value, str) and value.lstrip()[:1] == "{":
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
     return value if isinstance(value, dict) else {}
 

@@ -168,6 +168,8 @@ def _json_rows(file: Path) -> Iterator[Row]:
                         f"{file} line {number} is not valid JSON ({e.msg}); is the file cut off? Fix or remove that "
                         "line"
                     ) from e
+                except (ValueError, RecursionError) as e:
+                    raise _unreadable(f"{file} line {number}", e) from e
                 yield _object(f"{file} line {number}", row)
     except UnicodeDecodeError as e:
         raise UserError(f"{file} is not UTF-8 text: save it as UTF-8 JSON lines, or name a Parquet file") from e
@@ -184,10 +186,18 @@ def _json_list(file: Path) -> Iterator[Row]:
         found = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as e:
         raise UserError(f"{file} line {e.lineno} is not valid JSON ({e.msg}); is the file cut off?") from e
+    except (ValueError, RecursionError) as e:
+        raise _unreadable(str(file), e) from e
     if not found:
         raise UserError(f"data file {file} is empty: put JSON objects with problem and answer into its list")
     for number, row in enumerate(found, 1):
         yield _object(f"{file} row {number}", row)
+
+
+def _unreadable(where: str, e: Exception) -> UserError:
+    """For JSON that Python does not read, such as a number of thousands of digits."""
+    why = "values within too many others" if isinstance(e, RecursionError) else str(e).partition(";")[0]
+    return UserError(f"{where} cannot be read ({why}): write long numbers as text, or leave such rows out")
 
 
 def _object(where: str, row: Any) -> Row:

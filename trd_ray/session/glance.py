@@ -13,7 +13,7 @@ import time
 import pyarrow as pa
 
 from trd_ray.config import Recipe, VerifyConfig
-from trd_ray.preflight.known_texts import Row, Verify, asked, form_of, right_texts, wrong_texts
+from trd_ray.preflight.known_texts import Row, Verify, asked, form_of, right_texts, spread_rows, wrong_texts
 from trd_ray.preflight.placement import Job
 from trd_ray.preflight.soundness import Soundness
 from trd_ray.problems.load import has_tests
@@ -37,8 +37,8 @@ def warn_at_first_look(recipe: Recipe, problems: pa.Table, job: Job) -> None:
 
 
 def first_look(recipe: Recipe, problems: pa.Table, verify: Verify | None = None) -> list[str]:
-    """What is wrong with the verifier, as far as the first rows show. `verify` is the recipe's unless it is given."""
-    rows = problems.slice(0, ROWS).to_pylist()
+    """What is wrong with the verifier, as far as a few rows show. `verify` is the recipe's unless it is given."""
+    rows = spread_rows(problems, ROWS)
     found: list[str] = []
 
     def look() -> None:

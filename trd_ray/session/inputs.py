@@ -5,14 +5,15 @@ recipe -> resolved models, problems, held-out problems, the placement for the cl
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from trd_ray import models
-from trd_ray.config import Each, ModelConfig, Recipe, keys_of
+from trd_ray.config import Each, ModelConfig, Recipe, VerifyConfig, keys_of
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight import checks, compilers, placement
 from trd_ray.preflight.held_out import held_out_sets, key_of
@@ -30,12 +31,11 @@ from trd_ray.sandbox import Sandbox
 from trd_ray.session.cluster import Connection, is_local
 from trd_ray.session.glance import warn_at_first_look
 from trd_ray.stream.held import require_held
-from trd_ray.verify.fitting import require_functions
+from trd_ray.verify.fitting import ROWS_TO_FIT, require_functions
 from trd_ray.verify.gym.gym_verifier import FORM
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
-ROWS_TO_FIT = 1000  # whose columns a function is compared with
 
 
 @dataclass
@@ -300,11 +300,22 @@ def require_verifier(recipe: Recipe, tables: dict[str, pa.Table | None]) -> list
     for key, table in tables.items():
         if table is not None and recipe.verify.chosen:
             with faults:
-                shown = table if recipe.verify.by else table.slice(0, ROWS_TO_FIT)
-                rows = shown.drop_columns(["tests"]).to_pylist()
+                rows = _rows_to_fit(recipe.verify, table.drop_columns(["tests"]))
                 lines += [line for line in require_functions(recipe.verify, rows, key) if line not in lines]
     faults.require_none()
     return lines
+
+
+def _rows_to_fit(verify: VerifyConfig, table: pa.Table) -> Iterator[dict[str, Any]]:
+    """The rows that functions are compared with, a few at a time: all where a column chooses, else the first ones.
+
+    The sources of a table stand one after another in it, and each may have a function of its own.
+    """
+    starts = {0, *(pc.index(table["source"], name).as_py() for name in verify.by_source)} - {-1}
+    pieces = [table] if verify.by else [table.slice(start, ROWS_TO_FIT) for start in sorted(starts)]
+    for piece in pieces:
+        for batch in piece.to_batches(max_chunksize=ROWS_TO_FIT):
+            yield from batch.to_pylist()
 
 
 def require_sandbox(recipe: Recipe, *tables: pa.Table | None) -> None:

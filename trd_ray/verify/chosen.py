@@ -56,14 +56,11 @@ class Chosen:
 
     def __call__(self, text: str | None, problem: dict) -> Verdict:
         config = self._config
-        if name := config.by_source.get(problem.get("source") or ""):
+        name = judge_of(config, problem)
+        if name is not None:
             return self._one(name)(text, problem)
-        if config.by:
-            return self._one(chosen_by(config, problem))(text, problem)
-        if config.functions and not config.by_source:
+        if config.functions and not config.has_usual_rows:
             return self._weighted(text, problem)
-        if config.function:
-            return self._one("")(text, problem)
         return self._built_in(usual_verifier(problem))(text, problem)
 
     def close(self) -> None:
@@ -139,6 +136,19 @@ def usual_verifier(problem: dict) -> str:
     return "reasoning_gym" if entry_of(problem) else "math"
 
 
+def judge_of(config: VerifyConfig, problem: dict) -> str | None:
+    """Who judges the row alone: the name in verify.functions, "" for verify.function, or that of a built-in one.
+
+    None where all of verify.functions judge it, or what judges where a recipe names nothing. Raises BadRow as
+    `chosen_by` does.
+    """
+    if name := config.by_source.get(problem.get("source") or ""):
+        return name
+    if config.by:
+        return chosen_by(config, problem)
+    return "" if config.function else None
+
+
 def chosen_by(config: VerifyConfig, problem: dict) -> str:
     """The name in verify.functions that the row names. Raises BadRow where it names none."""
     column = str(config.by)
@@ -153,9 +163,11 @@ def chosen_by(config: VerifyConfig, problem: dict) -> str:
 def limit_s(config: VerifyConfig, runs_code: bool) -> float:
     """The longest that a verdict may take, starting what judges aside. A call whose process ends is made twice."""
     limits = {"math": config.timeout_s, "code": config.program_timeout_s, "reasoning_gym": config.timeout_s}
+    usual = limits["code" if runs_code else "math"]
     if not config.chosen:
-        return limits["code" if runs_code else "math"]
-    return sum(limits.get(one.function, 2 * config.deadline_s) for one in config.chosen.values())
+        return usual
+    named = sum(limits.get(one.function, 2 * config.deadline_s) for one in config.chosen.values())
+    return named + usual if config.by_source else named
 
 
 def _told(name: str, verdict: Verdict) -> str:

@@ -7,37 +7,39 @@ Each function is imported in the process that will call it, never in this one, a
 the row's own reference or answer. What it says of that response is not judged here: `trd check` does that.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from hashlib import sha256
 from typing import Any
 
 from trd_ray.config import VerifyConfig, did_you_mean, own_parts
 from trd_ray.errors import BadRow, Faults, UserError
-from trd_ray.verify.chosen import Chosen, chosen_by
+from trd_ray.verify.chosen import Chosen, judge_of
 from trd_ray.verify.own.call import COLUMNS, opened, unfilled
 from trd_ray.verify.own.own_verifier import OwnVerifier
 from trd_ray.verify.own.shape import CallShape
 
+ROWS_TO_FIT = 1000  # of each function, whose columns it is compared with
 _NO_IDS = "completion_ids"
 
 
-def require_functions(config: VerifyConfig, rows: Sequence[dict[str, Any]], key: str = "data.path") -> list[str]:
+def require_functions(config: VerifyConfig, rows: Iterable[dict[str, Any]], key: str = "data.path") -> list[str]:
     """A line for each function, as `--dry-run` prints it. `rows` are of rows.PROBLEM, from `key` of the recipe.
 
-    Raises UserError for a function that is not there, that cannot be called, or whose parameters no column fills.
+    Raises UserError for a function that is not there, that cannot be called, or whose parameters no column fills, and
+    for a row whose column names no verifier.
     """
     if not config.chosen:
         return []
     faults = Faults()
     lines: list[str] = []
-    if config.by:
-        with faults:
-            _require_by(config, rows, key)
+    shared: dict[str, list[dict[str, Any]]] = {name: [] for name in config.chosen}
+    with faults:
+        _share_out(config, rows, key, shared)
     verify = Chosen(config)
     try:
         for name, one in verify.own().items():
             with faults:
-                lines += _fits(config, one, [row for row in rows if _is_its(config, name, row)], key)
+                lines += _fits(config, one, shared[name], key)
     finally:
         verify.close()
     faults.require_none()
@@ -102,21 +104,18 @@ def _as(completions: str, config: VerifyConfig, one: OwnVerifier, response: str,
         other.close()
 
 
-def _is_its(config: VerifyConfig, name: str, row: dict[str, Any]) -> bool:
-    """Whether the verifier of this name judges the row."""
-    if config.by_source and not config.by:
-        return config.by_source.get(row.get("source") or "") == name
-    try:
-        return not config.by or chosen_by(config, row) == name
-    except BadRow:
-        return False
-
-
-def _require_by(config: VerifyConfig, rows: Sequence[dict[str, Any]], key: str) -> None:
+def _share_out(
+    config: VerifyConfig, rows: Iterable[dict[str, Any]], key: str, shared: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Give each verifier the first rows that it judges."""
     for row in rows:
         try:
-            chosen_by(config, row)
+            name = judge_of(config, row)
         except BadRow as e:
             raise UserError(
                 f"problem {row['problem_id']} of {key}: {e}: correct that column, or name a verifier for the value"
             ) from e
+        judging = [] if name is None and config.has_usual_rows else list(shared) if name is None else [name]
+        for one in judging:
+            if one in shared and len(shared[one]) < ROWS_TO_FIT:
+                shared[one].append(row)

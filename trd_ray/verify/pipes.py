@@ -8,7 +8,10 @@ from typing import Any
 
 
 def receive(fileno: int, timeout_s: float) -> dict[str, Any]:
-    """The next line as what its JSON says. TimeoutError when none comes, EOFError when the other side is gone."""
+    """The next line as what its JSON says. TimeoutError when none comes, EOFError when the other side is gone.
+
+    EOFError also where it says no JSON: whoever forks a process that goes on answering has no use any more.
+    """
     pieces: list[bytes] = []
     poll = select.poll()  # select() would refuse descriptors above 1023, which a Ray worker can have
     poll.register(fileno, select.POLLIN)
@@ -20,4 +23,7 @@ def receive(fileno: int, timeout_s: float) -> dict[str, Any]:
         if not piece:
             raise EOFError
         pieces.append(piece)
-    return json.loads(b"".join(pieces))
+    try:
+        return json.loads(b"".join(pieces))
+    except ValueError as e:
+        raise EOFError from e

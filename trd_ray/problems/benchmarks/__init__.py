@@ -80,28 +80,33 @@ def require_name(spec: str) -> None:
 
 
 def load(
-    spec: str, *, limit: int | None = None, sandbox: str = "auto", columns: dict[str, str] | None = None
+    spec: str,
+    *,
+    limit: int | None = None,
+    verify: config.VerifyConfig | None = None,
+    columns: dict[str, str] | None = None,
 ) -> Benchmark:
     """The benchmark that `spec` names, as in the picture above.
 
     - `limit` keeps its first problems.
     - `columns` maps our names to those of a file of one's own, as far as it has them. The published benchmarks have
       their schemas.
-    - `sandbox` is verify.sandbox. HumanEval+ and MBPP+ run their canonical solutions in it for the expected outputs,
-      once for each file.
+    - `verify` names the sandbox. HumanEval+ and MBPP+ run their canonical solutions in it for the expected outputs,
+      once for each file. Its function judges problems of one's own, which then need no answers.
 
     Raises UserError, which says how to get what is missing.
     """
+    verify = verify or config.VerifyConfig()
     asked, _, place = spec.partition(":")
     name, _, window = asked.partition("@")
     entry = BY_NAME.get(name)
     if entry is None:
-        return _own(spec, limit, columns or {})
+        return _own(spec, limit, columns or {}, verify)
     if window and name != "livecodebench_v6":
         raise UserError(f"{asked} asks for dates, which only livecodebench_v6 has: name {name}")
     if name == "humaneval_plus" or name == "mbpp_plus":
         file = humaneval_mbpp.find(entry, place)
-        return _benchmark(entry, humaneval_mbpp.problems(file, name, sandbox, limit), str(file), limit)
+        return _benchmark(entry, humaneval_mbpp.problems(file, name, verify.sandbox, limit), str(file), limit)
     days = _days(window)
     root = _root(entry, place)
     found, set_aside = _read(entry, _files(entry, root), days, limit)
@@ -192,7 +197,7 @@ def _days(window: str) -> tuple[date | None, date | None]:
     return first, last
 
 
-def _own(path: str, limit: int | None, columns: dict[str, str]) -> Benchmark:
+def _own(path: str, limit: int | None, columns: dict[str, str], verify: config.VerifyConfig) -> Benchmark:
     """Problems of one's own, or those that ship with the package."""
     require_name(path)
     spec = config.EvaluationConfig(path=path, limit=limit)
@@ -205,7 +210,7 @@ def _own(path: str, limit: int | None, columns: dict[str, str]) -> Benchmark:
         if known:
             spec.columns[column] = known
     spec.columns |= our_columns.fitting(columns, names)
-    problems, _ = our_columns.problems(source, spec.columns, "evaluation", path, limit)
+    problems, _ = our_columns.problems(source, spec.columns, "evaluation", path, limit, verify)
     task: Task = "code" if problems["tests"].null_count < problems.num_rows else "math"
     stem = path if ":" in path else Path(path).stem
     return Benchmark(stem, stem, task, problems, path, "your own", None, MAX_RESPONSE_TOKENS[task])

@@ -31,6 +31,7 @@ _DISPLAYED_LAST = re.compile(r"\$\$([^$]{1,400})\$\$\s*$|\\\[((?:(?!\\\[).){1,40
 _FORMULA = re.compile(
     r"\$\$([^$]{1,400})\$\$|\\\[(.{1,400}?)\\\]|(?<![\\$])\$([^$\n]{1,400})\$|\\\((.{1,400}?)\\\)", re.DOTALL
 )
+_BETWEEN = re.compile(r"[\s,]*(?:\bor\b|\band\b)?[\s,]*", re.IGNORECASE)
 _ASIDE = re.compile(r"\b(?:where|for|with|since|because|as|if|when|any|all|every|some|integers?)\W*$", re.IGNORECASE)
 _LAST_LINE = re.compile(r"\$([^$]{1,400})\$|(\([A-J]\))")
 DOUBT = re.compile(
@@ -125,12 +126,17 @@ def stated(text: str) -> str | None:
 
 
 def last_formula(text: str) -> str | None:
-    """The last formula of a text; None where its sentence doubts it or what follows takes it back."""
+    """The last formula of a text. None where its sentence doubts it or what follows takes it back.
+
+    None also where it is one of several that are joined: `$4$ or $5$` is a guess at both.
+    """
     tail = _tail(text)
     found = [m for m in _FORMULA.finditer(tail) if not _ASIDE.search(tail[max(0, m.start() - 40) : m.start()])]
     if not found:
         return None
     last = found[-1]
+    if len(found) > 1 and _BETWEEN.fullmatch(tail, found[-2].end(), last.start()):
+        return None
     if DOUBT.search(_sentence_before(tail, last.start())) or RETRACTION.search(tail, last.end()):
         return None
     return next(g for g in last.groups() if g is not None).strip() or None

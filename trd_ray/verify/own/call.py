@@ -99,7 +99,9 @@ def _openrlhf(shape: CallShape, text: str, problem: dict[str, Any], fields: dict
 def _by_name(shape: CallShape, text: str, problem: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     extra = problem["extra"]
     known = {"info": extra, "task": problem.get("source") or "", "state": {}, "extra": extra}
-    known |= _trainer() | {"prompt": _prompt(shape, problem)} | fields
+    known |= _trainer() | {"prompt": problem["problem"]} | fields
+    if known["prompt"] == problem["problem"]:  # also where data.columns names a column prompt as the problem
+        known["prompt"] = _prompt(shape, problem)
     response = next(name for name in RESPONSES if name in shape.required + shape.optional)
     return known | {response: _response(shape, text)}
 

@@ -176,7 +176,7 @@ def _told(e: BaseException) -> str:
         text = " ".join(f"{type(e).__name__}: {e}".split())
     except Exception:  # noqa: BLE001 - the exception's own
         text = type(e).__name__
-    return text[:MAX_TOLD_CHARS].encode("utf-8", "replace").decode()
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:MAX_TOLD_CHARS])  # a terminal may show it
 
 
 def _send(to: socket.socket, reply: dict[str, Any]) -> None:

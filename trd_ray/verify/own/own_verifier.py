@@ -24,6 +24,7 @@ from typing import Any
 from trd_ray.config import NamedFunction, VerifyConfig, own_parts
 from trd_ray.errors import Lost, UserError
 from trd_ray.verify.own.calling import Caller, CannotStart, Importer, ending
+from trd_ray.verify.own.returned import printable
 from trd_ray.verify.own.shape import CallShape
 from trd_ray.verify.verdict import EMPTY, Verdict, unjudged
 
@@ -162,4 +163,4 @@ class OwnVerifier:
 
 def _begins(text: str) -> str:
     """How a response begins: what was judged, where the function does not say."""
-    return text.strip()[:MAX_EXTRACTED_CHARS].encode("utf-8", "replace").decode()
+    return printable(text.strip()[:MAX_EXTRACTED_CHARS])

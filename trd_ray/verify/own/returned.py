@@ -8,6 +8,7 @@ This module runs where the function is, so it imports nothing but the standard l
 """
 
 import math
+import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -92,12 +93,17 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") and hasattr(value, "dtype") else value
 
 
+def printable(text: str) -> str:
+    """Text that any file and terminal takes: half a surrogate pair and control characters become U+FFFD."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
+
+
 def _text(value: Any, most: int) -> str:
-    """Text that any file and terminal takes, and no longer than so many characters."""
+    """Printable text, no longer than so many characters."""
     if value is None:
         return ""
-    text = str(value).encode("utf-8", "replace").decode()
-    return text if len(text) <= most else f"{text[: most - 1]}…"
+    text = str(value)
+    return printable(text if len(text) <= most else f"{text[: most - 1]}…")
 
 
 def _shown(value: Any) -> str:
