@@ -6,12 +6,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import verifiers
 
 from trd_ray import cli, config
 from trd_ray.check import command
+from trd_ray.check.material import Material
+from trd_ray.errors import Faults, UserError
 from trd_ray.miniature import model_path
+from trd_ray.preflight.known_texts import asked
+from trd_ray.problems.load import load_problems
 
 MANY = 50
 
@@ -124,6 +129,35 @@ def test_a_verifier_that_is_wrong_on_at_most_two_percent_of_the_rows_is_shown_an
     assert "fails 1 of 25 right answers" in refused(
         capsys, f"data.path={data}", "data.limit=25", verify=verifiers.half_blind, many=25
     )
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_the_verifier_of_held_out_items_is_ended_also_where_it_cannot_judge(monkeypatch, raises):
+    own_rules = ["evaluation.path=reasoning_gym:gcd", "verify.function=math", "verify.timeout_s=30"]
+    recipe = config.load("miniature_opsd", own_rules)
+    try:
+        items = load_problems(recipe.evaluation, also_arguments={"size": 4, "test": 2}).table
+    except UserError as e:
+        pytest.skip(str(e))
+    mine = psutil.Process()
+    before = set(mine.children(recursive=True))
+    running = []
+
+    def ask(*arguments):
+        found = asked(*arguments)
+        running.extend(set(mine.children(recursive=True)) - before)
+        if raises:
+            raise UserError("nothing can judge here")
+        return found
+
+    monkeypatch.setattr(command, "asked", ask)
+    held_out = Material(recipe, held_out={"": items})
+    try:
+        lines = command._held_out(held_out, 2, verifiers.sound, Faults())
+        assert not raises and lines == [("held-out answers", "2 of 2 pass")]
+    except UserError:
+        assert raises
+    assert running and psutil.wait_procs(running, timeout=5)[1] == []
 
 
 # Faults of data
