@@ -264,6 +264,7 @@ class Recipe(Node):
         combinations.require_adapters(self.learner, self.sync, self.checkpoint)
         combinations.require_evaluation(self.evaluation, self.stream, self.data)
         combinations.require_prose(self.verify)
+        combinations.require_full_marks(self.verify)
         combinations.require_best(self.checkpoint, self.evaluation)
         mixed_sources.require_sources(self.data, self.verify, list(self.teachers))
         if self.placement == "shared":
