@@ -9,9 +9,11 @@ the row's own reference or answer. What it says of that response is not judged h
 
 from collections.abc import Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from trd_ray.config import VerifyConfig, did_you_mean, own_parts
+from trd_ray.config.imported_files import among, imported
 from trd_ray.errors import BadRow, Faults, UserError
 from trd_ray.verify.chosen import Chosen, chosen_by
 from trd_ray.verify.own.call import COLUMNS, opened, unfilled
@@ -48,12 +50,20 @@ def _fits(config: VerifyConfig, one: OwnVerifier, rows: Sequence[dict[str, Any]]
     shape = one.shape
     place, _ = own_parts(one.named.function)
     text = config.sources.get(place)
-    told = f"{one.called}: {shape}" + (f", sha256 {sha256(text.encode()).hexdigest()[:8]}" if text else "")
+    told = f"{one.called}: {shape}" + (_texts_told(place, config) if text else "")
     if not rows:
         return [told]
     extra = {name: None for row in rows for name in opened(row)["extra"]}
     _require_filled(one, shape, list(extra), config, key)
     return [told, *_tried(config, one, shape, rows[0])]
+
+
+def _texts_told(place: str, config: VerifyConfig) -> str:
+    """What says which code it is: of its file, and of the files that travel with it."""
+    others = imported(config.sources[place], *among(config.sources, Path(place).parent))
+    texts = [config.sources[place], *(others[name] for name in sorted(others) if name != Path(place).name)]
+    told = f", sha256 {sha256(chr(0).join(texts).encode()).hexdigest()[:8]}"
+    return f"{told}, with {', '.join(sorted(others))}" if others else told
 
 
 def _require_filled(one: OwnVerifier, shape: CallShape, extra: list[str], config: VerifyConfig, key: str) -> None:

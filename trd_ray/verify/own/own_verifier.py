@@ -19,6 +19,7 @@ import signal
 import threading
 import time
 from collections import deque
+from pathlib import PurePath
 from typing import Any
 
 from trd_ray.config import NamedFunction, VerifyConfig, own_parts
@@ -42,6 +43,7 @@ class OwnVerifier:
         self._asked = {
             "function": named.function,
             "source": config.sources.get(place),
+            "beside": beside(place, config.sources),
             "arguments": named.arguments,
             "completions": config.completions,
             "columns": config.columns,
@@ -158,6 +160,17 @@ class OwnVerifier:
         if "memory" in reply:
             return "the function took more memory than verify.call_memory_gib"
         return f"the function ended its process twice ({ending(reply['ended'])})"
+
+
+def beside(place: str, sources: dict[str, str]) -> dict[str, str]:
+    """Of the texts that a recipe holds, those that lie in the folder of a function's file or below it, by their paths
+    from there.
+    """
+    folder = PurePath(place).parent
+    if not place.endswith(".py"):
+        return {}
+    files = {PurePath(one): text for one, text in sources.items() if one != place}
+    return {one.relative_to(folder).as_posix(): text for one, text in files.items() if one.is_relative_to(folder)}
 
 
 def _begins(text: str) -> str:
