@@ -19,6 +19,7 @@ from trd_ray.errors import Faults, UserError
 from trd_ray.preflight.held_out import key_of
 from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, right_texts
 from trd_ray.preflight.soundness import TOLERATED, Soundness
+from trd_ray.preflight.tokenised import verifier_with_ids
 from trd_ray.problems.load import held_out_verify
 from trd_ray.record.markdown import visible
 from trd_ray.verify import verifier
@@ -34,7 +35,7 @@ def run(recipe: Recipe, rows: int = ROWS, row: str | None = None, make: Make | N
     `row` is a problem's place in the data, from 1, or its problem_id. `make` is what makes the verifier, by default the
     recipe's.
     """
-    make = make or partial(verifier, recipe.verify)
+    make = make or partial(verifier_with_ids, recipe.verify, recipe.student)
     faults = Faults()
     found = gather(recipe, faults)
     if found.problems is None:

@@ -13,6 +13,7 @@ from trd_ray.config.node import Node
 # the table that makes them.
 BUILT_IN = {"math": False, "code": False, "reasoning_gym": False}
 
+IDS = "completion_ids"  # TRL's name of a response's token ids
 _OWN = re.compile(r"([^:]+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
@@ -148,6 +149,13 @@ class FunctionKeys(Node):
     def has_own(self) -> bool:
         """Whether a user's function judges any row."""
         return any(is_own(one.function) for one in self.chosen.values())
+
+    @property
+    def may_take_ids(self) -> bool:
+        """Whether a function may ask for a response's token ids: one in a file that says so, or one in a package."""
+        own = [own_parts(one.function)[0] for one in self.chosen.values() if is_own(one.function)]
+        in_package = any(not place.endswith(".py") for place in own)
+        return in_package or (bool(own) and any(IDS in text for text in self.sources.values()))
 
     @property
     def usual_task(self) -> Literal["math", "code", "plain"]:

@@ -167,8 +167,10 @@ class Samples:
     def passed(self, key: Key) -> bool:
         return self._kept[key].passed
 
-    def text(self, key: Key) -> str:
-        return self._read(self._kept[key].place)["text"]
+    def response(self, key: Key) -> tuple[str, list[int]]:
+        """Its text and its token ids."""
+        sample = self._read(self._kept[key].place)
+        return sample["text"], sample["ids"]
 
     def add(self, key: Key, seed: int, prompt_sha256: str, generation: Generation) -> None:
         g = generation

@@ -19,8 +19,7 @@ from trd_ray.verify.chosen import Chosen, chosen_by
 from trd_ray.verify.own.call import COLUMNS, opened, unfilled
 from trd_ray.verify.own.own_verifier import OwnVerifier
 from trd_ray.verify.own.shape import CallShape
-
-_NO_IDS = "completion_ids"
+from trd_ray.verify.verdict import IDS
 
 
 def require_functions(config: VerifyConfig, rows: Sequence[dict[str, Any]], key: str = "data.path") -> list[str]:
@@ -70,11 +69,6 @@ def _require_filled(one: OwnVerifier, shape: CallShape, extra: list[str], config
     lacking = unfilled(shape, extra, config.columns)
     if not lacking:
         return
-    if lacking[0] == _NO_IDS:
-        raise UserError(
-            f"{one.called} takes completion_ids, and no token ids reach a verifier: let it count on the text, or give "
-            "the parameter a default"
-        )
     there = [*COLUMNS, *extra, *config.columns]
     raise UserError(
         f"{one.called} takes {lacking[0]}, which no column of {key} fills{did_you_mean(lacking[0], there)}: give the "
@@ -86,6 +80,7 @@ def _require_filled(one: OwnVerifier, shape: CallShape, extra: list[str], config
 def _tried(config: VerifyConfig, one: OwnVerifier, shape: CallShape, row: dict[str, Any]) -> list[str]:
     """What one call tells: a wrong return and a wrong guess are refused, an error is a line for whoever starts."""
     response = row.get("reference") or row.get("answer") or ""
+    row = row | {IDS: {response: response.encode()}}  # a byte stands in for a token: no tokenizer is loaded here
     reply = one.reply(response, row)
     if "wrong" in reply:
         raise UserError(f"{one.called} {reply['wrong']}, when it was called on problem {row['problem_id']}")

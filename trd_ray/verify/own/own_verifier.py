@@ -26,7 +26,7 @@ from trd_ray.config import NamedFunction, VerifyConfig, own_parts
 from trd_ray.errors import Lost, UserError
 from trd_ray.verify.own.calling import Caller, CannotStart, Importer, ending
 from trd_ray.verify.own.shape import CallShape
-from trd_ray.verify.verdict import EMPTY, Verdict, unjudged
+from trd_ray.verify.verdict import EMPTY, IDS, Verdict, unjudged
 
 NO_SCORE = "the function gave no score"
 MAX_EXTRACTED_CHARS = 200  # of the response, where the function says nothing of what it judged
@@ -70,7 +70,10 @@ class OwnVerifier:
 
     def reply(self, text: str, problem: dict) -> dict[str, Any]:
         """What call_process.py says of one call, or {"late"} or {"ended"}, how its process ended."""
-        question = {"text": text, "problem": {k: v for k, v in problem.items() if k != _UNSEEN}}
+        seen = {name: value for name, value in problem.items() if name not in (_UNSEEN, IDS)}
+        if (ids := problem.get(IDS, {}).get(text)) is not None:
+            seen[IDS] = [int(i) for i in ids]
+        question = {"text": text, "problem": seen}
         reply: dict[str, Any] = {}
         for _ in range(2):
             caller = self._caller()
