@@ -33,7 +33,7 @@ from trd_ray.errors import UserError
 from trd_ray.evaluate.weights import difference
 from trd_ray.files import taking_place
 from trd_ray.record.directory import differences
-from trd_ray.rows import METADATA, TRAJECTORY, encodable
+from trd_ray.rows import METADATA, TRAJECTORY, encodable, parts_of
 from trd_ray.score.stats import Answer
 from trd_ray.verify import UNJUDGED, Verdict
 from trd_ray.verify.gym.gym_verifier import entry_of
@@ -206,6 +206,7 @@ class Samples:
             "detail": v.detail,
             "feedback": v.feedback,
             "verify_seconds": v.seconds,
+            "parts": parts_of(v.parts),
         }
         kept = self._kept[key]
         kept.verdict_place = self._append(line)

@@ -159,7 +159,9 @@ def _require_best(r: Recipe) -> None:
     """Raise UserError if checkpoint.best names nothing that a step measures. Own code is not known yet."""
     best = r.checkpoint.best or DROPPED
     if not best.startswith((DROPPED, *(["own/"] if r.metrics.function else []))):
-        require_metric(best, metric_names((one.name for one in r.data.sources), r.evaluation, r.teachers))
+        sources = [one.name for one in r.data.sources]
+        weighted = () if r.verify.by or r.verify.by_source else r.verify.functions
+        require_metric(best, metric_names(sources, r.evaluation, r.teachers, weighted))
 
 
 def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:

@@ -16,6 +16,7 @@ from trd_ray.config import Each, EvaluationConfig, Recipe, SamplingConfig, Verif
 from trd_ray.engine.actor import Generation, Request
 from trd_ray.errors import BadRow
 from trd_ray.problems.order import Order
+from trd_ray.rows import parts_of
 from trd_ray.stream.choosing import RefineCandidate
 from trd_ray.verify import IDS, PROMPT, UNJUDGED, Verdict
 from trd_ray.views import Ids, Views
@@ -76,7 +77,7 @@ def record(row: dict[str, Any], y: str, generation: Generation) -> None:
 
 def record_verdict(row: dict[str, Any], y: str, verdict: Verdict, start_s: float) -> None:
     judged = {name: getattr(verdict, name) for name in ("passed", "score", "extracted", "detail", "feedback")}
-    row[y] |= judged | {"verify_start_s": start_s, "verify_seconds": verdict.seconds}
+    row[y] |= judged | {"parts": parts_of(verdict.parts), "verify_start_s": start_s, "verify_seconds": verdict.seconds}
 
 
 def record_refined(
