@@ -17,10 +17,10 @@ from trd_ray.check.repeated import Make
 from trd_ray.config import Recipe
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight.held_out import key_of
-from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, right_texts
+from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, forms_of_sources, right_texts
 from trd_ray.preflight.soundness import TOLERATED, Soundness
 from trd_ray.preflight.tokenised import verifier_with_ids
-from trd_ray.problems.load import held_out_verify
+from trd_ray.problems.load import held_out_task, held_out_verify
 from trd_ray.record.markdown import visible
 from trd_ray.verify import verifier
 from trd_ray.verify.gym.gym_verifier import entry_of
@@ -104,7 +104,8 @@ def _held_out(found: Material, many: int, verify: Verify, faults: Faults) -> Lin
         by_own_rules = held_out_verify(r.evaluation.of(name), r.verify) != r.verify
         its = verifier(r.verify.built_in()) if by_own_rules else None
         rows = spread_rows(table, many)
-        form = form_of(r)
+        first = rows[0]
+        form = form_of(r, task=held_out_task(r.evaluation.of(name), r.verify, first["problem"], bool(first["tests"])))
         until = time.monotonic() + LONGEST_S / 2 / len(found.held_out)
         try:
             right = asked(its or verify, rows, right_texts(rows, form), until)
@@ -194,7 +195,9 @@ def _one_row(found: Material, asked_row: str, verify: Verify, faults: Faults) ->
     print(f"problem {row['problem_id']!r}, special tokens in « », with its own reference as the attempt\n")
     for view in shown_views.shown(found, row, row["reference"] or row["answer"], None, ""):
         _print(page.whole(view))
-    for reply in asked(verify, [row], right_texts([row], form_of(found.recipe)), until=0.0):
+    for reply in asked(
+        verify, [row], right_texts([row], form_of(found.recipe), forms_of_sources(found.recipe)), until=0.0
+    ):
         verdict = reply.verdict
         said = (
             "passes" if verdict.passed else f"does not pass ({verdict.detail})" if verdict.detail else "does not pass"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from trd_ray.check.repeated import Make, Repetition, VerdictPace, in_another_order, in_another_process, shown_time
 from trd_ray.config import Recipe
-from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, right_texts, wrong_texts
+from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, forms_of_sources, right_texts, wrong_texts
 from trd_ray.preflight.soundness import TOLERATED, Soundness, passing_form
 
 LONGEST_S = 60.0
@@ -69,7 +69,7 @@ def examine(recipe: Recipe, rows: Sequence[Row], make: Make, verify: Verify) -> 
 def _sound(recipe: Recipe, rows: Sequence[Row], verify: Verify) -> tuple[Soundness, Sequence[Row]]:
     """What is said of right texts, then of wrong ones of the same rows."""
     form = form_of(recipe)
-    texts = right_texts(rows, form)
+    texts = right_texts(rows, form, forms_of_sources(recipe))
     right = asked(verify, rows, texts, time.monotonic() + LONGEST_S / 2)
     if len(right) < len(texts):
         rows = rows[: right[-1].asked.row + 1]

@@ -240,7 +240,7 @@ class Recipe(Node):
 
     @property
     def task(self) -> Literal["math", "code", "plain"]:
-        """Whose default wordings the prompts have. A problem of reasoning_gym says the form of its answer itself."""
+        """Whose default wordings the rows trained on have, or most of them: `Views` chooses for each row."""
         generated = all(path.startswith(GYM_PREFIX) for path in self.data.paths) and not self.verify.chosen
         return self.prompts.task or ("plain" if generated else self.verify.usual_task)
 

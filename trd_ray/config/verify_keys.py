@@ -43,6 +43,12 @@ def named_function(function: str) -> str:
     )
 
 
+def _task_of(functions: set[str]) -> Literal["math", "code", "plain"]:
+    if functions == {"math"}:
+        return "math"
+    return "code" if functions == {"code"} else "plain"
+
+
 class NamedFunction(Node):
     """One of several verifiers."""
 
@@ -160,10 +166,19 @@ class FunctionKeys(Node):
     @property
     def usual_task(self) -> Literal["math", "code", "plain"]:
         """Whose default wordings fit. A function of one's own says nothing about the form of an answer."""
-        named = {one.function for one in self.chosen.values()} or {"math"}
-        if named == {"math"}:
-            return "math"
-        return "code" if named == {"code"} else "plain"
+        return _task_of({one.function for one in self.chosen.values()} or {"math"})
+
+    def named_for(self, source: str | None) -> set[str]:
+        """The verifiers of which some judge a row of this source; none: the built-in one that its row calls for."""
+        if name := self.by_source.get(source or ""):
+            return {self.chosen[name].function if name in self.chosen else name}
+        if self.by_source and not self.by and not self.function:
+            return set()
+        return {one.function for one in self.chosen.values()}
+
+    def task_of(self, source: str | None, is_item: bool) -> Literal["math", "code", "plain"]:
+        """`usual_task` for a row of this source; an item of reasoning_gym says itself what its scorer reads."""
+        return _task_of(self.named_for(source) or {"reasoning_gym" if is_item else "math"})
 
 
 class VerifyConfig(FunctionKeys):

@@ -10,12 +10,12 @@ states no answer, and a program has no answer beside it. A verifier that raises 
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
-from trd_ray.config import Recipe
+from trd_ray.config import Recipe, own_wordings
 from trd_ray.errors import UserError
 from trd_ray.verify import Verdict, unjudged
 from trd_ray.verify.gym.gym_verifier import entry_of
@@ -48,28 +48,43 @@ class Reply:
     seconds: float
 
 
-def form_of(recipe: Recipe) -> str:
-    r"""How the recipe's prompt wants an answer stated: `\boxed{ANSWER}`, or ANSWER alone where it names no form."""
-    wording = " ".join(filter(None, [recipe.prompts.solve, recipe.prompts.system]))
+def form_of(recipe: Recipe, source: str | None = None, task: str | None = None) -> str:
+    r"""How the prompt wants an answer stated: `\boxed{ANSWER}`, or ANSWER alone where it names no form.
+
+    Of rows of a source of data that has its own verifier or wording, or of held-out problems of a `task`.
+    """
+    own = recipe.prompts.model_dump(exclude_none=True) | own_wordings(recipe.data).get(source or "", {})
+    wording = " ".join(filter(None, [own.get("solve"), own.get("system")]))
     asked = next((form for sign, form in FORMS.items() if sign in wording), None)
     if asked:
         return asked
-    default = WORDINGS.get(recipe.task, {}).get("solve", "")
+    fitting = recipe.verify.task_of(source, is_item=False) if source else recipe.task
+    default = WORDINGS.get(own.get("task") or task or fitting, {}).get("solve", "")
     return next((form for sign, form in FORMS.items() if sign in default), PLAIN)
+
+
+def forms_of_sources(recipe: Recipe) -> dict[str, str]:
+    """`form_of` for each of several sources of data."""
+    return {one.name: form_of(recipe, one.name) for one in recipe.data.sources}
 
 
 def stated(answer: str, form: str) -> str:
     return answer if r"\boxed" in answer and r"\boxed" in form else form.replace("ANSWER", answer)
 
 
-def right_texts(rows: Sequence[Row], form: str) -> list[KnownText]:
-    """What must pass, row by row; nothing for a row that has neither a reference nor an answer."""
+def right_texts(rows: Sequence[Row], form: str, of_sources: Mapping[str, str] | None = None) -> list[KnownText]:
+    """What must pass, row by row; nothing for a row that has neither a reference nor an answer.
+
+    An answer is stated in the form of the row's source, where `of_sources` has it.
+    """
     found = []
     for i, row in enumerate(rows):
         if row["reference"].strip():
             found.append(KnownText(i, "reference", _fenced(row["reference"]) if row["tests"] else row["reference"]))
         if row["answer"].strip():
-            own = FORMS["<answer>"] if entry_of(row) else form  # which its problem asks for, whatever the wording says
+            own = (of_sources or {}).get(row.get("source") or "", form)
+            if entry_of(row):  # whose problem asks for it, whatever the wording says
+                own = FORMS["<answer>"]
             found.append(KnownText(i, "answer", stated(row["answer"], own)))
     return found
 

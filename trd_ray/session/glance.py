@@ -13,7 +13,7 @@ import time
 import pyarrow as pa
 
 from trd_ray.config import Recipe, VerifyConfig
-from trd_ray.preflight.known_texts import Row, Verify, asked, form_of, right_texts, wrong_texts
+from trd_ray.preflight.known_texts import Row, Verify, asked, form_of, forms_of_sources, right_texts, wrong_texts
 from trd_ray.preflight.placement import Job
 from trd_ray.preflight.soundness import Soundness
 from trd_ray.preflight.tokenised import verifier_with_ids
@@ -62,7 +62,7 @@ def _faults(recipe: Recipe, rows: list[Row], verify: Verify | None) -> list[str]
     assert verify is not None
     form = form_of(recipe)
     until = time.monotonic() + LOOK_S
-    right = asked(verify, rows, right_texts(rows, form), until)
+    right = asked(verify, rows, right_texts(rows, form, forms_of_sources(recipe)), until)
     wrong = asked(verify, rows, wrong_texts(rows, right), until)
     return Soundness(rows, [*right, *wrong], form, recipe.shows_reference, tolerated=TOLERATED_IN_LOOK).faults()
 

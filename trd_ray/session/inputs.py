@@ -31,7 +31,7 @@ from trd_ray.session.cluster import Connection, is_local
 from trd_ray.session.glance import warn_at_first_look
 from trd_ray.stream.held import require_held
 from trd_ray.verify.fitting import require_functions
-from trd_ray.verify.gym.gym_verifier import FORM
+from trd_ray.wordings import ITEM_FORM
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
@@ -269,7 +269,7 @@ def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
 def _require_answers(corpus: str, problems: pa.Table) -> None:
     """Raise UserError where a corpus does not keep what its problems are judged by."""
     lacks = ""
-    if any(problem.endswith(FORM) for problem in problems["problem"].to_pylist()):
+    if any(problem.endswith(ITEM_FORM) for problem in problems["problem"].to_pylist()):
         lacks = "items of reasoning_gym, and a corpus does not keep what their scorers need"
     elif not all(problems["answer"].to_pylist()):
         lacks = "programming problems or others without an answer, and a corpus does not keep their tests"

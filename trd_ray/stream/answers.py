@@ -29,7 +29,7 @@ from trd_ray.config import EvaluationConfig, Recipe, SamplerConfig, VerifyConfig
 from trd_ray.engine.actor import Generation
 from trd_ray.engine.client import Client
 from trd_ray.failures import Kind, kind_of
-from trd_ray.problems.load import held_out_verify
+from trd_ray.problems.load import held_out_task, held_out_verify
 from trd_ray.stream.stages import record, record_verdict, request, with_ids, with_prompt
 from trd_ray.stream.verifying import (
     LOST_TRIES,
@@ -330,7 +330,8 @@ def evaluation_rows(
     verify = held_out_verify(e, recipe.verify)
     rows: dict[Ask, dict[str, Any]] = {}
     for problem in problems.to_pylist():
-        prompt_ids = views.evaluation(problem["problem"], **setting_of(problem))
+        task = held_out_task(e, recipe.verify, problem["problem"], problem["tests"] is not None)
+        prompt_ids = views.evaluation(problem["problem"], **setting_of(problem), task=task)
         question = Question("", with_prompt(problem, verify, views, prompt_ids), prompt_ids, e, verify)
         for sample in range(e.samples):
             seed = seed_of_sample(recipe.seed, question.problem_id, sample)
