@@ -13,8 +13,9 @@ Y_O = {
     "ids": [5, 6, 7], "logprobs": [-0.5, -0.25, -1.0], "text": "so 5", "finish": "stop", "version": 3,
     "engine": "sampler-0", "start_s": 100.0, "seconds": 4.0, "passed": True, "score": 1.0, "extracted": "5",
     "detail": "", "feedback": "", "verify_start_s": 104.0, "verify_seconds": 0.5,
+    "parts": [{"name": "right", "score": 1.0}, {"name": "form", "score": 0.5}],
 }  # fmt: skip
-Y_R = Y_O | {"ids": [], "text": "", "passed": False, "detail": "empty"}
+Y_R = Y_O | {"ids": [], "text": "", "passed": False, "detail": "empty", "parts": None}
 
 
 def row(number: int, **columns) -> dict:
@@ -74,6 +75,31 @@ def test_what_a_file_lacks_is_null_and_what_it_has_beyond_is_left_out(version):
     assert (
         upgrade(table).to_pylist() == to_table([r | gone | y for r, y in zip(NEW, expected, strict=True)]).to_pylist()
     )
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_rows_of_before_the_scores_of_several_verifiers_were_kept_have_none(version, tmp_path):
+    without = [r | {y: r[y] and {k: v for k, v in r[y].items() if k != "parts"} for y in ("y_o", "y_r")} for r in NEW]
+    older = pa.struct([field for field in TRAJECTORY if field.name != "parts"])
+    schema = pa.schema([pa.field(f.name, older) if f.type == TRAJECTORY else f for f in ROW], metadata=METADATA)
+    flattened = flat(NEW, version).drop_columns(["y_o_parts", "y_r_parts"]) if version < 4 else None
+    pq.write_table(flattened or pa.Table.from_pylist(without, schema=schema), tmp_path / "old.parquet")
+    pq.write_table(to_table(NEW), tmp_path / "new.parquet")
+    stored = RowFiles([tmp_path / "old.parquet", tmp_path / "new.parquet"])
+    assert stored.to_table().to_pylist() == to_table([*without, *NEW]).to_pylist()
+    of_new = [Y_O["parts"], None, Y_O["parts"]]
+    assert stored.to_table(["y_o.parts"])["y_o.parts"].to_pylist() == [None] * 3 + of_new
+    assert [row["y_o"]["parts"] for row in light(upgrade(to_table(NEW)))] == of_new
+
+
+def test_the_scores_of_several_verifiers_are_columns_of_arrow_and_of_a_data_set(tmp_path):
+    import datasets
+
+    pq.write_table(to_table(NEW), tmp_path / "new.parquet")
+    parts = pc.list_flatten(pc.struct_field(RowFiles([tmp_path / "new.parquet"]).to_table()["y_o"], "parts"))
+    assert pc.struct_field(parts, "score").to_pylist() == [1.0, 0.5, 1.0, 0.5]
+    found = datasets.Dataset.from_parquet(str(tmp_path / "new.parquet"), cache_dir=str(tmp_path))
+    assert found[0]["y_o"]["parts"] == Y_O["parts"] and found[1]["y_o"]["parts"] is None
 
 
 def test_rows_that_another_tool_wrote_again_without_the_version_are_read_by_their_columns():

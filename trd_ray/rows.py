@@ -55,6 +55,8 @@ TRAJECTORY = pa.struct(
         pa.field("feedback", pa.string()),  # what a refiner may be told about the verdict
         pa.field("verify_start_s", pa.float64()),
         pa.field("verify_seconds", pa.float32()),
+        # What each of several verifiers gave, null where one judged. No map: data sets of Hugging Face have none.
+        pa.field("parts", pa.list_(pa.struct([pa.field("name", pa.string()), pa.field("score", pa.float64())]))),
     ]
 )
 
@@ -122,7 +124,7 @@ _PLAIN = (
     *("refine_cut_tokens", "teacher_cut_tokens", "refine_tokens", "refine_scored_tokens"),
     *("refine_student_logprob", "refine_edited_share"),
 )
-_OF_TRAJECTORY = ("finish", "version", "engine", "start_s", "seconds", "passed", "extracted", "detail")
+_OF_TRAJECTORY = ("finish", "version", "engine", "start_s", "seconds", "passed", "extracted", "detail", "parts")
 _OF_VERIFYING = ("verify_start_s", "verify_seconds")
 
 
@@ -143,6 +145,11 @@ def encodable(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: encodable(one) for name, one in value.items()}
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def parts_of(scores: dict[str, float]) -> list[dict[str, Any]] | None:
+    """What several verifiers gave, by their names, as a row has it; None for none."""
+    return [{"name": name, "score": score} for name, score in scores.items()] or None
 
 
 def light(table: pa.Table) -> list[dict]:
@@ -182,7 +189,7 @@ def _column(table: pa.Table, name: str) -> pa.ChunkedArray:
 
 
 def _values(column: pa.ChunkedArray) -> list:
-    if not pa.types.is_list(column.type):
+    if not pa.types.is_list(column.type) or pa.types.is_struct(column.type.value_type):
         return column.to_pylist()
     return [ids for chunk in column.chunks for ids in _slices(chunk)]
 

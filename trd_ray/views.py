@@ -9,7 +9,8 @@
 
 - What was said before a problem (`turns` of its row) comes before it in the student's and in the vanilla view, turn by
   turn. The refine view shows it as text. A system turn of the row's own stands in place of prompts.system.
-- A source of data may have wordings of its own (data.sources).
+- A source of data may have wordings of its own (data.sources). Default wordings are those for what judges the row: an
+  item of reasoning_gym, which says itself how its answer is stated, has the plain ones also in a corpus.
 - No inserted text can open or close a turn (see `layouts`). The attempt is inserted as the token ids that the engine
   sampled.
 - A teacher view that is too long is cut on token ids by the paper's rule: the tail of y_o, then the tail of y*, never
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from trd_ray.config import Each, Recipe, of_each, own_wordings
 from trd_ray.errors import UserError
 from trd_ray.layouts import Ids, Layouts, PlainTokens, parse, sentinel, turn_slot
-from trd_ray.wordings import FEEDBACK, WORDINGS
+from trd_ray.wordings import FEEDBACK, ITEM_FORM, WORDINGS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,29 +101,52 @@ class Views:
         self._limit = recipe.refiner.max_prompt_tokens or sys.maxsize  # no limit before lengths are resolved
         self._feedback = recipe.refiner.feedback
         self._teacher_refines = recipe.teacher.view == "refine"
+        self._verify = recipe.verify
+        self._own = own_wordings(recipe.data)
+        prompts = recipe.prompts.model_dump(exclude_none=True)
 
-        own = recipe.prompts.model_dump(exclude_none=True)
-        self._worded: dict[str | None, _Worded] = {
-            None: _Worded(recipe, own, "prompts", student_tokenizer, teacher_tokenizer)
-        }
-        for name, theirs in own_wordings(recipe.data).items():
-            where = f"data.sources {name}: prompts"
-            self._worded[name] = _Worded(recipe, own | theirs, where, student_tokenizer, teacher_tokenizer)
+        def worded(source: str | None, task: str) -> _Worded:
+            where = f"data.sources {source}: prompts" if source else "prompts"
+            own = prompts | self._own.get(source or "", {})
+            return _Worded(recipe, task, own, where, student_tokenizer, teacher_tokenizer)
 
-    def _of(self, source: str | None) -> "_Worded":
-        return self._worded.get(source) or self._worded[None]
+        self._make = worded
+        self._stated = {source: own["task"] for source, own in self._own.items() if own.get("task")}
+        self._stated_for_all = recipe.prompts.task
+        self._worded: dict[tuple[str | None, str], _Worded] = {}
+        self._with(None, recipe.task)
+        for name in self._own:
+            self._with(name, self._task(name, "", None))
+
+    def _of(self, source: str | None, problem: str, task: str | None = None) -> "_Worded":
+        return self._with(source if source in self._own else None, self._task(source, problem, task))
+
+    def _with(self, source: str | None, task: str) -> "_Worded":
+        if (source, task) not in self._worded:
+            self._worded[source, task] = self._make(source, task)
+        return self._worded[source, task]
+
+    def _task(self, source: str | None, problem: str, task: str | None) -> str:
+        """Whose wordings: those that the recipe says, those of `task`, or those for what judges the row."""
+        stated = self._stated.get(source or "") or self._stated_for_all
+        return stated or task or self._verify.task_of(source, problem.endswith(ITEM_FORM))
 
     def student(self, problem: str, turns: str | None = None, source: str | None = None) -> list[int]:
         """The prompt that the student samples y_o from, and its context in the loss: x alone."""
-        return self._asked(self._of(source).student, problem, said_before(turns))
+        return self._asked(self._of(source, problem).student, problem, said_before(turns))
 
     def text(self, prompt_ids: Ids) -> str:
         """A prompt as the student's engine sees it, for functions that judge prompt and response together."""
         return self._student_tokens.to_text(prompt_ids)
 
-    def evaluation(self, problem: str, turns: str | None = None, source: str | None = None) -> list[int]:
-        """The student view under evaluation.chat_template_kwargs, or under the student's own where those are empty."""
-        return self._asked(self._of(source).evaluation, problem, said_before(turns))
+    def evaluation(
+        self, problem: str, turns: str | None = None, source: str | None = None, task: str | None = None
+    ) -> list[int]:
+        """The student view under evaluation.chat_template_kwargs, or under the student's own where those are empty.
+
+        `task` is whose default wordings fit what judges it, where the recipe does not say: see `held_out_task`.
+        """
+        return self._asked(self._of(source, problem, task).evaluation, problem, said_before(turns))
 
     def _asked(self, layouts: Layouts, problem: str, said: Said) -> list[int]:
         tokens = self._student_tokens
@@ -145,7 +169,7 @@ class Views:
         key: bool | str | None = None if self._feedback == "none" else passed
         if self._feedback == "details" and passed is False and details:
             key = "details"
-        layouts = self._of(source).refine[key]
+        layouts = self._of(source, problem).refine[key]
         return self._fit(layouts, problem, reference, attempt_ids, said_before(turns), details or "")
 
     def teacher(
@@ -165,11 +189,11 @@ class Views:
 
     def vanilla(self, problem: str, reference: str, turns: str | None = None, source: str | None = None) -> View:
         """The teacher's context without an attempt: x in OPD, x and y* in OPSD. Raises ViewTooLong."""
-        return self._fit(self._of(source).vanilla, problem, reference, (), said_before(turns))
+        return self._fit(self._of(source, problem).vanilla, problem, reference, (), said_before(turns))
 
     def tokens(self, problem: str, reference: str, turns: str | None = None, source: str | None = None) -> PromptTokens:
         said = said_before(turns)
-        worded = self._of(source)
+        worded = self._of(source, problem)
         asked = _length(self._student_tokens, problem, said)
         one_model = self._teacher_tokens is self._student_tokens
         taught = asked if one_model else _length(self._teacher_tokens, problem, said)
@@ -217,12 +241,12 @@ class _Worded:
     def __init__(
         self,
         recipe: Recipe,
+        task: str,
         own: dict[str, Any],
         where: str,
         student_tokenizer: "PreTrainedTokenizerBase",
         teacher_tokenizer: "PreTrainedTokenizerBase",
     ):
-        task = own.get("task", recipe.task)
         words = {
             key: parse(f"{where}.{key}", own.get(key, default), WORDINGS["math"][key])
             for key, default in WORDINGS[task].items()

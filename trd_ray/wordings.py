@@ -1,7 +1,13 @@
 """The words around a problem where a recipe has none of its own, and what a refiner is told of a verdict.
 
-recipe.task: math | code | plain  ->  WORDINGS, FEEDBACK  ->  trd_ray.views, which fills in {problem} and the others
+a task: math | code | plain  ->  WORDINGS, FEEDBACK  ->  trd_ray.views, which fills in {problem} and the others
 """
+
+# How the problems of reasoning_gym end, which so say themselves how an answer is stated.
+ITEM_FORM = (
+    "Give the final answer between <answer> and </answer>, in the form that the problem asks for and without any "
+    "explanation."
+)
 
 # The default wordings by task. `prompts` in the recipe replaces any of them.
 WORDINGS: dict[str, dict[str, str]] = {}

@@ -20,7 +20,6 @@ from trd_ray.engine.generations import Generation, Request, in_parts
 from trd_ray.engine.pool import Pool
 from trd_ray.scale.loads import EngineLoad
 
-
 PULSE_S = 40.0  # that an answer to a pulse takes, below a PoolSpec's heartbeat_s
 
 

@@ -6,12 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import verifiers
+import yaml
 
 from trd_ray import cli, config
 from trd_ray.check import command
+from trd_ray.check.material import Material
+from trd_ray.errors import Faults, UserError
 from trd_ray.miniature import model_path
+from trd_ray.preflight.known_texts import asked
+from trd_ray.problems.load import load_problems
 
 MANY = 50
 
@@ -43,9 +49,11 @@ def data(tmp_path) -> Path:
     return written(tmp_path / "data.jsonl", rows())
 
 
-def check(capsys, *arguments: str, verify: Any = None, **options: Any) -> tuple[int, str, str]:
+def check(
+    capsys, *arguments: str, verify: Any = None, base: str = "miniature_opsd", **options: Any
+) -> tuple[int, str, str]:
     """Exit code, the page and what is wrong. `verify` stands for the recipe's verifier."""
-    recipe = config.load("miniature_opsd", ["evaluation.path=null", "verify.max_tasks=1", *arguments])
+    recipe = config.load(base, ["evaluation.path=null", "verify.max_tasks=1", *arguments])
     make = partial(verifiers.given, verify) if verify else None
     code = cli._run(lambda: command.run(recipe, make=make, **options))
     out, err = capsys.readouterr()
@@ -53,8 +61,8 @@ def check(capsys, *arguments: str, verify: Any = None, **options: Any) -> tuple[
     return code, out, err
 
 
-def refused(capsys, *arguments: str, verify: Any = None, many: int = 8) -> str:
-    code, _, wrong = check(capsys, *arguments, verify=verify, rows=many)
+def refused(capsys, *arguments: str, verify: Any = None, many: int = 8, **options: Any) -> str:
+    code, _, wrong = check(capsys, *arguments, verify=verify, rows=many, **options)
     assert code == 2 and wrong.startswith("trd: ")
     return wrong
 
@@ -124,6 +132,35 @@ def test_a_verifier_that_is_wrong_on_at_most_two_percent_of_the_rows_is_shown_an
     assert "fails 1 of 25 right answers" in refused(
         capsys, f"data.path={data}", "data.limit=25", verify=verifiers.half_blind, many=25
     )
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_the_verifier_of_held_out_items_is_ended_also_where_it_cannot_judge(monkeypatch, raises):
+    own_rules = ["evaluation.path=reasoning_gym:gcd", "verify.function=math", "verify.timeout_s=30"]
+    recipe = config.load("miniature_opsd", own_rules)
+    try:
+        items = load_problems(recipe.evaluation, also_arguments={"size": 4, "test": 2}).table
+    except UserError as e:
+        pytest.skip(str(e))
+    mine = psutil.Process()
+    before = set(mine.children(recursive=True))
+    running = []
+
+    def ask(*arguments):
+        found = asked(*arguments)
+        running.extend(set(mine.children(recursive=True)) - before)
+        if raises:
+            raise UserError("nothing can judge here")
+        return found
+
+    monkeypatch.setattr(command, "asked", ask)
+    held_out = Material(recipe, held_out={"": items})
+    try:
+        lines = command._held_out(held_out, 2, verifiers.sound, Faults())
+        assert not raises and lines == [("held-out answers", "2 of 2 pass")]
+    except UserError:
+        assert raises
+    assert running and psutil.wait_procs(running, timeout=5)[1] == []
 
 
 # Faults of data
@@ -245,6 +282,31 @@ def test_all_that_is_wrong_is_told_at_once(capsys, tmp_path):
     wrong = refused(capsys, f"data.path={found}", f"evaluation.path={found}", verify=verifiers.everything)
     for word in ("3 things", "trained on", "a second time", "passes everything"):
         assert word in wrong
+
+
+def test_rows_of_two_teachers_are_examined_each_in_the_views_of_its_own(capsys, tmp_path):
+    """One of them is shown the references, so a reference that states another answer is a fault."""
+    found = [row | {"whose": ("own", "strong")[i % 2]} for i, row in enumerate(rows())]
+    tree = config.recipe_tree("miniature_opsd")
+    del tree["teacher"]
+    tree["teachers"] = {"own": {"mode": "opsd"}, "strong": {"mode": "opd", "path": "miniature:teacher"}}
+    tree["data"] = {"teacher_column": "whose"}
+    base = tmp_path / "two.yaml"
+    base.write_text(yaml.safe_dump(tree))
+    two = {"base": str(base)}
+    path = f"data.path={written(tmp_path / 'two.jsonl', found)}"
+    code, page, wrong = check(capsys, path, **two, rows=8)
+    assert (code, wrong) == (0, "")
+    assert "8 of 8 pass" in page and "views of problem 'p000'" in page and "«<|reference|>»" in page
+    for row, shows in (("1", True), ("2", False)):
+        code, page, _ = check(capsys, path, **two, row=row)
+        assert code == 0 and ("<|reference|>" in page) == shows and "its answer passes" in page
+    found = [row | {"reference": f"1+1=2; \\boxed{{{int(row['answer']) + 1}}}"} for row in found]
+    wrong = refused(capsys, f"data.path={written(tmp_path / 'wrong.jsonl', found)}", **two)
+    assert "8 of 8 references state another answer than their row" in wrong and "the teacher is shown them" in wrong
+    unknown = [row | {"whose": "nobody"} for row in rows()]
+    wrong = refused(capsys, f"data.path={written(tmp_path / 'unknown.jsonl', unknown)}", **two)
+    assert "nobody" in wrong and "own" in wrong and "strong" in wrong
 
 
 # One row

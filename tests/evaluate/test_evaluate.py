@@ -449,10 +449,14 @@ def test_every_sample_gets_its_own_verdict_whatever_is_grouped_with_it(ray_clust
     programs = {0: "print(2 * int(input()))", 1: "print(2)", 2: "import os; os._exit(0)"}
     question = Question("c", row, [], EvaluationConfig(), verify)
     of_code = [Ask(question, i, 0, text=f"```python\n{program}\n```") for i, program in programs.items()]
+    source = "def f(text, problem): return problem.get('completion_ids') == [int(text)]"
+    counts = VerifyConfig(function="s.py:f", sources={"s.py": source}, cpus=0.5, max_tasks=2)
+    by_ids = Question("d", row | {"problem_id": "ids", "tests": None}, [], EvaluationConfig(), counts)
+    with_ids = [Ask(by_ids, i, 0, text=str(i), ids=[i] if i else []) for i in range(3)]
     looks = []
     events = list(
         answers(
-            asks + of_code,
+            asks + of_code + with_ids,
             pool=None,
             sampler=SamplerConfig(),
             verify=verify,
@@ -462,7 +466,8 @@ def test_every_sample_gets_its_own_verdict_whatever_is_grouped_with_it(ray_clust
     assert all(isinstance(e, Verified) for e in events) and looks
     judged = {e.ask.sample: e.verdict.passed for e in events if e.ask.question is question}
     assert judged == {0: True, 1: False, 2: False}
-    events = [e for e in events if e.ask.question is not question]
+    assert {e.ask.sample: e.verdict.passed for e in events if e.ask.question is by_ids} == {0: False, 1: True, 2: True}
+    events = [e for e in events if e.ask.question not in (question, by_ids)]
     assert sorted((e.ask.question.problem_id, e.ask.sample) for e in events) == [
         (f"p{p}", i) for p in range(5) for i in range(7)
     ]

@@ -54,6 +54,24 @@ def test_an_answer_with_a_power_of_thousands_of_digits_is_compared_as_text():
     assert wrong_texts([row("1e9999999999"), row("2")], right)[-1].text == "1e9999999999"
 
 
+@pytest.mark.parametrize(
+    ("teachers", "shown"),
+    [
+        ({"a": {"mode": "opd", "path": "big"}, "b": {"mode": "opsd"}}, True),
+        ({"a": {"mode": "opd", "path": "big"}, "b": {"mode": "opd", "path": "bigger"}}, False),
+    ],
+)
+def test_references_count_as_shown_where_one_of_several_teachers_is_the_privileged_self(teachers, shown):
+    recipe = config.from_tree({"teachers": teachers, "data": {"teacher_column": "topic"}})
+    assert recipe.shows_reference == shown
+    rows = [row(str(n), rf"so \boxed{{{n + 1}}}") for n in range(8)]
+    texts = right_texts(rows, boxed)
+    wrong = Verdict(False, 0.0, "9", "", 0.0)
+    replies = [Reply(one, Verdict(True, 1.0, "", "", 0.0) if one.kind == "answer" else wrong, 0.0) for one in texts]
+    faults = Soundness(rows, replies, boxed, recipe.shows_reference).faults()
+    assert [("the teacher is shown them" in fault) for fault in faults] == ([True] if shown else [])
+
+
 def test_a_row_s_reference_and_answer_are_right_and_a_program_is_fenced():
     found = right_texts([row("2", "1+1=2"), row("", "print(2)\n", b"tests"), row("")], boxed)
     assert [(text.row, text.kind, text.text) for text in found] == [

@@ -52,6 +52,43 @@ def test_each_row_is_refined_and_taught_by_its_own_teacher_in_one_run(tmp_path):
     assert "teachers strong" in (done.directory / "summary.md").read_text()
 
 
+SCORE = """\
+def score(completion, answer):
+    return {"score": completion.strip().endswith("{" + answer + "}"), "feedback": "read by score.py"}
+"""
+
+
+@pytest.mark.long
+def test_a_source_s_own_verifier_and_teacher_are_those_of_its_rows(tmp_path):
+    """What `write` says by a column is said by the sources, each of which also names its verifier."""
+    recipe = Path(write(tmp_path))
+    tree = yaml.safe_load(recipe.read_text())
+    problems = [json.loads(line) for line in Path(tree["data"]["path"]).read_text().splitlines()]
+    verifiers = {"strong": "mine", "own": "math"}
+    sources = []
+    for name, verify in verifiers.items():
+        its = [{k: v for k, v in one.items() if k != "topic"} for one in problems if one["topic"] == name]
+        place = tmp_path / f"{name}.jsonl"
+        place.write_text("".join(json.dumps(one) + "\n" for one in its))
+        sources.append({"name": f"from_{name}", "path": str(place), "verify": verify, "teacher": name})
+    (tmp_path / "score.py").write_text(SCORE)
+    tree["data"] = {"sources": sources}
+    tree["verify"] = (tree.get("verify") or {}) | {"functions": {"mine": {"function": "score.py:score"}}}
+    recipe.write_text(yaml.safe_dump(tree, sort_keys=False))
+    done = run(tmp_path / "run", "train", str(recipe), *NO_EVALUATION)
+    assert done.code == 0, done.output[-3000:]
+    assert done.left == [] and len(done.rows) == STEPS * ROWS
+    assert {row["source"] for row in done.rows} == {"from_strong", "from_own"}
+    for row in done.rows:
+        teacher = row["source"].removeprefix("from_")
+        assert row["teacher"] == teacher and row["y_r"]["engine"].startswith(f"refiner.{teacher}-")
+        for y in ("y_o", "y_r"):
+            assert (row[y]["feedback"] == "read by score.py") == (verifiers[teacher] == "mine")
+            assert row[y]["parts"] is None  # one verifier judges a row
+    for name in ("from_strong", "from_own"):
+        assert all(metrics[f"source/{name}/rows"] for metrics in done.metrics)
+
+
 @pytest.mark.long
 def test_one_teacher_s_pool_grows_alone_and_the_run_goes_on_from_its_checkpoint(tmp_path):
     recipe, directory = write(tmp_path), tmp_path / "run"

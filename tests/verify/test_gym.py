@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 
 from trd_ray import rows
-from trd_ray.config import DataConfig, EvaluationConfig, VerifyConfig
+from trd_ray.config import DataConfig, EvaluationConfig, VerifyConfig, from_tree
 from trd_ray.errors import BadRow, UserError
 from trd_ray.problems.load import load_problems
 from trd_ray.verify import verifier
+from trd_ray.verify.chosen import Chosen
 from trd_ray.verify.gym.gym_verifier import GymVerifier, answer_of, entry_of
 from trd_ray.verify.gym.library import ReasoningGym
 
@@ -117,6 +118,58 @@ def test_the_verifier_of_a_recipe_is_chosen_by_the_row(families):
     sum_ = {"problem_id": "p", "problem": "1+1", "answer": "2", "reference": "", "extra": json.dumps({"level": 1})}
     assert verify(r"\boxed{2}", sum_).passed and not verify("<answer>2</answer>", sum_).passed
     verify.close()
+
+
+HALF = (False, 0.5)
+FULL = (True, 1.0)
+
+
+def test_an_item_passes_at_full_marks_alone_however_its_scorer_is_named(families):
+    """verify.pass_at is for the function beside it, and a source may name the scorer."""
+    board = problems("n_queens")[0] | {"source": "boards"}
+    partly = f"<answer>{[line.split() for line in board['answer'].splitlines()]!r}</answer>"
+    own = {"mine.py": "def f(text, problem): return 0.6"}
+    mine = {"function": "mine.py:f"}
+    for verify in (
+        VerifyConfig(timeout_s=20, pass_at=0.5),
+        VerifyConfig(timeout_s=20, function="reasoning_gym"),
+        VerifyConfig.model_validate(
+            {"timeout_s": 20, "pass_at": 0.5, "functions": {"mine": mine}, "sources": own}
+            | {"by_source": {"boards": "reasoning_gym", "others": "mine"}}
+        ),
+    ):
+        chosen = Chosen(verify)
+        try:
+            found = [chosen(text, board) for text in (partly, board["reference"], "nothing")]
+            assert [(one.passed, one.score) for one in found] == [HALF, FULL, (False, 0.0)]
+            if verify.functions:
+                assert chosen("any", board | {"source": "others"}).passed
+        finally:
+            chosen.close()
+
+
+def test_the_score_of_an_item_counts_among_several_verifiers(families):
+    [board, *_] = problems("n_queens")
+    partly = f"<answer>{[line.split() for line in board['answer'].splitlines()]!r}</answer>"
+    functions = {"scorer": {"function": "reasoning_gym", "weight": 3.0}, "form": {"function": "mine.py:f"}}
+    chosen = Chosen(
+        VerifyConfig.model_validate(
+            {"timeout_s": 20, "functions": functions, "sources": {"mine.py": "def f(text, problem): return 1"}}
+        )
+    )
+    verdict = chosen(partly, board)
+    assert (verdict.score, verdict.parts) == (0.625, {"scorer": 0.5, "form": 1.0}) and not verdict.passed
+    assert chosen(board["reference"], board).passed
+    chosen.close()
+
+
+def test_a_lower_mark_for_items_is_refused_with_the_remedy():
+    for verify in (
+        {"function": "reasoning_gym", "pass_at": 0.5},
+        {"functions": {"items": {"function": "reasoning_gym", "pass_at": 0.5}}},
+    ):
+        with pytest.raises(UserError, match="pass_at is 0.5, but an item of reasoning_gym passes at 1.0 alone"):
+            from_tree({"verify": verify})
 
 
 def test_two_processes_make_the_same_items_and_splits_have_none_in_common(families):

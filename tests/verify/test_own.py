@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -19,7 +20,7 @@ from trd_ray.errors import BadRow, UserError
 from trd_ray.rows import PROBLEM
 from trd_ray.session.inputs import require_verifier
 from trd_ray.stream.verifying import verdicts
-from trd_ray.verify import PROMPT, Verdict, limit_s, verifier
+from trd_ray.verify import IDS, PROMPT, Verdict, limit_s, verifier
 from trd_ray.verify.chosen import MAKERS, Chosen
 from trd_ray.verify.fitting import ROWS_TO_FIT, require_functions
 from trd_ray.verify.own.shape import OURS, TRL, VERL, VERL_LISTS
@@ -175,6 +176,53 @@ def test_openrlhf_s_query_is_the_prompt_that_the_engine_saw_and_without_it_the_p
     )
     assert verify("yes", problem()).feedback == "6 * 7?yes|6 * 7?"
     verify.close()
+
+
+COUNTING = {
+    "def f(completions, completion_ids): return [float(sum(ids) if ids else -1) for ids in completion_ids]": -1,
+    "def f(completions, **kwargs): return [float(sum(kwargs.get('completion_ids', [[-2]])[0]))]": -2,
+    "def f(completions, completion_ids=None): return [float(sum(completion_ids[0]) if completion_ids else -3)]": -3,
+    "def f(completion, completion_ids): return sum(completion_ids) if completion_ids else -1": -1,
+    "async def f(text, problem): return sum(problem.get('completion_ids', [-4]))": -4,
+}
+
+
+@pytest.mark.parametrize("source", COUNTING)
+def test_a_function_gets_the_token_ids_that_are_known_and_none_where_nobody_knows_them(source):
+    settings = of_source(source)
+    assert settings.may_take_ids
+    verify = Chosen(settings)
+    row = problem() | {IDS: {"a": np.array([3, 4], np.int32), "b": [5]}}
+    assert [verify(text, row).score for text in ("a", "b", "c")] == [7, 5, COUNTING[source]]
+    assert verify("a", problem()).score == COUNTING[source]
+    verify.close()
+    [line] = require_functions(settings, [ROW])  # called with stand-ins
+    assert ", sha256 " in line
+
+
+def test_only_functions_that_may_ask_for_token_ids_are_given_them():
+    assert not of_source("def f(completions): return [1.0]").may_take_ids
+    assert VerifyConfig(function="package.module:score").may_take_ids  # whose text nobody has
+    assert not VerifyConfig().may_take_ids and not VerifyConfig(function="math").may_take_ids
+
+
+def test_what_else_a_trainer_passes_does_nothing():
+    """All of TRL's arguments, by name and by **kwargs, as a function for its GRPOTrainer has them."""
+    named = """
+def f(prompts, completions, completion_ids, trainer_state, log_extra, log_metric):
+    log_extra("completion", [c for c in completions]); log_metric("length", 3.0)
+    return [float(trainer_state.global_step + trainer_state.max_steps + trainer_state.epoch == 0)]
+"""
+    taken = """
+def f(completions, **kwargs):
+    kwargs["log_extra"]("a", completions); kwargs["log_metric"]("b", 1.0)
+    return [float(kwargs["trainer_state"].log_history == [] and set(kwargs) >= {"prompts", "answer"})]
+"""
+    by_name = "def f(completion, trainer_state, log_metric, state): log_metric('a', 1); return float(state == {})"
+    for source in (named, taken, by_name):
+        verify = Chosen(of_source(source))
+        assert verify("any", problem()).score == 1.0, source
+        verify.close()
 
 
 def test_a_module_that_can_be_imported_is_named_as_a_package_is():
@@ -374,7 +422,6 @@ def of_source(source: str, name: str = "f", **keys: Any) -> VerifyConfig:
         ("def f(text, problem, /): return 1", {}, "takes text by position only"),
         ("def f(completion, level): return 1", {}, "takes level, which no column of data.path fills"),
         ("def f(completion, solutoin): return 1", {}, "fills (did you mean solution?): give the data that column"),
-        ("def f(completion_ids, completions): return [1]", {}, "takes completion_ids, and no token ids reach a"),
         ("def f(text, problem): return 1", {"arguments": {"tone": 1}}, "has no parameter tone, which verify.arguments"),
         ("class f:\n def __init__(self): pass\n def __call__(self, text, problem): return 1",
          {"arguments": {"x": 1}}, "cannot be made with verify.arguments={'x': 1}"),

@@ -147,6 +147,7 @@ def verify(
     `problems` is as for `train`, or one dict. `keys` are keys of the recipe's `verify`, such as timeout_s=5. It runs
     here, without Ray. Raises UserError.
     """
+    from trd_ray.preflight.tokenised import verifier_with_ids
     from trd_ray.problems.load import load_problems
     from trd_ray.verify import verifier as verifier_of
 
@@ -162,7 +163,7 @@ def verify(
         rows = rows * len(texts)
     if len(rows) != len(texts):
         raise UserError(f"there are {len(texts)} texts and {len(rows)} problems: give one problem a text, or only one")
-    judge = verifier_of(asked.verify)
+    judge = verifier_of(asked.verify) if recipe is None else verifier_with_ids(asked.verify, asked.student)
     return [judge(text, row) for text, row in zip(texts, rows, strict=True)]
 
 

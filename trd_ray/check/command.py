@@ -19,7 +19,8 @@ from trd_ray.errors import Faults, UserError
 from trd_ray.preflight.held_out import key_of
 from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, right_texts, spread_rows
 from trd_ray.preflight.soundness import TOLERATED, Soundness
-from trd_ray.problems.load import held_out_verify
+from trd_ray.preflight.tokenised import verifier_with_ids
+from trd_ray.problems.load import held_out_task, held_out_verify
 from trd_ray.record.markdown import visible
 from trd_ray.verify import verifier
 from trd_ray.verify.gym.gym_verifier import entry_of
@@ -34,7 +35,7 @@ def run(recipe: Recipe, rows: int = ROWS, row: str | None = None, make: Make | N
     `row` is a problem's place in the data, from 1, or its problem_id. `make` is what makes the verifier, by default the
     recipe's.
     """
-    make = make or partial(verifier, recipe.verify)
+    make = make or partial(verifier_with_ids, recipe.verify, recipe.student)
     faults = Faults()
     found = gather(recipe, faults)
     if found.problems is None:
@@ -101,11 +102,16 @@ def _held_out(found: Material, many: int, verify: Verify, faults: Faults) -> Lin
     for name, table in found.held_out.items():
         title = f"answers of {name}" if name else "held-out answers"
         by_own_rules = held_out_verify(r.evaluation.of(name), r.verify) != r.verify
-        its = verifier(r.verify.built_in()) if by_own_rules else verify
+        its = verifier(r.verify.built_in()) if by_own_rules else None
         rows = spread_rows(table, many)
-        form = form_of(r)
+        first = rows[0]
+        form = form_of(r, task=held_out_task(r.evaluation.of(name), r.verify, first["problem"], bool(first["tests"])))
         until = time.monotonic() + LONGEST_S / 2 / len(found.held_out)
-        right = asked(its, rows, right_texts(rows, form), until)
+        try:
+            right = asked(its or verify, rows, right_texts(rows, form), until)
+        finally:
+            if its:
+                its.close()
         sound = Soundness(rows, right, form, group=key_of(name))
         faults.add(*(f"of {key_of(name)}.path: {fault}" for fault in sound.faults()) if sound.right else ())
         passed = f"{sum(sound.right.values())} of {len(sound.right)} pass"

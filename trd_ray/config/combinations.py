@@ -127,6 +127,20 @@ def require_prose(verify: VerifyConfig) -> None:
         )
 
 
+def require_full_marks(verify: VerifyConfig) -> None:
+    """The scorers of reasoning_gym give partial credit for what is no answer."""
+    lowered = {"verify": verify.pass_at} if verify.function == "reasoning_gym" else {}
+    for name, one in verify.functions.items():
+        if one.function == "reasoning_gym" and one.pass_at is not None:
+            lowered[f"verify.functions.{name}"] = one.pass_at
+    for key, pass_at in lowered.items():
+        if pass_at != 1.0:
+            raise ValueError(
+                f"{key}.pass_at is {pass_at:g}, but an item of reasoning_gym passes at 1.0 alone: leave it out, since "
+                "partial credit is kept as the score, by which refiner.select=best_score chooses"
+            )
+
+
 def require_best(checkpoint: CheckpointConfig, evaluation: EvaluationConfig) -> None:
     """A checkpoint that is best by an evaluation needs an evaluation that falls on a checkpoint."""
     best = checkpoint.best

@@ -1,23 +1,22 @@
 """The files of a user's functions, read where the recipe is: their text is part of the recipe from then on.
 
     verify.function: score.py:score, the recipe's folder, the working directory  ->  with_sources()  ->  verify.sources
+                     and what score.py imports from its own folder (imported_files.py)
 
 So a worker on another node needs no shared folder, and a run that goes on, or a checkpoint that is evaluated, has the
 function that the run began with. A text that a recipe holds already is not read again.
 """
 
-import ast
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trd_ray.config.imported_files import among, below, imported, python_text
 from trd_ray.config.mixed_sources import verifiers_by_source
 from trd_ray.config.verify_keys import VerifyConfig, is_own, own_parts
 from trd_ray.errors import UserError
 
 if TYPE_CHECKING:
     from trd_ray.config.tree import Recipe
-
-MAX_BYTES = 1 << 20  # it goes to every task that verifies
 
 
 def with_sources(recipe: "Recipe", beside: Path | None = None) -> "Recipe":
@@ -31,9 +30,9 @@ def with_sources(recipe: "Recipe", beside: Path | None = None) -> "Recipe":
         recipe = recipe.model_copy(update={"verify": verify})
     if not verify.has_own:
         return recipe
-    known = {
-        place: verify.sources[place] if place in verify.sources else _source(place, beside) for place in _files(verify)
-    }
+    known: dict[str, str] = {}
+    for place in _files(verify):
+        known |= _texts(place, verify.sources, beside)
     # A parameter is called as the data calls its column, whatever data.columns makes of it.
     columns = {theirs: ours for ours, theirs in recipe.data.columns.items() if ours != "tests"} | verify.columns
     return recipe.model_copy(update={"verify": verify.model_copy(update={"sources": known, "columns": columns})})
@@ -44,24 +43,24 @@ def _files(verify: VerifyConfig) -> list[str]:
     return [place for place in dict.fromkeys(own) if place.endswith(".py")]
 
 
-def _source(name: str, beside: Path | None) -> str:
+def _texts(place: str, held: dict[str, str], beside: Path | None) -> dict[str, str]:
+    """The text of a function's file and of those that it imports from its folder, all `held` or all read."""
+    folder = Path(place).parent  # as the recipe calls it, so that no text depends on the machine
+    if place in held:
+        text = held[place]
+        found = imported(text, *among(held, folder))
+    else:
+        file = _found(place, beside)
+        text = python_text(file)
+        found = imported(text, *below(file.parent))
+    return {str(folder / name): source for name, source in found.items()} | {place: text}
+
+
+def _found(name: str, beside: Path | None) -> Path:
     given = Path(name).expanduser()
     places = [given] if given.is_absolute() else [folder / given for folder in (beside, Path.cwd()) if folder]
     place = next((place for place in places if place.is_file()), None)
     if place is None:
         looked = " or ".join(dict.fromkeys(str(place.parent.absolute()) for place in places))
         raise UserError(f"verify.function: there is no file {given.name} in {looked}: correct its path")
-    try:
-        source = place.read_bytes()
-        if len(source) > MAX_BYTES:
-            raise UserError(
-                f"verify.function: {place} has more than {MAX_BYTES} bytes: keep its data in a file of its own, or "
-                "make it a package that every node has, and write package.module:name"
-            )
-        text = source.decode("utf-8-sig")
-        ast.parse(text, name)
-    except SyntaxError as e:
-        raise UserError(f"verify.function: line {e.lineno} of {place} is no Python ({e.msg}): correct it") from e
-    except (OSError, ValueError) as e:
-        raise UserError(f"verify.function: {place} cannot be read as Python ({e}): correct it") from e
-    return text
+    return place

@@ -212,7 +212,7 @@ class PromptsConfig(Node):
     task: Annotated[Literal["math", "code", "plain"] | None, ROWS, NUMBERS, ANSWERS] = Field(
         default=None,
         description="whose default wordings: math asks for \\boxed{}, code for a Python block, plain for no form; "
-        "default: as verify.function, plain for one of your own",
+        "default: for each row those of what judges it, plain for a function of your own",
     )
     system: Annotated[str | None, ROWS, NUMBERS, ANSWERS] = None
     solve: Annotated[str | None, ROWS, NUMBERS, ANSWERS] = None

@@ -240,7 +240,7 @@ class Recipe(Node):
 
     @property
     def task(self) -> Literal["math", "code", "plain"]:
-        """Whose default wordings the prompts have. A problem of reasoning_gym says the form of its answer itself."""
+        """Whose default wordings the rows trained on have, or most of them: `Views` chooses for each row."""
         generated = all(path.startswith(GYM_PREFIX) for path in self.data.paths) and not self.verify.chosen
         return self.prompts.task or ("plain" if generated else self.verify.usual_task)
 
@@ -264,6 +264,7 @@ class Recipe(Node):
         combinations.require_adapters(self.learner, self.sync, self.checkpoint)
         combinations.require_evaluation(self.evaluation, self.stream, self.data)
         combinations.require_prose(self.verify)
+        combinations.require_full_marks(self.verify)
         combinations.require_best(self.checkpoint, self.evaluation)
         mixed_sources.require_sources(self.data, self.verify, list(self.teachers))
         if self.placement == "shared":

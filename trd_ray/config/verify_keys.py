@@ -13,6 +13,7 @@ from trd_ray.config.node import Node
 # the table that makes them.
 BUILT_IN = {"math": False, "code": False, "reasoning_gym": False}
 
+IDS = "completion_ids"  # TRL's name of a response's token ids
 _OWN = re.compile(r"([^:]+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
 
@@ -40,6 +41,12 @@ def named_function(function: str) -> str:
         f"names no verifier: {function!r}{did_you_mean(function, list(BUILT_IN))}; a function of your own is "
         "file.py:name or package.module:name"
     )
+
+
+def _task_of(functions: set[str]) -> Literal["math", "code", "plain"]:
+    if functions == {"math"}:
+        return "math"
+    return "code" if functions == {"code"} else "plain"
 
 
 class NamedFunction(Node):
@@ -155,12 +162,28 @@ class FunctionKeys(Node):
         return self.has_own or bool(self.by)
 
     @property
+    def may_take_ids(self) -> bool:
+        """Whether a function may ask for a response's token ids: one in a file that says so, or one in a package."""
+        own = [own_parts(one.function)[0] for one in self.chosen.values() if is_own(one.function)]
+        in_package = any(not place.endswith(".py") for place in own)
+        return in_package or (bool(own) and any(IDS in text for text in self.sources.values()))
+
+    @property
     def usual_task(self) -> Literal["math", "code", "plain"]:
         """Whose default wordings fit. A function of one's own says nothing about the form of an answer."""
-        named = {one.function for one in self.chosen.values()} or {"math"}
-        if named == {"math"}:
-            return "math"
-        return "code" if named == {"code"} else "plain"
+        return _task_of({one.function for one in self.chosen.values()} or {"math"})
+
+    def named_for(self, source: str | None) -> set[str]:
+        """The verifiers of which some judge a row of this source; none: the built-in one that its row calls for."""
+        if name := self.by_source.get(source or ""):
+            return {self.chosen[name].function if name in self.chosen else name}
+        if self.by_source and not self.by and not self.function:
+            return set()
+        return {one.function for one in self.chosen.values()}
+
+    def task_of(self, source: str | None, is_item: bool) -> Literal["math", "code", "plain"]:
+        """`usual_task` for a row of this source; an item of reasoning_gym says itself what its scorer reads."""
+        return _task_of(self.named_for(source) or {"reasoning_gym" if is_item else "math"})
 
 
 class VerifyConfig(FunctionKeys):

@@ -208,12 +208,8 @@ class Fleet:
 
     async def follow(self, life: Life, handle: ActorHandle) -> None:
         """Wait for the end of this start of an engine, also while it is idle."""
-        why = await death_of(
-            handle,
-            self.spec.heartbeat_s,
-            may_be_quiet=lambda: life.state is State.UPDATING,
-            is_up=lambda: life.handle is handle and life.state in UP,
-        )
+        updates, is_up = lambda: life.state is State.UPDATING, lambda: life.handle is handle and life.state in UP
+        why = await death_of(handle, self.spec.heartbeat_s, updates, is_up)
         if life.handle is not handle:
             return
         if life.state is State.STARTING:

@@ -161,7 +161,8 @@ class Evaluation:
                     key = (question.problem_id, sample)
                     if not self._verified(exam, key):
                         seed = seed_of_sample(self.plan.recipe.seed, *key)
-                        yield Ask(question, sample, seed, samples.text(key) if key in samples else None)
+                        text, ids = samples.response(key) if key in samples else (None, [])
+                        yield Ask(question, sample, seed, text, ids)
 
     def _verified(self, exam: Exam, key: tuple[str, int]) -> bool:
         return self.samples[exam.name].verified(key, exam.verifiers[key[0]])

@@ -179,7 +179,7 @@ def _source(r: Recipe, spec: str) -> _Source:
         as_written = e.model_copy(update={"format": "hub"}) if e.format == "auto" and benchmarks.is_word(spec) else e
         also = r.data.arguments if spec == r.data.path else {}
         found = load_problems(as_written, r.verify, r.data.columns, also_arguments=also)
-        task = r.prompts.task or ("plain" if family.names_family(spec) else r.task)
+        task = r.prompts.task or ("plain" if family.names_family(spec) else r.verify.usual_task)
         about = {"title": spec, "task": task, "source": spec, "licence": "your own", "notes": []}
         name = file_name(spec if ":" in spec else Path(spec).stem)
         return _Source(name, about, e, found, family.names_family(spec))

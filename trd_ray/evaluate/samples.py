@@ -33,7 +33,7 @@ from trd_ray.errors import UserError
 from trd_ray.evaluate.weights import difference
 from trd_ray.files import taking_place
 from trd_ray.record.directory import differences
-from trd_ray.rows import METADATA, TRAJECTORY, encodable
+from trd_ray.rows import METADATA, TRAJECTORY, encodable, parts_of
 from trd_ray.score.stats import Answer
 from trd_ray.verify import UNJUDGED, Verdict
 from trd_ray.verify.gym.gym_verifier import entry_of
@@ -167,8 +167,10 @@ class Samples:
     def passed(self, key: Key) -> bool:
         return self._kept[key].passed
 
-    def text(self, key: Key) -> str:
-        return self._read(self._kept[key].place)["text"]
+    def response(self, key: Key) -> tuple[str, list[int]]:
+        """Its text and its token ids."""
+        sample = self._read(self._kept[key].place)
+        return sample["text"], sample["ids"]
 
     def add(self, key: Key, seed: int, prompt_sha256: str, generation: Generation) -> None:
         g = generation
@@ -204,6 +206,7 @@ class Samples:
             "detail": v.detail,
             "feedback": v.feedback,
             "verify_seconds": v.seconds,
+            "parts": parts_of(v.parts),
         }
         kept = self._kept[key]
         kept.verdict_place = self._append(line)

@@ -24,6 +24,7 @@ from trd_ray.preflight.lengths_of_each import fit_each
 from trd_ray.preflight.overlap import Overlap, asked_texts
 from trd_ray.preflight.pairs import same_ends, same_vocabulary, thinking_is_stated
 from trd_ray.problems import order
+from trd_ray.problems.load import held_out_task
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.views import Views, setting_of
 
@@ -135,7 +136,8 @@ def check(
         with faults:
             require_arguments(f"{keys_of(pool)}.extra", engine.extra)
     with faults:
-        _wordings_fit(recipe, problems, evaluation)
+        # Without prompts.task the words of a held-out problem are chosen by what judges it.
+        _wordings_fit(recipe, problems, evaluation if recipe.prompts.task else None)
     with faults:
         thinking_is_stated(
             recipe, student_tokenizer, tokenizers, problems is not None or trains, evaluation is not None
@@ -160,7 +162,7 @@ def check(
     findings = None
     if len(views) == len(taught):
         with faults:
-            findings = _lengths(recipe, views, problems, evaluation, student, facts)
+            findings = _lengths(recipe, views, problems, held_out, student, facts)
     faults.require_none()
     assert findings is not None
     told = "; ".join(dict.fromkeys(filter(None, padded.values())))
@@ -185,7 +187,7 @@ def _lengths(
     recipe: Recipe,
     views: Mapping[str, Views],
     problems: pa.Table | None,
-    evaluation: pa.Table | None,
+    held_out: Mapping[str, pa.Table],
     student: ModelFacts,
     teachers: Mapping[str, ModelFacts],
 ) -> Findings:
@@ -194,12 +196,11 @@ def _lengths(
     contexts = {name: lengths.Contexts.of(one, student, teachers[name]) for name, one in taught.items()}
     rows = _by_teacher(problems, list(taught))
     asked = {name: [_problem(row, views[name]) for row in its] for name, its in rows.items()}
-    held_out = evaluation.select(_ASKED).to_pylist() if evaluation is not None else []
     first, view = next(iter(taught)), next(iter(views.values()))  # of the student, which each of them shows alike
-    evaluated = [(row["problem_id"], row["problem"], len(_evaluated(row, view))) for row in held_out]
+    evaluated = _evaluated(recipe, held_out, view)
     prompts = [tokens for *_, tokens in evaluated]
     faults = Faults()
-    if any(rows.values()) or held_out:
+    if any(rows.values()) or evaluated:
         with faults:
             lengths.require_positions("sampler", recipe.sampler.max_model_len, student)
     for name, one in taught.items():
@@ -251,8 +252,17 @@ def _by_teacher(problems: pa.Table | None, teachers: Sequence[str]) -> dict[str,
     return found
 
 
-def _evaluated(row: dict[str, Any], views: Views) -> list[int]:
-    return views.evaluation(row["problem"], **setting_of(row))
+def _evaluated(recipe: Recipe, sets: Mapping[str, pa.Table], views: Views) -> list[tuple[str, str, int]]:
+    """Id, text and length of the prompt of every held-out problem."""
+    found = []
+    for name, table in sets.items():
+        e = recipe.evaluation.of(name)
+        has_tests = table["tests"].is_valid().to_pylist()
+        for row, tests in zip(table.select(_ASKED).to_pylist(), has_tests, strict=True):
+            task = held_out_task(e, recipe.verify, row["problem"], tests)
+            prompt = views.evaluation(row["problem"], **setting_of(row), task=task)
+            found.append((row["problem_id"], row["problem"], len(prompt)))
+    return found
 
 
 def _problem(row: dict[str, Any], views: Views) -> lengths.Problem:

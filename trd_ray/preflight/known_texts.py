@@ -52,11 +52,18 @@ class Reply:
     seconds: float
 
 
-def form_of(recipe: Recipe) -> Form:
-    r"""How the prompt of a row wants its answer stated: `\boxed{ANSWER}`, or ANSWER alone where it names no form."""
+def form_of(recipe: Recipe, task: str | None = None) -> Form:
+    r"""How the prompt of a row wants its answer stated: `\boxed{ANSWER}`, or ANSWER alone where it names no form.
+
+    `task` is that of the wordings by default, for held-out problems whose own it is.
+    """
     common = recipe.prompts.model_dump(exclude_none=True)
-    asked = {source: _asked(recipe, common | own) for source, own in own_wordings(recipe.data).items()}
-    usual = _asked(recipe, common)
+    own = own_wordings(recipe.data)
+    usual = _asked(common, task or recipe.task)
+    asked = {
+        one.name: _asked(common | own.get(one.name, {}), recipe.verify.task_of(one.name, is_item=False))
+        for one in recipe.data.sources
+    }
 
     def form(row: Row) -> str:
         # An item of reasoning_gym says the form itself, whatever the wording around it says.
@@ -65,9 +72,9 @@ def form_of(recipe: Recipe) -> Form:
     return form
 
 
-def _asked(recipe: Recipe, prompts: dict[str, Any]) -> str:
+def _asked(prompts: dict[str, Any], task: str) -> str:
     wording = f"{prompts.get('solve', '')} {prompts.get('system', '')}"
-    default = WORDINGS[prompts.get("task", recipe.task)]["solve"]
+    default = WORDINGS.get(prompts.get("task", task), {}).get("solve", "")
     return next((form for text in (wording, default) for sign, form in FORMS.items() if sign in text), PLAIN)
 
 

@@ -28,6 +28,7 @@ from trd_ray.problems.set_aside import SetAside, begins
 from trd_ray.problems.sources import read
 from trd_ray.problems.spool import Spool, where
 from trd_ray.problems.taco.references import Progress
+from trd_ray.wordings import ITEM_FORM
 
 
 @dataclass(frozen=True)
@@ -194,6 +195,14 @@ def held_out_verify(spec: config.EvaluationConfig, verify: config.VerifyConfig) 
     function a run has.
     """
     return verify.built_in() if _names_benchmark(spec) or family.names_family(spec.path) else verify
+
+
+def held_out_task(spec: config.EvaluationConfig, verify: config.VerifyConfig, problem: str, has_tests: bool) -> str:
+    """Whose default wordings fit what judges a held-out problem, by its text."""
+    judged = held_out_verify(spec, verify)
+    if has_tests and not judged.named_for(None):
+        return "code"
+    return judged.task_of(None, problem.endswith(ITEM_FORM))
 
 
 def _generated(spec: config.DataConfig | config.EvaluationConfig, group: str, arguments: dict[str, Any]) -> ProblemSet:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_ray.record.by_source import source_metrics
+from trd_ray.record.by_verifier import verifier_metrics
 from trd_ray.record.generated import KINDS, generated
 from trd_ray.rows import RowFiles, part
 from trd_ray.verify import EMPTY
@@ -24,7 +25,7 @@ STAGES = {
     "refine": [("y_r", "start_s", "seconds")],
 }
 
-# What `ledger` measures, apart from dropped/<reason> and, with several sources, source/<name>/...
+# What `ledger` measures, apart from dropped/<reason>, and of several sources and verifiers source/... and verifiers/...
 METRICS = (
     *("rollouts", "trained_rows", "refine/cut_rows", "teacher/cut_rows", "staleness/mean", "staleness/max"),
     *(f"trained_rows/{y}" for y in ("y_o", "y_r")),
@@ -43,7 +44,7 @@ OF_TEACHERS = ("rollouts", "y_o_passed", "y_r_passed")  # as teachers/<name>/<on
 _PLAIN = ["row", "step", "source", "teacher", "fault", "train", "dropped_because"]
 _PLAIN += ["refine_cut_tokens", "teacher_cut_tokens", "trajectory", "refine_tokens", "refine_scored_tokens"]
 _PLAIN += ["refine_student_logprob", "refine_edited_share"]
-_VERDICT = ("passed", "finish", "extracted", "detail", "seconds")
+_VERDICT = ("passed", "finish", "extracted", "detail", "seconds", "parts")
 _PARTS = [("y_o", "version"), *((y, n) for y in ("y_o", "y_r") for n in _VERDICT)]
 
 
@@ -83,7 +84,7 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
     - shares of the trajectories that exist: passed, truncated, no_answer, empty
     - tokens/*, what all of the rows cost (see generated.py)
     - numbers of tokens, and staleness if `version` is given
-    - of each source what `by_source` says
+    - of each source what `by_source` says, of each of several verifiers what `by_verifier` says
     """
     out: dict[str, float] = {"rollouts": len(facts), "trained_rows": sum(bool(f["train"]) for f in facts)}
     dropped = Counter(f["dropped_because"] for f in facts if f["dropped_because"])
@@ -110,7 +111,7 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
     if version is not None and sampled_at:
         out["staleness/mean"] = version - float(np.mean(sampled_at))
         out["staleness/max"] = version - min(sampled_at)
-    return out | source_metrics(facts)
+    return out | source_metrics(facts) | verifier_metrics(facts)
 
 
 def _of_teachers(facts: list[dict]) -> dict[str, float]:

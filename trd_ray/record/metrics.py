@@ -18,7 +18,7 @@ from typing import Any
 
 from trd_ray.config import EVALUATED, EvaluationConfig, evaluated, lost, pool_of
 from trd_ray.errors import UserError
-from trd_ray.record import by_source
+from trd_ray.record import by_source, by_verifier
 from trd_ray.record.room import is_full
 
 # What the loop itself measures in a step; the rows (ledger.METRICS) and the learner (learner.METRICS) give the rest.
@@ -31,13 +31,17 @@ OF_THE_LOOP = (
 
 
 def metric_names(
-    sources: Iterable[str] = (), evaluation: EvaluationConfig | None = None, teachers: Iterable[str] = ()
+    sources: Iterable[str] = (),
+    evaluation: EvaluationConfig | None = None,
+    teachers: Iterable[str] = (),
+    verifiers: Iterable[str] = (),
 ) -> list[str]:
-    """Every metric that a step may have of a run with these sources, evaluation.sets and teachers, but dropped/*."""
+    """Every metric that a step may have of a run with these sources, sets, teachers and verifiers, but dropped/*."""
     from trd_ray.distill import learner
     from trd_ray.record import ledger
 
     found = {*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED, *by_source.names_of(sources)}
+    found |= set(by_verifier.score_names(verifiers))
     for name in evaluation.sets if evaluation else ():
         found |= {*evaluated(name), lost(name)}
     for name in teachers:

@@ -17,6 +17,7 @@ from trd_ray.config import Recipe, load
 from trd_ray.files import write_atomically
 from trd_ray.record import bounds, guards, warnings
 from trd_ray.record.by_source import source_table
+from trd_ray.record.by_verifier import verifier_table
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.generated import KINDS, generated
 from trd_ray.record.ledger import facts_of_run, ledger
@@ -65,6 +66,7 @@ def write_summary(directory: RunDirectory) -> str:
         "Evaluation sets": guards.section(sets, recipe),
         "Ledger": _ledger(ledger(facts)),
         "Sources": source_table(facts),
+        "Verifiers": verifier_table(facts),
         "Lengths": _lengths(facts),
         "Generated tokens": _generated(facts),
         "Course of the run": _course(metrics),

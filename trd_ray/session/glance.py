@@ -16,9 +16,9 @@ from trd_ray.config import Recipe, VerifyConfig
 from trd_ray.preflight.known_texts import Row, Verify, asked, form_of, right_texts, spread_rows, wrong_texts
 from trd_ray.preflight.placement import Job
 from trd_ray.preflight.soundness import Soundness
+from trd_ray.preflight.tokenised import verifier_with_ids
 from trd_ray.problems.load import has_tests
 from trd_ray.session.cluster import is_local
-from trd_ray.verify import verifier
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def first_look(recipe: Recipe, problems: pa.Table, verify: Verify | None = None)
     def look() -> None:
         made = None
         try:
-            made = None if verify else verifier(_with_limits(recipe.verify))
+            made = None if verify else verifier_with_ids(_with_limits(recipe.verify), recipe.student)
             found.extend(_faults(recipe, rows, verify or made))
         except Exception as e:  # noqa: BLE001 - this look refuses nothing: what stands in the way is told elsewhere
             logger.debug("no first look at the verifier: %s", e)

@@ -32,7 +32,7 @@ from trd_ray.session.cluster import Connection, is_local
 from trd_ray.session.glance import warn_at_first_look
 from trd_ray.stream.held import require_held
 from trd_ray.verify.fitting import ROWS_TO_FIT, require_functions
-from trd_ray.verify.gym.gym_verifier import FORM
+from trd_ray.wordings import ITEM_FORM
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
@@ -159,7 +159,9 @@ def _require_best(r: Recipe) -> None:
     """Raise UserError if checkpoint.best names nothing that a step measures. Own code is not known yet."""
     best = r.checkpoint.best or DROPPED
     if not best.startswith((DROPPED, *(["own/"] if r.metrics.function else []))):
-        require_metric(best, metric_names((one.name for one in r.data.sources), r.evaluation, r.teachers))
+        sources = [one.name for one in r.data.sources]
+        weighted = () if r.verify.by or r.verify.by_source else r.verify.functions
+        require_metric(best, metric_names(sources, r.evaluation, r.teachers, weighted))
 
 
 def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:
@@ -267,7 +269,7 @@ def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
 def _require_answers(corpus: str, problems: pa.Table) -> None:
     """Raise UserError where a corpus does not keep what its problems are judged by."""
     lacks = ""
-    if any(problem.endswith(FORM) for problem in problems["problem"].to_pylist()):
+    if any(problem.endswith(ITEM_FORM) for problem in problems["problem"].to_pylist()):
         lacks = "items of reasoning_gym, and a corpus does not keep what their scorers need"
     elif not all(problems["answer"].to_pylist()):
         lacks = "programming problems or others without an answer, and a corpus does not keep their tests"

@@ -29,8 +29,8 @@ from trd_ray.config import EvaluationConfig, Recipe, SamplerConfig, VerifyConfig
 from trd_ray.engine.actor import Generation
 from trd_ray.engine.client import Client
 from trd_ray.failures import Kind, kind_of
-from trd_ray.problems.load import held_out_verify
-from trd_ray.stream.stages import record, record_verdict, request, with_prompt
+from trd_ray.problems.load import held_out_task, held_out_verify
+from trd_ray.stream.stages import record, record_verdict, request, with_ids, with_prompt
 from trd_ray.stream.verifying import (
     LOST_TRIES,
     Asked,
@@ -41,7 +41,7 @@ from trd_ray.stream.verifying import (
     verifier_task,
 )
 from trd_ray.verify import Verdict, unjudged
-from trd_ray.views import Views, setting_of
+from trd_ray.views import Ids, Views, setting_of
 
 POLL_S = 0.5
 
@@ -74,6 +74,7 @@ class Ask:
     sample: int
     seed: int
     text: str | None = None
+    ids: Ids = ()  # of that text
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def _answers(
                 break
             verifying.expected[ask.question] += 1
             if ask.text is not None:
-                verifying.add(ask, ask.text)
+                verifying.add(ask, ask.text, ask.ids)
             else:
                 assert client is not None
                 asked = request(ask.question.sampling, ask.question.prompt_ids, ask.seed, prefix=ask.question.prefix)
@@ -164,7 +165,7 @@ def _answers(
             if generation.refused:
                 yield verifying.refused(ask, generation.refused)
             else:
-                verifying.add(ask, generation.text)
+                verifying.add(ask, generation.text, generation.ids)
         now = time.monotonic()
         if now - looked > POLL_S:
             looked = now
@@ -208,8 +209,11 @@ class _Verifying:
         self._ends: defaultdict[Ask, Ends] = defaultdict(Ends)  # of the tasks with this sample alone
         self._lost: Counter[Ask] = Counter()  # tasks with this sample
         self._tests: dict[Question, Any] = {}  # in the object store
+        self._ids: dict[Ask, Ids] = {}  # of samples without a verdict, where a function may ask for them
 
-    def add(self, ask: Ask, text: str) -> None:
+    def add(self, ask: Ask, text: str, ids: Ids) -> None:
+        if len(ids) and ask.question.verify.may_take_ids:
+            self._ids[ask] = ids
         self._waiting.setdefault(ask.question, []).append((ask, text))
         self.backlog += 1
 
@@ -222,7 +226,7 @@ class _Verifying:
         while (free := self.max_tasks - len(self.tasks)) > 0 and (group := self._next(free)):
             self.backlog -= len(group)
             question = group[0][0].question
-            answer = self._judge(question, [text for _, text in group])
+            answer = self._judge(question, group)
             task = answer.future()
             self.tasks[task] = group
             asked: Asked = [(question.problem, [text for _, text in group], None)]
@@ -245,8 +249,10 @@ class _Verifying:
             self._waiting[question] = rest
         return waiting[:share]
 
-    def _judge(self, question: Question, texts: list[str]) -> Any:
-        config, problem = question.verify.model_dump_json(), question.problem
+    def _judge(self, question: Question, group: list[tuple[Ask, str]]) -> Any:
+        config, texts = question.verify.model_dump_json(), [text for _, text in group]
+        ids = {text: self._ids[ask] for ask, text in group if ask in self._ids}
+        problem = with_ids(question.problem, question.verify, ids)
         tests = problem.get("tests")
         if tests is None:
             return self._task.remote(config, [(problem, texts, None)])
@@ -282,6 +288,7 @@ class _Verifying:
         if not self.expected[question]:
             self._tests.pop(question, None)
         for (ask, _), (start_s, verdict) in zip(group, found, strict=True):
+            self._ids.pop(ask, None)
             yield Verified(ask, verdict, start_s)
 
     def _after(self, e: Exception, group: list[tuple[Ask, str]]) -> list[Judged] | None:
@@ -323,7 +330,8 @@ def evaluation_rows(
     verify = held_out_verify(e, recipe.verify)
     rows: dict[Ask, dict[str, Any]] = {}
     for problem in problems.to_pylist():
-        prompt_ids = views.evaluation(problem["problem"], **setting_of(problem))
+        task = held_out_task(e, recipe.verify, problem["problem"], problem["tests"] is not None)
+        prompt_ids = views.evaluation(problem["problem"], **setting_of(problem), task=task)
         question = Question("", with_prompt(problem, verify, views, prompt_ids), prompt_ids, e, verify)
         for sample in range(e.samples):
             seed = seed_of_sample(recipe.seed, question.problem_id, sample)

@@ -49,6 +49,7 @@ from trd_ray.stream.stages import (
     request,
     require_judged,
     require_taken,
+    with_ids,
     with_prompt,
 )
 from trd_ray.stream.trajectories import needs_refinement
@@ -182,7 +183,7 @@ class Flow:
         [y_o] = await self.sampler.generate(asked, oldest)
         require_taken([y_o], "y_o")
         record(row, "y_o", y_o)
-        [(start_s, verdict)] = await self._judged(row, problem, by, [y_o.text], tests)
+        [(start_s, verdict)] = await self._judged(row, problem, by, [y_o], tests)
         record_verdict(row, "y_o", verdict, start_s)
         require_judged(row, "y_o")
         if needs_refinement(r, row["row"], row["y_o"]["passed"]):
@@ -200,7 +201,7 @@ class Flow:
         asked = request(refiner, view.ids, row["seed"] ^ 1, refiner.n, adapter, self._prefix(row))
         refinements = await by.refiner.generate(asked, by.first_refine_version)
         require_taken(refinements, "y_r")
-        judged = await self._judged(row, problem, by, [refinement.text for refinement in refinements], tests)
+        judged = await self._judged(row, problem, by, refinements, tests)
         candidates = await self._candidates(row, by, refinements, judged)
         chosen = choose(candidates, refiner.select, refiner.max_edited_share)
         record_refined(row, refinements, judged, candidates, chosen)
@@ -235,11 +236,13 @@ class Flow:
         row: dict[str, Any],
         problem: dict[str, Any],
         by: Taught,
-        texts: list[str],
+        responses: list[Generation],
         tests: dict[int, asyncio.Future],
     ) -> list[Judged]:
         number = row["problem_number"]
+        texts = [one.text for one in responses]
         problem = with_prompt(problem, self.recipe.verify, by.views, row["student_prompt_ids"])
+        problem = with_ids(problem, self.recipe.verify, {one.text: one.ids for one in responses})
         try:
             return await self.verifying(problem, texts, await self._tests(number, tests))
         except ObjectLostError:  # the shelf died, and with it what it had put; Ray has started it again

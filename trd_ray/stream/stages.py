@@ -6,6 +6,7 @@
 flow.py brings it together. Everything here is pure.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from trd_ray.config import Each, EvaluationConfig, Recipe, SamplingConfig, Verif
 from trd_ray.engine.actor import Generation, Request
 from trd_ray.errors import BadRow
 from trd_ray.problems.order import Order
+from trd_ray.rows import parts_of
 from trd_ray.stream.choosing import RefineCandidate
-from trd_ray.verify import PROMPT, UNJUDGED, Verdict
+from trd_ray.verify import IDS, PROMPT, UNJUDGED, Verdict
 from trd_ray.views import Ids, Views
 
 
@@ -75,7 +77,7 @@ def record(row: dict[str, Any], y: str, generation: Generation) -> None:
 
 def record_verdict(row: dict[str, Any], y: str, verdict: Verdict, start_s: float) -> None:
     judged = {name: getattr(verdict, name) for name in ("passed", "score", "extracted", "detail", "feedback")}
-    row[y] |= judged | {"verify_start_s": start_s, "verify_seconds": verdict.seconds}
+    row[y] |= judged | {"parts": parts_of(verdict.parts), "verify_start_s": start_s, "verify_seconds": verdict.seconds}
 
 
 def record_refined(
@@ -101,6 +103,11 @@ def record_refined(
 def with_prompt(problem: dict[str, Any], verify: VerifyConfig, views: Views, prompt_ids: Ids) -> dict[str, Any]:
     """The problem for its verifier: a function of the user's may judge the prompt as the engine saw it, with y_o."""
     return problem | {PROMPT: views.text(prompt_ids)} if verify.has_own else problem
+
+
+def with_ids(problem: dict[str, Any], verify: VerifyConfig, ids: Mapping[str, Ids]) -> dict[str, Any]:
+    """The problem for its verifier, with the token ids of the responses that it is asked about, by their texts."""
+    return problem | {IDS: dict(ids)} if ids and verify.may_take_ids else problem
 
 
 def require_judged(row: dict[str, Any], y: str) -> None:

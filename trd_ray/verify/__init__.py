@@ -12,10 +12,10 @@ from functools import lru_cache
 
 from trd_ray.config import VerifyConfig
 from trd_ray.verify.chosen import Chosen, limit_s
-from trd_ray.verify.verdict import EMPTY, PROMPT, UNJUDGED, Verdict, Verifier, unjudged
+from trd_ray.verify.verdict import EMPTY, IDS, PROMPT, UNJUDGED, Verdict, Verifier, unjudged
 
 __all__ = [
-    "EMPTY", "PROMPT", "UNJUDGED", "Chosen", "Verdict", "Verifier", "limit_s", "unjudged", "verifier",
+    "EMPTY", "IDS", "PROMPT", "UNJUDGED", "Chosen", "Verdict", "Verifier", "limit_s", "unjudged", "verifier",
     "verifier_of_json",
 ]  # fmt: skip
 

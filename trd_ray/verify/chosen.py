@@ -16,7 +16,7 @@ from typing import Any
 
 from trd_ray.config import NamedFunction, VerifyConfig, did_you_mean, is_own
 from trd_ray.errors import BadRow
-from trd_ray.verify.gym.gym_verifier import entry_of
+from trd_ray.verify.gym.gym_verifier import PASS_AT, entry_of
 from trd_ray.verify.own.call import opened
 from trd_ray.verify.own.own_verifier import NO_SCORE, OwnVerifier
 from trd_ray.verify.verdict import Verdict, Verifier, unjudged
@@ -109,6 +109,8 @@ class Chosen:
         return self._made.get(key) or self._made.setdefault(key, MAKERS[function](self._config, arguments))
 
     def _pass_at(self, named: NamedFunction) -> float:
+        if named.function == "reasoning_gym":  # whose partial credit is for what is no answer
+            return PASS_AT
         return self._config.pass_at if named.pass_at is None else named.pass_at
 
 

@@ -9,17 +9,19 @@ the row's own reference or answer. What it says of that response is not judged h
 
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from trd_ray.config import VerifyConfig, did_you_mean, own_parts
+from trd_ray.config.imported_files import among, imported
 from trd_ray.errors import BadRow, Faults, UserError
 from trd_ray.verify.chosen import Chosen, judge_of
 from trd_ray.verify.own.call import COLUMNS, opened, unfilled
 from trd_ray.verify.own.own_verifier import OwnVerifier
 from trd_ray.verify.own.shape import CallShape
+from trd_ray.verify.verdict import IDS
 
 ROWS_TO_FIT = 1000  # of each function, whose columns it is compared with
-_NO_IDS = "completion_ids"
 
 
 def require_functions(config: VerifyConfig, rows: Iterable[dict[str, Any]], key: str = "data.path") -> list[str]:
@@ -50,7 +52,7 @@ def _fits(config: VerifyConfig, one: OwnVerifier, rows: Sequence[dict[str, Any]]
     shape = one.shape
     place, _ = own_parts(one.named.function)
     text = config.sources.get(place)
-    told = f"{one.called}: {shape}" + (f", sha256 {sha256(text.encode()).hexdigest()[:8]}" if text else "")
+    told = f"{one.called}: {shape}" + (_texts_told(place, config) if text else "")
     if not rows:
         return [told]
     extra = {name: None for row in rows for name in opened(row)["extra"]}
@@ -58,15 +60,18 @@ def _fits(config: VerifyConfig, one: OwnVerifier, rows: Sequence[dict[str, Any]]
     return [told, *_tried(config, one, shape, rows[0])]
 
 
+def _texts_told(place: str, config: VerifyConfig) -> str:
+    """What says which code it is: of its file, and of the files that travel with it."""
+    others = imported(config.sources[place], *among(config.sources, Path(place).parent))
+    texts = [config.sources[place], *(others[name] for name in sorted(others) if name != Path(place).name)]
+    told = f", sha256 {sha256(chr(0).join(texts).encode()).hexdigest()[:8]}"
+    return f"{told}, with {', '.join(sorted(others))}" if others else told
+
+
 def _require_filled(one: OwnVerifier, shape: CallShape, extra: list[str], config: VerifyConfig, key: str) -> None:
     lacking = unfilled(shape, extra, config.columns)
     if not lacking:
         return
-    if lacking[0] == _NO_IDS:
-        raise UserError(
-            f"{one.called} takes completion_ids, and no token ids reach a verifier: let it count on the text, or give "
-            "the parameter a default"
-        )
     there = [*COLUMNS, *extra, *config.columns]
     raise UserError(
         f"{one.called} takes {lacking[0]}, which no column of {key} fills{did_you_mean(lacking[0], there)}: give the "
@@ -78,6 +83,7 @@ def _require_filled(one: OwnVerifier, shape: CallShape, extra: list[str], config
 def _tried(config: VerifyConfig, one: OwnVerifier, shape: CallShape, row: dict[str, Any]) -> list[str]:
     """What one call tells: a wrong return and a wrong guess are refused, an error is a line for whoever starts."""
     response = row.get("reference") or row.get("answer") or ""
+    row = row | {IDS: {response: response.encode()}}  # a byte stands in for a token: no tokenizer is loaded here
     reply = one.reply(response, row)
     if "wrong" in reply:
         raise UserError(f"{one.called} {reply['wrong']}, when it was called on problem {row['problem_id']}")

@@ -7,7 +7,10 @@ a verdict says UNJUDGED and why. Nobody trains on that response, and it counts a
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from trd_ray.config.verify_keys import IDS as IDS
+
 EMPTY = "empty"  # the detail of a verdict on a response without text, whatever the task
+# `IDS` is the key of a problem with the token ids of its responses, by their texts, if anywhere.
 PROMPT = (
     "student_prompt"  # the key of a problem at which its verifier finds the prompt as the engine saw it, if anywhere
 )

@@ -21,8 +21,9 @@ from trd_ray.errors import UserError
 from trd_ray.problems.gym.family import PREFIX, Cut
 from trd_ray.problems.set_aside import SetAside, begins
 from trd_ray.sandbox.values import decode
-from trd_ray.verify.gym.gym_verifier import FORM, KEY, PASS_AT
+from trd_ray.verify.gym.gym_verifier import KEY, PASS_AT
 from trd_ray.verify.gym.library import ReasoningGym
+from trd_ray.wordings import ITEM_FORM
 
 COMPOSITE = "composite"  # a mixture of families, which is for data sources to be
 NONSENSE, ASKED, SCORE_TIMEOUT_S = "certainly no answer", 3, 20.0  # what no scorer may pass
@@ -82,7 +83,7 @@ def _row(cut: Cut, index: int, problem_id: str, item: dict[str, Any]) -> dict[st
     worked = f"{held[WORKED].strip()}\n\n" if isinstance(held.get(WORKED), str) else ""
     return {
         "problem_id": problem_id,
-        "problem": f"{item['question'].rstrip()}\n\n{FORM}",
+        "problem": f"{item['question'].rstrip()}\n\n{ITEM_FORM}",
         "answer": item["answer"] or "",
         "reference": f"{worked}<answer>{answer}</answer>" if answer else "",
         "extra": json.dumps({KEY: carried}),

@@ -20,10 +20,6 @@ from trd_ray.verify.math.answer import last_boxed
 from trd_ray.verify.verdict import EMPTY, Verdict
 
 KEY = "reasoning_gym"  # of a problem's extra columns
-FORM = (
-    "Give the final answer between <answer> and </answer>, in the form that the problem asks for and without any "
-    "explanation."
-)
 NO_ANSWER = "no <answer> in the response"
 MAX_ANSWER_CHARS = 20_000  # the boards and matrices of the largest items have a few thousand
 MAX_FEEDBACK_CHARS = 200

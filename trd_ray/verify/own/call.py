@@ -18,7 +18,9 @@ from trd_ray.verify.own.shape import BY_NAME, OPENRLHF, OURS, RESPONSES, TRL, VE
 
 # The columns of rows.PROBLEM that a function may ask for by name. Tests are for the code verifier alone.
 COLUMNS = ("problem_id", "problem", "answer", "reference", "source", "teacher")
-PROMPT = "student_prompt"  # as trd_ray.verify.verdict has it: the templated prompt, where the stage gave it
+# As trd_ray.verify.verdict has them.
+PROMPT = "student_prompt"  # the templated prompt, where the stage gave it
+IDS = "completion_ids"  # the response's token ids, where they are known
 
 
 class MissingColumn(Exception):
@@ -67,7 +69,7 @@ def _ours(shape: CallShape, text: str, problem: dict[str, Any], fields: dict[str
 
 
 def _trl(shape: CallShape, text: str, problem: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    given = {"prompts": _prompt(shape, problem), "completions": _response(shape, text)}
+    given = {"prompts": _prompt(shape, problem), "completions": _response(shape, text)} | _ids(shape, problem)
     return _trainer() | {name: [value] for name, value in (fields | given).items()}
 
 
@@ -99,7 +101,7 @@ def _openrlhf(shape: CallShape, text: str, problem: dict[str, Any], fields: dict
 def _by_name(shape: CallShape, text: str, problem: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     extra = problem["extra"]
     known = {"info": extra, "task": problem.get("source") or "", "state": {}, "extra": extra}
-    known |= _trainer() | {"prompt": problem["problem"]} | fields
+    known |= _trainer() | {"prompt": problem["problem"]} | fields | _ids(shape, problem)
     if known["prompt"] == problem["problem"]:  # also where data.columns names a column prompt as the problem
         known["prompt"] = _prompt(shape, problem)
     response = next(name for name in RESPONSES if name in shape.required + shape.optional)
@@ -114,6 +116,13 @@ def _prompt(shape: CallShape, problem: dict[str, Any]) -> Any:
 
 def _response(shape: CallShape, text: str) -> Any:
     return [{"role": "assistant", "content": text}] if shape.messages else text
+
+
+def _ids(shape: CallShape, problem: dict[str, Any]) -> dict[str, Any]:
+    """The response's token ids. Where nobody knows them, None for a function that must have the parameter."""
+    if IDS in problem or IDS in shape.required:
+        return {IDS: problem.get(IDS)}
+    return {}
 
 
 def _trainer() -> dict[str, Any]:

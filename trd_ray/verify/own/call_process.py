@@ -20,7 +20,6 @@ import importlib
 import importlib.util
 import inspect
 import json
-import linecache
 import os
 import re
 import resource
@@ -79,9 +78,10 @@ class Imported:
     """What the name stands for, and its shape. Raises what the import raises, and Unreadable."""
 
     def __init__(self, asked: dict[str, Any]):
-        shape, self._call, self._returned = map(_beside, ("shape", "call", "returned"))
+        shape, self._call, self._returned, carried = map(_beside, ("shape", "call", "returned", "carried"))
         place, _, name = asked["function"].rpartition(":")
-        module = _module(place, asked["source"]) if place.endswith(".py") else importlib.import_module(place)
+        carried.Carried(asked["beside"], str(Path(place).parent)).install()
+        module = _module(place, asked["source"], carried) if place.endswith(".py") else importlib.import_module(place)
         if not hasattr(module, name):
             there = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
             raise shape.Unreadable(
@@ -153,14 +153,13 @@ async def _awaited(value: Any) -> Any:
     return await value
 
 
-def _module(place: str, source: str) -> types.ModuleType:
+def _module(place: str, source: str, carried: Any) -> types.ModuleType:
     """The module of a file whose text came with the question."""
     name = re.sub(r"\W", "_", Path(place).stem)
     module = types.ModuleType(name)
     module.__file__ = place
     sys.modules[name] = module  # where dataclasses and pickle look for it
-    linecache.cache[place] = (len(source), None, source.splitlines(keepends=True), place)  # for inspect and traces
-    exec(compile(source, place, "exec"), vars(module))
+    carried.run_text(source, place, module)
     return module
 
 

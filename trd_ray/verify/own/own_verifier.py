@@ -19,6 +19,7 @@ import signal
 import threading
 import time
 from collections import deque
+from pathlib import PurePath
 from typing import Any
 
 from trd_ray.config import NamedFunction, VerifyConfig, own_parts
@@ -26,7 +27,7 @@ from trd_ray.errors import Lost, UserError
 from trd_ray.verify.own.calling import Caller, CannotStart, Importer, ending
 from trd_ray.verify.own.returned import printable
 from trd_ray.verify.own.shape import CallShape
-from trd_ray.verify.verdict import EMPTY, Verdict, unjudged
+from trd_ray.verify.verdict import EMPTY, IDS, Verdict, unjudged
 
 NO_SCORE = "the function gave no score"
 MAX_EXTRACTED_CHARS = 200  # of the response, where the function says nothing of what it judged
@@ -43,6 +44,7 @@ class OwnVerifier:
         self._asked = {
             "function": named.function,
             "source": config.sources.get(place),
+            "beside": beside(place, config.sources),
             "arguments": named.arguments,
             "completions": config.completions,
             "columns": config.columns,
@@ -69,7 +71,10 @@ class OwnVerifier:
 
     def reply(self, text: str, problem: dict) -> dict[str, Any]:
         """What call_process.py says of one call, or {"late"} or {"ended"}, how its process ended."""
-        question = {"text": text, "problem": {k: v for k, v in problem.items() if k != _UNSEEN}}
+        seen = {name: value for name, value in problem.items() if name not in (_UNSEEN, IDS)}
+        if (ids := problem.get(IDS, {}).get(text)) is not None:
+            seen[IDS] = [int(i) for i in ids]
+        question = {"text": text, "problem": seen}
         reply: dict[str, Any] = {}
         for _ in range(2):
             caller = self._caller()
@@ -159,6 +164,17 @@ class OwnVerifier:
         if "memory" in reply:
             return "the function took more memory than verify.call_memory_gib"
         return f"the function ended its process twice ({ending(reply['ended'])})"
+
+
+def beside(place: str, sources: dict[str, str]) -> dict[str, str]:
+    """Of the texts that a recipe holds, those that lie in the folder of a function's file or below it, by their paths
+    from there.
+    """
+    folder = PurePath(place).parent
+    if not place.endswith(".py"):
+        return {}
+    files = {PurePath(one): text for one, text in sources.items() if one != place}
+    return {one.relative_to(folder).as_posix(): text for one, text in files.items() if one.is_relative_to(folder)}
 
 
 def _begins(text: str) -> str:
