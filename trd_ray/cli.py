@@ -106,7 +106,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             model = "a model folder, a hub name, a run or a checkpoint of it, or a recipe, whose student it is: "
             command.add_argument("recipe", metavar="MODEL|RECIPE", help=model + recipe)
-            names = "aime24, aime24:/path, or a file of problems (default: the recipe's evaluation.path); and overrides"
+            names = (
+                "aime24, aime24:/path, a file of problems, or one of the recipe's evaluation.sets (default: its "
+                "evaluation.path and all of its sets); and overrides"
+            )
             command.add_argument("overrides", nargs="*", metavar="BENCHMARK|key.sub=value", help=names)
         else:
             command.add_argument("recipe", help=recipe)

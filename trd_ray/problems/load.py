@@ -175,8 +175,11 @@ def load_benchmark(
 
     `spec` gives the limit and the columns alone. `also_columns` is as in `load_problems`. Raises UserError.
     """
-    sandbox = (verify or config.VerifyConfig()).sandbox
-    found = benchmarks.load(name, limit=spec.limit, sandbox=sandbox, columns=(also_columns or {}) | spec.columns)
+    verify = verify or config.VerifyConfig()
+    found = benchmarks.load(
+        name, limit=spec.limit, sandbox=verify.sandbox, columns=(also_columns or {}) | spec.columns,
+        answered=not verify.has_own,
+    )  # fmt: skip
     return ProblemSet(found.problems, found.set_aside, tuple(f"{found.name}: {n}" for n in found.notes), found)
 
 

@@ -80,13 +80,19 @@ def require_name(spec: str) -> None:
 
 
 def load(
-    spec: str, *, limit: int | None = None, sandbox: str = "auto", columns: dict[str, str] | None = None
+    spec: str,
+    *,
+    limit: int | None = None,
+    sandbox: str = "auto",
+    columns: dict[str, str] | None = None,
+    answered: bool = True,
 ) -> Benchmark:
     """The benchmark that `spec` names, as in the picture above.
 
     - `limit` keeps its first problems.
     - `columns` maps our names to those of a file of one's own, as far as it has them. The published benchmarks have
       their schemas.
+    - `answered`: a file of one's own needs answers or tests, as no function of the user's judges it.
     - `sandbox` is verify.sandbox. HumanEval+ and MBPP+ run their canonical solutions in it for the expected outputs,
       once for each file.
 
@@ -96,7 +102,7 @@ def load(
     name, _, window = asked.partition("@")
     entry = BY_NAME.get(name)
     if entry is None:
-        return _own(spec, limit, columns or {})
+        return _own(spec, limit, columns or {}, answered)
     if window and name != "livecodebench_v6":
         raise UserError(f"{asked} asks for dates, which only livecodebench_v6 has: name {name}")
     if name == "humaneval_plus" or name == "mbpp_plus":
@@ -192,7 +198,7 @@ def _days(window: str) -> tuple[date | None, date | None]:
     return first, last
 
 
-def _own(path: str, limit: int | None, columns: dict[str, str]) -> Benchmark:
+def _own(path: str, limit: int | None, columns: dict[str, str], answered: bool) -> Benchmark:
     """Problems of one's own, or those that ship with the package."""
     require_name(path)
     spec = config.EvaluationConfig(path=path, limit=limit)
@@ -205,7 +211,7 @@ def _own(path: str, limit: int | None, columns: dict[str, str]) -> Benchmark:
         if known:
             spec.columns[column] = known
     spec.columns |= our_columns.fitting(columns, names)
-    problems, _ = our_columns.problems(source, spec.columns, "evaluation", path, limit)
+    problems, _ = our_columns.problems(source, spec.columns, "evaluation", path, limit, answered)
     task: Task = "code" if problems["tests"].null_count < problems.num_rows else "math"
     stem = path if ":" in path else Path(path).stem
     return Benchmark(stem, stem, task, problems, path, "your own", None, MAX_RESPONSE_TOKENS[task])
