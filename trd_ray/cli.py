@@ -262,10 +262,20 @@ def _init(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from trd_ray.compare import grid
 
-    grid.require_recipes(grid.load(options.comparison, options.overrides))
+    comparison = grid.load(options.comparison, options.overrides)
+    grid.require_recipes(comparison)
+    from trd_ray.session import dry
+
+    asked = dry.asked(options)
+    if asked and asked.on:
+        from trd_ray.compare import engine_groups
+
+        return engine_groups.elsewhere(comparison, asked.on)
     from trd_ray.compare import command
 
-    return (command.dry_run if options.dry_run else command.run)(options.comparison, options.overrides)
+    if asked:
+        return command.dry_run(options.comparison, options.overrides, asked.gpu_gib)
+    return command.run(options.comparison, options.overrides)
 
 
 def _reproduce(options: argparse.Namespace) -> int:
