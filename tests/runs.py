@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from trd_ray import miniature
+from trd_ray import config, miniature
 from trd_ray.rows import RowFiles
 
 # A little of everything: 5 steps of 16 rollouts, one block a step. Long enough to be interrupted in the middle.
@@ -146,3 +147,14 @@ def held_out(place: Path, n: int = 20, first: int = 0) -> Path:
     keys = ("problem_id", "problem", "answer", "reference")
     place.write_text("".join(json.dumps({key: row[key] for key in keys}) + "\n" for row in rows))
     return place
+
+
+def a_run(folder: Path, *overrides: str) -> Path:
+    """The part of a run's directory that an evaluation reads, with checkpoints of 5 and 10 steps."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(config.dump(config.load("miniature_opd", [*overrides, f"run_dir={folder}"])))
+    for steps in (5, 10):
+        checkpoint = folder / "checkpoints" / f"step-{steps:06d}"
+        shutil.copytree(miniature.model_path("student"), checkpoint / "model")
+        (checkpoint / "state.json").write_text(json.dumps({"steps": steps}))
+    return folder

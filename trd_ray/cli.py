@@ -106,7 +106,10 @@ def _parser() -> argparse.ArgumentParser:
         if name == "evaluate":
             model = "a model folder, a hub name, a run or a checkpoint of it, or a recipe, whose student it is: "
             command.add_argument("recipe", metavar="MODEL|RECIPE", help=model + recipe)
-            names = "aime24, aime24:/path, or a file of problems (default: the recipe's evaluation.path); and overrides"
+            names = (
+                "aime24, aime24:/path, a file of problems, or one of the recipe's evaluation.sets (default: its "
+                "evaluation.path and all of its sets); and overrides"
+            )
             command.add_argument("overrides", nargs="*", metavar="BENCHMARK|key.sub=value", help=names)
         else:
             command.add_argument("recipe", help=recipe)
@@ -259,10 +262,20 @@ def _init(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from trd_ray.compare import grid
 
-    grid.require_recipes(grid.load(options.comparison, options.overrides))
+    comparison = grid.load(options.comparison, options.overrides)
+    grid.require_recipes(comparison)
+    from trd_ray.session import dry
+
+    asked = dry.asked(options)
+    if asked and asked.on:
+        from trd_ray.compare import engine_groups
+
+        return engine_groups.elsewhere(comparison, asked.on)
     from trd_ray.compare import command
 
-    return (command.dry_run if options.dry_run else command.run)(options.comparison, options.overrides)
+    if asked:
+        return command.dry_run(options.comparison, options.overrides, asked.gpu_gib)
+    return command.run(options.comparison, options.overrides)
 
 
 def _reproduce(options: argparse.Namespace) -> int:

@@ -7,13 +7,17 @@ import math
 def of_dry_run(command: argparse.ArgumentParser) -> None:
     text = "print what the resolved recipe has that is no default, who would run where, and end"
     command.add_argument("--dry-run", action="store_true", help=text)
+    _of_machines(command)
+    form = command.add_mutually_exclusive_group()
+    form.add_argument("--full", action="store_true", help="for --dry-run: every key of the recipe")
+    form.add_argument("--json", action="store_true", help="for --dry-run: everything as JSON, for scripts")
+
+
+def _of_machines(command: argparse.ArgumentParser) -> None:
     text = "for --dry-run: a cluster that is not here, as [NODESx]GPUSx(GiB | KIND), such as 8x80GiB or 2x8xH100"
     command.add_argument("--on", metavar="GPUS", help=text)
     text = "for --dry-run: memory of each GPU (default: what the nodes tell of theirs)"
     command.add_argument("--gpu-gib", type=_gib, help=text)
-    form = command.add_mutually_exclusive_group()
-    form.add_argument("--full", action="store_true", help="for --dry-run: every key of the recipe")
-    form.add_argument("--json", action="store_true", help="for --dry-run: everything as JSON, for scripts")
 
 
 def of_init(command: argparse.ArgumentParser) -> None:
@@ -155,7 +159,9 @@ def of_steering(command: argparse.ArgumentParser, name: str) -> None:
 def of_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("comparison", help="a YAML file, or the name of a shipped comparison such as miniature")
     command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override it; values are YAML")
-    command.add_argument("--dry-run", action="store_true", help="print the cells, done and left, and end")
+    text = "print the cells, done and left, what they are scored on and who would run where, and end"
+    command.add_argument("--dry-run", action="store_true", help=text)
+    _of_machines(command)
 
 
 # The commands that neither run a recipe nor steer a run: what each does, and what gives it its arguments.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runs import a_run
 from trd_ray import api, config
 from trd_ray.errors import UserError
 from trd_ray.record.directory import RunDirectory
@@ -116,7 +117,8 @@ def test_verify_judges_each_text_by_its_problem_or_all_by_the_only_one(tmp_path,
 
 @pytest.fixture
 def run(tmp_path) -> api.Run:
-    directory = RunDirectory.create(tmp_path / "run", config.from_tree({"steps": 2}))
+    sets = {"old": {"path": "miniature:tune", "guard": True}, "new": {"path": "miniature:tune"}}
+    directory = RunDirectory.create(tmp_path / "run", config.from_tree({"steps": 2, "evaluation": {"sets": sets}}))
     row = {"problem_id": "p", "problem": "1+1?", "answer": "2", "reference": "", "epoch": 0, "sample_index": 0}
     for step in (1, 2):
         made = row | {"row": step - 1, "step": step - 1, "seed": step, "y_o": {"ids": [1], "text": "2", "passed": True}}
@@ -128,6 +130,8 @@ def run(tmp_path) -> api.Run:
     trained = stats.score(answers, name="trained", step=2, version=2, resamples=100, seed=0)
     directory.write_evaluation(base, [])
     directory.write_evaluation(stats.compare(trained, base, resamples=100, seed=0), [])
+    for name in sets:
+        directory.write_evaluation(base, [], name)
     directory.release()
     return api.open_run(tmp_path / "run")
 
@@ -146,9 +150,26 @@ def test_rows_are_arrow_and_a_data_set(run, monkeypatch, tmp_path):
 
 
 def test_scores_have_their_intervals_and_the_difference_to_the_base(run):
-    scores = run.scores[run.scores["measure"] == "avg@1"]
+    scores = run.scores[(run.scores["measure"] == "avg@1") & (run.scores["set"] == "")]
     assert scores["evaluation"].tolist() == ["base", "trained"] and scores["value"].round(3).tolist() == [0.667] * 2
     assert scores["difference"].tolist()[1] == 0.0 and (scores["low"] < scores["high"]).all()
+
+
+def test_scores_of_evaluation_sets_have_their_names_and_guards_are_marked(run):
+    scores = run.scores[run.scores["measure"] == "avg@1"]
+    marked = {(of, name): bool(guard) for of, name, guard in scores[["set", "evaluation", "guard"]].to_numpy()}
+    base = {("", "base"): False, ("old", "base"): True, ("new", "base"): False}
+    assert marked == base | {("", "trained"): False}
+
+
+def test_evaluate_takes_the_sets_of_a_run_by_name_and_refuses_another(asked, tmp_path):
+    folder = a_run(tmp_path / "mine", "evaluation.sets={old: {path: 'miniature:tune', guard: true}}")
+    api.evaluate(str(folder))
+    api.evaluate(api.open_run(folder), "old", **{"evaluation.sets.old.samples": 2})
+    assert [request["benchmarks"] for request in asked] == [[], ["old"]]
+    assert asked[1]["overrides"] == ["evaluation.sets.old.samples=2"]
+    with pytest.raises(UserError, match=r"there is no set odl \(did you mean old\?\): evaluation.sets holds old"):
+        api.evaluate(str(folder), "odl")
 
 
 def test_a_run_that_has_done_nothing_yet_is_empty_tables(tmp_path):

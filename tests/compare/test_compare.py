@@ -17,7 +17,7 @@ import pytest
 import ray
 from ray.exceptions import RayTaskError
 
-from runs import Finished, finish
+from runs import Finished, finish, held_out
 from serving import greedy_requests, prompts
 from trd_ray import config, miniature
 from trd_ray.compare import command, grid, report
@@ -184,21 +184,13 @@ def test_a_dry_run_tells_what_there_is_to_know_of_the_problems(tmp_path, capsys)
 STEPS = 12
 
 
-def finished(plan: ComparisonPlan, cell: Cell, passed_PS: np.ndarray, steps: int = STEPS) -> None:
-    """A cell as a run leaves it: recipe, rows, metrics and the score of these samples."""
+def finished(plan: ComparisonPlan, cell: Cell, passed_PS: np.ndarray, steps: int = STEPS, **sets: np.ndarray) -> None:
+    """A cell as a run leaves it: recipe, rows, metrics and the scores of these samples, and of those of the sets."""
     r = plan.recipe(cell)
     directory = RunDirectory.create(r.directory, r)
     base = cell.kind == "base"
-    rows = [
-        {
-            "problem_id": f"p{p:03}",
-            "y_o": {"passed": bool(ok), "ids": [1] * 5, "finish": "stop", "extracted": "5"},
-        }
-        for p, samples in enumerate(passed_PS)
-        for ok in samples
-    ]
-    found = score(rows, name="base" if base else "trained", step=0 if base else STEPS, version=0, resamples=100, seed=0)
-    (directory.path / "evaluation" / f"{found.name}.json").write_text(json.dumps(to_json(found)))
+    for of, passed in {"": passed_PS, **sets}.items():
+        scored(directory, base, passed, of)
     with open(directory.path / "metrics.jsonl", "w") as metrics:
         for step in range(0 if base else steps):
             line = {
@@ -213,6 +205,21 @@ def finished(plan: ComparisonPlan, cell: Cell, passed_PS: np.ndarray, steps: int
             one = text | {"row": step, "step": step, "epoch": 0, "sample_index": 0, "seed": 0}
             directory.write_rows(step + 1, to_table([one | {"y_o": {"ids": [1] * step}, "y_r": {"ids": [1, 2, 3]}}]))
     directory.release()
+
+
+def scored(directory: RunDirectory, base: bool, passed_PS: np.ndarray, of: str = "") -> None:
+    rows = [
+        {
+            "problem_id": f"p{p:03}",
+            "y_o": {"passed": bool(ok), "ids": [1] * 5, "finish": "stop", "extracted": "5"},
+        }
+        for p, samples in enumerate(passed_PS)
+        for ok in samples
+    ]
+    found = score(rows, name="base" if base else "trained", step=0 if base else STEPS, version=0, resamples=100, seed=0)
+    place = directory.path / "evaluation" / of / f"{found.name}.json"
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(json.dumps(to_json(found)))
 
 
 def samples(seed: int, rate: float, problems: int = 40, k: int = 8) -> np.ndarray:
@@ -344,6 +351,137 @@ def test_the_tables_show_what_is_there_and_name_what_failed(tmp_path):
     assert json.loads((tmp_path / "comparison.json").read_text())["failures"]
 
 
+# Sets of held-out problems
+
+SETS = "set.evaluation.sets={old: {path: 'miniature:test', limit: 30, samples: 8, guard: true}, new: {path: OWN}}"
+
+
+def with_sets(tmp_path, *overrides: str) -> grid.Comparison:
+    """A guard whose problems are also compared on, and problems of one's own."""
+    own = held_out(tmp_path / "own.jsonl", 3)
+    return comparison(tmp_path / "runs", SETS.replace("OWN", str(own)), "seeds=[0, 1]", *overrides)
+
+
+def test_every_method_is_scored_on_each_set_beside_the_main_table(tmp_path):
+    plan = ComparisonPlan(with_sets(tmp_path, "tuning=null"))
+    rates = {"base": (0.3, 0.8, 0.5), "forward_kl": (0.6, 0.3, 0.5), "trd": (0.7, 0.85, 0.5)}
+    drawn = {
+        (m, s): [samples(100 * i + 10 * j + s, rate) for j, rate in enumerate(of)]
+        for i, (m, of) in enumerate(rates.items())
+        for s in (0, 1)
+    }
+    for (method, seed), (main, old, new) in drawn.items():
+        kind = "base" if method == "base" else "final"
+        finished(plan, Cell(kind, "opsd", "" if kind == "base" else method, seed), main, old=old, new=new)
+    found = results(plan, {})
+    assert found["unfinished"] == []
+    for method in rates:
+        line = found["modes"]["opsd"][method]
+        assert list(line["sets"]) == ["old", "new"]
+        for place, own in enumerate([line, line["sets"]["old"], line["sets"]["new"]]):
+            by_problem = {m: np.mean([drawn[m, s][place].mean(axis=1) for s in (0, 1)], axis=0) for m in rates}
+            assert own["scores"]["avg@8"]["value"] == pytest.approx(fmean(by_problem[method]))
+            if method != "base":
+                gain = by_problem[method] - by_problem["base"]
+                assert own["minus_base"]["avg@8"]["value"] == pytest.approx(fmean(gain))
+                half = 1.96 * stdev(gain) / 40**0.5
+                assert own["minus_base"]["avg@8"]["low"] == pytest.approx(fmean(gain) - half, abs=0.35 * half)
+    guards = {m: line["sets"]["old"].get("guard") for m, line in found["modes"]["opsd"].items()}
+    assert guards == {"base": None, "forward_kl": "lost", "trd": "kept"}
+    assert not any("guard" in line["sets"]["new"] for line in found["modes"]["opsd"].values())
+
+    shown = {title: (lines, note) for title, lines, note in report.tables(found)}
+    assert list(shown)[:3] == ["Scores", "Scores on old (guard)", "Scores on new"]
+    assert "Guards are lost by opsd forward_kl (old): see their tables." in shown["Scores"][1]
+    assert shown["Scores on old (guard)"][0][0][-1] == "guard" and "learning rate" in shown["Scores"][0][0]
+    assert [line[-1] for line in shown["Scores on old (guard)"][0][1:]] == ["", "lost", "kept"]
+    assert len(shown["Scores"][0][0]) == len(shown["Scores on new"][0][0]) + 1  # the learning rate
+    report.write(plan, {})
+    assert "## Scores on old (guard)" in (tmp_path / "runs" / "comparison.md").read_text()
+
+
+def test_the_table_of_a_comparison_without_sets_is_as_it_was(tmp_path):
+    plan = ComparisonPlan(comparison(tmp_path, "tuning=null", "seeds=[0]"))
+    finished(plan, Cell("base", "opsd", "", 0), samples(0, 0.3))
+    finished(plan, Cell("final", "opsd", "trd", 0), samples(1, 0.5))
+    found = results(plan, {})
+    assert all("sets" not in line for line in found["modes"]["opsd"].values())
+    assert [title for title, *_ in report.tables(found)] == ["Scores", "Cost", "What they trained on"]
+    assert "Guard" not in report.tables(found)[0][2]
+
+
+def test_a_base_is_finished_once_it_is_scored_on_every_set_and_a_run_by_its_last_step(tmp_path):
+    plan = ComparisonPlan(with_sets(tmp_path, "tuning=null"))
+    base = Cell("base", "opsd", "", 0)
+    finished(plan, base, samples(0, 0.3), old=samples(1, 0.8))
+    assert plan.score(base) is None and plan.scored(base, "old") and plan.scored(base, "new") is None
+    scored(RunDirectory(tmp_path / "runs" / base.name), True, samples(2, 0.5), "new")
+    assert plan.score(base) and plan.score(base, "new")
+    trained = Cell("final", "opsd", "trd", 0)
+    finished(plan, trained, samples(3, 0.5), STEPS - 1, old=samples(4, 0.5), new=samples(5, 0.5))
+    assert plan.score(trained) is None and plan.score(trained, "old") is None
+
+
+def test_learning_rates_are_tuned_without_the_sets(tmp_path):
+    best = "set.checkpoint.best=evaluation/old/avg"
+    plan = ComparisonPlan(with_sets(tmp_path, best))
+    tuned = plan.tuning_cells("opsd", "trd")[0]
+    assert plan.recipe(tuned).evaluation.sets == {} and not plan.inputs(tuned).held_out_sets
+    assert plan.recipe(tuned).checkpoint.best is None
+    final = Cell("final", "opsd", "trd", 0)
+    assert list(plan.inputs(final).held_out_sets) == ["old", "new"]
+    assert plan.recipe(final).checkpoint.best == "evaluation/old/avg"
+    # Cells of an older version, which were evaluated on the sets too, still count.
+    directory = plan.recipe(tuned).directory
+    finished(plan, tuned, samples(0, 0.5))
+    began = config.stored(directory / "recipe.yaml")
+    evaluation = began.evaluation.model_copy(update={"sets": plan.recipe(final).evaluation.sets})
+    began = began.model_copy(update={"evaluation": evaluation})
+    (directory / "recipe.yaml").write_text(config.dump(began))
+    assert ComparisonPlan(with_sets(tmp_path, best)).score(tuned)
+
+
+@pytest.mark.parametrize("path", ["miniature:train", "miniature:tune"])
+def test_a_set_that_is_trained_or_tuned_on_is_refused(tmp_path, path):
+    with pytest.raises(UserError, match=r"evaluation\.sets\.old"):
+        ComparisonPlan(comparison(tmp_path, f"set.evaluation.sets={{old: {{path: '{path}'}}}}"))
+
+
+def test_no_cell_is_told_that_its_guard_has_nothing_to_compare_with(tmp_path, caplog):
+    ComparisonPlan(with_sets(tmp_path, "tuning=null"))
+    assert "is a guard" not in caplog.text
+
+
+def test_a_dry_run_says_what_is_scored_and_counts_its_samples(tmp_path, capsys):
+    def said(*sets: str) -> str:
+        one = ["tuning=null", "seeds=[0]", "set.cluster.memory_gib=64", "methods.forward_kl=null", *sets]
+        command.dry_run("miniature", [*SMALL, f"directory={tmp_path / 'runs'}", *one])
+        return capsys.readouterr().out
+
+    def made(text: str) -> int:
+        return int(re.search(r"and ([\d,]+) samples", text)[1].replace(",", ""))
+
+    own = held_out(tmp_path / "own.jsonl", 3)
+    alone, more = said(), said(SETS.replace("OWN", str(own)))
+    assert "scored on" not in alone
+    assert "opsd is scored on miniature:test 200 x 16, old (guard) 30 x 8, new 3 x 16\n" in more
+    assert made(more) - made(alone) == 2 * (30 * 8 + 3 * 16)  # of the base and of TRD
+
+
+def test_a_dry_run_plans_each_group_for_machines_that_are_not_here(tmp_path, capsys):
+    from trd_ray.cli import main
+
+    cut = [*SMALL, "seeds=[0]", f"methods.raw={Y_O}", "methods.long={set: {refiner: {max_model_len: 400}}}"]
+    place = f"directory={tmp_path / 'runs'}"
+    assert main(["compare", "miniature", *cut, place, "--dry-run", "--on", "8x80GiB"]) == 0
+    out = capsys.readouterr().out
+    assert "runs and their bases; data, prompts and benchmarks were not read" in out
+    assert "\nopsd: forward_kl, trd, raw\n" in out and "\nopsd: long\n" in out and "refiner" in out
+    assert main(["compare", "paper", "--dry-run", "--on", "1x24GiB"]) == 2
+    assert main(["compare", "miniature", "--on", "8x80GiB"]) == 2
+    assert "--on say" in capsys.readouterr().err and not (tmp_path / "runs").exists()
+
+
 # Engines that serve one run after another
 
 
@@ -395,6 +533,7 @@ def test_a_comparison_stops_resumes_and_ends_in_its_table(tmp_path):
     small = [*SMALL, "seeds=[0]", "set.steps=2", "set.rollouts_per_step=16", "set.stream.rows_per_block=16"]
     small += ["set.evaluation.limit=10", "set.evaluation.samples=4", "tuning.learning_rates=[0.001]"]
     small += ["tuning.set.evaluation={path: miniature:tune, limit: 10, samples: 2}"]
+    small += ["set.evaluation.sets={old: {path: 'miniature:test', limit: 5, samples: 2, guard: true}}"]
     stopped = compare(directory, *small, interrupt_after="opsd/tuning/trd/lr-0.001/rows/step-000001.parquet")
     assert stopped.code == 130, stopped.output[-3000:]
     assert stopped.left == []
@@ -419,6 +558,11 @@ def test_a_comparison_stops_resumes_and_ends_in_its_table(tmp_path):
     )
     for cell in cells.values():
         assert all(m["sync/gap_mean"] < 1e-3 for m in RunDirectory(cell).read_metrics())
-        assert {s.name for s in RunDirectory(cell).read_evaluations()} == {"base", "trained"}
+        for of in ("", "old"):
+            assert {s.name for s in RunDirectory(cell).read_evaluations(of)} == {"base", "trained"}
+        pair = RunDirectory(cell).read_evaluations("old")[-1].paired_with
+        assert pair and pair.name == "base"
+    assert not (first.parent / "old").exists(), "learning rates are tuned on evaluation.path alone"
+    assert all(line["sets"]["old"]["samples"] == 2 for line in found["modes"]["opsd"].values())
     assert "opsd trd" in (directory / "comparison.md").read_text()
     assert to_table(rows["trd"]).num_rows == 32

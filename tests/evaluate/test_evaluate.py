@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from runs import held_out
+from runs import a_run, held_out
 from trd_ray import miniature
 from trd_ray.config import EvaluationConfig, VerifyConfig
 from trd_ray.engine.actor import Generation
@@ -37,19 +37,6 @@ pytestmark = pytest.mark.timeout(400)
 # What is evaluated
 
 MODEL = str(miniature.model_path("student"))
-
-
-def a_run(folder: Path, *overrides: str) -> Path:
-    """The part of a run's directory that an evaluation reads, with checkpoints of 5 and 10 steps."""
-    from trd_ray.config import dump, load
-
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "recipe.yaml").write_text(dump(load("miniature_opd", [*overrides, f"run_dir={folder}"])))
-    for steps in (5, 10):
-        checkpoint = folder / "checkpoints" / f"step-{steps:06d}"
-        shutil.copytree(miniature.model_path("student"), checkpoint / "model")
-        (checkpoint / "state.json").write_text(json.dumps({"steps": steps}))
-    return folder
 
 
 def test_held_out_problems_of_a_run_are_read_by_the_columns_of_its_training_data(tmp_path):

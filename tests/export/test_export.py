@@ -57,7 +57,8 @@ def made(tmp_path_factory):
 
 def run(folder: Path, name: str, learner: dict, checkpoint: dict | None = None) -> Path:
     base = str(folder / "base")
-    kept = {"evaluation": {"path": "miniature:test"}, "checkpoint": checkpoint or {}}
+    sets = {"old": {"path": "miniature:tune", "guard": True}, "new": {"path": "miniature:tune"}}
+    kept = {"evaluation": {"path": "miniature:test", "sets": sets}, "checkpoint": checkpoint or {}}
     recipe = config.from_tree(
         {"name": name, "student": {"path": base}, "learner": {"dtype": "float32"} | learner} | kept
     )
@@ -83,8 +84,22 @@ def run(folder: Path, name: str, learner: dict, checkpoint: dict | None = None) 
     trained = score(solved, name="trained", step=2, version=2, resamples=100, seed=0)
     directory.write_evaluation(scored, answers)
     directory.write_evaluation(compare(trained, scored, resamples=100, seed=0), solved)
+    write_sets(directory)
     directory.release()
     return directory.path
+
+
+def write_sets(directory: RunDirectory) -> None:
+    """Of 40 problems a guard falls from 30 solved to 10 after step 2, another set rises; step 1 has no score of it."""
+    for of, before, after in (("old", 30, 10), ("new", 10, 30)):
+        rows = [[row(f"p{i:02}", 0, passed=i < solved) for i in range(40)] for solved in (before, after)]
+        names = (("base", 0), ("trained", 2))
+        base, trained = (
+            score(answers, name=name, step=step, version=step, resamples=100, seed=0)
+            for answers, (name, step) in zip(rows, names, strict=True)
+        )
+        directory.write_evaluation(base, rows[0], of)
+        directory.write_evaluation(compare(trained, base, resamples=100, seed=0), rows[1], of)
 
 
 def row(problem_id: str, step: int, passed: bool) -> dict:
@@ -265,6 +280,19 @@ def test_the_model_card_says_how_it_was_trained_and_how_it_scored(made, tmp_path
     first = exported(tmp_path / "first", str(made["merged"] / "checkpoints" / "step-000001"))
     assert "put the final answer in \\boxed{}" in body, "the words that it was trained with"
     assert "was not evaluated" in (first / "README.md").read_text()
+
+
+def test_the_model_card_says_how_every_set_moved_and_which_guard_is_lost(made, tmp_path):
+    _, body = split((exported(tmp_path / "out", str(made["full"])) / "README.md").read_text())
+    scored = body.partition("## How it scored")[2].partition("## ")[0]
+    [new, old] = [line for line in scored.splitlines() if line.startswith(("| old |", "| new |"))]
+    assert "| lost |" in old and "75.0" in old and "25.0" in old and "-50.0" in old
+    assert "lost" not in new and "+50.0" in new
+    assert "`old`, 40 problems, 1 samples each" in scored and "A guard is what the model could do before" in scored
+    assert scored.index("of `miniature:test`") < scored.index("| old |"), "evaluation.path comes first"
+    recipe = config.stored(made["full"] / "recipe.yaml")
+    without = card.card(made["full"], recipe, 1, "merged", "bfloat16", "mine")
+    assert "was not evaluated" in without and "| old |" not in without, "those are scores of another checkpoint"
 
 
 def test_the_hub_is_told_of_the_base_and_the_data_where_they_are_on_it():

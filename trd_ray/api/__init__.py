@@ -105,11 +105,12 @@ def evaluate(
     """Sample, verify and score a model on benchmarks and on problems of your own; called again, it goes on.
 
     - `model`: a folder, a hub name, a run (also as a Run) or a checkpoint of it, or a recipe, whose student it is.
-    - `benchmarks`: names such as "aime24", "aime24:/path", or files.
+    - `benchmarks`: names such as "aime24", "aime24:/path", files, or names of the recipe's evaluation.sets. Where
+      neither these nor problems are given: evaluation.path and all of evaluation.sets.
     - `problems`, `verifier`, `quiet`: as for `train`. `name`: what the tables call the model. `base`: the directory of
       a former evaluation to compare with.
 
-    The scores of the Run are those of the benchmarks, by the names of their files. Raises as `train` does.
+    The scores of the Run are those of the benchmarks and sets, by the names of their files. Raises as `train` does.
     """
     from trd_ray.evaluate.target import require_names, target
 

@@ -1,7 +1,8 @@
 """A run as Python sees it: what its directory holds, as tables.
 
     RUN/metrics.jsonl  ->  metrics  (pandas)      RUN/evaluation/*.json   ->  scores  (pandas)
-    RUN/rows/*         ->  rows     (Arrow)       RUN/checkpoints/step-*  ->  checkpoints, model
+    RUN/rows/*         ->  rows     (Arrow)       RUN/evaluation/SET/*    ->  scores, too
+                                                  RUN/checkpoints/step-*  ->  checkpoints, model
 
 Everything is read when it is asked for, so a Run of a directory whose run goes on shows what is there by then.
 """
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-_COLUMNS = ["evaluation", "name", "step", "measure", "value", "low", "high", "problems", "samples"]
+_COLUMNS = ["evaluation", "name", "step", "measure", "value", "low", "high", "problems", "samples", "set", "guard"]
 _COMPARED = ["difference", "difference_low", "difference_high"]
 
 
@@ -50,12 +51,17 @@ class Run:
     def scores(self) -> "pd.DataFrame":
         """One row an evaluation and measure (avg@16, pass@4), as shares with the ends of their 95% intervals.
 
-        `difference` is that of the evaluation and the base, paired by problem.
+        `difference` is that of the evaluation and the base, paired by problem. `set` is the name of a set of
+        evaluation.sets, "" for any other problems, and `guard` says whether the recipe has it as a guard.
         """
         import pandas as pd
 
-        found = [line for file in sorted((self.path / "evaluation").glob("*.json")) for line in _measures(file)]
-        table = pd.DataFrame(found, columns=[*_COLUMNS, *_COMPARED])
+        place = self.path / "evaluation"
+        files = [(file, "") for file in sorted(place.glob("*.json"))]
+        files += [(file, file.parent.name) for file in sorted(place.glob("*/*.json"))]
+        table = pd.DataFrame([line for one in files for line in _measures(*one)], columns=[*_COLUMNS, *_COMPARED])
+        sets = (self.recipe.get("evaluation") or {}).get("sets") or {}
+        table["guard"] = [bool((sets.get(name) or {}).get("guard")) for name in table["set"]]
         return table.sort_values(["step", "evaluation"], kind="stable").reset_index(drop=True)
 
     @property
@@ -104,15 +110,18 @@ def open_run(path: str | Path) -> Run:
     return Run(RunDirectory.open(path).path)
 
 
-def _measures(file: Path) -> list[dict[str, Any]]:
+def _measures(file: Path, of: str) -> list[dict[str, Any]]:
+    """`of` is the set that the folder says; a file of `trd evaluate` says it itself."""
     from trd_ray.score.stats import from_json
 
     try:
-        score = from_json(json.loads(file.read_text()))
+        tree = json.loads(file.read_text())
+        score = from_json(tree)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{file} is no score of this version of the program ({e!r}): delete it, and resume") from e
     about = {"evaluation": file.stem, "name": score.name, "step": score.step}
     about |= {"problems": score.problems, "samples": score.samples}
+    about["set"] = (tree.get("benchmark") or {}).get("set", of)
     compared = score.paired_with.differences if score.paired_with else {}
     lines = []
     for measure, found in score.scores.items():

@@ -23,8 +23,9 @@ import yaml
 from rich.console import Console
 
 from trd_ray.compare import grid, report
+from trd_ray.compare.engine_groups import EngineGroup
 from trd_ray.compare.grid import Cell
-from trd_ray.compare.plan import ComparisonPlan, EngineGroup, pending
+from trd_ray.compare.plan import ComparisonPlan, pending
 from trd_ray.errors import UserError
 from trd_ray.files import write_atomically
 from trd_ray.preflight import placement, shown
@@ -43,7 +44,7 @@ from trd_ray.session.stop import Stopped, StopSignals
 from trd_ray.train.loop import train_run
 
 
-def dry_run(name: str, overrides: list[str]) -> int:
+def dry_run(name: str, overrides: list[str], gpu_gib: float | None = None) -> int:
     """Print every cell with its state, the sum of what is left, and whether the cluster at hand holds it."""
     comparison = grid.load(name, overrides)
     console = console_for_results()
@@ -55,7 +56,7 @@ def dry_run(name: str, overrides: list[str]) -> int:
         console.print(report.grid(plan))
         machines = connection.machines()
         for group in plan.groups:
-            placed = _largest(plan, group).plan(machines)
+            placed = _largest(plan, group).plan(machines, gpu_gib)
             console.print(f"\n{group.mode}: {', '.join(group.methods)}\n{shown.render(placed)}", markup=False)
             lacking += placed.reasons
     return 2 if lacking else 0
@@ -153,8 +154,9 @@ class Work:
         done, everything = self._progress()
         avg = score.scores[f"avg@{score.samples}"]
         left = self.spent / self.earned * sum(map(self._cost, self._left()))
+        lost = "".join(f"guard {name} lost  " for name in self.plan.lost_guards(cell))
         self._say(
-            f"[{done}/{everything}] {cell.name}  avg@{score.samples} {100 * avg.value:.1f}  "
+            f"[{done}/{everything}] {cell.name}  avg@{score.samples} {100 * avg.value:.1f}  {lost}"
             f"{time.time() - begin:.0f} s, left about {left / 60:.0f} min"
         )
 
@@ -181,7 +183,9 @@ class Work:
                 session = engines.lend(inputs, directory, display)
                 with session.door:
                     if cell.kind == "base":
-                        session.evaluate("base", 0, 0, inputs.held_out)
+                        for of, problems in {"": inputs.held_out, **inputs.held_out_sets}.items():
+                            if plan.scored(cell, of) is None:
+                                session.evaluate("base", 0, 0, problems, of=of)
                         write_summary(directory)
                     else:
                         if cell.kind == "final":
@@ -196,10 +200,12 @@ class Work:
         return score
 
     def _copy_base(self, cell: Cell, directory: RunDirectory) -> None:
-        """Copy the score of the base with the same seed, so that the summary of the cell compares with it."""
+        """Copy the scores of the base with the same seed, so that the cell compares with them, guards too."""
         base = self.plan.path / self.plan.base(cell.mode, cell.seed).name / "evaluation"
-        for file in base.glob("base.*"):
-            shutil.copyfile(file, directory.path / "evaluation" / file.name)
+        for file in [*base.glob("base.*"), *base.glob("*/base.*")]:
+            place = directory.path / "evaluation" / file.relative_to(base)
+            place.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, place)
 
     def _failed(self, cell: Cell, e: Exception) -> None:
         self.failures[cell.name] = why = visible(cause(e))

@@ -13,7 +13,8 @@ A recipe is made of layers, each of which holds only what differs:
 5. the method's part for that mode
 6. `tuning.set`, for a tuning cell
 
-A comparison needs some things to be equal (student, problems, steps, evaluation), so no method may set them.
+A comparison needs some things to be equal (student, problems, steps, evaluation), so no method may set them. Learning
+rates are tuned on evaluation.path alone, so tuning cells leave evaluation.sets out.
 """
 
 import copy
@@ -173,10 +174,20 @@ def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recip
     # The base is scored once for all methods.
     for layer in [*layers, given, {"evaluation": {"before": False, "after": True}}]:
         tree = merged(tree, layer)
+    if cell.kind == "tuning":
+        _leave_sets_out(tree)
     try:
         return config.from_tree(tree, config.recipe_path(mode.recipe).parent)
     except UserError as e:
         raise UserError(f"{cell.name}: {e}") from e
+
+
+def _leave_sets_out(tree: dict[str, Any]) -> None:
+    """`tree` is that of a cell, so nothing else holds its groups."""
+    sets = tree["evaluation"].pop("sets", None) or {}
+    checkpoint = tree.get("checkpoint") or {}
+    if any(str(checkpoint.get("best")).startswith(f"evaluation/{name}/") for name in sets):
+        tree["checkpoint"] = checkpoint | {"best": None}
 
 
 def any_recipe(comparison: Comparison) -> Recipe:

@@ -3,42 +3,36 @@
     Comparison -> ComparisonPlan: groups of methods that can share engines, the Inputs of every cell, scores of finished
                                   cells
 
-- A cell is finished when its folder holds its evaluation. A finished cell is never run again.
+- A cell is finished when its folder holds its evaluation, on each of evaluation.sets too. A finished cell is never run
+  again.
 - A cell that was begun goes on from its last checkpoint.
 - A cell that was begun with another recipe is refused, since its score could not be compared with the others.
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trd_ray.compare.engine_groups import EngineGroup, engine_groups
 from trd_ray.compare.grid import GIVEN, Cell, Comparison, cells, recipe
-from trd_ray.config import Recipe, keys, stored
-from trd_ray.config.effects import ANSWERS, ENGINES, LENGTH, NUMBERS, ROWS, SCORES, VERDICTS
+from trd_ray.config import EvaluationSet, Recipe, keys, stored
+from trd_ray.config.effects import ANSWERS, LENGTH, NUMBERS, ROWS, SCORES, VERDICTS
 from trd_ray.errors import UserError
+from trd_ray.preflight.held_out import key_of
 from trd_ray.preflight.lengths_of_each import carried
-from trd_ray.preflight.memory import adapters_at_once
 from trd_ray.preflight.overlap import in_common
 from trd_ray.preflight.placement import pools
 from trd_ray.record.directory import RunDirectory, differences
+from trd_ray.record.guards import is_lost
 from trd_ray.score.stats import Score, from_json
 from trd_ray.session.cluster import Connection
 from trd_ray.session.inputs import Inputs, fixed_numbers, prepare
 
 # Keys that a score does not depend on: they may differ between a cell that was begun and the comparison.
 MAY_DIFFER = keys.not_affecting(ROWS, NUMBERS, VERDICTS, ANSWERS, SCORES, LENGTH)
-OF_ENGINES = keys.affecting(ENGINES)
 OF_A_BASE = keys.affecting(ANSWERS, VERDICTS, SCORES)
-
-
-@dataclass(frozen=True)
-class EngineGroup:
-    """Methods of a mode whose runs need the same engines, which are therefore started once for all of them."""
-
-    mode: str
-    methods: list[str]
 
 
 class ComparisonPlan:
@@ -48,8 +42,8 @@ class ComparisonPlan:
         self._connection = connection
         self.path = comparison.path
         self._inputs: dict[str, Inputs] = {}
-        self._scores: dict[str, Score] = {}
-        self.groups = _groups(comparison)
+        self._scores: dict[tuple[str, str], Score] = {}  # of a cell on a set, "" for evaluation.path
+        self.groups = engine_groups(comparison)
         bases: dict[str, str] = {}
         self.base_mode = {mode: bases.setdefault(self._base_key(mode), mode) for mode in comparison.modes}
         for cell in self.cells():
@@ -87,7 +81,7 @@ class ComparisonPlan:
         if key not in self._inputs:
             job = "evaluate" if cell.kind == "base" else "train"
             try:
-                made = self._inputs[key] = prepare(r, job, connection=self._connection)
+                made = self._inputs[key] = prepare(r, job, connection=self._connection, base_is_given=True)
             except UserError as e:
                 raise UserError(*(f"{cell.name}: {sentence}" for sentence in e.sentences)) from e
             made.notes += fixed_numbers(r, *pools(r, job))
@@ -96,19 +90,34 @@ class ComparisonPlan:
             raise UserError(f"{cell.name} has no problems to be evaluated on: set evaluation.path")
         return found
 
-    def score(self, cell: Cell) -> Score | None:
-        """The score of a finished cell, None for one that is not finished."""
-        if cell.name not in self._scores:
-            folder = self.path / cell.name
-            place = folder / "evaluation" / ("base.json" if cell.kind == "base" else "trained.json")
-            if not place.is_file():
-                return None
-            score = from_json(json.loads(place.read_text()))
+    def sets(self, mode: str) -> dict[str, EvaluationSet]:
+        """What all runs of the mode are scored on beside evaluation.path."""
+        return self.recipe(Cell("base", mode, "", self.comparison.seeds[0])).evaluation.sets
+
+    def score(self, cell: Cell, of: str = "") -> Score | None:
+        """The score of a finished cell on one of evaluation.sets, or on evaluation.path; None for an unfinished one."""
+        if (cell.name, of) not in self._scores:
+            needed = [of, *(self.recipe(cell).evaluation.names if cell.kind == "base" else [])]
+            found = {name: self.scored(cell, name) for name in needed}
+            score = found[of]
             # The last step is recorded after its evaluation: only then is the cell finished.
-            if len(RunDirectory(folder).read_metrics()) < score.step:
+            done = (
+                all(found.values()) and score and len(RunDirectory(self.path / cell.name).read_metrics()) >= score.step
+            )
+            if not score or not done:
                 return None
-            self._scores[cell.name] = score
-        return self._scores[cell.name]
+            self._scores[cell.name, of] = score
+        return self._scores[cell.name, of]
+
+    def scored(self, cell: Cell, of: str = "") -> Score | None:
+        """The score in the folder of a cell, finished or not."""
+        place = self.path / cell.name / "evaluation" / of / f"{'base' if cell.kind == 'base' else 'trained'}.json"
+        return from_json(json.loads(place.read_text())) if place.is_file() else None
+
+    def lost_guards(self, cell: Cell) -> list[str]:
+        """The guards that the run of a finished cell has lost."""
+        guards = [name for name, one in self.sets(cell.mode).items() if one.guard and cell.kind == "final"]
+        return [name for name in guards if (score := self.score(cell, name)) and is_lost(score)]
 
     def base(self, mode: str, seed: int) -> Cell:
         return Cell("base", self.base_mode[mode], "", seed)
@@ -131,6 +140,7 @@ class ComparisonPlan:
     def _different_problems(self, mode: str) -> None:
         final = self.inputs(Cell("final", mode, next(iter(self.comparison.methods)), 0))
         sets = {"train on": _texts(final.problems), "compare on (evaluation)": _texts(final.held_out)}
+        sets |= {f"compare on ({key_of(name)})": _texts(table) for name, table in final.held_out_sets.items()}
         if self.comparison.tuning:
             tuned = self.inputs(self.tuning_cells(mode, next(iter(self.comparison.methods)))[0])
             sets["tune on (tuning.set.evaluation)"] = _texts(tuned.held_out)
@@ -140,6 +150,8 @@ class ComparisonPlan:
             for other, theirs in named[i + 1 :]:
                 trained = [one.startswith("train"), other.startswith("train")]
                 if all(trained) or (any(trained) and final.recipe.evaluation.allow_overlap):
+                    continue
+                if one.startswith("compare") and other.startswith("compare"):
                     continue
                 if both := in_common(ours, theirs):
                     raise UserError(
@@ -152,8 +164,12 @@ class ComparisonPlan:
         if not place.is_file():
             return
         began, now = (r.model_dump(mode="json") for r in (_stored(place), self.inputs(cell).recipe))
-        untuned = cell.kind == "final" and self.comparison.tuning and self.best_lr(cell.mode, cell.method) is None
-        differ = differences(began, now, MAY_DIFFER | ({"learner.lr"} if untuned else set()))
+        may_differ = set(MAY_DIFFER)
+        if cell.kind == "final" and self.comparison.tuning and self.best_lr(cell.mode, cell.method) is None:
+            may_differ.add("learner.lr")
+        if cell.kind == "tuning":  # which its choice does not depend on, and which older versions evaluated too
+            may_differ.add("evaluation.sets")
+        differ = differences(began, now, may_differ)
         if differ:
             raise UserError(
                 f"{cell.name} was begun with another recipe: put back {'; '.join(differ)}, set directory to a new "
@@ -164,21 +180,6 @@ class ComparisonPlan:
 def _avg(score: Score | None) -> float:
     assert score is not None
     return score.scores[f"avg@{score.samples}"].value
-
-
-def _groups(comparison: Comparison) -> list[EngineGroup]:
-    found: dict[tuple[str, str], EngineGroup] = {}
-    for mode in comparison.modes:
-        for method in comparison.methods:
-            key = _engines(recipe(comparison, Cell("final", mode, method, 0)))
-            found.setdefault((mode, key), EngineGroup(mode, [])).methods.append(method)
-    return list(found.values())
-
-
-def _engines(r: Recipe) -> str:
-    """What engines are started with, without what may differ from request to request."""
-    adapters = adapters_at_once(r) if r.sync.lora == "adapter" else 0
-    return json.dumps([adapters, keys.only(r.model_dump(mode="json"), OF_ENGINES)])
 
 
 def _stored(place: Path) -> Recipe:

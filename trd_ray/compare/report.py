@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.compare.results import STAGES, results
 from trd_ray.files import write_atomically
@@ -57,8 +58,34 @@ def tables(found: dict[str, Any]) -> list[tuple[str, Lines, str]]:
     if not lines:
         return []
     runs = [(mode, method, line) for mode, method, line in lines if "cost" in line]
-    made = [_scores(found, lines), _cost(runs), _trained_on(runs), _tuning(found)]
+    made = [_scores(found, lines), *_of_sets(found, lines), _cost(runs), _trained_on(runs), _tuning(found)]
     return [one for one in made if len(one[1]) > 1]
+
+
+def _of_sets(found: dict[str, Any], lines: list[tuple[str, str, dict]]) -> list[tuple[str, Lines, str]]:
+    """A table for each of evaluation.sets, with the columns of the scores, and what became of a guard."""
+    out = []
+    for name in dict.fromkeys(name for _, _, line in lines for name in line.get("sets", {})):
+        own = [(mode, method, line["sets"][name]) for mode, method, line in lines if name in line.get("sets", {})]
+        _, shown, note = _scores(found, own)
+        shown = [[line[0], *line[2:]] for line in shown]  # the learning rates stand above
+        guard = any("guard" in line for _, _, line in own)
+        if guard:
+            shown = [[*shown[0], "guard"]] + [
+                [*cells, line.get("guard", "")] for cells, (_, _, line) in zip(shown[1:], own, strict=True)
+            ]
+        out.append((f"Scores on {name}{' (guard)' * guard}", shown, note))
+    return out
+
+
+def _lost(lines: list[tuple[str, str, dict]]) -> str:
+    """A sentence that names every guard that a method has lost; "" where there is none."""
+    lost = [
+        f"{mode} {method} ({', '.join(names)})"
+        for mode, method, line in lines
+        if (names := [name for name, own in line.get("sets", {}).items() if own.get("guard") == "lost"])
+    ]
+    return f" Guards are lost by {', '.join(lost)}: see their tables." if lost else ""
 
 
 def _scores(found: dict[str, Any], lines: list[tuple[str, str, dict]]) -> tuple[str, Lines, str]:
@@ -83,7 +110,7 @@ def _scores(found: dict[str, Any], lines: list[tuple[str, str, dict]]) -> tuple[
         f"{some['problems']} held-out problems, {some['samples']} samples each, {seeds} seed{'s' * (seeds > 1)}. "
         f"Percent; in brackets the {found['level']:.0%} interval over problems of the seeds' mean. "
         "Differences are paired by problem. Over seeds: the standard deviation of the seeds' scores. Tokens: the mean "
-        "length of an answer."
+        f"length of an answer.{_lost(lines)}"
     )
     return "Scores", out, note
 
@@ -174,7 +201,28 @@ def grid(plan: ComparisonPlan) -> Group:
             made += sum(samples(inputs, trains))
     total = f"{len(cells)} cells, {len(cells) - left} done, {left} left: {steps:,} optimizer steps and {made:,} samples"
     total += " at most" * any(plan.inputs(cell).recipe.train.trajectory == "repair" for cell in cells)
-    return Group(drawn, Text(f"{total}\nin {plan.path}"))
+    return Group(drawn, Text("\n".join([total, *_scored_on(plan), f"in {plan.path}"])))
+
+
+def _scored_on(plan: ComparisonPlan) -> list[str]:
+    """A line for each mode with evaluation.sets: the problems that its runs are scored on, and which are guards."""
+    lines = []
+    for mode in plan.comparison.modes:
+        inputs = plan.inputs(Cell("base", mode, "", plan.comparison.seeds[0]))
+        e = inputs.recipe.evaluation
+        shown = [
+            f"{name or e.path}{' (guard)' * bool(name and e.sets[name].guard)} {rows} x {e.of(name).samples}"
+            for name, rows in evaluated_problems(inputs).items()
+        ]
+        alone = "; learning rates are tuned without the sets" if plan.comparison.tuning else ""
+        lines += [f"{mode} is scored on {', '.join(shown)}{alone}"] if e.sets else []
+    return lines
+
+
+def evaluated_problems(inputs: Inputs) -> dict[str, int]:
+    """The number of problems of each held-out set, "" being evaluation.path."""
+    main = {} if inputs.held_out is None else {"": inputs.held_out.num_rows}
+    return main | {name: table.num_rows for name, table in inputs.held_out_sets.items()}
 
 
 def samples(inputs: Inputs, trains: bool) -> tuple[int, int]:
@@ -182,7 +230,7 @@ def samples(inputs: Inputs, trains: bool) -> tuple[int, int]:
     r = inputs.recipe
     rows = inputs.total_steps * r.rollouts_per_step
     rollouts = round(rows * (1 + r.most_refinements * r.refined_share)) if trains else 0
-    return rollouts, (inputs.held_out.num_rows * r.evaluation.samples if inputs.held_out else 0)
+    return rollouts, sum(rows * r.evaluation.of(name).samples for name, rows in evaluated_problems(inputs).items())
 
 
 def _begun(folder: Path) -> bool:

@@ -6,6 +6,8 @@
   with other problems of the same kind.
 - The mean of each seed and their standard deviation say how far it moves with another seed.
 - Only seeds that both sides have finished enter a difference.
+- Each of evaluation.sets has the same numbers, below `sets` of a method. A guard is lost where the mean over seeds is
+  below that of the base, clear of chance.
 """
 
 from statistics import fmean
@@ -20,6 +22,7 @@ from trd_ray.record.generated import KINDS, generated
 from trd_ray.record.ledger import facts_of_run
 from trd_ray.score.stats import LEVEL, Estimate, Score, estimate, measures, paired_difference
 
+BASE = "base"  # beside the methods, of which none may have this name
 STAGES = ["sample", "verify", "refine", "train", "sync", "overhead"]
 TRAINED_ON = {  # name in comparison.json -> metric of a step
     "raw_passed": "y_o/passed",
@@ -43,24 +46,46 @@ def results(plan: ComparisonPlan, failures: dict[str, str]) -> dict[str, Any]:
         "unfinished": [c.name for c in plan.cells() if plan.score(c) is None],
     }
     for mode in comparison.modes:
-        bases = _scores(plan, [plan.base(mode, seed) for seed in comparison.seeds])
-        finals = {m: _scores(plan, [Cell("final", mode, m, s) for s in comparison.seeds]) for m in comparison.methods}
-        resamples = plan.recipe(Cell("base", mode, "", 0)).evaluation.bootstrap
-        against = finals.get(comparison.against or "", {})
-        found = {"base": _line(bases, {}, {}, resamples)} if bases else {}
-        for method, scores in finals.items():
-            if scores:
-                line = _line(scores, bases, {} if method == comparison.against else against, resamples)
-                runs = [RunDirectory(plan.path / Cell("final", mode, method, seed).name) for seed in scores]
+        found = _lines(plan, mode)
+        of_sets = {name: _lines(plan, mode, name) for name in plan.sets(mode)}
+        for method, line in found.items():
+            if method != BASE:
+                runs = [RunDirectory(plan.path / Cell("final", mode, method, seed).name) for seed in line["seeds"]]
                 lr = plan.recipe(Cell("final", mode, method, 0)).learner.lr
-                found[method] = {"learning_rate": lr} | line | {"cost": _cost(runs), "trained_on": _trained_on(runs)}
+                line = {"learning_rate": lr} | line | {"cost": _cost(runs), "trained_on": _trained_on(runs)}
+            sets = {name: lines[method] for name, lines in of_sets.items() if method in lines}
+            found[method] = line | ({"sets": sets} if sets else {})
         out["modes"][mode] = found
     return out
 
 
-def _scores(plan: ComparisonPlan, cells: list[Cell]) -> dict[int, Score]:
+def _lines(plan: ComparisonPlan, mode: str, of: str = "") -> dict[str, dict[str, Any]]:
+    """The base and each method of a mode that has a finished cell -> its scores on evaluation.path, or on a set."""
+    comparison = plan.comparison
+    bases = _scores(plan, [plan.base(mode, seed) for seed in comparison.seeds], of)
+    finals = {m: _scores(plan, [Cell("final", mode, m, s) for s in comparison.seeds], of) for m in comparison.methods}
+    resamples = plan.recipe(Cell("base", mode, "", 0)).evaluation.bootstrap
+    against = finals.get(comparison.against or "", {})
+    found = {BASE: _line(bases, {}, {}, resamples)} if bases else {}
+    for method, scores in finals.items():
+        if scores:
+            found[method] = _line(scores, bases, {} if method == comparison.against else against, resamples)
+            if of and plan.sets(mode)[of].guard:
+                found[method]["guard"] = _outcome(found[method])
+    return found
+
+
+def _outcome(line: dict[str, Any]) -> str:
+    """What became of a guard, over the seeds: kept, lost or not compared."""
+    moved = line.get("minus_base", {}).get(f"avg@{line['samples']}")
+    if moved is None:
+        return "not compared"
+    return "lost" if moved["high"] is not None and moved["high"] < 0 else "kept"
+
+
+def _scores(plan: ComparisonPlan, cells: list[Cell], of: str) -> dict[int, Score]:
     """Seed -> score, for the cells that are finished."""
-    return {cell.seed: score for cell in cells if (score := plan.score(cell))}
+    return {cell.seed: score for cell in cells if (score := plan.score(cell, of))}
 
 
 def _line(scores: dict[int, Score], bases: dict, against: dict, resamples: int) -> dict[str, Any]:

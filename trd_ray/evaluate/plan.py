@@ -2,14 +2,14 @@
 
     model or recipe, names of benchmarks, overrides  ->  plan()  ->  EvaluationPlan: a recipe to start engines with, and
                                                                      an Exam (problems, prompts, settings) for each
-                                                                     benchmark
+                                                                     benchmark or set
 
-A benchmark has its own number of samples and token limit, which the recipe or an override may replace. `plan` raises
-UserError for anything that cannot work, before a directory is made or an engine starts.
+Without names it is what a run of the recipe is evaluated on: the problems of evaluation.path and each of
+evaluation.sets. `plan` raises UserError for anything that cannot work, before a directory is made or an engine starts.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,13 @@ from trd_ray.config.effects import ANSWERS
 from trd_ray.config.keys import affecting, in_group
 from trd_ray.engine.launch import engine_dtype
 from trd_ray.errors import Faults, UserError
+from trd_ray.evaluate.before_training import before_training
 from trd_ray.evaluate.beside import beside
+from trd_ray.evaluate.exam_sources import ExamSource, sources
 from trd_ray.evaluate.samples import prompt_sha256, verifier_of
 from trd_ray.evaluate.target import Target, target
-from trd_ray.evaluate.target import word as file_name
 from trd_ray.preflight import checks
 from trd_ray.problems import benchmarks
-from trd_ray.problems.gym import family
-from trd_ray.problems.load import ProblemSet, load_benchmark, load_problems
 from trd_ray.score.stats import Score, from_json
 from trd_ray.session.inputs import Inputs, fixed_numbers, require_sandbox, require_verifier
 from trd_ray.stream.answers import Question
@@ -44,14 +43,15 @@ class Base:
 
     score: Score
     settings: dict[str, Any] | None  # None for an evaluation during training, which does not record them
+    alike: bool = False  # whether it is known to have been asked in the same way
 
 
 @dataclass(frozen=True)
 class Exam:
-    """One benchmark as this model will be asked it."""
+    """One benchmark or set as this model will be asked it."""
 
     name: str  # its files have the same name
-    about: dict[str, Any]  # title, task, source, licence, notes
+    about: dict[str, Any]  # title, task, source, licence, notes; of a set also its name and whether it is a guard
     evaluation: EvaluationConfig  # as resolved for this benchmark
     questions: list[Question]
     prompts: dict[str, str]  # problem_id -> digest of the prompt's tokens
@@ -72,8 +72,9 @@ class Exam:
 
     def __str__(self) -> str:
         e = self.evaluation
+        guard = " (guard)" if self.about.get("guard") else ""
         return (
-            f"{self.name}: {len(self.questions)} problems x {e.samples} samples, temperature {e.temperature:g}, "
+            f"{self.name}{guard}: {len(self.questions)} problems x {e.samples} samples, temperature {e.temperature:g}, "
             f"top-p {e.top_p:g}, top-k {e.top_k or 'off'}, at most {e.response_tokens} tokens, prompts of "
             f"{self.prompt_tokens} tokens; {self.thinking}{''.join(f'; note: {n}' for n in self.about['notes'])}"
         )
@@ -104,17 +105,6 @@ class EvaluationPlan:
 
 
 @dataclass(frozen=True)
-class _Source:
-    """The problems of an exam, and what is known about them before the model is read."""
-
-    name: str
-    about: dict[str, Any]
-    evaluation: EvaluationConfig  # the settings they are sampled with
-    found: ProblemSet
-    has_own_rules: bool  # those of a benchmark or a family judge, whatever function the recipe has
-
-
-@dataclass(frozen=True)
 class _Model:
     path: str  # resolved
     tokenizer: Any
@@ -124,18 +114,15 @@ class _Model:
 def plan(argument: str, names: list[str], overrides: list[str], base: str | None = None) -> EvaluationPlan:
     asked = target(argument, overrides)
     living, r = beside(asked.recipe, overrides)
-    if not names and not (asked.has_path and r.evaluation.path):
+    faults = Faults()
+    found = sources(asked, r, names, faults)
+    if not found and not faults.sentences:
         raise UserError(
             f"there is nothing to evaluate {argument} on: name a file of problems, or benchmarks of this list\n"
             f"{benchmarks.listing()}"
         )
     directory = r.directory.absolute()
-    faults = Faults()
-    sources: list[_Source] = []
     model = None
-    for name in names or [r.evaluation.path or ""]:
-        with faults:
-            sources.append(_source(r, name))
     with faults:
         path = models.resolve(r.student.path, r.student.revision)
         tokenizer = models.tokenizer(path, r.student.revision, r.student.trust_remote_code)
@@ -145,60 +132,37 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
     exams: list[Exam] = []
     findings = None
     longest = 0
-    for source in sources:
+    for source in found:
         if any(exam.name == source.name for exam in exams):
             raise UserError(f"{source.name} is named twice: name each benchmark once")
         with faults:
-            exam, findings = _exam(r, source, model, directory, base)
-            exams.append(exam)
+            exam, findings = _exam(r, source, model)
+            compared = _base(base, directory, exam) if base else _own_base(asked, r, source, exam)
+            exams.append(replace(exam, base=compared))
             longest = max(longest, exam.prompt_tokens.longest + exam.evaluation.response_tokens)
     faults.require_none()
     if not r.sampler.max_model_len:  # a longer context would only take memory from the cache
         r = r.model_copy(update={"sampler": r.sampler.model_copy(update={"max_model_len": longest})})
     assert findings is not None
-    tables = pa.concat_tables([source.found.table for source in sources])
-    set_aside = [problem for source in sources for problem in source.found.set_aside]
+    tables = pa.concat_tables([source.found.table for source in found])
+    set_aside = [problem for source in found for problem in source.found.set_aside]
     inputs = Inputs(
         "evaluate", r, model.path, dict.fromkeys(r.by_teacher, model.path), None, tables, 0, findings, model.facts,
         dict.fromkeys(r.by_teacher, model.facts), set_aside, fixed_numbers(r, "sampler"),
     )  # fmt: skip
     require_sandbox(r, inputs.held_out)
-    for source in sources:
-        if not source.has_own_rules:
-            inputs.notes += require_verifier(r, {source.evaluation.path or source.name: source.found.table})
+    for source in found:
+        if source.verify.chosen:
+            inputs.notes += require_verifier(r, {source.key: source.found.table})
     return EvaluationPlan(asked, r, inputs, exams, directory, living)
 
 
-def _source(r: Recipe, spec: str) -> _Source:
-    e = r.evaluation
-    given = e.model_fields_set
-    if family.names_family(spec) and spec != e.path:
-        e = e.model_copy(update={"path": spec, "split": "test", "arguments": {}})
-    if spec == e.path and not benchmarks.is_name(spec):
-        # The recipe names its columns. A word is a data set of the hub without an owner.
-        as_written = e.model_copy(update={"format": "hub"}) if e.format == "auto" and benchmarks.is_word(spec) else e
-        also = r.data.arguments if spec == r.data.path else {}
-        found = load_problems(as_written, r.verify, r.data.columns, also_arguments=also)
-        task = r.prompts.task or ("plain" if family.names_family(spec) else r.verify.usual_task)
-        about = {"title": spec, "task": task, "source": spec, "licence": "your own", "notes": []}
-        name = file_name(spec if ":" in spec else Path(spec).stem)
-        return _Source(name, about, e, found, family.names_family(spec))
-    found = load_benchmark(spec, e, r.verify, r.data.columns)
-    b = found.benchmark
-    assert b is not None
-    own = ("samples", "temperature", "top_p", "max_response_tokens")
-    evaluation = e.model_copy(update={key: getattr(b, key) for key in own if key not in given})
-    has_own_rules = benchmarks.is_name(spec)
-    task = r.task if r.verify.has_own and not has_own_rules else b.task
-    about = {"title": b.title, "task": task, "source": b.source, "licence": b.licence, "notes": list(b.notes)}
-    return _Source(file_name(b.name), about, evaluation, found, has_own_rules)
-
-
-def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str | None) -> tuple[Exam, checks.Findings]:
+def _exam(r: Recipe, source: ExamSource, model: _Model) -> tuple[Exam, checks.Findings]:
+    """The exam without a base."""
     name = source.name
     about = source.about
     problems = source.found.table
-    verify = r.verify.built_in() if source.has_own_rules else r.verify
+    verify = source.verify
     prompts = r.prompts.model_copy(update={"task": about["task"]})
     own = r.model_copy(update={"evaluation": source.evaluation, "verify": verify, "prompts": prompts})
     try:
@@ -228,7 +192,7 @@ def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str 
         verifiers={q.problem_id: verifier_of(q.problem, q.verify) for q in questions},
         prompt_tokens=findings.evaluation_prompt,
         thinking=_thinking(kwargs),
-        base=_base(base, directory, name, questions) if base else None,
+        base=None,
     )
     return exam, findings
 
@@ -239,8 +203,23 @@ def _thinking(kwargs: dict[str, Any]) -> str:
     return f"chat template with {told}" if told else "chat template as it is, it has no thinking mode"
 
 
-def _base(base: str, directory: Path, name: str, questions: list[Question]) -> Base:
+def _own_base(asked: Target, r: Recipe, source: ExamSource, exam: Exam) -> Base | None:
+    """What the run of the checkpoint scored on the same problems before training, if it did and asked them alike."""
+    if asked.trained is None or asked.run is None or source.of is None:
+        return None
+    prompts = r.prompts.model_copy(update={"task": exam.about["task"]})
+    now = r.model_copy(update={"evaluation": exam.evaluation, "verify": source.verify, "prompts": prompts})
+    ids = {q.problem_id for q in exam.questions}
+    score, note = before_training(asked.run, asked.trained, now, source.of, ids)
+    if exam.about.get("guard") and not score:
+        note = note or "not compared, since the run has no score of it from before training"
+    exam.about["notes"] += [note] if note else []
+    return Base(score, None, alike=True) if score else None
+
+
+def _base(base: str, directory: Path, exam: Exam) -> Base:
     """The score to compare with; `base` is a directory of an evaluation, one next to this one's, or a JSON file."""
+    name = exam.name
     places = [Path(base).expanduser(), directory.parent / base, directory / "evaluation" / base]
     places = [place if place.suffix == ".json" else place / "evaluation" / f"{name}.json" for place in places]
     place = next((place for place in places if place.is_file()), None)
@@ -254,7 +233,7 @@ def _base(base: str, directory: Path, name: str, questions: list[Question]) -> B
         score = from_json(tree)
     except (ValueError, KeyError, TypeError) as e:
         raise UserError(f"{place} holds no score of this version of the program: evaluate the base again") from e
-    ours, theirs = {q.problem_id for q in questions}, score.per_problem.keys()
+    ours, theirs = {q.problem_id for q in exam.questions}, score.per_problem.keys()
     if ours != theirs:
         raise UserError(
             f"{place} has {len(theirs)} problems, of which {len(theirs & ours)} are among the {len(ours)} of {name} "

@@ -19,7 +19,7 @@ from trd_ray.config import Recipe
 from trd_ray.evaluate.plan import Base, EvaluationPlan, Exam
 from trd_ray.evaluate.samples import Samples
 from trd_ray.files import write_atomically
-from trd_ray.record import markdown, warnings
+from trd_ray.record import guards, markdown, warnings
 from trd_ray.record.directory import differences
 from trd_ray.score import buckets, stats
 from trd_ray.score.stats import FEW, LEVEL, RARE, Score, from_json, percent
@@ -73,6 +73,8 @@ def _named_apart(base: Score, name: str) -> Score:
 
 
 def _differs(base: Base, settings: dict[str, Any]) -> list[str]:
+    if base.alike:
+        return []
     if base.settings is None:
         return ["how the base was sampled is not recorded with its score"]
     return [f"the base was evaluated with {d}" for d in differences(base.settings, settings, {"seed"})]
@@ -91,7 +93,16 @@ def read(directory: Path) -> list[Result]:
 def warned(found: Result, recipe: Recipe) -> list[str]:
     """The warnings about what makes the numbers of this benchmark worth little."""
     limit = found["settings"]["evaluation"]["max_response_tokens"]
-    return list(warnings.of_score(from_json(found), recipe, limit, where=found["benchmark"]["name"]).values())
+    score = from_json(found)
+    told = warnings.of_score(score, recipe, limit, where=found["benchmark"]["name"])
+    if guard(found) == "lost":
+        told |= {"guard": guards.of_loss(found["benchmark"]["set"], score)}
+    return list(told.values())
+
+
+def guard(found: Result) -> str:
+    """What became of a guard: kept, lost or not compared; "" for what is none."""
+    return guards.verdict(from_json(found)) if found["benchmark"].get("guard") else ""
 
 
 def scores_of(found: Result) -> list[Score]:
@@ -105,29 +116,33 @@ def headline(found: Result) -> str:
     s = from_json(found)
     measures = (f"avg@{s.samples}", f"pass@{s.samples}")
     shown = [f"{measure.capitalize()} {percent(s.scores[measure])}" for measure in measures]
+    shown += [f"guard {guard(found)}"] if guard(found) else []
     return f"{found['benchmark']['name']}: {', '.join(shown)}"
 
 
 def summary(results: list[Result], recipe: Recipe) -> list[list[str]]:
     """Header and rows of text: one row for each benchmark, then their unweighted mean."""
     scores = [from_json(found) for found in results]
-    compared = all(s.paired_with for s in scores)
+    compared = any(s.paired_with for s in scores)
+    guarded = any(guard(found) for found in results)
     header = ["benchmark", "size", "Avg@n", "Pass@n", "cut", "answered", "p50 tokens"]
-    lines = [header + (["Avg@n - base"] if compared else [])]
+    lines = [header + (["Avg@n - base"] if compared else []) + (["guard"] if guarded else [])]
     for found, s in zip(results, scores, strict=True):
         avg, most = f"avg@{s.samples}", f"pass@{s.samples}"
         cells = [found["benchmark"]["name"], f"{s.problems} x {s.samples}", percent(s.scores[avg])]
         cells += [percent(s.scores[most]), f"{100 * s.truncated.value:.1f}", f"{100 * s.answered.value:.1f}"]
         cells.append(f"{s.tokens['p50']:.0f}")
-        if compared and s.paired_with:
-            cells.append(percent(s.paired_with.differences[avg], signed=True))
-        lines.append(cells)
+        if compared:
+            cells.append(percent(s.paired_with.differences[avg], signed=True) if s.paired_with else "-")
+        lines.append(cells + ([guard(found)] if guarded else []))
     if len(scores) > 1:
-        lines.append(_mean(results, recipe, compared))
+        mean = _mean(results, recipe, all(s.paired_with for s in scores))
+        lines.append(mean + [""] * (len(lines[0]) - len(mean)))
     return lines
 
 
 def _mean(results: list[Result], recipe: Recipe, compared: bool) -> list[str]:
+    """`compared` says whether all of them have a base."""
     scores = [[_passed(s) for s in scores_of(found)] for found in results]
     groups = [
         [passed_PS[-1].mean(axis=1) for passed_PS in scores],

@@ -14,6 +14,7 @@ import yaml
 
 from trd_ray import config
 from trd_ray.config import Recipe
+from trd_ray.record import guards
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.ledger import facts_of_run, ledger
 from trd_ray.record.markdown import code, inline, table, visible
@@ -22,6 +23,10 @@ from trd_ray.score.stats import table as score_table
 from trd_ray.views import WORDINGS
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_SETS = (
+    "On further problems, before training and after. A guard is what the model could do before and must not lose: it "
+    "is lost where the difference is below zero, clear of chance."
+)
 METHOD = "[Trajectory-Refined Distillation](https://arxiv.org/abs/2606.08432)"
 
 
@@ -31,7 +36,7 @@ def card(run: Path, recipe: Recipe, steps: int, form: str, dtype: str, name: str
     front = yaml.safe_dump(_front_matter(recipe, form), sort_keys=False, allow_unicode=True)
     sections = {
         "How it was trained": _training(directory, recipe, steps),
-        "How it scored": _scores(directory, steps),
+        "How it scored": _scores(directory, recipe, steps),
         "How to load it": _loading(recipe, form, dtype, name),
         "Made with": _versions(directory),
     }
@@ -136,19 +141,30 @@ def _recipe(recipe: Recipe) -> str:
     return f"The recipe, as far as it differs from the defaults:\n\n{_fenced(text.strip(), 'yaml')}"
 
 
-def _scores(directory: RunDirectory, steps: int) -> str:
-    found = directory.read_evaluations()
-    base: Score | None = next((s for s in found if s.step == 0), None)
-    own: Score | None = next((s for s in reversed(found) if s.step == steps and steps), None)
-    if own is None:
-        return "This checkpoint was not evaluated during its run."
+def _scores(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
+    """The scores of the base and of this checkpoint on evaluation.path, and on each of evaluation.sets."""
+    found = _of_checkpoint(directory.read_evaluations(), steps)
+    sets = {name: _of_checkpoint(directory.read_evaluations(name), steps) for name in directory.evaluated_sets()}
+    shown = guards.section(sets, recipe)
+    of_sets = f"{_SETS}\n\n{shown}" if shown else ""
+    if not found:
+        return of_sets or "This checkpoint was not evaluated during its run."
+    own = found[-1]
     held_out = config.stored(directory.path / "recipe.yaml").evaluation.path
-    header, *lines = score_table([base, own] if base else [own])
+    header, *lines = score_table(found)
     note = (
         f"On {own.problems} problems of {code(str(held_out))} ({own.samples} samples each); "
         "percent, in brackets the 95% interval over problems."
     )
-    return f"{table([[inline(cell) for cell in header], *lines])}\n\n{note}"
+    main = f"{table([[inline(cell) for cell in header], *lines])}\n\n{note}"
+    return f"{main}\n\n{of_sets}".rstrip()
+
+
+def _of_checkpoint(found: list[Score], steps: int) -> list[Score]:
+    """The score after these steps, behind that of the base; nothing where the checkpoint has none."""
+    own = next((s for s in reversed(found) if s.step == steps and steps), None)
+    base = next((s for s in found if s.step == 0), None)
+    return [one for one in (base, own) if one] if own else []
 
 
 def _loading(recipe: Recipe, form: str, dtype: str, name: str) -> str:

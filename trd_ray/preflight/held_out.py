@@ -45,11 +45,8 @@ def same_family(recipe: Recipe, e: EvaluationConfig, group: str = "evaluation") 
 
     Raises UserError where the items held out are also trained on.
     """
-    data = recipe.data
-    keyed = [(f"data.sources[{one.name}]", one) for one in data.sources] or [("data", data)]
-    trained = [(key, one) for key, one in keyed if family.names_family(one.path) and one.path == e.path]
-    shared = trained[0][1].arguments if trained else {}
-    for key, one in trained:
+    shared = shared_arguments(recipe, e.path)
+    for key, one in _trained_on(recipe, e.path):
         cuts = (
             family.cut(one.path, one.split, one.arguments, key),
             family.cut(one.path, e.split, e.arguments or shared, group),
@@ -57,6 +54,19 @@ def same_family(recipe: Recipe, e: EvaluationConfig, group: str = "evaluation") 
         if not recipe.evaluation.allow_overlap:
             family.require_apart(*cuts, group)
     return shared
+
+
+def shared_arguments(recipe: Recipe, path: str | None) -> dict[str, Any]:
+    """The arguments with which the recipe trains on this family, {} where it does not. Nothing is refused."""
+    trained = _trained_on(recipe, path)
+    return trained[0][1].arguments if trained else {}
+
+
+def _trained_on(recipe: Recipe, path: str | None) -> list[tuple[str, Any]]:
+    """What is trained on of this family, each with its key."""
+    data = recipe.data
+    keyed = [(f"data.sources[{one.name}]", one) for one in data.sources] or [("data", data)]
+    return [(key, one) for key, one in keyed if family.names_family(one.path) and one.path == path]
 
 
 def together(sets: Mapping[str, pa.Table]) -> pa.Table | None:

@@ -1,8 +1,9 @@
 """What the student could do before training and must not lose: the sets of evaluation.sets with `guard: true`.
 
     Score with its difference from the base  ->  is_lost()    ->  whether Avg@k is below it, clear of chance
+                                             ->  verdict()    ->  kept, lost, or not compared
     scores of all sets, recipe               ->  of_guards()  ->  {kind: sentence}, as the other warnings
-                                             ->  section()    ->  Markdown of the summary
+                                             ->  section()    ->  Markdown of the summary and of a model card
 
 A guard that was never compared, since the base was not evaluated, is named too: it guards nothing.
 
@@ -27,6 +28,22 @@ def is_lost(score: Score) -> bool:
     return found is not None and found.clear_of_zero and found.value < 0
 
 
+def verdict(score: Score) -> str:
+    """What became of a guard, by its newest score."""
+    if difference(score) is None:
+        return "not compared"
+    return "lost" if is_lost(score) else "kept"
+
+
+def of_loss(name: str, last: Score) -> str:
+    """The warning of a guard that is lost."""
+    return (
+        f"The guard {code(name)} is lost: Avg@{last.samples} moved by {percent(difference(last), signed=True)} points "
+        f"from the base to {last.name}, and the interval is clear of zero. Lower learner.lr or steps, mix "
+        "problems of its kind into data.path, or take an earlier checkpoint."
+    )
+
+
 def of_guards(scores: Mapping[str, list[Score]], recipe: Recipe) -> dict[str, str]:
     """The warnings of the newest score of each guard; `scores` are those of each set, in order."""
     found: dict[str, str] = {}
@@ -35,12 +52,7 @@ def of_guards(scores: Mapping[str, list[Score]], recipe: Recipe) -> dict[str, st
             continue
         last = scores[name][-1]
         if is_lost(last):
-            moved = difference(last)
-            found[f"guard {name}"] = (
-                f"The guard {code(name)} is lost: Avg@{last.samples} moved by {percent(moved, signed=True)} points "
-                f"from the base to {last.name}, and the interval is clear of zero. Lower learner.lr or steps, mix "
-                "problems of its kind into data.path, or take an earlier checkpoint."
-            )
+            found[f"guard {name}"] = of_loss(name, last)
         elif difference(last) is None and last.name != "base":
             found[f"guard {name}"] = (
                 f"The guard {code(name)} guards nothing: no score from before training is there to compare with. Set "
@@ -58,20 +70,14 @@ def section(scores: Mapping[str, list[Score]], recipe: Recipe) -> str:
     tables = []
     for name, found in scored.items():
         first, last = found[0], found[-1]
-        avg = [percent(one.scores.get(f"avg@{one.samples}")) for one in (first, last)]
+        before, after = (percent(one.scores.get(f"avg@{one.samples}")) for one in (first, last))
+        before = before if first.name == "base" else "-"
+        after = after if last.name != "base" else "-"
+        asked = recipe.evaluation.sets.get(name)
         moved = percent(difference(last), signed=True)
-        lines.append([inline(name), avg[0], avg[1] if last is not first else "-", moved, _verdict(name, last, recipe)])
+        lines.append([inline(name), before, after, moved, verdict(last) if asked and asked.guard else ""])
         header, *rest = score_table([first, last] if last is not first else [first])
         cells = [[inline(cell) for cell in header], *rest]
         tables.append(f"{code(name)}, {last.problems} problems, {last.samples} samples each:\n\n{table(cells)}")
     note = "Avg@k in percent, in brackets the 95% interval over problems; the difference is taken problem by problem."
     return "\n\n".join([table(lines), note, *tables])
-
-
-def _verdict(name: str, last: Score, recipe: Recipe) -> str:
-    asked = recipe.evaluation.sets.get(name)
-    if asked is None or not asked.guard:
-        return ""
-    if difference(last) is None:
-        return "not compared"
-    return "lost" if is_lost(last) else "kept"

@@ -46,28 +46,37 @@ class DryRun:
         return 0 if placed.fits else 2
 
     def elsewhere(self, recipe: Recipe, job: placement.Job) -> int:
-        """Plan the recipe for the machines of `--on`. Raises UserError, also for a model of which nothing is known."""
+        """Show the recipe on the machines of `--on`. Raises UserError, as `placed_elsewhere` does."""
         assert self.on is not None
-        machines = described(self.on)
-        student = facts_without_files(recipe.student.path, recipe.student.revision, recipe.student.trust_remote_code)
-        teachers = {
-            name: facts_without_files(t.path, t.revision, t.trust_remote_code) if (t := one.teacher).path else student
-            for name, one in recipe.by_teacher.items()
-        }
-        resolved, longest = _without_data(recipe, student, teachers)
-        placed = placement.plan(resolved, student, teachers, machines, job=job, longest_sequence_tokens=longest)
+        resolved, placed = placed_elsewhere(recipe, job, self.on)
         hint = sharing(resolved, job)
         return self.show(resolved, [hint] if hint else [], UNREAD, placed)
 
 
+def placed_elsewhere(recipe: Recipe, job: placement.Job, on: str) -> tuple[Recipe, placement.Placement]:
+    """The recipe with all lengths, planned for machines that are not here.
+
+    Raises UserError, also for a model of which nothing is known.
+    """
+    machines = described(on)
+    student = facts_without_files(recipe.student.path, recipe.student.revision, recipe.student.trust_remote_code)
+    teachers = {
+        name: facts_without_files(t.path, t.revision, t.trust_remote_code) if (t := one.teacher).path else student
+        for name, one in recipe.by_teacher.items()
+    }
+    resolved, longest = _without_data(recipe, student, teachers)
+    return resolved, placement.plan(resolved, student, teachers, machines, job=job, longest_sequence_tokens=longest)
+
+
 def asked(options: argparse.Namespace) -> DryRun | None:
     """What the command line asks for, None for no dry run. Raises UserError for options that mean nothing then."""
-    given = [f"--{name}" for name in ("on", "full", "json") if getattr(options, name)]
+    full, as_json = (vars(options).get(name, False) for name in ("full", "json"))  # which `trd compare` does not take
+    given = [f"--{name}" for name, value in (("on", options.on), ("full", full), ("json", as_json)) if value]
     if given and not options.dry_run:
         raise UserError(f"{' and '.join(given)} say what --dry-run shows: add --dry-run, or leave {given[0]} out")
     if options.on and options.gpu_gib:
         raise UserError("--gpu-gib and --on both say how large the GPUs are: leave --gpu-gib out")
-    return DryRun(options.on, options.gpu_gib, options.full, options.json) if options.dry_run else None
+    return DryRun(options.on, options.gpu_gib, full, as_json) if options.dry_run else None
 
 
 def _without_data(recipe: Recipe, student: ModelFacts, teachers: Mapping[str, ModelFacts]) -> tuple[Recipe, int]:

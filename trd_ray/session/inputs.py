@@ -91,15 +91,17 @@ def prepare(
     job: placement.Job = "train",
     gpu_gib: float | None = None,
     connection: Connection | None = None,
+    base_is_given: bool = False,
 ) -> Inputs:
     """Read and check everything. Warns of what works but is rarely meant.
 
     `gpu_gib` is the memory of a GPU, as `placement.plan` takes it. TACO's references are chosen on the nodes of the
-    cluster behind `connection`; without one, or if it is local, in threads. Raises UserError for anything that cannot
+    cluster behind `connection`; without one, or if it is local, in threads. `base_is_given` says that the score from
+    before training comes from elsewhere, whatever evaluation.before says. Raises UserError for anything that cannot
     work, with a sentence for each fault that can be found.
     """
     r = recipe
-    _warn(r, job)
+    _warn(r, job, base_is_given)
     faults = Faults()
     data = findings = corpus = None
     with faults:
@@ -175,9 +177,9 @@ def fixed_numbers(recipe: Recipe, *pools: str) -> list[str]:
     ]
 
 
-def _warn(r: Recipe, job: placement.Job) -> None:
+def _warn(r: Recipe, job: placement.Job, base_is_given: bool) -> None:
     guards = [name for name, one in r.evaluation.sets.items() if one.guard]
-    if job == "train" and guards and r.evaluation.in_training and not r.evaluation.before:
+    if job == "train" and guards and r.evaluation.in_training and not (r.evaluation.before or base_is_given):
         logger.warning(
             "evaluation.sets.%s is a guard, but with evaluation.before=false there is no score from before training to "
             "compare with: set evaluation.before=true",
