@@ -46,6 +46,15 @@ def test_partial_credit_counts_and_of_equal_failures_the_first_is_kept_not_the_e
     assert choose(candidates([9, 7], [False, False], score=[math.nan, 0.0]), "best_score") == 1
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_refinement_that_could_not_be_judged_costs_no_row_that_has_another(rule):
+    lost = candidates([1, 9, 7], [False] * 3, score=[0.0, -0.5, -0.25], judged=[False, True, True])
+    assert choose(lost, rule) == (2 if rule == "best_score" else 1)  # scores below 0 are worse than none
+    assert choose(candidates([1, 9], [False] * 2, judged=[False, False]), rule) == 0
+    strayed = candidates([1, 9], [False] * 2, judged=[False, True], edited_share=[0.1, 0.9])
+    assert choose(strayed, rule, 0.5) == 1
+
+
 def test_nearest_is_the_likeliest_a_token_of_those_that_pass_and_of_equal_ones_the_shortest():
     passed = [True, False, True, True]
     those = candidates([40, 5, 20, 90], passed, logprob=[-0.5, -0.01, -0.8, -0.2])
@@ -63,6 +72,7 @@ def test_only_those_whose_likelihood_decides_are_scored():
     strayed = candidates([1, 2, 3], [True] * 3, edited_share=[0.9, 0.1, 0.3])
     assert to_score(strayed, "nearest", 0.5) == [1, 2]
     assert to_score(strayed, "nearest", 0.2) == []
+    assert to_score(strayed, "nearest", 0.05) == []  # the row is dropped, whichever is chosen
 
 
 @pytest.mark.parametrize("rule", RULES)
