@@ -151,6 +151,14 @@ def test_scores_have_their_intervals_and_the_difference_to_the_base(run):
     assert scores["difference"].tolist()[1] == 0.0 and (scores["low"] < scores["high"]).all()
 
 
+def test_scores_are_also_those_of_every_set_that_was_evaluated(run):
+    answers = [stats.Answer(f"p{i}", i > 1, 3, False, True) for i in range(3)]
+    old = stats.score(answers, name="trained", step=2, version=2, resamples=100, seed=0)
+    RunDirectory(run.path).write_evaluation(old, [], of="old")
+    scores = run.scores[run.scores["measure"] == "avg@1"].set_index("evaluation")["value"].round(3)
+    assert scores.to_dict() == {"base": 0.667, "trained": 0.667, "old/trained": 0.333}
+
+
 def test_a_run_that_has_done_nothing_yet_is_empty_tables(tmp_path):
     RunDirectory.create(tmp_path / "run", config.from_tree({})).release()
     run = api.open_run(tmp_path / "run")

@@ -50,11 +50,17 @@ class Run:
     def scores(self) -> "pd.DataFrame":
         """One row an evaluation and measure (avg@16, pass@4), as shares with the ends of their 95% intervals.
 
-        `difference` is that of the evaluation and the base, paired by problem.
+        `difference` is that of the evaluation and the base, paired by problem. An evaluation of a set of
+        evaluation.sets has the name of the set before its own: old/base.
         """
         import pandas as pd
 
-        found = [line for file in sorted((self.path / "evaluation").glob("*.json")) for line in _measures(file)]
+        folder = self.path / "evaluation"
+        found = [
+            line
+            for file in [*sorted(folder.glob("*.json")), *sorted(folder.glob("*/*.json"))]
+            for line in _measures(file, str(file.relative_to(folder).with_suffix("")))
+        ]
         table = pd.DataFrame(found, columns=[*_COLUMNS, *_COMPARED])
         return table.sort_values(["step", "evaluation"], kind="stable").reset_index(drop=True)
 
@@ -104,14 +110,14 @@ def open_run(path: str | Path) -> Run:
     return Run(RunDirectory.open(path).path)
 
 
-def _measures(file: Path) -> list[dict[str, Any]]:
+def _measures(file: Path, evaluation: str) -> list[dict[str, Any]]:
     from trd_ray.score.stats import from_json
 
     try:
         score = from_json(json.loads(file.read_text()))
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise UserError(f"{file} is no score of this version of the program ({e!r}): delete it, and resume") from e
-    about = {"evaluation": file.stem, "name": score.name, "step": score.step}
+    about = {"evaluation": evaluation, "name": score.name, "step": score.step}
     about |= {"problems": score.problems, "samples": score.samples}
     compared = score.paired_with.differences if score.paired_with else {}
     lines = []
