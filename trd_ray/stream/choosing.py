@@ -14,8 +14,8 @@ refiner.select names the rule:
 If none passes, all rules but best_score take the first. A refinement counts as not there
 
 - if it could not be judged. If none could, the row has a fault.
-- with refiner.max_edited_share, if it strays further from y_o. If all stray, the rule chooses among all, and examples.py
-  drops the row.
+- with refiner.max_edited_share, if it strays further from y_o. If all stray, the rule chooses among all, and
+  examples.py drops the row.
 
 **Most likely** is the mean log-probability of a token, at temperature 1, the end token included. The sum would be the
 likelihood of the whole text, but each token costs some of it, also a token of the student's own: the sum prefers the
