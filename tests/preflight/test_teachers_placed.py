@@ -134,7 +134,9 @@ def test_a_limit_is_told_by_the_keys_of_the_teacher_since_its_own_go_before_thos
     with pytest.raises(UserError) as e:
         fitted(1024, 4096, PROMPTS, teachers=own, sampler={"max_response_tokens": 100})
     said = " ".join(e.value.sentences)
-    assert "teachers.own.refiner.max_response_tokens (3000)" in said and "teachers.own.refiner.max_prompt_tokens" in said
+    assert (
+        "teachers.own.refiner.max_response_tokens (3000)" in said and "teachers.own.refiner.max_prompt_tokens" in said
+    )
     assert not re.search(r"(?<!own\.)refiner\.max", said)
 
 

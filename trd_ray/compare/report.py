@@ -182,7 +182,8 @@ def samples(inputs: Inputs, trains: bool) -> tuple[int, int]:
     r = inputs.recipe
     rows = inputs.total_steps * r.rollouts_per_step
     rollouts = round(rows * (1 + r.most_refinements * r.refined_share)) if trains else 0
-    return rollouts, (inputs.held_out.num_rows * r.evaluation.samples if inputs.held_out else 0)
+    held_out = ({"": inputs.held_out} if inputs.held_out else {}) | inputs.held_out_sets
+    return rollouts, sum(table.num_rows * r.evaluation.of(name).samples for name, table in held_out.items())
 
 
 def _begun(folder: Path) -> bool:
