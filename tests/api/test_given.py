@@ -44,6 +44,8 @@ def test_keys_go_before_those_of_the_recipe_and_groups_are_merged():
         "data": {"path": "a.jsonl", "limit": 3},
         "evaluation": {"columns": {"answer": "x"}},
     }
+    named = {"evaluation": {"sets": {"v1.5": {"path": "old.jsonl"}}}}
+    assert given.tree_of(named, named) == named
     assert recipe["learner"]["lr"] == 1.0
 
 
@@ -77,6 +79,7 @@ def test_overrides_say_the_same_as_the_tree():
     tree = {"steps": 5, "learner": {"lr": 2e-6, "lora": {}}, "data": {"path": "a b.jsonl", "columns": {"answer": "x"}}}
     arguments = {"tolerance": 1e-6, "says": "a: 'b'\nc, é", "of": [1e-9, None, True, "1e-3"]}
     tree["verify"] = {"function": "package.module:passes", "arguments": arguments}
+    tree["evaluation"] = {"sets": {"v1.5": {"path": "old.jsonl"}}}
     found: dict = {}
     for override in given.overrides(tree):
         config.apply_override(found, override)

@@ -113,6 +113,15 @@ def test_the_distance_is_that_of_the_plain_table():
         assert distance(a, b) == by_the_table(a, b) == distance(b, a)
 
 
+def test_what_both_begin_and_end_with_costs_nothing():
+    draw = random.Random(1)
+    text = [draw.randrange(50) for _ in range(40_000)]
+    changed = [*text[:20_000], 99, *text[20_003:]]
+    began = time.process_time()
+    assert distance(text, changed) == 3 and distance(text, text) == 0 and distance(text[:7], text) == 39_993
+    assert time.process_time() - began < 1  # half a minute where all of it is compared
+
+
 def test_the_edited_share_goes_from_nothing_to_all():
     y_o = np.array([1, 2, 3, 4], np.int32)
     assert edited_share(y_o, [1, 2, 3, 4]) == 0 and edited_share([], []) == 0

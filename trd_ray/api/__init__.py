@@ -153,7 +153,7 @@ def verify(
 
     texts = [texts] if isinstance(texts, str) else list(texts)
     folder = cache.root() / given.FOLDER
-    tree = given.tree_of({} if recipe is None else recipe, {"verify": keys} if keys else {})
+    tree = given.tree_of({} if recipe is None else recipe, {f"verify.{key}": value for key, value in keys.items()})
     tree = given.tree_of(tree, given.own_code(folder, verifier))
     one = isinstance(problems, Mapping) and not hasattr(problems, "num_rows")
     named = given.problems([problems] if one else problems, folder)

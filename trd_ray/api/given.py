@@ -35,7 +35,10 @@ _WANTED = "give a list of dicts, a datasets.Dataset, a pandas or pyarrow table, 
 
 
 def tree_of(recipe: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that a recipe sets, with `keys` above them. A name with dots is a key in a group. Raises UserError."""
+    """The keys that a recipe sets, with `keys` above them. Raises UserError.
+
+    At the top a name with dots is a key in a group. Further below it is a name, as that of a set in evaluation.sets.
+    """
     if isinstance(recipe, str | os.PathLike):
         tree = config.recipe_tree(os.fspath(recipe))
         if sources := config.sources_beside(tree, config.recipe_path(os.fspath(recipe)).parent):
@@ -51,7 +54,7 @@ def tree_of(recipe: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lay(tree: dict[str, Any], keys: Mapping[str, Any], within: str) -> None:
     for key, value in keys.items():
-        *groups, name = str(key).split(".")
+        *groups, name = [str(key)] if within else str(key).split(".")
         node = tree
         for group in groups:
             node = node.setdefault(group, {}) if node.get(group) is not None else _new(node, group)
@@ -89,7 +92,7 @@ def overrides(tree: Mapping[str, Any], within: str = "") -> list[str]:
     """The tree as overrides of a command: `key.sub=value`."""
     found = []
     for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and not any("." in str(name) for name in value):
             found += overrides(value, f"{within}{key}.")
         else:
             # As YAML writes it: what JSON calls 1e-06, YAML reads as text.
