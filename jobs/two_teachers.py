@@ -37,7 +37,7 @@ RUNS = (BOTH, *HALVES)
 RECIPE = "miniature_opd"
 CPUS = 0.4  # of each engine and the rank: three engines, a rank and a verifier share 2 cores
 RESAMPLES = 10_000
-SAMPLES = 16
+SAMPLES = 16  # of each teacher; an override may ask the students for others
 
 
 def run_tree(run: str, seed: int, directory: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -134,20 +134,23 @@ class Line:
     both_minus_it: Estimate | None  # paired over problems; None for the run with both itself
 
 
-def share_by_problem(answers: Sequence[Mapping[str, Sequence[bool]]]) -> np.ndarray:
-    """[P]: the share of the samples of each problem that pass, averaged over the seeds, problems in one order."""
-    ids = sorted(answers[0])
-    return np.mean([[np.mean(one[problem]) for problem in ids] for one in answers], axis=0)
+def share_by_problem(answers: Sequence[Mapping[str, Sequence[bool]]], problems: Sequence[str]) -> np.ndarray:
+    """[P]: the share of the samples of each of these problems that pass, averaged over the seeds."""
+    return np.mean([[np.mean(one[problem]) for problem in problems] for one in answers], axis=0)
 
 
 def lines(found: Mapping[str, Sequence[Mapping[str, Sequence[bool]]]]) -> list[Line]:
-    """A line for each of what was asked: name -> passes by problem, one for each seed. `both` must be among them."""
-    both_P = share_by_problem(found[BOTH])
+    """A line for each of what was asked: name -> passes by problem, one for each seed. `both` must be among them.
+
+    Problems that somebody was not asked (evaluation.limit) are in no line.
+    """
+    problems = sorted(set.intersection(*(set(one) for answers in found.values() for one in answers)))
+    both_P = share_by_problem(found[BOTH], problems)
     told = []
     for name, answers in found.items():
-        share_P = share_by_problem(answers)
+        share_P = share_by_problem(answers, problems)
         difference = None if name == BOTH else paired_difference(share_P, both_P, RESAMPLES, 0)
-        by_seed = [float(np.mean(share_by_problem([one]))) for one in answers]
+        by_seed = [float(np.mean(share_by_problem([one], problems))) for one in answers]
         told.append(Line(name, estimate(share_P, RESAMPLES, 0), by_seed, difference))
     return told
 
@@ -213,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"the run {tree['name']} failed: the same command goes on", file=sys.stderr)
             return 2
     told = lines(gathered(directory, seeds))
-    text = shown(told, SAMPLES)
+    text = shown(told, from_tree(trees[0]).evaluation.samples)
     write_atomically(directory / "table.md", text + "\n")
     write_atomically(directory / "results.json", json.dumps([asdict(one) for one in told], indent=1))
     print(text)

@@ -89,8 +89,11 @@ def _written(name: str, cells: Sequence[str], folder: Path) -> str:
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     place = folder / f"own-{name.split('.')[0]}-{digest}.py"
     if not place.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(place, text)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(place, text)
+        except OSError as e:
+            raise UserError(f"{folder} cannot hold {name} ({e.strerror or e}): set run_dir to another place") from e
     return f"{place.absolute()}:{name}"
 
 

@@ -11,6 +11,7 @@ import pytest
 from runs import a_run
 from trd_ray import api, config
 from trd_ray.errors import UserError
+from trd_ray.problems.load import load_problems
 from trd_ray.record.directory import RunDirectory
 from trd_ray.rows import to_table
 from trd_ray.score import stats
@@ -69,6 +70,22 @@ def test_problems_that_are_given_replace_those_of_the_recipe_whatever_their_form
     assert recipe.data.columns == {"answer": "target"}
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"path": "reasoning_gym:leg_counting", "arguments": {"size": 5}},
+        {"path": "taco", "format": "taco", "difficulty": ["EASY"]},
+        {"sources": [{"name": "one", "path": "a.jsonl"}]},
+    ],
+    ids=["generated", "taco", "mixed"],
+)
+def test_nothing_of_the_recipe_s_own_source_stands_in_the_way_of_problems_that_are_given(asked, data):
+    held_out = {"path": "reasoning_gym:leg_counting", "arguments": {"size": 5}}
+    api.train({"data": data, "evaluation": held_out}, ROWS, held_out=ROWS[:1])
+    recipe = recipe_of(asked[0])
+    assert load_problems(recipe.data).table.num_rows == 3 and load_problems(recipe.evaluation).table.num_rows == 1
+
+
 def test_own_metrics_and_callbacks_are_named_in_the_recipe(asked, tmp_path):
     (tmp_path / "my.py").write_text("def words(rows): ...\nclass Watch: ...\n")
     api.train("miniature_opsd", metric="my.py:words", callbacks=["my.py:Watch"], run_dir="runs/mine")
@@ -96,6 +113,7 @@ def test_evaluate_asks_as_the_command_line_does(asked, tmp_path):
         (lambda: api.open_run("no/such/run"), "is no run directory"),
         (lambda: api.verify(["a"], ROWS), "there are 1 texts and 3 problems"),
         (lambda: api.verify(["a"], ROWS, timeout=3), "unknown key verify.timeout"),
+        (lambda: api.verify(["a"], ROWS[:1], recipe={"data": "a.jsonl"}), "data must be a group of keys"),
     ],
 )
 def test_a_mistake_is_raised_before_a_process_is_started(asked, call, said):
@@ -110,6 +128,28 @@ def test_verify_judges_each_text_by_its_problem_or_all_by_the_only_one(tmp_path,
     assert [verdict.passed for verdict in api.verify(texts, ROWS)] == [True, True, False]
     assert [verdict.passed for verdict in api.verify(texts, ROWS[1])] == [False, True, False]
     assert api.verify(r"\boxed{1}", ROWS[0])[0].extracted == "1"
+
+
+def test_a_row_that_names_no_verifier_is_a_verdict_and_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    by = {"verify": {"by": "kind", "functions": {"maths": {"function": "math"}}}}
+    rows = [row | {"kind": kind} for row, kind in zip(ROWS, ("maths", "mathz", "maths"), strict=True)]
+    found = api.verify([r"\boxed{1}"] * 3, rows, recipe=by)
+    assert [verdict.passed for verdict in found] == [True, False, False]
+    assert not found[1].judged and "mathz" in found[1].detail and found[2].judged
+
+
+def test_calls_of_a_function_are_made_together_as_a_run_makes_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "waits.py").write_text(
+        f"import pathlib, time\nhere = pathlib.Path({str(tmp_path)!r})\n"
+        "def meets(text, problem):\n    (here / text).touch()\n    deadline = time.time() + 20\n"
+        "    while len(list(here.glob('meet-*'))) < 2 and time.time() < deadline:\n        time.sleep(0.02)\n"
+        "    return len(list(here.glob('meet-*'))) == 2\n"
+    )
+    function = f"{tmp_path / 'waits.py'}:meets"
+    found = api.verify(["meet-1", "meet-2"], ROWS[0], function, concurrency=2, deadline_s=30)
+    assert [verdict.passed for verdict in found] == [True, True]
 
 
 # What a run's directory shows

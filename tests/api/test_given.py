@@ -44,6 +44,8 @@ def test_keys_go_before_those_of_the_recipe_and_groups_are_merged():
         "data": {"path": "a.jsonl", "limit": 3},
         "evaluation": {"columns": {"answer": "x"}},
     }
+    named = {"evaluation": {"sets": {"v1.5": {"path": "old.jsonl"}}}}
+    assert given.tree_of(named, named) == named
     assert recipe["learner"]["lr"] == 1.0
 
 
@@ -75,10 +77,25 @@ def test_what_is_written_is_the_same_recipe(tmp_path):
 
 def test_overrides_say_the_same_as_the_tree():
     tree = {"steps": 5, "learner": {"lr": 2e-6, "lora": {}}, "data": {"path": "a b.jsonl", "columns": {"answer": "x"}}}
+    arguments = {"tolerance": 1e-6, "says": "a: 'b'\nc, é", "of": [1e-9, None, True, "1e-3"]}
+    tree["verify"] = {"function": "package.module:passes", "arguments": arguments}
+    tree["evaluation"] = {"sets": {"v1.5": {"path": "old.jsonl"}}}
     found: dict = {}
     for override in given.overrides(tree):
         config.apply_override(found, override)
-    assert config.from_tree(found) == config.from_tree(tree)
+    assert config.from_tree(found) == config.from_tree(tree) and found["verify"] == tree["verify"]
+
+
+def test_a_function_beside_a_recipe_is_found_from_any_folder_as_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "score.py").write_text("def passes(text, problem): return True\n")
+    recipe = tmp_path / "recipes" / "mine.yaml"
+    recipe.write_text("verify: {function: 'score.py:passes'}\n")
+    tree = given.tree_of("recipes/mine.yaml", {"steps": 3})
+    place = given.write_recipe(tree, tmp_path / "runs" / "given" / "mine.yaml")
+    assert config.load(str(place)).verify == config.load(str(recipe)).verify
+    assert given.tree_of(recipe, {"verify.function": "math"})["verify"]["function"] == "math"
 
 
 # Problems
@@ -158,6 +175,18 @@ def test_what_refine_gave_is_trained_on_as_a_corpus_also_when_it_was_filtered(tm
     assert kept["row"].to_pylist() == [0, 1, 2, 3] and kept["seed"].to_pylist() == [0, 2, 4, 6]
     assert problems_of_corpus(found["path"])["problem_id"].to_pylist() == ["p0", "p2", "p4", "p6"]
     assert given.problems(corpus(range(0, 8, 2)), tmp_path) == found
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "taken").touch()
+    folder = tmp_path / "taken" / "given"
+    for write in (
+        lambda: given.write_recipe({}, folder / "mine.yaml"),
+        lambda: given.problems(ROWS, folder),
+        lambda: given.problems(corpus(range(2)), folder),
+    ):
+        with pytest.raises(UserError, match="cannot hold the .*set run_dir to another place"):
+            write()
 
 
 def test_the_directory_of_a_run_is_a_corpus(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 from typing import Any
 
@@ -140,6 +141,19 @@ def test_the_miniature_s_student_answers_in_its_own_words(capsys, monkeypatch):
     assert cli.main(["chat", "miniature:student", *few]) == 0
     assert first.strip() and capsys.readouterr().out == first * 2
     assert command.PROMPT not in first
+
+
+def test_a_model_answers_as_in_a_run_whatever_its_generation_config_says(tmp_path, capsys):
+    few = ["evaluation.max_response_tokens=24", "evaluation.temperature=0", "prompts.solve='{problem}'"]
+    said = []
+    for changes in ({}, {"repetition_penalty": 3.0, "do_sample": True, "temperature": 2.0, "min_new_tokens": 24}):
+        folder = tmp_path / f"model-{len(changes)}"
+        shutil.copytree(models.resolve("miniature:student"), folder)
+        place = folder / "generation_config.json"
+        place.write_text(json.dumps(json.loads(place.read_text()) | changes))
+        assert cli.main(["chat", str(folder), *few, "--prompt", "6+1@1-2"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and said[0].strip()
 
 
 def test_the_prompt_is_the_student_s_view():

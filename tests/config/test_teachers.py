@@ -94,6 +94,10 @@ def test_overrides_reach_a_teacher():
         ({"teachers": {"a": {"refiner": {"replicaz": 3}}}}, "unknown key teachers.a.refiner.replicaz .did you mean"),
         ({"teachers": {"a": {"refiner": {"replicas": 0}}}}, "teachers.a.refiner.replicas must be at least 1"),
         ({"teachers": {"a": {"refiner": {"n": "many"}}}}, "teachers.a.refiner.n must be a whole number"),
+        (
+            {"teachers": {"a": {"refiner": {"select": "nearest"}}}},
+            "teachers.a.refiner.select=nearest has a single refinement.* set teachers.a.refiner.n=4",
+        ),
         ({"teachers": {"a": {"mode": "opx"}}}, "teachers.a.mode must be 'opsd' or 'opd'"),
         ({"teachers": {"a": 3}}, "teachers.a must be a group of keys"),
         ({"teachers": {}}, "data.teacher_column is 'topic', but the recipe has no teachers by name"),

@@ -91,6 +91,12 @@ def test_a_difference_that_is_not_clear_of_zero_or_of_the_wrong_sign_is_no_succe
     assert not two_teachers.both_is_above(same) and not two_teachers.both_is_above(worse)
 
 
+def test_only_problems_that_all_were_asked_are_compared():
+    few = {problem: passes for problem, passes in answers(0.8, 3).items() if problem < "p15"}
+    told = two_teachers.lines({"low alone": [few], "both": [answers(0.8, 3)]})
+    assert told[0].both_minus_it and told[0].both_minus_it.value == 0.0
+
+
 def test_what_the_table_is_made_of_comes_from_the_files_of_runs_and_teachers(tmp_path, monkeypatch):
     (tmp_path / "teachers").mkdir()
     for half in HALVES:

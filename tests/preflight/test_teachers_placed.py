@@ -1,6 +1,7 @@
 """Every teacher and every pool is counted, seated and named in a plan, and lengths fit each teacher's own context."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from test_placement import GIB, NODE, QWEN3_8B, TINY, recipe
 
 from trd_ray.cli import main
 from trd_ray.config import from_tree, recipe_tree
+from trd_ray.errors import UserError
 from trd_ray.miniature import problems
 from trd_ray.preflight import lengths, placement, shown
 from trd_ray.preflight.actors import ActorPlan
@@ -123,8 +125,19 @@ def test_a_run_that_goes_on_has_the_lengths_that_each_teacher_began_with():
 
 def test_a_row_that_is_too_long_for_its_teacher_names_it():
     long = PROMPTS | {"own": PromptTokens(20, 2000, 2020, 0)}
-    with pytest.raises(Exception, match="for the teacher own: 1 of 1 problem is too long"):
+    with pytest.raises(UserError, match="for the teacher own: 1 of 1 problem is too long"):
         fitted(1024, 4096, long)
+
+
+def test_a_limit_is_told_by_the_keys_of_the_teacher_since_its_own_go_before_those_of_refiner():
+    own = {"big": BIG, "own": {"refiner": {"max_response_tokens": 3000}}}
+    with pytest.raises(UserError) as e:
+        fitted(1024, 4096, PROMPTS, teachers=own, sampler={"max_response_tokens": 100})
+    said = " ".join(e.value.sentences)
+    assert (
+        "teachers.own.refiner.max_response_tokens (3000)" in said and "teachers.own.refiner.max_prompt_tokens" in said
+    )
+    assert not re.search(r"(?<!own\.)refiner\.max", said)
 
 
 # As a user meets it

@@ -39,8 +39,8 @@ def test_a_row_without_a_teacher_is_refused_with_what_to_set():
         with_teachers(table(["code", None, ""]), NAMES, "d")
     with pytest.raises(UserError, match="fill the column 'topic'"):
         with_teachers(table([None]), NAMES, "d", column="topic")
-    with pytest.raises(UserError, match="name no teacher"):  # a corpus was refined by whom its rows name
-        with_teachers(table([None], source=["code"]), NAMES, "d", by_source=False)
+    with pytest.raises(UserError, match="1 of 1 rows of d name no teacher.*set teacher in place of teachers, or make"):
+        with_teachers(table([None], source=["code"]), NAMES, "d", "topic", corpus=True)  # refined by whom it names
 
 
 def test_a_teacher_of_no_problem_is_told():

@@ -77,6 +77,8 @@ def test_a_checkpoint_that_loses_a_guard_is_not_the_best():
     assert kept_checkpoints(list(enumerate(values)), 1, "max") == {2, 4}
     assert value_of(metrics[2], "evaluation/new/avg") == 0.1
     assert value_of(metrics[1], "loss") is None
+    named = {"evaluation/lost_skills/avg": 0.5, "evaluation/lost/avg": 0.4, "loss": 1.0}  # sets, and no guards
+    assert value_of(named, "loss") == 1.0 and value_of(named | {"evaluation/lost/lost": 1.0}, "loss") is None
 
 
 def test_scores_of_a_set_are_kept_apart_and_a_summary_tells_of_them(tmp_path):

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from trd_ray.config import load
+from trd_ray.config import from_tree, load
 from trd_ray.evaluate import report
 from trd_ray.record import warnings
 from trd_ray.record.directory import RunDirectory
@@ -105,6 +105,14 @@ def test_rows_that_are_all_dropped_name_the_reasons_and_the_keys():
     )
     facts[0] |= {"train": True, "dropped_because": ""}
     assert warnings.of_rows(facts, RECIPE) == {}
+
+
+def test_refinements_of_several_teachers_are_cut_at_the_limits_of_each():
+    own = {name: {"refiner": {"max_response_tokens": limit}} for name, limit in (("maths", 40), ("code", 90))}
+    recipe = from_tree({"teachers": own})
+    facts = [fact(True, True, y_r_finish="length") for _ in range(8)]
+    [text] = warnings.of_rows(facts, recipe).values()
+    assert "cut at 40 or 90 tokens" in text and "or teachers.code.refiner.max_response_tokens." in text
 
 
 def test_an_evaluation_of_few_problems_cut_samples_or_no_answers_names_each_with_its_key():

@@ -1,6 +1,7 @@
 """Bad input ends in one sentence with the remedy and exit code 2, before anything is started or written."""
 
 import json
+import re
 import shutil
 import socket
 from pathlib import Path
@@ -224,6 +225,21 @@ def test_a_dry_run_on_a_corpus_says_its_rows_and_steps_and_what_it_shares_with_w
     assert main(["train", "miniature_opsd", *on_corpus, "steps=1", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "1 steps of 8 rollouts on 8 problems" in said and "none of 200 held-out problems is trained on" in said
+
+
+def test_every_row_of_a_corpus_has_one_of_the_recipe_s_teachers_also_where_two_refined_one_problem(capsys, tmp_path):
+    (tmp_path / "corpus" / "rows").mkdir(parents=True)
+    plain = {"step": 0, "epoch": 0, "sample_index": 0, "seed": 0, "problem_id": "p"} | problems("train")[0]
+    place = tmp_path / "corpus" / "rows" / "step-000000.parquet"
+    teachers = "teachers={own: {mode: opsd, follow: live}, first: {mode: opsd}}"
+    asked = ["data.source=corpus", f"data.path={tmp_path / 'corpus'}", "rollouts_per_step=4", teachers]
+    for names, said in (
+        (["own", "own", "first", "else"], "1 of 4 rows of the corpus .* such as 'else' .*: add it to teachers"),
+        (["own", "own", "first", None], "1 of 4 rows .* name no teacher.*: set teacher in place of teachers, or make"),
+    ):
+        rows = [plain | {"row": i, "teacher": name} for i, name in enumerate(names)]
+        pq.write_table(to_table(rows), place)
+        assert re.search(said, refused(capsys, tmp_path, *asked, "evaluation.path=null"))
 
 
 def test_a_corpus_of_programs_is_refined_anew_only_from_its_problems_which_have_tests(capsys, tmp_path):

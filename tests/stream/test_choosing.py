@@ -46,6 +46,15 @@ def test_partial_credit_counts_and_of_equal_failures_the_first_is_kept_not_the_e
     assert choose(candidates([9, 7], [False, False], score=[math.nan, 0.0]), "best_score") == 1
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_refinement_that_could_not_be_judged_costs_no_row_that_has_another(rule):
+    lost = candidates([1, 9, 7], [False] * 3, score=[0.0, -0.5, -0.25], judged=[False, True, True])
+    assert choose(lost, rule) == (2 if rule == "best_score" else 1)  # scores below 0 are worse than none
+    assert choose(candidates([1, 9], [False] * 2, judged=[False, False]), rule) == 0
+    strayed = candidates([1, 9], [False] * 2, judged=[False, True], edited_share=[0.1, 0.9])
+    assert choose(strayed, rule, 0.5) == 1
+
+
 def test_nearest_is_the_likeliest_a_token_of_those_that_pass_and_of_equal_ones_the_shortest():
     passed = [True, False, True, True]
     those = candidates([40, 5, 20, 90], passed, logprob=[-0.5, -0.01, -0.8, -0.2])
@@ -63,6 +72,7 @@ def test_only_those_whose_likelihood_decides_are_scored():
     strayed = candidates([1, 2, 3], [True] * 3, edited_share=[0.9, 0.1, 0.3])
     assert to_score(strayed, "nearest", 0.5) == [1, 2]
     assert to_score(strayed, "nearest", 0.2) == []
+    assert to_score(strayed, "nearest", 0.05) == []  # the row is dropped, whichever is chosen
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -101,6 +111,15 @@ def test_the_distance_is_that_of_the_plain_table():
         words = draw.choice([1, 2, 4, 30])
         a, b = ([draw.randrange(words) for _ in range(draw.randint(0, 24))] for _ in range(2))
         assert distance(a, b) == by_the_table(a, b) == distance(b, a)
+
+
+def test_what_both_begin_and_end_with_costs_nothing():
+    draw = random.Random(1)
+    text = [draw.randrange(50) for _ in range(40_000)]
+    changed = [*text[:20_000], 99, *text[20_003:]]
+    began = time.process_time()
+    assert distance(text, changed) == 3 and distance(text, text) == 0 and distance(text[:7], text) == 39_993
+    assert time.process_time() - began < 1  # half a minute where all of it is compared
 
 
 def test_the_edited_share_goes_from_nothing_to_all():

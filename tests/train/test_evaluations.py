@@ -35,9 +35,9 @@ class Recorded:
         return SimpleNamespace(samples=4, scores=values, paired_with=pair)
 
 
-def evaluations(session: Any) -> Evaluations:
+def evaluations(session: Any, *tell: Any) -> Evaluations:
     policy: Any = SimpleNamespace(version=5, catch_up=lambda: None, watch=lambda: None)
-    return Evaluations(session, policy, lambda rows: None)
+    return Evaluations(session, policy, lambda rows: None, *tell)
 
 
 def test_which_evaluation_is_due_after_which_step():
@@ -84,11 +84,12 @@ def test_engines_that_restart_in_an_evaluation_get_their_weights_again_in_the_fi
 
 def test_every_set_is_evaluated_and_its_metrics_have_its_name():
     session = Recorded(sets={"old": True, "kept": False, "new": None})
-    e = evaluations(session)
+    told: list[str] = []
+    e = evaluations(session, lambda score, of: told.append(of))
     e.base()
     assert session.asked == ["", "old", "kept", "new"]
     found = e.if_due(10)
-    assert session.asked == ["", "old", "kept", "new"] * 2
+    assert session.asked == told == ["", "old", "kept", "new"] * 2
     assert {name: found[name] for name in found if "lost" in name} == {
         "evaluation/old/lost": 1.0, "evaluation/kept/lost": 0.0,
     }  # fmt: skip

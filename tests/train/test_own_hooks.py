@@ -104,9 +104,10 @@ def test_a_callback_is_told_of_everything_in_order_and_cannot_change_the_run(own
     rows, metrics = table("abc"), {"loss": 0.5}
     with h.during(session):
         h.evaluation(score("base"))
+        h.evaluation(score("base"), of="old")
         h.step(1, metrics, rows)
         h.checkpoint(1, Path("step-000001"))
-    expected = [("base", 2, 1.0), ("step", 1, 0.5, ["p0"]), (1, "step-000001"), ("done", "")]
+    expected = [("base", 2, 1.0), ("old/base", 2, 1.0), ("step", 1, 0.5, ["p0"]), (1, "step-000001"), ("done", "")]
     assert seen() == expected and metrics == {"loss": 0.5} and session.warned == {}
     assert rows["problem"].to_pylist() == ["?"]
 

@@ -29,7 +29,7 @@ from trd_ray import cache, config
 from trd_ray.api import given
 from trd_ray.api.apart import run_apart
 from trd_ray.api.run import Run, open_run
-from trd_ray.errors import RunFailed, UserError
+from trd_ray.errors import Lost, RunFailed, UserError
 from trd_ray.session.stop import Stopped
 from trd_ray.verify import Verdict
 
@@ -146,15 +146,16 @@ def verify(
     """What the verifier says of each text: of texts[i] on problem i, or of all on the only problem.
 
     `problems` is as for `train`, or one dict. `keys` are keys of the recipe's `verify`, such as timeout_s=5. It runs
-    here, without Ray. Raises UserError.
+    here, without Ray. Raises UserError, and RunFailed where what judges does not start on this machine.
     """
     from trd_ray.preflight.tokenised import verifier_with_ids
     from trd_ray.problems.load import load_problems
     from trd_ray.verify import verifier as verifier_of
+    from trd_ray.verify.judging import judge_all
 
     texts = [texts] if isinstance(texts, str) else list(texts)
     folder = cache.root() / given.FOLDER
-    tree = given.tree_of({} if recipe is None else recipe, {"verify": keys} if keys else {})
+    tree = given.tree_of({} if recipe is None else recipe, {f"verify.{key}": value for key, value in keys.items()})
     tree = given.tree_of(tree, given.own_code(folder, verifier))
     one = isinstance(problems, Mapping) and not hasattr(problems, "num_rows")
     named = given.problems([problems] if one else problems, folder)
@@ -165,7 +166,11 @@ def verify(
     if len(rows) != len(texts):
         raise UserError(f"there are {len(texts)} texts and {len(rows)} problems: give one problem a text, or only one")
     judge = verifier_of(asked.verify) if recipe is None else verifier_with_ids(asked.verify, asked.student)
-    return [judge(text, row) for text, row in zip(texts, rows, strict=True)]
+    try:
+        found = judge_all(judge, list(zip(texts, rows, strict=True)))
+    except Lost as e:
+        raise RunFailed(str(e)) from e
+    return [verdict for _, verdict in found]
 
 
 def _tree(

@@ -8,6 +8,7 @@
 A file is named by its content, so the same call names the same file again, and a run can go on.
 """
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -15,7 +16,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,21 @@ from trd_ray.files import write_atomically
 from trd_ray.own_source import reference_to
 
 FOLDER = "given"  # beside the run directory
-OURS = {"format": "auto"}  # of a file that is written here, whatever the recipe's own file is
+# Of a file that is written here, whatever the recipe's own source is.
+OURS: dict[str, Any] = {"format": "auto", "arguments": {}, "difficulty": None}
 _OF_A_CORPUS = {"row", "problem_id", "y_o", "y_r", "response_ids"}
 _WANTED = "give a list of dicts, a datasets.Dataset, a pandas or pyarrow table, or the path of a file"
 
 
 def tree_of(recipe: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that a recipe sets, with `keys` above them. A name with dots is a key in a group. Raises UserError."""
+    """The keys that a recipe sets, with `keys` above them. Raises UserError.
+
+    At the top a name with dots is a key in a group. Further below it is a name, as that of a set in evaluation.sets.
+    """
     if isinstance(recipe, str | os.PathLike):
         tree = config.recipe_tree(os.fspath(recipe))
+        if sources := config.sources_beside(tree, config.recipe_path(os.fspath(recipe)).parent):
+            tree["verify"]["sources"] = sources  # what is written down lies in another folder
     elif isinstance(recipe, Mapping):
         tree = {}
         _lay(tree, recipe, "")
@@ -47,7 +54,7 @@ def tree_of(recipe: Any, keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lay(tree: dict[str, Any], keys: Mapping[str, Any], within: str) -> None:
     for key, value in keys.items():
-        *groups, name = str(key).split(".")
+        *groups, name = [str(key)] if within else str(key).split(".")
         node = tree
         for group in groups:
             node = node.setdefault(group, {}) if node.get(group) is not None else _new(node, group)
@@ -85,19 +92,31 @@ def overrides(tree: Mapping[str, Any], within: str = "") -> list[str]:
     """The tree as overrides of a command: `key.sub=value`."""
     found = []
     for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping) and value and not any("." in str(name) for name in value):
             found += overrides(value, f"{within}{key}.")
         else:
-            found.append(f"{within}{key}={json.dumps(value)}")
+            # As YAML writes it: what JSON calls 1e-06, YAML reads as text.
+            written = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=sys.maxsize)
+            found.append(f"{within}{key}={written.strip()[1:-1]}")
     return found
 
 
 def write_recipe(tree: dict[str, Any], place: Path) -> Path:
     """A recipe file for the command line, which goes on with the run as well."""
-    place.parent.mkdir(parents=True, exist_ok=True)
     head = "# Written by trd_ray.api. `trd` takes it like any other recipe.\n"
-    write_atomically(place, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    with _may_lack(place.parent, "recipe"):
+        write_atomically(place, head + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     return place
+
+
+@contextlib.contextmanager
+def _may_lack(folder: Path, what: str) -> Iterator[None]:
+    """Make the folder; raises UserError where it, or what the block writes into it, cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as e:
+        raise UserError(f"{folder} cannot hold the {what} ({e.strerror or e}): set run_dir to another place") from e
 
 
 # Code
@@ -145,14 +164,21 @@ def problems(given: Any, folder: Path, name: str = "problems") -> dict[str, Any]
 
 def with_problems(tree: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """The recipe with these keys of `data` in place of what it says of where its problems are."""
-    data = tree.get("data") or {}
-    data.pop("sources", None)
-    return tree_of(tree, {"data": found})
+    return _with_group(tree, "data", found | {"sources": []})
 
 
 def with_held_out(tree: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """The same for the problems that are evaluated."""
-    return tree_of(tree, {"evaluation": {key: value for key, value in found.items() if key != "source"}})
+    known = config.EvaluationConfig.model_fields
+    return _with_group(tree, "evaluation", {key: value for key, value in found.items() if key in known})
+
+
+def _with_group(tree: dict[str, Any], name: str, keys: dict[str, Any]) -> dict[str, Any]:
+    """The tree with these keys of a group, each in place of all that it held. Raises UserError."""
+    group = tree.get(name) or {}
+    if not isinstance(group, dict):
+        raise UserError(f"{name} must be a group of keys, but found {group!r:.80}")
+    return tree | {name: group | keys}
 
 
 def _columns(given: Any) -> list[str] | None:
@@ -210,17 +236,15 @@ def _cell(value: Any) -> Any:
 
 def _written(folder: Path, name: str, ending: str, write: Callable[[Path], None]) -> Path:
     """A file that is named by its content."""
-    folder.mkdir(parents=True, exist_ok=True)
     fresh = folder / f".{name}.{secrets.token_hex(8)}.tmp{ending}"
-    try:
-        write(fresh)
-        place = folder / f"{name}-{_digest(fresh)}{ending}"
-        os.replace(fresh, place)
-        return place.absolute()
-    except OSError as e:
-        raise UserError(f"{folder} cannot hold the {name} ({e.strerror or e}): set run_dir to another place") from e
-    finally:
-        fresh.unlink(missing_ok=True)
+    with _may_lack(folder, name):
+        try:
+            write(fresh)
+            place = folder / f"{name}-{_digest(fresh)}{ending}"
+            os.replace(fresh, place)
+        finally:
+            fresh.unlink(missing_ok=True)
+    return place.absolute()
 
 
 def _corpus(given: Any, folder: Path) -> Path:
@@ -245,13 +269,15 @@ def _corpus(given: Any, folder: Path) -> Path:
     at = table.column_names.index("row")
     table = table.set_column(at, ROW.field("row"), pa.array(np.arange(table.num_rows), pa.int64()))
     fresh = folder / f".corpus.{secrets.token_hex(8)}.tmp"
-    (fresh / "rows").mkdir(parents=True)
-    file = write_parquet(fresh / "rows" / "step-000001.parquet", table)
-    place = folder / f"corpus-{_digest(file)}"
-    if place.is_dir():
-        shutil.rmtree(fresh)
-    else:
-        os.replace(fresh, place)
+    with _may_lack(folder, "corpus"):
+        try:
+            (fresh / "rows").mkdir(parents=True)
+            file = write_parquet(fresh / "rows" / "step-000001.parquet", table)
+            place = folder / f"corpus-{_digest(file)}"
+            if not place.is_dir():
+                os.replace(fresh, place)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
     return place.absolute()
 
 

@@ -132,7 +132,7 @@ def _base_of(adapters: Path) -> str:
 
 def _loaded(path: str, recipe: Recipe, adapters: Path | None) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
@@ -143,6 +143,8 @@ def _loaded(path: str, recipe: Recipe, adapters: Path | None) -> Any:
             path, revision=student.revision, trust_remote_code=student.trust_remote_code,
             dtype=torch.bfloat16 if on_gpu else torch.float32,
         )  # fmt: skip
+        # What its generation_config.json says (a repetition penalty) no engine of a run does.
+        model.generation_config = GenerationConfig()
         if adapters:
             from peft import PeftModel
 

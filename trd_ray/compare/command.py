@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -189,7 +190,8 @@ class Work:
                         write_summary(directory)
                     else:
                         if cell.kind == "final":
-                            self._copy_base(cell, directory)
+                            base = plan.path / plan.base(cell.mode, cell.seed).name
+                            copy_base(base / "evaluation", directory.path / "evaluation")
                         directory.rewind(done)
                         session.forget_weights()
                         train_run(session, done, folder)
@@ -198,14 +200,6 @@ class Work:
         score = plan.score(cell)
         assert score is not None
         return score
-
-    def _copy_base(self, cell: Cell, directory: RunDirectory) -> None:
-        """Copy the scores of the base with the same seed, so that the cell compares with them, guards too."""
-        base = self.plan.path / self.plan.base(cell.mode, cell.seed).name / "evaluation"
-        for file in [*base.glob("base.*"), *base.glob("*/base.*")]:
-            place = directory.path / "evaluation" / file.relative_to(base)
-            place.parent.mkdir(exist_ok=True)
-            shutil.copyfile(file, place)
 
     def _failed(self, cell: Cell, e: Exception) -> None:
         self.failures[cell.name] = why = visible(cause(e))
@@ -231,6 +225,14 @@ class Work:
     def _cost(self, cell: Cell) -> float:
         """How many rollouts, refinements and answers a cell samples, from which its seconds are estimated."""
         return sum(report.samples(self.plan.inputs(cell), trains=cell.kind != "base"))
+
+
+def copy_base(base: Path, into: Path) -> None:
+    """Copy the scores of the base with the same seed, so that a cell's summary and its guards compare with them."""
+    for file in [*base.glob("base.*"), *base.glob("*/base.*")]:
+        place = into / file.relative_to(base)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, place)
 
 
 def _largest(plan: ComparisonPlan, group: EngineGroup) -> Inputs:

@@ -8,7 +8,8 @@ Lengths are tokens, times are seconds, memory is GiB. The unit stands in the nam
 
 from trd_ray.config.close_words import close_to, did_you_mean
 from trd_ray.config.engine_counts import EngineRange
-from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig, EvaluationSet, evaluated, lost
+from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig, EvaluationSet, evaluated, is_lost_guard, lost
+from trd_ray.config.function_files import sources_beside
 from trd_ray.config.mixed_sources import own_wordings, verifiers_by_source
 from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.own_keys import MetricsConfig
@@ -114,6 +115,7 @@ __all__ = [
     "folder_name",
     "from_tree",
     "group_of_teacher",
+    "is_lost_guard",
     "is_own",
     "keys_of",
     "load",
@@ -127,6 +129,7 @@ __all__ = [
     "recipe_path",
     "recipe_tree",
     "role_of",
+    "sources_beside",
     "stored",
     "such_as_in",
     "teacher_of",

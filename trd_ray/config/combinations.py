@@ -68,7 +68,8 @@ def require_teachers(
         )
 
 
-def require_trajectory(train: TrainConfig, refiner: RefinerConfig) -> None:
+def require_trajectory(train: TrainConfig, refiner: RefinerConfig, group: str = "refiner") -> None:
+    """`group` is where the recipe has the keys of this refiner."""
     chooses = refiner.select in ("best_score", "nearest")  # the other rules were always accepted
     if train.trajectory != "mixture" and train.mixture_share != 0.5:
         raise ValueError(
@@ -86,15 +87,15 @@ def require_trajectory(train: TrainConfig, refiner: RefinerConfig) -> None:
             "train.subset=all"
         )
     if train.trajectory == "y_o" and (chooses or refiner.max_edited_share is not None):
-        key = f"refiner.select={refiner.select}" if chooses else "refiner.max_edited_share"
+        key = f"{group}.select={refiner.select}" if chooses else f"{group}.max_edited_share"
         raise ValueError(
             f"{key} is about refinements, but train.trajectory=y_o trains on none: leave it out, or set another "
             "train.trajectory"
         )
     if chooses and refiner.n == 1:
         raise ValueError(
-            f"refiner.select={refiner.select} has a single refinement to choose from: set refiner.n=4, or "
-            "refiner.select=first"
+            f"{group}.select={refiner.select} has a single refinement to choose from: set {group}.n=4, or "
+            f"{group}.select=first"
         )
 
 

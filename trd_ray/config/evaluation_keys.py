@@ -21,6 +21,11 @@ def lost(name: str) -> str:
     return f"evaluation/{name}/lost"
 
 
+def is_lost_guard(metric: str) -> bool:
+    """Whether it is such a metric; the name of a set may hold the word too."""
+    return metric.startswith("evaluation/") and metric.endswith("/lost")
+
+
 class EvaluationSet(Node):
     """One more set of held-out problems. How they are answered stands in `evaluation`, for all sets."""
 

@@ -10,6 +10,8 @@ function that the run began with. A text that a recipe holds already is not read
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
 from trd_ray.config.imported_files import among, below, imported, python_text
 from trd_ray.config.mixed_sources import verifiers_by_source
 from trd_ray.config.verify_keys import VerifyConfig, is_own, own_parts
@@ -36,6 +38,16 @@ def with_sources(recipe: "Recipe", beside: Path | None = None) -> "Recipe":
     # A parameter is called as the data calls its column, whatever data.columns makes of it.
     columns = {theirs: ours for ours, theirs in recipe.data.columns.items() if ours != "tests"} | verify.columns
     return recipe.model_copy(update={"verify": verify.model_copy(update={"sources": known, "columns": columns})})
+
+
+def sources_beside(tree: dict, folder: Path) -> dict[str, str]:
+    """The texts of those files of functions, named in a tree of keys, that lie in the folder of its recipe."""
+    try:
+        verify = VerifyConfig.model_validate(tree.get("verify") or {})
+    except ValidationError:
+        return {}  # it is refused where the whole tree is checked
+    there = {place for place in _files(verify) if (folder / Path(place).expanduser()).is_file()}
+    return verify.sources | {place: _source(place, folder) for place in there - verify.sources.keys()}
 
 
 def _files(verify: VerifyConfig) -> list[str]:

@@ -40,6 +40,7 @@ from trd_ray.config.teachers import (
     NamedTeacherConfig,
     engines_by_pool,
     group_of_teacher,
+    keys_of,
     pool_of,
     role_of,
     teacher_of,
@@ -255,7 +256,7 @@ class Recipe(Node):
         for name, one in self.by_teacher.items():
             combinations.require_teacher(self.student, one.teacher, group_of_teacher(name))
             combinations.require_sendable_adapters(self.learner, self.sync, one.teacher, group_of_teacher(name))
-            combinations.require_trajectory(self.train, one.refiner)
+            combinations.require_trajectory(self.train, one.refiner, keys_of(pool_of(name)))
         if self.rollouts_per_step % self.sampler.n:
             raise ValueError(
                 f"rollouts_per_step ({self.rollouts_per_step}) must be a multiple of sampler.n ({self.sampler.n})"

@@ -149,8 +149,6 @@ def _of_run(recipe: Recipe, model: str) -> dict[str, Any]:
     # The recipe.yaml of a run holds every key, so a value that equals the default counts as not set.
     tree = _kept(recipe.model_dump(mode="json", exclude_defaults=True), model)
     tree["evaluation"]["path"] = recipe.evaluation.path
-    if recipe.task != recipe.verify.usual_task:  # the wordings follow from what it trained on, which is left behind
-        tree["prompts"] = tree.get("prompts", {}) | {"task": recipe.task}
     if recipe.evaluation.max_response_tokens == RESPONSE_TOKENS:  # the default, except in small contexts
         del tree["evaluation"]["max_response_tokens"]
     tree["sampler"].setdefault("dtype", recipe.learner.dtype)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trd_ray.config import Recipe
+from trd_ray.config import REFINER, Recipe
 from trd_ray.errors import UserError
 from trd_ray.models import ModelFacts
 from trd_ray.problems.set_aside import SetAside, begins
@@ -143,8 +143,11 @@ def fit(
     contexts: Contexts,
     student: ModelFacts,
     teacher: ModelFacts,
+    group: str = REFINER,
 ) -> Fitted:
     """Resolve the lengths. Problems that are too long for them are left out or refused, as data.too_long says.
+
+    `group` is where the keys of the refiner stand, for sentences.
 
     Raises UserError with a sentence for each limit, also where no problem would be left.
     """
@@ -152,11 +155,11 @@ def fit(
     set_aside = []
     while True:
         resolved = resolve(recipe, contexts, [p.tokens for p in kept], evaluated)
-        found = [(p, exceeded) for p in kept if (exceeded := _exceeded(resolved, contexts, p.tokens))]
+        found = [(p, exceeded) for p in kept if (exceeded := _exceeded(resolved, contexts, p.tokens, group))]
         if not found:
             return Fitted(resolved, kept, set_aside)
         if recipe.data.too_long == "refuse" or len(found) == len(kept):
-            raise UserError(*_refusals(recipe, resolved, found, len(kept), student, teacher))
+            raise UserError(*_refusals(recipe, resolved, found, len(kept), student, teacher, group))
         for p, exceeded in found:
             why = next(iter(exceeded.values()))
             set_aside.append(SetAside(p.problem_id, begins(p.text), f"too long: {why}"))
@@ -192,7 +195,7 @@ def longest_tokens(r: Recipe, p: PromptTokens) -> int:
     return max(max(p.student, seen) + response for seen, response in taught(r, p).values())
 
 
-def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens) -> dict[str, str]:
+def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens, group: str) -> dict[str, str]:
     """What a problem is too long for -> why."""
     y_o = r.sampler.response_tokens
     y_r = r.refiner.response_tokens
@@ -208,12 +211,12 @@ def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens) -> dict[str, str]:
     if max(views) - p.reference > limit:
         found["teacher's prompt"] = (
             f"the problem and the instructions alone take {max(views) - p.reference} tokens of it, but "
-            f"refiner.max_prompt_tokens is {limit}"
+            f"{group}.max_prompt_tokens is {limit}"
         )
     prompt = min(limit, p.refine + y_o)
     if r.refines and prompt + y_r > contexts.refiner:
         found["refiner"] = (
-            f"its prompt with an attempt of full length ({prompt} tokens) and refiner.max_response_tokens ({y_r}) make "
+            f"its prompt with an attempt of full length ({prompt} tokens) and {group}.max_response_tokens ({y_r}) make "
             f"{prompt + y_r}, but the context is {contexts.refiner}"
         )
     if r.scores_refinements and p.student + y_r + 1 > contexts.sampler:
@@ -243,24 +246,25 @@ def _refusals(
     total: int,
     student: ModelFacts,
     teacher: ModelFacts,
+    group: str,
 ) -> Iterator[str]:
     """A sentence for each limit, but only one about the same few problems."""
-    engine = "sampler" if asked.placement == "shared" else "refiner"
-    pools = {"y_r": "refiner", "y_o": "sampler"}
+    engine = "sampler" if asked.placement == "shared" else group
+    pools = {"y_r": group, "y_o": "sampler"}
     response = " or ".join(f"{pools[y]}.max_response_tokens" for y in asked.trains_on)
     default = asked.refiner.max_prompt_tokens is None
     what_is_left = default and resolved.refiner.prompt_tokens < REFINE_PROMPT_TOKENS[asked.teacher.mode]
     longer = {
         pool: f"raise {pool}.max_model_len (the model has {model.max_positions} positions)"
-        for pool, model in (("sampler", student), ("refiner", teacher))
+        for pool, model in (("sampler", student), (group, teacher))
     }
     remedies = {
         "sampler": f"lower sampler.max_response_tokens, {longer['sampler']}",
-        "teacher's prompt": f"lower refiner.max_response_tokens, {longer[engine]}" if what_is_left else "raise it",
-        "refiner": "lower sampler.max_response_tokens, refiner.max_prompt_tokens or refiner.max_response_tokens, "
+        "teacher's prompt": f"lower {group}.max_response_tokens, {longer[engine]}" if what_is_left else "raise it",
+        "refiner": f"lower sampler.max_response_tokens, {group}.max_prompt_tokens or {group}.max_response_tokens, "
         f"{longer[engine]}",
-        "scoring": f"lower refiner.max_response_tokens, {longer['sampler']}, or set refiner.select=shortest_passed",
-        "teacher": f"lower refiner.max_prompt_tokens or {response}",
+        "scoring": f"lower {group}.max_response_tokens, {longer['sampler']}, or set {group}.select=shortest_passed",
+        "teacher": f"lower {group}.max_prompt_tokens or {response}",
         "student": f"lower {response}",
     }
     told: set[str] = set()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trd_ray.config import ONLY, Recipe
+from trd_ray.config import ONLY, Recipe, keys_of, pool_of
 from trd_ray.errors import Faults, UserError
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import lengths
@@ -39,7 +39,8 @@ def fit_each(
 
     def fitted(name: str, one: Recipe, its: Sequence[Problem]) -> Fitted:
         try:
-            return lengths.fit(one, its, evaluated, contexts[name], student, teachers[name])
+            group = keys_of(pool_of(name))
+            return lengths.fit(one, its, evaluated, contexts[name], student, teachers[name], group)
         except UserError as e:
             raise UserError(*(f"{f'for the teacher {name}: ' * bool(name)}{said}" for said in e.sentences)) from e
 

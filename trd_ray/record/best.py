@@ -11,12 +11,14 @@ Pure.
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from trd_ray.config import is_lost_guard
+
 T = TypeVar("T")
 
 
 def value_of(metrics: Mapping[str, float], name: str) -> float | None:
     """By what a checkpoint with these metrics is best; None for one that loses a guard of evaluation.sets."""
-    loses = any(value for metric, value in metrics.items() if metric.startswith("evaluation/") and "/lost" in metric)
+    loses = any(value for metric, value in metrics.items() if is_lost_guard(metric))
     return None if loses else metrics.get(name)
 
 

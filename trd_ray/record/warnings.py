@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from scipy.stats import binomtest
 
-from trd_ray.config import Recipe
+from trd_ray.config import Recipe, keys_of, pool_of
 from trd_ray.record.markdown import code
 from trd_ray.score.stats import Score
 from trd_ray.verify import UNJUDGED
@@ -61,10 +61,10 @@ def _of_trajectories(y: str, facts: list[dict], recipe: Recipe) -> dict[str, str
     ended_mute = sum(f[f"{y}_finish"] != "length" for f in mute)
     found = {}
     if cut > n / 2:
-        limit = (recipe.sampler if y == "y_o" else recipe.refiner).max_response_tokens
+        limits, keys = _limits(y, pool, recipe)
         found[f"cut {y}"] = (
-            f"{_share(cut, n)} {name} rollouts are cut at {limit} tokens, and {len(mute)} hold no answer: raise "
-            f"{pool}.max_response_tokens."
+            f"{_share(cut, n)} {name} rollouts are cut at {limits} tokens, and {len(mute)} hold no answer: "
+            f"raise {keys}."
         )
     if len(mute) > n / 2 and ended_mute > (n - cut) / 2:
         found[f"no answer {y}"] = (
@@ -78,6 +78,15 @@ def _of_trajectories(y: str, facts: list[dict], recipe: Recipe) -> dict[str, str
             f"whether data.columns names the right answers, or take easier problems."
         )
     return found
+
+
+def _limits(y: str, pool: str, recipe: Recipe) -> tuple[str, str]:
+    """The longest responses of this kind, and the keys that say so: of several teachers each has its own."""
+    if y == "y_o" or not recipe.teachers:
+        asked = recipe.sampler if y == "y_o" else recipe.refiner
+        return str(asked.max_response_tokens), f"{pool}.max_response_tokens"
+    each = {keys_of(pool_of(name)): one.refiner.max_response_tokens for name, one in recipe.by_teacher.items()}
+    return " or ".join(map(str, dict.fromkeys(each.values()))), " or ".join(f"{k}.max_response_tokens" for k in each)
 
 
 def _ask_for_answers(prompt: str, recipe: Recipe) -> str:

@@ -24,7 +24,7 @@ from trd_ray.problems.load import ProblemSet, has_tests, held_out_verify, load_p
 from trd_ray.problems.mixture import shares
 from trd_ray.problems.set_aside import SetAside
 from trd_ray.problems.spool import Spool, where
-from trd_ray.problems.whose import with_teachers, with_teachers_of, without_problems
+from trd_ray.problems.whose import with_teachers_of, without_problems
 from trd_ray.record.ledger import DROPPED
 from trd_ray.record.metrics import metric_names, require_metric
 from trd_ray.sandbox import Sandbox
@@ -245,9 +245,11 @@ def _corpus(recipe: Recipe) -> checks.Corpus:
             "rollouts_per_step, or build a larger corpus with jobs/refine.py"
         )
     steps = min(recipe.steps or steps, steps)
-    require_held(recipe, steps * recipe.rollouts_per_step)
-    trained = load_problems(recipe.data, corpus_rows=steps * recipe.rollouts_per_step).table
-    with_teachers(trained, list(recipe.teachers), f"the corpus {recipe.data.path}", by_source=False)
+    trains = steps * recipe.rollouts_per_step
+    require_held(recipe, trains)
+    trained = load_problems(recipe.data, corpus_rows=trains).table
+    if recipe.teachers:  # of every row: two teachers may have refined rollouts of one problem
+        with_teachers_of(recipe, corpus.to_table(["problem_id", "teacher"], pc.field("row") < trains))
     return checks.Corpus(rows, steps, recipe.rollouts_per_step, list(dict.fromkeys(asked_texts(trained))))
 
 

@@ -11,8 +11,11 @@ refiner.select names the rule:
     best_score       the highest score of the verifier; of equal ones that pass the shortest
     nearest          of those that pass, the one that the student finds most likely
 
-If none passes, all rules but best_score take the first. With refiner.max_edited_share a refinement that strays further
-from y_o counts as not there. If all stray, the rule chooses among all, and examples.py drops the row.
+If none passes, all rules but best_score take the first. A refinement counts as not there
+
+- if it could not be judged. If none could, the row has a fault.
+- with refiner.max_edited_share, if it strays further from y_o. If all stray, the rule chooses among all, and
+  examples.py drops the row.
 
 **Most likely** is the mean log-probability of a token, at temperature 1, the end token included. The sum would be the
 likelihood of the whole text, but each token costs some of it, also a token of the student's own: the sum prefers the
@@ -40,13 +43,15 @@ class RefineCandidate:
     tokens: int
     passed: bool
     score: float
+    judged: bool = True  # else `passed` and `score` say nothing about it
     edited_share: float | None = None  # against y_o, where refiner.max_edited_share asks for it
     scored: bool = False  # the student's engines were asked for its likelihood
     logprob: float | None = None  # mean a token under the student; None also where an engine refused to tell
 
 
 def choose(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: float | None = None) -> int:
-    near = _near(candidates, max_edited_share)
+    there = [i for i, candidate in enumerate(candidates) if candidate.judged] or list(range(len(candidates)))
+    near = [i for i in there if not strays(candidates[i].edited_share, max_edited_share)] or there
     passed = [i for i in near if candidates[i].passed]
     if rule == "best_score":
         return max(near, key=lambda i: _by_score(candidates[i]))  # of equal ones max takes the first
@@ -60,11 +65,11 @@ def choose(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: f
 
 
 def to_score(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: float | None = None) -> list[int]:
-    """The places of those whose likelihood decides. A single one needs none."""
+    """The places of those whose likelihood decides. A single one needs none, and none of a row that is dropped."""
     if rule != "nearest":
         return []
-    passed = [i for i in _near(candidates, max_edited_share) if candidates[i].passed]
-    return passed if len(passed) > 1 else []
+    near = [i for i, one in enumerate(candidates) if one.passed and not strays(one.edited_share, max_edited_share)]
+    return near if len(near) > 1 else []
 
 
 def scoring(prompt_ids: Sequence[int] | np.ndarray, response_ids: Sequence[int] | np.ndarray) -> Request:
@@ -80,11 +85,6 @@ def mean_logprob(answer: Generation, tokens: int) -> float | None:
         return None
     mean = float(np.mean(answer.prompt_logprobs[-tokens:], dtype=np.float64))
     return mean if math.isfinite(mean) else None
-
-
-def _near(candidates: Sequence[RefineCandidate], limit: float | None) -> Sequence[int]:
-    every = range(len(candidates))
-    return [i for i in every if not strays(candidates[i].edited_share, limit)] or every
 
 
 def strays(edited_share: float | None, limit: float | None) -> bool:

@@ -24,8 +24,9 @@ def distance(a: list[int], b: list[int]) -> int:
 
     H. Hyyrö, "Explaining and Extending the Bit-parallel Approximate String Matching Algorithm of Myers", 2001. For two
     sequences of 16,384 tokens it takes half a second where the table of numbers takes minutes. Fastest with the longer
-    one first.
+    one first. What both begin and end with costs nothing: a refinement keeps what was right before the first mistake.
     """
+    a, b = _without_common_ends(a, b)
     if not a or not b:
         return len(a) + len(b)
     matches: defaultdict[int, int] = defaultdict(int)  # token -> the places of `a` that hold it
@@ -44,3 +45,15 @@ def distance(a: list[int], b: list[int]) -> int:
         rises = across_down | ~(diagonal | across_up) & every
         falls = across_up & diagonal
     return found
+
+
+def _without_common_ends(a: list[int], b: list[int]) -> tuple[list[int], list[int]]:
+    begin = _common(a, b)
+    a, b = a[begin:], b[begin:]
+    end = _common(a[::-1], b[::-1])
+    return a[: len(a) - end], b[: len(b) - end]
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """How many tokens both begin with."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

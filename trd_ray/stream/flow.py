@@ -213,7 +213,10 @@ class Flow:
         """The refinements with all that one of them is chosen by."""
         refiner = by.recipe.refiner
         limit = refiner.max_edited_share
-        found = [RefineCandidate(len(g.ids), v.passed, v.score) for g, (_, v) in zip(refinements, judged, strict=True)]
+        found = [
+            RefineCandidate(len(made.ids), verdict.passed, verdict.score, verdict.judged)
+            for made, (_, verdict) in zip(refinements, judged, strict=True)
+        ]
         if limit is not None:  # in a thread, since long ones take a part of a second
             for candidate, refinement in zip(found, refinements, strict=True):
                 candidate.edited_share = await asyncio.to_thread(edited_share, row["y_o"]["ids"], refinement.ids)

@@ -26,7 +26,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -35,16 +34,15 @@ import ray
 from ray.exceptions import ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
 from trd_ray.config import VerifyConfig
-from trd_ray.errors import BadRow
 from trd_ray.failures import Kind, kind_of, links, told_apart
-from trd_ray.verify import Verdict, Verifier, limit_s, unjudged, verifier_of_json
+from trd_ray.verify import Verdict, limit_s, unjudged, verifier_of_json
+from trd_ray.verify.judging import Judged, judge_all
 
 ENDS = 2  # of a task that judges one text, after which the text has no verdict
 LOST_TRIES = 5
 LOST_PAUSE_S = 2.0  # for want of memory it doubles with each try
 START_S = 120.0  # for a task to get its CPUs, a process and a verifier
 
-Judged = tuple[float, Verdict]  # Unix time at which the verification began
 Asked = list[tuple[dict[str, Any], list[str], int | None]]  # problems with their texts, and the place of their tests
 
 
@@ -208,24 +206,7 @@ def verdicts(config: str, asked: Asked, *tests: Any) -> list[list[Judged]]:
         verify = verifier_of_json(config)
         whole = [problem if place is None else problem | {"tests": tests[place]} for problem, _, place in asked]
         pairs = [(text, problem) for problem, (_, texts, _) in zip(whole, asked, strict=True) for text in texts]
-        judged = iter(_judged(verify, pairs))
-        return [list(islice(judged, len(texts))) for _, texts, _ in asked]
+        found = iter(judge_all(verify, pairs))
+        return [list(islice(found, len(texts))) for _, texts, _ in asked]
     except Exception as e:
         raise told_apart(e) from None
-
-
-def _judged(verify: Verifier, pairs: list[tuple[str, dict[str, Any]]]) -> list[Judged]:
-    """The verdicts in order; as many calls at once as the verifier gains from (verify.concurrency)."""
-    at_once = min(getattr(verify, "at_once", 1), len(pairs))  # not every verifier gains from company
-    if at_once <= 1:
-        return [_verdict(verify, *pair) for pair in pairs]
-    with ThreadPoolExecutor(at_once, thread_name_prefix="verify") as pool:
-        return list(pool.map(lambda pair: _verdict(verify, *pair), pairs))
-
-
-def _verdict(verify: Verifier, text: str, problem: dict[str, Any]) -> Judged:
-    start_s = time.time()
-    try:
-        return start_s, verify(text, problem)
-    except BadRow as e:
-        return start_s, unjudged(str(e))

@@ -24,9 +24,9 @@ class Evaluations:
         session: Session,
         policy: Policy,
         draw: Callable[[list[dict]], object],
-        tell: Callable[[Score], object] = lambda score: None,
+        tell: Callable[[Score, str], object] = lambda score, of: None,
     ):
-        """`draw` is given the rows of every evaluation, for the timeline, and `tell` its score."""
+        """`draw` is given the rows of every evaluation, for the timeline, and `tell` its score and its set."""
         self.tell = tell
         self.session = session
         self.policy = policy
@@ -64,7 +64,7 @@ class Evaluations:
         if self.recipe.before:
             for of, problems in self.problems.items():
                 score = self.session.evaluate("base", 0, 0, problems, self.policy.watch, on_rows=self.draw, of=of)
-                self.tell(score)
+                self.tell(score, of)
 
     def _made(self, name: str, steps: int, sets: list[str]) -> dict[str, float]:
         self.policy.catch_up()
@@ -73,7 +73,7 @@ class Evaluations:
             score = self.session.evaluate(
                 name, steps, self.policy.version, self.problems[of], self.policy.watch, on_rows=self.draw, of=of
             )
-            self.tell(score)
+            self.tell(score, of)
             measures = (f"avg@{score.samples}", f"pass@{2 ** (score.samples.bit_length() - 1)}")
             found |= {
                 metric: score.scores[measure].value for metric, measure in zip(evaluated(of), measures, strict=True)

@@ -88,9 +88,11 @@ class Hooks:
         made_once = _Step(table)
         self._tell("on_step", lambda: (step, dict(metrics), made_once.rows))
 
-    def evaluation(self, score: Score) -> None:
+    def evaluation(self, score: Score, of: str = "") -> None:
+        """`of` is the set of evaluation.sets; its name stands before that of the score, as in the run directory."""
+        name = f"{of}/{score.name}" if of else score.name
         scores = {name: estimate.value for name, estimate in score.scores.items()}
-        self._tell("on_evaluation", lambda: (score.name, score.step, dict(scores)))
+        self._tell("on_evaluation", lambda: (name, score.step, dict(scores)))
 
     def checkpoint(self, step: int, folder: Path) -> None:
         self._tell("on_checkpoint", lambda: (step, folder))
