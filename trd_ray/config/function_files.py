@@ -46,8 +46,11 @@ def sources_beside(tree: dict, folder: Path) -> dict[str, str]:
         verify = VerifyConfig.model_validate(tree.get("verify") or {})
     except ValidationError:
         return {}  # it is refused where the whole tree is checked
-    there = {place for place in _files(verify) if (folder / Path(place).expanduser()).is_file()}
-    return verify.sources | {place: _source(place, folder) for place in there - verify.sources.keys()}
+    found = dict(verify.sources)
+    for place in _files(verify):
+        if place not in found and (folder / Path(place).expanduser()).is_file():
+            found |= _texts(place, verify.sources, folder)
+    return found
 
 
 def _files(verify: VerifyConfig) -> list[str]:
