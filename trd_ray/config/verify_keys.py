@@ -11,7 +11,8 @@ from trd_ray.config.node import Node
 
 # The verifiers that have a name of their own, each with whether it takes verify.arguments. trd_ray.verify.chosen has
 # the table that makes them.
-BUILT_IN = {"math": False, "code": False, "reasoning_gym": False}
+BUILT_IN = {"math": False, "code": False, "reasoning_gym": False, "review": False}
+REVIEW = "review"  # a person judges
 
 _OWN = re.compile(r"([^:]+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
@@ -148,6 +149,16 @@ class FunctionKeys(Node):
     def has_own(self) -> bool:
         """Whether a user's function judges any row."""
         return any(is_own(one.function) for one in self.chosen.values())
+
+    @property
+    def asks_a_person(self) -> bool:
+        """Whether a person judges any row (verify.function: review)."""
+        return REVIEW in self.by_source.values() or any(one.function == REVIEW for one in self.chosen.values())
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether every problem must say what its responses are compared with, by its answer or its tests."""
+        return not self.has_own and not self.asks_a_person
 
     @property
     def usual_task(self) -> Literal["math", "code", "plain"]:

@@ -30,7 +30,13 @@ from trd_ray.problems import benchmarks
 from trd_ray.problems.gym import family
 from trd_ray.problems.load import ProblemSet, load_benchmark, load_problems
 from trd_ray.score.stats import Score, from_json
-from trd_ray.session.inputs import Inputs, fixed_numbers, require_sandbox, require_verifier
+from trd_ray.session.inputs import (
+    Inputs,
+    fixed_numbers,
+    require_no_person_on,
+    require_sandbox,
+    require_verifier,
+)
 from trd_ray.stream.answers import Question
 from trd_ray.stream.stages import with_prompt
 from trd_ray.views import Views, setting_of
@@ -146,6 +152,8 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
         model = _Model(path, tokenizer, models.facts(path, r.student.revision, r.student.trust_remote_code))
     faults.require_none()
     assert model is not None
+    if not all(source.has_own_rules for source in sources):
+        require_no_person_on("evaluation", r.verify)
     exams: list[Exam] = []
     findings = None
     longest = 0

@@ -120,7 +120,7 @@ def _read(
     if isinstance(spec, config.DataConfig) and spec.teacher_column:
         columns |= _teachers(spec.teacher_column, source.names, str(spec.path), group)
     notes: list[str] = []
-    table, spool = problems(source, columns, group, str(spec.path), spec.limit, not verify.has_own, notes)
+    table, spool = problems(source, columns, group, str(spec.path), spec.limit, verify.needs_answers, notes)
     if isinstance(spec, config.DataConfig) and spec.without_reference == "drop":
         table, set_aside = _with_reference(table, spec.path)
         return ProblemSet(table, set_aside, tuple(notes), spool=spool)

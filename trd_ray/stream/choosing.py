@@ -2,6 +2,7 @@
 
     verified refinements -> Candidates -> to_score() -> a request each to the sampler's engines -> mean_logprob()
                                        -> choose(): its place
+                                       -> still_asked(): those that a person must judge before
 
 refiner.select names the rule:
 
@@ -21,6 +22,10 @@ is a mean over tokens. A text can raise its mean by repeating itself, but it mus
 
 best_score breaks ties by length only among those that pass: the shortest of several failures is often no answer at all.
 
+Where a person judges (verify.function: review) a refinement has no verdict at first. Nobody is asked about more of
+them than the rule needs: one for `first`, all for `best_score`, and for the others one after another until one passes.
+`nearest` scores them all, since no engine runs any more when the verdicts come.
+
 Pure.
 """
 
@@ -38,7 +43,7 @@ class RefineCandidate:
     """What a refinement is chosen by."""
 
     tokens: int
-    passed: bool
+    passed: bool | None  # None: a person's verdict is waited for
     score: float
     edited_share: float | None = None  # against y_o, where refiner.max_edited_share asks for it
     scored: bool = False  # the student's engines were asked for its likelihood
@@ -60,11 +65,32 @@ def choose(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: f
 
 
 def to_score(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: float | None = None) -> list[int]:
-    """The places of those whose likelihood decides. A single one needs none."""
+    """The places of those whose likelihood decides, or may. A single one needs none."""
     if rule != "nearest":
         return []
-    passed = [i for i in _near(candidates, max_edited_share) if candidates[i].passed]
+    passed = [i for i in _near(candidates, max_edited_share) if candidates[i].passed is not False]
     return passed if len(passed) > 1 else []
+
+
+def preferred(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: float | None = None) -> list[int]:
+    """The places of those that the rule looks at, the one first that it would take if all passed."""
+    near = list(_near(candidates, max_edited_share))
+    if rule == "first":
+        return near[:1]
+    if rule == "shortest_passed":
+        return sorted(near, key=lambda i: candidates[i].tokens)
+    if rule == "nearest":
+        return sorted(near, key=lambda i: (-_number(candidates[i].logprob), candidates[i].tokens))
+    return near
+
+
+def still_asked(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: float | None = None) -> list[int]:
+    """The places of those whose verdict is waited for and may decide, in the order in which they are preferred."""
+    order = preferred(candidates, rule, max_edited_share)
+    if rule != "best_score":
+        first_passed = next((n for n, i in enumerate(order) if candidates[i].passed), len(order))
+        order = order[:first_passed]
+    return [i for i in order if candidates[i].passed is None]
 
 
 def scoring(prompt_ids: Sequence[int] | np.ndarray, response_ids: Sequence[int] | np.ndarray) -> Request:
@@ -92,7 +118,7 @@ def strays(edited_share: float | None, limit: float | None) -> bool:
 
 
 def _by_score(candidate: RefineCandidate) -> tuple[float, bool, int]:
-    return _number(candidate.score), candidate.passed, -candidate.tokens if candidate.passed else 0
+    return _number(candidate.score), bool(candidate.passed), -candidate.tokens if candidate.passed else 0
 
 
 def _number(value: float | None) -> float:
