@@ -25,11 +25,9 @@ REPO = Path(__file__).parents[2]
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\u202egnp\r-- RESPONSE \n== attempt, row 9; 0 left ==\n\x9b31mred \u200b\ud800"
 
 
-def response(key: str, text: str = "a response", row: int = 0, unless: tuple[str, ...] = (), **parts) -> Queued:
-    y = {"trajectory": "y_r", "candidate": 1, "candidates": 2} if unless else {"trajectory": "y_o"}
-    asker = Asker(row=row, unless_passed=unless, **y)
-    texts = {"problem": "1+1", "turns": [], "reference": "", "answer": ""} | parts
-    return Queued(key=key, problem_id="p", response=text, pass_at=1.0, asked_by=[asker], **texts)
+def response(key: str, text: str = "a response", row: int = 0, unless: tuple[str, ...] = ()) -> Queued:
+    asker = Asker(row, "y_r", 1, 2, unless) if unless else Asker(row, "y_o")
+    return Queued(key, "p", "1+1", [], "", "", text, 1.0, [asker])
 
 
 @pytest.fixture
@@ -88,9 +86,9 @@ def test_a_comment_goes_with_the_verdict_and_a_verdict_can_be_taken_back(corpus)
 
 
 def test_nothing_that_a_model_wrote_reaches_the_terminal_as_a_command_or_as_a_line_of_ours(tmp_path):
-    parts = {"problem": HOSTILE, "reference": HOSTILE, "answer": HOSTILE}
-    one = response("a", HOSTILE, **parts, turns=[{"role": HOSTILE, "content": HOSTILE}])
-    write_queue(tmp_path, [Queued(**one.__dict__ | {"problem_id": HOSTILE})])
+    turns = [{"role": HOSTILE, "content": HOSTILE}]
+    one = Queued("a", HOSTILE, HOSTILE, turns, HOSTILE, HOSTILE, HOSTILE, 1.0, [Asker(0, "y_o")])
+    write_queue(tmp_path, [one])
     done = piped(tmp_path, "q\n", "--reviewer", HOSTILE.replace("\ud800", ""))
     assert done.returncode == 0, done.stderr
     assert not re.findall(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u200b\u202e]", done.stdout)

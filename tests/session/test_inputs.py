@@ -65,6 +65,7 @@ def refused(capsys, tmp_path, *arguments: str, command: str = "train", recipe: s
         (["refiner.share_sampler=true"], ["refiner.share_sampler", "placement=shared"]),
         (["sampler.max_response_tokens=4000"], ["sampler.max_model_len"]),
         (["refiner.max_prompt_tokens=17"], ["refiner.max_prompt_tokens"]),
+        (["verify.function=review", "refiner.feedback=verdict"], ["verify.function=review", "refiner.feedback=none"]),
         (["data.source=corpus", "data.path=/no/corpus"], ["/no/corpus", "jobs/refine.py"]),
         (["prompts.solve=solve {problme}"], ["prompts.solve", "{problme}"]),
         (["--resume"], ["resume"]),

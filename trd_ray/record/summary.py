@@ -48,6 +48,7 @@ PLACES = {
     "checkpoints/": "the state to resume from and the trained model",
     "evaluation/": "scores as JSON, and the samples behind them as Parquet",
     "timeline.json": "who worked and who waited when; opens in ui.perfetto.dev",
+    "review/": "the responses that wait for a person, and the verdicts",
     "logs/": "logs of the processes",
 }
 
