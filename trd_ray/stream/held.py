@@ -51,7 +51,7 @@ def lacks(recipe: Recipe, rows: Iterable[dict]) -> int:
 def _needs(recipe: Recipe, row: dict) -> bool:
     passed = row["y_o.passed"]
     subset = recipe.train.subset
-    if row["fault"] or row["review_waits"] or passed is None or (passed and subset in ("failed", "repaired")):
+    if row["fault"] or row.get("review_waits") or passed is None or (passed and subset in ("failed", "repaired")):
         return False
     if not passed and subset == "passed":
         return False
