@@ -14,7 +14,16 @@ FLOORS = [
     ["api"],
     ["cli"],
     ["chat"],
-    ["compare", "reproduce", "export", "draft", "doctor", "steer", "check"],  # doctor starts others by command lines
+    [
+        "compare",
+        "reproduce",
+        "export",
+        "draft",
+        "doctor",
+        "steer",
+        "check",
+        "review",
+    ],  # doctor starts others by command lines
     ["train", "evaluate"],
     ["session"],
     ["record"],

@@ -1,7 +1,7 @@
 """The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
-key.sub=value ...`, `trd check`, `trd compare`, `trd reproduce`, `trd export`, `trd chat`, `trd init`, `trd recipes`,
-`trd doctor` and `trd miniature build`; and for a run that goes on `trd status | logs | stop | pause | unpause |
-checkpoint | scale RUN`.
+key.sub=value ...`, `trd check`, `trd review`, `trd compare`, `trd reproduce`, `trd export`, `trd chat`, `trd init`,
+`trd recipes`, `trd doctor` and `trd miniature build`; and for a run that goes on `trd status | logs | stop | pause |
+unpause | checkpoint | scale RUN`.
 
 What a user can fix is one sentence on standard error and exit code 2.
 """
@@ -43,6 +43,7 @@ EXAMPLES = {
     "compare": "trd compare miniature --dry-run",
     "reproduce": "trd reproduce miniature_opsd",
     "refine": "trd refine my.yaml run_dir=runs/corpus",
+    "review": "trd review runs/corpus",
     "miniature": "trd miniature build --help",
 }
 
@@ -181,6 +182,10 @@ def _job(options: argparse.Namespace) -> int:
 
         o = options
         return export.export(o.checkpoint, o.to, o.dtype, o.form, o.best, o.push)
+    if options.command == "review":
+        from trd_ray.review import command as review
+
+        return review.review(options.run, options.reviewer)
     if options.command == "chat":
         from trd_ray.chat import command as chat
 

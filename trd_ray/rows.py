@@ -98,6 +98,21 @@ REFINED = [
 # Why the row could not be made or judged, which is the fault of its own data; null for every other row.
 FAULT = [pa.field("fault", pa.string())]
 
+# Where a person judges (verify.function: review): what is kept until, and after, the verdicts come.
+CANDIDATE = pa.struct(
+    [
+        *TRAJECTORY,
+        pa.field("edited_share", pa.float64()),
+        pa.field("student_logprob", pa.float64()),
+        pa.field("awaited", pa.string()),  # as `review_awaited`
+    ]
+)
+REVIEWED = [
+    pa.field("review_waits", pa.int32()),  # responses of the row whose verdict is waited for; null: no person judges it
+    pa.field("review_awaited", pa.string()),  # y_o's verdict as it was before a person's (verify.review.settle), JSON
+    pa.field("review_candidates", pa.list_(CANDIDATE)),  # the refinements, of which y_r is one once it is chosen
+]
+
 EXAMPLE = [
     pa.field("trajectory", pa.string()),  # "y_o" | "y_r": what the response below is
     pa.field("train", pa.bool_()),
@@ -109,7 +124,7 @@ EXAMPLE = [
 ]
 
 METADATA = {_VERSION_KEY: str(SCHEMA_VERSION)}
-_MADE = [*ORDER, *ROLLOUT, *REFINED, *FAULT, *EXAMPLE]
+_MADE = [*ORDER, *ROLLOUT, *REFINED, *FAULT, *REVIEWED, *EXAMPLE]
 
 # A row as it is stored: tests and extra can be megabytes a problem, and no reader of a stored row needs them.
 _LARGE = ("tests", "extra")
@@ -141,9 +156,11 @@ def to_table(rows: list[dict], schema: pa.Schema = ROW) -> pa.Table:
 
 
 def encodable(value: Any) -> Any:
-    """Text whose lone surrogates, which Arrow cannot hold, are question marks; also in a dict."""
+    """Text whose lone surrogates, which Arrow cannot hold, are question marks; also in a dict or a list of them."""
     if isinstance(value, dict):
         return {name: encodable(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [encodable(one) for one in value] if value and isinstance(value[0], dict) else value
     return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 

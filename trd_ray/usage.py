@@ -74,6 +74,13 @@ def of_chat(command: argparse.ArgumentParser) -> None:
     command.add_argument("--plain", action="store_true", help="a chat without the recipe's prompts.solve")
 
 
+def of_review(command: argparse.ArgumentParser) -> None:
+    text = "the directory of a run of trd refine whose recipe has verify.function=review, or its name below runs/"
+    command.add_argument("run", metavar="RUN", help=text)
+    text = "whose verdicts they are (default: the name of the user)"
+    command.add_argument("--reviewer", metavar="NAME", help=text)
+
+
 def of_doctor(command: argparse.ArgumentParser) -> None:
     text = "a recipe to look for too: its models and data, a compiler or a sandbox if it needs one"
     command.add_argument("recipe", nargs="?", help=text)
@@ -171,6 +178,7 @@ OTHERS = {
         "whether verifier, data and prompts of a recipe are sound, on some rows, before anything starts",
         of_check,
     ),
+    "review": ("judge the responses of a corpus that wait for a person, one at a time", of_review),
     "export": ("a checkpoint as a Hugging Face folder, in any type, with a model card", of_export),
     "chat": ("try a checkpoint: ask it in the terminal, or through a pipe", of_chat),
     "compare": ("several methods, modes and seeds in one table; started again, it goes on", of_compare),

@@ -332,3 +332,31 @@ def test_a_row_that_is_not_there_is_refused(capsys, data):
 def test_the_command_line_says_which_rows(capsys, data):
     assert cli.main(["check", "miniature_opsd", f"data.path={data}", "evaluation.path=null", "--row", "2"]) == 0
     assert "problem 'p001'" in capsys.readouterr().out
+
+
+def test_of_what_a_person_judges_the_rest_is_checked_and_nothing_is_wrong(capsys, data):
+    code, page, _ = check(capsys, f"data.path={data}", "verify.function=review", "refiner.n=2", rows=8)
+    assert code == 0 and "8 of 8 problems (verify.function=review), up to 3 responses a rollout" in page
+    assert "trd review" in page and "views of problem" in page and "nothing is wrong" in page
+    assert "not judged" not in page and "reference" in page
+
+
+def test_only_the_rows_of_other_verifiers_are_examined_where_a_person_judges_some(capsys, tmp_path):
+    some = [row | {"kind": "taste" if i % 2 else "maths"} for i, row in enumerate(rows())]
+    place = written(tmp_path / "some.jsonl", some)
+    by = [
+        "verify.functions={maths: {function: math}, taste: {function: review}}",
+        "verify.by=kind",
+        "prompts.task=math",
+    ]
+    code, page, _ = check(capsys, f"data.path={place}", *by, rows=8)
+    judged = sum(some[i * MANY // 8]["kind"] == "taste" for i in range(8))
+    assert code == 0 and f"{judged} of 8 problems (verify.function=review)" in page and 0 < judged < 8
+    assert "a verdict takes" in page
+    wrong = refused(capsys, f"data.path={written(tmp_path / 'wrong.jsonl', [r | {'answer': '77'} for r in some])}", *by)
+    assert "4 of 4 references state another answer" in wrong  # of those that a program judges
+
+
+def test_the_views_of_a_row_that_a_person_judges_are_printed(capsys, data):
+    code, page, _ = check(capsys, f"data.path={data}", "verify.function=review", row="3")
+    assert code == 0 and "waits for a person" in page

@@ -66,6 +66,7 @@ def refused(capsys, tmp_path, *arguments: str, command: str = "train", recipe: s
         (["refiner.share_sampler=true"], ["refiner.share_sampler", "placement=shared"]),
         (["sampler.max_response_tokens=4000"], ["sampler.max_model_len"]),
         (["refiner.max_prompt_tokens=17"], ["refiner.max_prompt_tokens"]),
+        (["verify.function=review", "refiner.feedback=verdict"], ["verify.function=review", "refiner.feedback=none"]),
         (["data.source=corpus", "data.path=/no/corpus"], ["/no/corpus", "jobs/refine.py"]),
         (["prompts.solve=solve {problme}"], ["prompts.solve", "{problme}"]),
         (["--resume"], ["resume"]),
@@ -378,3 +379,45 @@ def test_a_run_whose_checkpoints_are_out_of_sight_is_not_begun_again_unasked(cap
 def test_a_corpus_is_not_taken_for_a_run_to_go_on_with(capsys, tmp_path):
     begun_run(tmp_path / "run", 3, {})
     assert "holds a corpus that `trd refine` made" in refused(capsys, tmp_path, "--resume", "auto")
+
+
+REVIEWED = [
+    ["verify.function=review"],
+    ["verify.functions={maths: {function: math}, taste: {function: review}}"],
+    ["verify.functions={maths: {function: math}, taste: {function: review}}", "verify.by=kind"],
+]
+
+
+@pytest.mark.parametrize("keys", REVIEWED, ids=["alone", "weighted", "by a column"])
+def test_a_person_judges_a_corpus_alone_and_everything_else_is_refused_with_the_way_there(keys, capsys, tmp_path):
+    said = refused(capsys, tmp_path, *keys)
+    assert "cannot wait for one" in said
+    assert all(word in said for word in ("trd refine", "trd review", "data.source=corpus", "data.path="))
+    held_out = written(tmp_path / "held_out.jsonl")
+    said = refused(capsys, tmp_path, *keys, "--dry-run", f"evaluation.path={held_out}", command="evaluate")
+    assert "an evaluation cannot wait for one" in said and "evaluation.path" in said
+
+
+def written(place: Path) -> Path:
+    place.write_text('{"problem": "6+1", "answer": "7", "kind": "maths"}\n')
+    return place
+
+
+def test_a_source_that_a_person_judges_is_refused_too_where_the_run_trains(capsys, tmp_path):
+    recipe = tmp_path / "mixed.yaml"
+    sources = "[{name: a, path: miniature:train}, {name: b, path: miniature:tune, verify: review}]"
+    recipe.write_text(f"student: {{path: miniature-student}}\ndata: {{sources: {sources}}}\n")
+    assert "cannot wait for one" in refused(capsys, tmp_path, recipe=str(recipe))
+
+
+def test_a_reviewed_corpus_trains_without_an_evaluation_that_a_person_would_judge(capsys, tmp_path):
+    reviewed = ["verify.function=review", "data.source=corpus", "data.path=/no/corpus"]
+    assert "an evaluation cannot wait" in refused(capsys, tmp_path, *reviewed)
+    assert "/no/corpus holds no corpus" in refused(capsys, tmp_path, *reviewed, "evaluation.path=null")
+
+
+def test_a_corpus_that_a_person_will_judge_is_planned_and_says_so(capsys, tmp_path):
+    reviewed = ["refine", "miniature_opsd", f"run_dir={tmp_path / 'run'}", "cluster.memory_gib=64", "--dry-run"]
+    assert main([*reviewed, "verify.function=review"]) == 0
+    assert "a person judges" in capsys.readouterr().out
+    assert main([*reviewed]) == 0 and "a person judges" not in capsys.readouterr().out

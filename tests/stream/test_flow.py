@@ -18,6 +18,7 @@ from trd_ray.rows import PROBLEM
 from trd_ray.stream import verifying
 from trd_ray.stream.feed import Feed
 from trd_ray.stream.graph import arriving, graph
+from trd_ray.stream.reviewed import settled_rows
 from trd_ray.stream.verifying import Verifying
 from trd_ray.verify import Verdict
 
@@ -90,6 +91,22 @@ def test_the_nearest_refinement_is_the_one_that_the_student_s_engines_find_most_
     near = feed_of(pool, known, order, refiner=nearest | {"max_edited_share": 0.2}).take(0, lambda: None).to_pylist()
     assert [len(row["y_r"]["ids"]) for row in near] == [5, 4, 5, 4]  # y_o has the 4 tokens with which all of them begin
     assert [row["refine_edited_share"] for row in near] == [0.2, 0.0] * 2
+
+
+def test_where_a_person_judges_a_row_is_refined_and_brings_all_that_a_choice_will_need(ray_cluster, problems, tmp_path):
+    order = Order(8, seed=0, rollouts_per_step=4, steps=1, shuffle=False)
+    pool = scripted_pool("waits", Script(), tmp_path)
+    nearest = {"n": 3, "select": "nearest", "max_response_tokens": 32, "max_prompt_tokens": 600}
+    review = {"verify": {"function": "review", "cpus": 0.25}, "refiner": nearest, "train": {"trajectory": "repair"}}
+    table = feed_of(pool, problems, order, **review).take(0, lambda: None)
+    for row in table.to_pylist():
+        assert row["fault"] is None and row["y_o"]["passed"] is None and row["review_awaited"]
+        candidates = row["review_candidates"]
+        assert row["y_r"] is None and [len(one["ids"]) for one in candidates] == [4, 5, 6]
+        assert all(one["awaited"] and one["student_logprob"] is not None for one in candidates)
+        assert (row["refine_tokens"], row["refine_scored_tokens"]) == (15, 15)
+    recipe = stage_spec(pool, order, problems, **review).recipe
+    assert settled_rows(table, recipe, {})["review_waits"].to_pylist() == [4] * 4
 
 
 def dying(marks: str) -> Any:

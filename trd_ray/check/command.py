@@ -23,6 +23,7 @@ from trd_ray.preflight.tokenised import verifier_with_ids
 from trd_ray.problems.load import held_out_task, held_out_verify
 from trd_ray.record.markdown import visible
 from trd_ray.verify import verifier
+from trd_ray.verify.chosen import person_judges
 from trd_ray.verify.gym.gym_verifier import entry_of
 from trd_ray.views import setting_of
 
@@ -54,22 +55,35 @@ def run(recipe: Recipe, rows: int = ROWS, row: str | None = None, make: Make | N
 def _page(found: Material, many: int, make: Make, verify: Verify, faults: Faults) -> int:
     assert found.problems is not None
     rows = spread_rows(found.problems, many)
-    examined = Examined(rows, [])
+    by_program = [row for row in rows if not person_judges(found.recipe.verify, row)]
+    examined = Examined(by_program, [])
     with faults:
-        examined = examine(found.recipe, rows, make, verify)
+        if by_program:
+            examined = examine(found.recipe, by_program, make, verify)
         faults.add(*examined.faults)
-    few = f", {len(examined.rows)} looked at" if len(examined.rows) < len(rows) else ""
+    few = f", {len(examined.rows)} looked at" if len(examined.rows) < len(by_program) else ""
     print(f"{found.recipe.name}: {len(rows)} of {found.problems.num_rows} problems{few}\n")
-    if examined.lines:
-        _print(page.section("verifier", examined.lines))
-    is_sound = examined.replies and not examined.faults
+    if lines := _by_a_person(found.recipe, len(rows) - len(by_program), len(rows)) + examined.lines:
+        _print(page.section("verifier", lines))
+    is_sound = not examined.faults and (examined.replies or not by_program)
     held_out = _held_out(found, many, verify, faults) if is_sound else []
     _print(page.section("data", _data(found, rows, verify, faults) + held_out))
     if found.views:
-        _print(_views(found, rows[0], examined.replies))
+        _print(_views(found, examined.rows[0] if examined.replies else rows[0], examined.replies))
     faults.require_none()
     print("nothing is wrong")
     return 0
+
+
+def _by_a_person(recipe: Recipe, rows: int, of: int) -> Lines:
+    """What a person will do, of which nothing can be checked before."""
+    if not rows:
+        return []
+    attempts = 1 + recipe.most_refinements * recipe.refines
+    return [
+        ("a person judges", f"{rows} of {of} problems (verify.function=review), up to {attempts} responses a rollout"),
+        ("", "trd refine queues them, trd review shows them; nothing of that can be checked now"),
+    ]
 
 
 def _data(found: Material, rows: list[Row], verify: Verify, faults: Faults) -> Lines:
@@ -101,8 +115,11 @@ def _held_out(found: Material, many: int, verify: Verify, faults: Faults) -> Lin
     lines: Lines = []
     for name, table in found.held_out.items():
         title = f"answers of {name}" if name else "held-out answers"
-        by_own_rules = held_out_verify(r.evaluation.of(name), r.verify) != r.verify
-        its = verifier(r.verify.built_in()) if by_own_rules else None
+        judges = held_out_verify(r.evaluation.of(name), r.verify)
+        if judges.asks_a_person:
+            lines.append((title, "not asked: a person judges, which no evaluation waits for"))
+            continue
+        its = verifier(r.verify.built_in()) if judges != r.verify else None
         rows = spread_rows(table, many)
         first = rows[0]
         form = form_of(r, task=held_out_task(r.evaluation.of(name), r.verify, first["problem"], bool(first["tests"])))
@@ -197,9 +214,8 @@ def _one_row(found: Material, asked_row: str, verify: Verify, faults: Faults) ->
         _print(page.whole(view))
     for reply in asked(verify, [row], right_texts([row], form_of(found.recipe)), until=0.0):
         verdict = reply.verdict
-        said = (
-            "passes" if verdict.passed else f"does not pass ({verdict.detail})" if verdict.detail else "does not pass"
-        )
+        said = "passes" if verdict.passed else "does not pass" + (f" ({verdict.detail})" if verdict.detail else "")
+        said = "waits for a person" if verdict.awaited else said
         print(visible(f"its {reply.asked.kind} {said}: {reply.asked.text[-60:]!r}"))
     return 0
 

@@ -65,13 +65,14 @@ from trd_ray.config.training_keys import (
     TrainConfig,
 )
 from trd_ray.config.tree import ClusterConfig, Recipe
-from trd_ray.config.verify_keys import BUILT_IN, NamedFunction, VerifyConfig, is_own, own_parts
+from trd_ray.config.verify_keys import BUILT_IN, REVIEW, NamedFunction, VerifyConfig, is_own, own_parts
 
 __all__ = [
     "BUILT_IN",
     "EVALUATED",
     "ONLY",
     "REFINER",
+    "REVIEW",
     "SAMPLER",
     "Beta",
     "CheckpointConfig",

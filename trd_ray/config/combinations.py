@@ -142,6 +142,14 @@ def require_full_marks(verify: VerifyConfig) -> None:
             )
 
 
+def require_told(verify: VerifyConfig, refiner: RefinerConfig) -> None:
+    if refiner.feedback != "none" and verify.asks_a_person and not verify.by and not verify.by_source:
+        raise ValueError(
+            f"refiner.feedback={refiner.feedback} tells the refiner a verdict, but with verify.function=review there "
+            "is none before a person has judged: set refiner.feedback=none"
+        )
+
+
 def require_best(checkpoint: CheckpointConfig, evaluation: EvaluationConfig) -> None:
     """A checkpoint that is best by an evaluation needs an evaluation that falls on a checkpoint."""
     best = checkpoint.best

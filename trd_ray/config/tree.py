@@ -257,6 +257,7 @@ class Recipe(Node):
             combinations.require_teacher(self.student, one.teacher, group_of_teacher(name))
             combinations.require_sendable_adapters(self.learner, self.sync, one.teacher, group_of_teacher(name))
             combinations.require_trajectory(self.train, one.refiner, keys_of(pool_of(name)))
+            combinations.require_told(self.verify, one.refiner)
         if self.rollouts_per_step % self.sampler.n:
             raise ValueError(
                 f"rollouts_per_step ({self.rollouts_per_step}) must be a multiple of sampler.n ({self.sampler.n})"

@@ -11,7 +11,8 @@ from trd_ray.config.node import Node
 
 # The verifiers that have a name of their own, each with whether it takes verify.arguments. trd_ray.verify.chosen has
 # the table that makes them.
-BUILT_IN = {"math": False, "code": False, "reasoning_gym": False}
+BUILT_IN = {"math": False, "code": False, "reasoning_gym": False, "review": False}
+REVIEW = "review"  # a person judges
 
 IDS = "completion_ids"  # TRL's name of a response's token ids
 _OWN = re.compile(r"([^:]+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)")
@@ -167,6 +168,16 @@ class FunctionKeys(Node):
         own = [own_parts(one.function)[0] for one in self.chosen.values() if is_own(one.function)]
         in_package = any(not place.endswith(".py") for place in own)
         return in_package or (bool(own) and any(IDS in text for text in self.sources.values()))
+
+    @property
+    def asks_a_person(self) -> bool:
+        """Whether a person judges any row (verify.function: review)."""
+        return REVIEW in self.by_source.values() or any(one.function == REVIEW for one in self.chosen.values())
+
+    @property
+    def needs_answers(self) -> bool:
+        """Whether every problem must say what its responses are compared with, by its answer or its tests."""
+        return not self.has_own and not self.asks_a_person
 
     @property
     def usual_task(self) -> Literal["math", "code", "plain"]:

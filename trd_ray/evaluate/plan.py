@@ -29,7 +29,13 @@ from trd_ray.evaluate.target import Target, target
 from trd_ray.preflight import checks
 from trd_ray.problems import benchmarks
 from trd_ray.score.stats import Score, from_json
-from trd_ray.session.inputs import Inputs, fixed_numbers, require_sandbox, require_verifier
+from trd_ray.session.inputs import (
+    Inputs,
+    fixed_numbers,
+    require_no_person_on,
+    require_sandbox,
+    require_verifier,
+)
 from trd_ray.stream.answers import Question
 from trd_ray.stream.stages import with_prompt
 from trd_ray.views import Views, setting_of
@@ -129,6 +135,8 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
         model = _Model(path, tokenizer, models.facts(path, r.student.revision, r.student.trust_remote_code))
     faults.require_none()
     assert model is not None
+    if any(source.verify.asks_a_person for source in found):
+        require_no_person_on("evaluation", r.verify)
     exams: list[Exam] = []
     findings = None
     longest = 0

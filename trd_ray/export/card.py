@@ -126,7 +126,7 @@ def _loss(r: Recipe) -> str:
 def _pass_rates(directory: RunDirectory, steps: int, recipe: Recipe) -> list[str]:
     facts = [fact for fact in facts_of_run(directory.read_rows()) if fact["step"] <= steps]
     totals = ledger(facts) if facts else {}
-    if "y_r/passed" in totals:
+    if {"y_o/passed", "y_r/passed"} <= totals.keys():
         raw, refined = totals["y_o/passed"], totals["y_r/passed"]
         theirs = "their rewrites" if recipe.refined_share == 1 else "the rewrites of some"
         theirs = "the rewrites of those that failed" if recipe.train.trajectory == "repair" else theirs

@@ -57,11 +57,11 @@ def problems(
     """A table of rows.PROBLEM from the first `limit` rows of a source and a map of our column names to its own.
 
     `group` are the keys of the recipe that a message names, `path` is the source's name. Each row needs an answer or
-    tests, unless a function of the user's own judges by `verify`. Into `notes` goes what a person should know. Raises
-    UserError.
+    tests, unless `verify` has it judged by a function of the user's own or by a person. Into `notes` goes what a person
+    should know. Raises UserError.
     """
     verify = verify or VerifyConfig()
-    answered = not verify.has_own
+    answered = verify.needs_answers
     first = _first(source)
     known = schemas.recognised(source.names, first, mapped)
     names = _columns(mapped, known, source.names, first, group, path, answered)

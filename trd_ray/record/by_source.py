@@ -57,8 +57,9 @@ def _measured(rows: list[dict]) -> dict[str, float]:
     out: dict[str, float] = {"rows": len(rows), "trained_rows": sum(bool(row["train"]) for row in rows)}
     for y, refined in (("y_o", ""), ("y_r", "refined_")):
         there = [row for row in rows if not row["fault"] and row[f"{y}_tokens"] is not None]
+        if passed := [row[f"{y}_passed"] for row in there if row[f"{y}_passed"] is not None]:
+            out[f"{refined}pass_rate"] = fmean(passed)
         if there:
-            out[f"{refined}pass_rate"] = fmean(bool(row[f"{y}_passed"]) for row in there)
             out[f"{refined}tokens_mean"] = fmean(row[f"{y}_tokens"] for row in there)
     return out
 

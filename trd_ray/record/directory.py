@@ -10,7 +10,7 @@
     events.jsonl                what happened (trd_ray.record.events)
     scale.json                  how many engines each pool had, for the run that goes on (trd_ray.session.scaling)
     status.json door/           what the run does, and what it is asked (trd_ray.session.door)
-    tensorboard/ logs/ summary.md
+    tensorboard/ logs/ summary.md, and review/ where a person judges (trd_ray.verify.review)
     rewound/1/                  what was recorded after the checkpoint that a resumed run went on from
 
 The rules:

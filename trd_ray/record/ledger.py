@@ -3,7 +3,8 @@
     rows of a step (rows.light), or rows/*.parquet of a run  ->  facts (a few numbers a row)  ->  flat metrics
 
 A key appears only when it means something: without refinements there is no y_r/..., without dropped rows no dropped/...
-The trajectories of a row that could not be made or judged are in no share: nobody knows what they are.
+The trajectories of a row that could not be made or judged are in no share: nobody knows what they are. One that waits
+for a person (verify.function: review) is in no share of verdicts, until its step is recorded again.
 """
 
 from collections import Counter
@@ -165,11 +166,15 @@ def _trajectory_metrics(y: str, facts: list[dict]) -> dict[str, float]:
     if not facts:
         return {}
     tokens = [f[f"{y}_tokens"] for f in facts]
-    return {
-        f"{y}/passed": float(np.mean([bool(f[f"{y}_passed"]) for f in facts])),
+    found = {
         f"{y}/tokens_mean": float(np.mean(tokens)),
         f"{y}/tokens_p50": float(np.median(tokens)),
         f"{y}/truncated": float(np.mean([f[f"{y}_finish"] == "length" for f in facts])),
-        f"{y}/no_answer": float(np.mean([not f[f"{y}_extracted"] for f in facts])),
-        f"{y}/empty": float(np.mean([f[f"{y}_detail"] == EMPTY for f in facts])),
+    }
+    if not (judged := [f for f in facts if f[f"{y}_passed"] is not None]):
+        return found
+    return found | {
+        f"{y}/passed": float(np.mean([f[f"{y}_passed"] for f in judged])),
+        f"{y}/no_answer": float(np.mean([not f[f"{y}_extracted"] for f in judged])),
+        f"{y}/empty": float(np.mean([f[f"{y}_detail"] == EMPTY for f in judged])),
     }

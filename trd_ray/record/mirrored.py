@@ -26,12 +26,12 @@ from trd_ray.record.directory import FOLDERS, RunDirectory
 from trd_ray.record.elsewhere import Copy, Elsewhere, short
 
 MANIFEST = "mirror.json"
-IMMUTABLE = ("rows", "checkpoints")  # the folders whose files never change once they are there
+IMMUTABLE = ("rows", "checkpoints")  # the folders whose files do not change while a run is copied
 AT_ONCE = 4  # files that are copied at a time
 # Besides rows, metrics and checkpoints: what is short, and changes while the run goes on.
 SMALL_FILES = (
     *("recipe.yaml", "environment.json", "train.log", "timeline.json", "events.jsonl", "scale.json", "set_aside.jsonl"),
-    *("summary.md", "evaluation/*", "evaluation/*/*", "tensorboard/*"),
+    *("summary.md", "evaluation/*", "evaluation/*/*", "tensorboard/*", "review/*"),
 )
 
 

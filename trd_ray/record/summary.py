@@ -49,6 +49,7 @@ PLACES = {
     "checkpoints/": "the state to resume from and the trained model",
     "evaluation/": "scores as JSON, and the samples behind them as Parquet",
     "timeline.json": "who worked and who waited when; opens in ui.perfetto.dev",
+    "review/": "the responses that wait for a person, and the verdicts",
     "logs/": "logs of the processes",
 }
 
@@ -115,7 +116,7 @@ def _headline(recipe: Recipe, metrics: list[dict], totals: dict[str, float], eva
     ]
     if recipe.train.trajectory in ("repair", "mixture"):
         lines += _of_refined(totals)
-    elif "y_r/passed" in totals:
+    elif "y_o/passed" in totals and "y_r/passed" in totals:
         raw = totals["y_o/passed"]
         refined = totals["y_r/passed"]
         lines.append(
@@ -223,10 +224,9 @@ def _lengths(facts: list[dict]) -> str:
         if there:
             tokens = [f[f"{y}_tokens"] for f, y in there]
             cut = fmean(f[f"{y}_finish"] == "length" for f, y in there)
-            mute = fmean(not f[f"{y}_extracted"] for f, y in there)
-            lines.append(
-                [name, f"{median(tokens):.0f}", f"{fmean(tokens):.1f}", str(max(tokens)), f"{cut:.1%}", f"{mute:.1%}"]
-            )
+            judged = [not f[f"{y}_extracted"] for f, y in there if f[f"{y}_passed"] is not None]
+            mute = f"{fmean(judged):.1%}" if judged else "-"
+            lines.append([name, f"{median(tokens):.0f}", f"{fmean(tokens):.1f}", str(max(tokens)), f"{cut:.1%}", mute])
     return table(lines) if len(lines) > 1 else ""
 
 

@@ -57,7 +57,7 @@ def _of_trajectories(y: str, facts: list[dict], recipe: Recipe) -> dict[str, str
     name, pool = POOLS[y]
     n = len(facts)
     cut = sum(f[f"{y}_finish"] == "length" for f in facts)
-    mute = [f for f in facts if not f[f"{y}_extracted"] and not f[f"{y}_passed"]]
+    mute = [f for f in facts if not f[f"{y}_extracted"] and f[f"{y}_passed"] is False]
     ended_mute = sum(f[f"{y}_finish"] != "length" for f in mute)
     found = {}
     if cut > n / 2:

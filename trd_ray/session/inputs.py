@@ -36,6 +36,10 @@ from trd_ray.wordings import ITEM_FORM
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
+PERSON_JUDGES = (
+    "verify.function=review: a person judges, so the responses are queued when they are made, the refiner is told "
+    "nothing of a verdict, and the same command reads the verdicts back"
+)
 
 
 @dataclass
@@ -101,6 +105,7 @@ def prepare(
     work, with a sentence for each fault that can be found.
     """
     r = recipe
+    _require_no_person(r, job)
     _warn(r, job, base_is_given)
     faults = Faults()
     data = findings = corpus = None
@@ -139,11 +144,37 @@ def prepare(
     set_aside = [one for found in read for one in found.set_aside]
     notes = [*shapes, *(note for found in read for note in found.notes), *_shares(findings.recipe, problems)]
     notes += without_problems(problems, list(r.teachers)) if problems is not None else []
+    notes += [PERSON_JUDGES] if r.verify.asks_a_person and job == "refine" else []
     return Inputs(
         job, findings.recipe, student.path, {name: teacher.path for name, teacher in teachers.items()}, problems,
         evaluated, steps, findings, student.facts, {name: teacher.facts for name, teacher in teachers.items()},
         [*set_aside, *findings.too_long], notes, data.spool if data else None, sets,
     )  # fmt: skip
+
+
+def _require_no_person(r: Recipe, job: placement.Job) -> None:
+    """Refuse a run that would wait for a person while its engines run."""
+    if not r.verify.asks_a_person or job == "refine":
+        return
+    if job == "train" and r.data.source == "problems":
+        raise UserError(
+            "verify.function=review lets a person judge, and a run that trains while it samples cannot wait for one: "
+            "make a corpus with `trd refine`, judge it with `trd review`, and train on it with data.source=corpus and "
+            "data.path=THE RUN'S DIRECTORY"
+        )
+    for name in _evaluated(r, job):
+        require_no_person_on(key_of(name), held_out_verify(r.evaluation.of(name), r.verify))
+
+
+def require_no_person_on(group: str, verify: VerifyConfig) -> None:
+    """Refuse an evaluation that a person would have to judge; `group` has the keys of its problems."""
+    by_source_alone = verify.by_source and not verify.by  # held-out problems have no source, and are judged as usual
+    if verify.asks_a_person and not by_source_alone:
+        raise UserError(
+            f"verify.function=review lets a person judge, and an evaluation cannot wait for one: set {group}.path to a "
+            "benchmark, whose own rules judge, or to null, or set verify.function to a verifier that answers at once; "
+            "`trd refine` makes a corpus that is reviewed, and data.source=corpus trains on it"
+        )
 
 
 def _evaluated(r: Recipe, job: placement.Job) -> list[str]:
@@ -265,7 +296,7 @@ def _problems(recipe: Recipe, connection: Connection | None) -> ProblemSet:
     if recipe.data.format == "taco" and connection is not None:
         connection.require_sandboxes(recipe.verify.sandbox)
     found = load_problems(recipe.data, recipe.verify, progress=report)
-    if recipe.data.source == "corpus" and not recipe.verify.has_own:
+    if recipe.data.source == "corpus" and recipe.verify.needs_answers:
         _require_answers(recipe.data.path, found.table)
     return replace(found, table=with_teachers_of(recipe, found.table))
 

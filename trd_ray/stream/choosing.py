@@ -2,6 +2,7 @@
 
     verified refinements -> Candidates -> to_score() -> a request each to the sampler's engines -> mean_logprob()
                                        -> choose(): its place
+                                       -> still_asked(): those that a person must judge before
 
 refiner.select names the rule:
 
@@ -24,6 +25,10 @@ is a mean over tokens. A text can raise its mean by repeating itself, but it mus
 
 best_score breaks ties by length only among those that pass: the shortest of several failures is often no answer at all.
 
+Where a person judges (verify.function: review) a refinement has no verdict at first. Nobody is asked about more of
+them than the rule needs: one for `first`, all for `best_score`, and for the others one after another until one passes.
+`nearest` scores them all, since no engine runs any more when the verdicts come.
+
 Pure.
 """
 
@@ -41,7 +46,7 @@ class RefineCandidate:
     """What a refinement is chosen by."""
 
     tokens: int
-    passed: bool
+    passed: bool | None  # None: a person's verdict is waited for
     score: float
     judged: bool = True  # else `passed` and `score` say nothing about it
     edited_share: float | None = None  # against y_o, where refiner.max_edited_share asks for it
@@ -50,8 +55,7 @@ class RefineCandidate:
 
 
 def choose(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: float | None = None) -> int:
-    there = [i for i, candidate in enumerate(candidates) if candidate.judged] or list(range(len(candidates)))
-    near = [i for i in there if not strays(candidates[i].edited_share, max_edited_share)] or there
+    near = _near(candidates, max_edited_share)
     passed = [i for i in near if candidates[i].passed]
     if rule == "best_score":
         return max(near, key=lambda i: _by_score(candidates[i]))  # of equal ones max takes the first
@@ -65,11 +69,40 @@ def choose(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: f
 
 
 def to_score(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: float | None = None) -> list[int]:
-    """The places of those whose likelihood decides. A single one needs none, and none of a row that is dropped."""
+    """The places of those whose likelihood decides, or may. A single one needs none, and none of a dropped row."""
     if rule != "nearest":
         return []
-    near = [i for i, one in enumerate(candidates) if one.passed and not strays(one.edited_share, max_edited_share)]
-    return near if len(near) > 1 else []
+    there = [i for i, one in enumerate(candidates) if not strays(one.edited_share, max_edited_share)]
+    passed = [i for i in there if candidates[i].passed is not False]
+    return passed if len(passed) > 1 else []
+
+
+def preferred(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: float | None = None) -> list[int]:
+    """The places of those that the rule looks at, the one first that it would take if all passed."""
+    near = _near(candidates, max_edited_share)
+    if rule == "first":
+        return near[:1]
+    if rule == "shortest_passed":
+        return sorted(near, key=lambda i: candidates[i].tokens)
+    if rule == "nearest":
+        return sorted(near, key=lambda i: (-_number(candidates[i].logprob), candidates[i].tokens))
+    return near
+
+
+def still_asked(candidates: Sequence[RefineCandidate], rule: str, max_edited_share: float | None = None) -> list[int]:
+    """The places of those whose verdict is waited for and may decide, in the order in which they are preferred."""
+    order = preferred(candidates, rule, max_edited_share)
+    if rule != "best_score":
+        first_passed = next((n for n, i in enumerate(order) if candidates[i].passed), len(order))
+        order = order[:first_passed]
+    return [i for i in order if candidates[i].passed is None]
+
+
+def _near(candidates: Sequence[RefineCandidate], max_edited_share: float | None) -> list[int]:
+    """The places of those that may be chosen: judged ones, or whose verdict is waited for, that do not stray."""
+    awaits = [one.judged or one.passed is None for one in candidates]
+    there = [i for i, may_be in enumerate(awaits) if may_be] or list(range(len(candidates)))
+    return [i for i in there if not strays(candidates[i].edited_share, max_edited_share)] or there
 
 
 def scoring(prompt_ids: Sequence[int] | np.ndarray, response_ids: Sequence[int] | np.ndarray) -> Request:
@@ -92,7 +125,7 @@ def strays(edited_share: float | None, limit: float | None) -> bool:
 
 
 def _by_score(candidate: RefineCandidate) -> tuple[float, bool, int]:
-    return _number(candidate.score), candidate.passed, -candidate.tokens if candidate.passed else 0
+    return _number(candidate.score), bool(candidate.passed), -candidate.tokens if candidate.passed else 0
 
 
 def _number(value: float | None) -> float:

@@ -20,11 +20,12 @@ from trd_ray.stream.trajectories import wanted
 from trd_ray.views import Views, setting_of
 
 BAD_ROW = "bad row"  # why a row with a fault is dropped; its `fault` says what it is
+WAITS = "waits for review"  # the same of a row that a person has not judged yet
 EDITED = "edited too much"  # the same of a row without a refinement within refiner.max_edited_share
 # What `build` reads of a row.
 READ = (
     *("row", "problem", "reference", "turns", "source", "teacher", "student_prompt_ids", "refine_prompt_ids"),
-    *("refine_cut_tokens", "refine_edited_share", "fault"),
+    *("refine_cut_tokens", "refine_edited_share", "fault", "review_waits"),
     *("y_o.ids", "y_o.passed", "y_o.feedback", "y_r.ids", "y_r.passed"),
 )
 
@@ -81,6 +82,8 @@ def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
     trajectory = wanted(recipe, row["row"], y_o_passed)
     if row.get("fault"):
         return trajectory, BAD_ROW
+    if row.get("review_waits"):
+        return trajectory, WAITS
     in_subset = {
         "all": True,
         "failed": not y_o_passed,

@@ -24,12 +24,14 @@ import pyarrow.compute as pc
 
 from trd_ray.failures import Kind, kind_of
 from trd_ray.problems.corpus import open_corpus
-from trd_ray.rows import ROW
+from trd_ray.rows import ROW, upgrade
 from trd_ray.stream.blocks import RowBlock
 
 POLL_S = 0.25
 AGAIN = 3
 AHEAD_STEPS = 4  # a corpus would otherwise be read whole into memory
+# Of a corpus that a person judges: y_r is the one that trains, and all candidates would be stored once more.
+_TRAINED = [name for name in ROW.names if name != "review_candidates"]
 
 
 class StreamEnded(RuntimeError):
@@ -152,7 +154,8 @@ def corpus_blocks(folder: str | Path, *, rows_per_step: int, start_step: int) ->
     for step in range(start_step, corpus.count_rows() // rows_per_step):
         row = pc.field("row")
         first = step * rows_per_step
-        table = corpus.to_table(where=(row >= first) & (row < first + rows_per_step))
+        table = corpus.to_table(_TRAINED, (row >= first) & (row < first + rows_per_step))
+        table = upgrade(table)  # what was left out is null
         steps = pa.array(np.full(len(table), step, np.int32))
         table = table.set_column(table.column_names.index("step"), ROW.field("step"), steps)
         yield RowBlock(table, first, first + rows_per_step, last=True)

@@ -44,6 +44,7 @@ from trd_ray.stream.stages import (
     StageSpec,
     min_version,
     record,
+    record_candidates,
     record_refined,
     record_verdict,
     request,
@@ -186,7 +187,8 @@ class Flow:
         [(start_s, verdict)] = await self._judged(row, problem, by, [y_o], tests)
         record_verdict(row, "y_o", verdict, start_s)
         require_judged(row, "y_o")
-        if needs_refinement(r, row["row"], row["y_o"]["passed"]):
+        # What waits for a person may have failed: no engine runs any more when that is known.
+        if needs_refinement(r, row["row"], bool(row["y_o"]["passed"])):
             await self._refine(row, problem, by, tests)
 
     async def _refine(
@@ -203,6 +205,9 @@ class Flow:
         require_taken(refinements, "y_r")
         judged = await self._judged(row, problem, by, refinements, tests)
         candidates = await self._candidates(row, by, refinements, judged)
+        if any(verdict.awaited for _, verdict in judged):
+            record_candidates(row, refinements, judged, candidates)
+            return
         chosen = choose(candidates, refiner.select, refiner.max_edited_share)
         record_refined(row, refinements, judged, candidates, chosen)
         require_judged(row, "y_r")
@@ -214,7 +219,7 @@ class Flow:
         refiner = by.recipe.refiner
         limit = refiner.max_edited_share
         found = [
-            RefineCandidate(len(made.ids), verdict.passed, verdict.score, verdict.judged)
+            RefineCandidate(len(made.ids), None if verdict.awaited else verdict.passed, verdict.score, verdict.judged)
             for made, (_, verdict) in zip(refinements, judged, strict=True)
         ]
         if limit is not None:  # in a thread, since long ones take a part of a second

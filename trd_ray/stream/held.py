@@ -6,6 +6,7 @@ Any trajectory may be chosen on a corpus of train.trajectory=y_r, which refines 
 mixture lacks the refinements that it has saved.
 """
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from trd_ray.errors import UserError
 from trd_ray.problems.corpus import open_corpus
 from trd_ray.stream.trajectories import wanted
 
-COLUMNS = ("row", "fault", "y_o.passed", "y_r.passed")
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("row", "fault", "review_waits", "y_o.passed", "y_r.passed")
 
 
 def require_held(recipe: Recipe, rows: int) -> None:
@@ -24,6 +27,7 @@ def require_held(recipe: Recipe, rows: int) -> None:
     folder = recipe.data.path
     _require_selected(recipe, Path(folder).expanduser() / "recipe.yaml")
     found = open_corpus(folder).to_table(COLUMNS, pc.field("row") < rows).to_pylist()
+    _require_reviewed(folder, found)
     lacking = lacks(recipe, found)
     if not lacking:
         return
@@ -37,9 +41,9 @@ def require_held(recipe: Recipe, rows: int) -> None:
 
 
 def lacks(recipe: Recipe, rows: Iterable[dict]) -> int:
-    """How many rows were to train on a refinement, or be chosen by one, and have none. Rows with a fault never train.
+    """How many rows were to train on a refinement, or be chosen by one, and have none.
 
-    A row has COLUMNS.
+    A row has COLUMNS. Those with a fault, and those that wait for a person, do not train.
     """
     return sum(_needs(recipe, row) and row["y_r.passed"] is None for row in rows)
 
@@ -47,7 +51,7 @@ def lacks(recipe: Recipe, rows: Iterable[dict]) -> int:
 def _needs(recipe: Recipe, row: dict) -> bool:
     passed = row["y_o.passed"]
     subset = recipe.train.subset
-    if row["fault"] or passed is None or (passed and subset in ("failed", "repaired")):
+    if row["fault"] or row.get("review_waits") or passed is None or (passed and subset in ("failed", "repaired")):
         return False
     if not passed and subset == "passed":
         return False
@@ -56,6 +60,18 @@ def _needs(recipe: Recipe, row: dict) -> bool:
 
 def _with_trajectory(recipe: Recipe, trajectory: str) -> Recipe:
     return recipe.model_copy(update={"train": recipe.train.model_copy(update={"trajectory": trajectory})})
+
+
+def _require_reviewed(folder: str, found: list[dict]) -> None:
+    """Warn of rows that wait for a person, and refuse a corpus in which all do."""
+    waits = sum(bool(row["review_waits"]) for row in found)
+    remedy = f"judge them with `trd review {folder}`, and let the command that made the corpus read the verdicts"
+    if waits and waits == len(found):
+        raise UserError(f"all {waits} rows of the corpus {folder} wait for review, so none would train: {remedy}")
+    if waits:
+        logger.warning(
+            "%d of %d rows of the corpus %s wait for review and do not train: %s", waits, len(found), folder, remedy
+        )
 
 
 def _require_selected(recipe: Recipe, made_by: Path) -> None:

@@ -2,6 +2,7 @@
 
     row -> request -> Generation -> record -> Verdict -> record_verdict      for y_o
            -> n refinements -> verdicts -> one is chosen (choosing.py) -> record_refined
+                                        -> a person judges (reviewed.py) -> record_candidates
 
 flow.py brings it together. Everything here is pure.
 """
@@ -18,7 +19,8 @@ from trd_ray.errors import BadRow
 from trd_ray.problems.order import Order
 from trd_ray.rows import parts_of
 from trd_ray.stream.choosing import RefineCandidate
-from trd_ray.verify import IDS, PROMPT, UNJUDGED, Verdict
+from trd_ray.verify import AWAITS_REVIEW, IDS, PROMPT, UNJUDGED, Verdict
+from trd_ray.verify.review.settle import written
 from trd_ray.views import Ids, Views
 
 
@@ -76,8 +78,16 @@ def record(row: dict[str, Any], y: str, generation: Generation) -> None:
 
 
 def record_verdict(row: dict[str, Any], y: str, verdict: Verdict, start_s: float) -> None:
-    judged = {name: getattr(verdict, name) for name in ("passed", "score", "extracted", "detail", "feedback")}
-    row[y] |= judged | {"parts": parts_of(verdict.parts), "verify_start_s": start_s, "verify_seconds": verdict.seconds}
+    row[y] |= verdict_fields(verdict) | {"verify_start_s": start_s, "verify_seconds": verdict.seconds}
+    if verdict.awaited:  # of y_o: those of refinements stand in their candidates
+        row["review_awaited"] = written(verdict)
+
+
+def verdict_fields(verdict: Verdict) -> dict[str, Any]:
+    """The fields of a trajectory; one whose verdict is waited for has neither passed nor failed."""
+    fields = {name: getattr(verdict, name) for name in ("passed", "score", "extracted", "detail", "feedback")}
+    fields["parts"] = parts_of(verdict.parts)
+    return fields | {"passed": None, "score": None} if verdict.awaited else fields
 
 
 def record_refined(
@@ -92,12 +102,33 @@ def record_refined(
     record(row, "y_r", refinements[chosen])
     record_verdict(row, "y_r", verdicts[chosen], judged[0][0])
     row["y_r"]["verify_seconds"] = sum(verdict.seconds for verdict in verdicts)  # for all candidates
+    _record_costs(row, verdicts, candidates)
+    row["refine_edited_share"] = candidates[chosen].edited_share
+    row["refine_student_logprob"] = candidates[chosen].logprob
+
+
+def record_candidates(
+    row: dict[str, Any],
+    refinements: list[Generation],
+    judged: list[tuple[float, Verdict]],
+    candidates: list[RefineCandidate],
+) -> None:
+    """Keep all refinements, since one can be chosen only when a person has judged them."""
+    row["review_candidates"] = [
+        _trajectory(refinement)
+        | verdict_fields(verdict)
+        | {"verify_start_s": start_s, "verify_seconds": verdict.seconds}
+        | {"edited_share": one.edited_share, "student_logprob": one.logprob, "awaited": written(verdict)}
+        for refinement, (start_s, verdict), one in zip(refinements, judged, candidates, strict=True)
+    ]
+    _record_costs(row, [verdict for _, verdict in judged], candidates)
+
+
+def _record_costs(row: dict[str, Any], verdicts: list[Verdict], candidates: list[RefineCandidate]) -> None:
     row["refine_candidates"] = len(candidates)
     row["refine_candidates_passed"] = sum(v.passed for v in verdicts)
     row["refine_tokens"] = sum(c.tokens for c in candidates)
     row["refine_scored_tokens"] = sum(c.tokens for c in candidates if c.scored) or None
-    row["refine_edited_share"] = candidates[chosen].edited_share
-    row["refine_student_logprob"] = candidates[chosen].logprob
 
 
 def with_prompt(problem: dict[str, Any], verify: VerifyConfig, views: Views, prompt_ids: Ids) -> dict[str, Any]:
@@ -111,8 +142,8 @@ def with_ids(problem: dict[str, Any], verify: VerifyConfig, ids: Mapping[str, Id
 
 
 def require_judged(row: dict[str, Any], y: str) -> None:
-    """Raise BadRow for a verdict that says nothing about the response."""
-    if row[y]["detail"].startswith(UNJUDGED):
+    """Raise BadRow for a verdict that says nothing about the response, and that no person will give either."""
+    if row[y]["detail"].startswith(UNJUDGED) and row[y]["detail"] != AWAITS_REVIEW:
         raise BadRow(f"{y}: {row[y]['detail']}")
 
 

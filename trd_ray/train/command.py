@@ -7,6 +7,7 @@ from).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pyarrow as pa
 
@@ -33,6 +34,7 @@ from trd_ray.train.bad_rows import BadRows
 from trd_ray.train.loop import train_run
 from trd_ray.train.own_hooks import Hooks
 from trd_ray.train.plan import Resume, is_begun, mirror_of, plan, require_refinements, seems_done, to_resume
+from trd_ray.train.reviewing import Reviewing, is_reviewed
 from trd_ray.train.rollouts import start_feed
 
 
@@ -52,6 +54,8 @@ def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> 
     if job == "refine":
         require_refinements(recipe)
     hooks = Hooks.of(recipe)
+    if job == "refine" and is_reviewed(recipe):
+        resume = "auto"  # who has judged repeats the command, and what is complete may still have verdicts to read
     with begin(job, recipe.directory, recipe) as beginning:
         mirrored = mirror_of(recipe, resume)
         inputs = prepare(to_resume(recipe, resume, mirrored), job, connection=beginning.connection)
@@ -72,6 +76,9 @@ def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> 
         left = plan(inputs, directory, begun, resume, has_mirror=mirrored is not None)
         if not left.finished:
             _rewind(directory, left.done, job)
+        reviewing = Reviewing(directory, recipe)
+        if job == "refine" and begun:
+            reviewing.read_back()  # before anything of it is mirrored
         if mirrored:
             beginning.mirror_to(mirrored.place, directory, recipe, left.done)
         if left.finished:
@@ -88,6 +95,8 @@ def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> 
                         with hooks.during(session):
                             refine_run(session, left.done, scaling.after_step, hooks)
     report.show(directory)
+    if job == "refine" and (told := reviewing.told()):
+        print(told)
     return 0
 
 
@@ -121,6 +130,7 @@ def refine_run(
     feed = start_feed(session, start_step=done, version=0)
     pausing = Pausing(session)
     hooks = hooks or Hooks()
+    reviewing = Reviewing(directory, session.recipe)
     try:
         session.wait_until_started()
         session.display.phase("refining")
@@ -130,7 +140,9 @@ def refine_run(
                 pausing.rest(session.look)
                 session.look()  # when rows are ready, nothing else looks
                 table = bad_rows.checked(feed.take(step, session.look, inputs.rows_in_step(step)))
+                table = reviewing.of_step(table)
                 rows, record = _keep(session, metrics, step + 1, table, hooks)
+                session.room.having(f"the queue of step {step + 1}", partial(reviewing.queue, table))
                 directory.on_commit(step + 1)
                 after_step()
                 session.display.step({"step": step + 1} | record)

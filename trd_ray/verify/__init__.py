@@ -12,11 +12,11 @@ from functools import lru_cache
 
 from trd_ray.config import VerifyConfig
 from trd_ray.verify.chosen import Chosen, limit_s
-from trd_ray.verify.verdict import EMPTY, IDS, PROMPT, UNJUDGED, Verdict, Verifier, unjudged
+from trd_ray.verify.verdict import AWAITS_REVIEW, EMPTY, IDS, PROMPT, UNJUDGED, Awaited, Verdict, Verifier, unjudged
 
 __all__ = [
-    "EMPTY", "IDS", "PROMPT", "UNJUDGED", "Chosen", "Verdict", "Verifier", "limit_s", "unjudged", "verifier",
-    "verifier_of_json",
+    "AWAITS_REVIEW", "EMPTY", "IDS", "PROMPT", "UNJUDGED", "Awaited", "Chosen", "Verdict", "Verifier", "limit_s",
+    "unjudged", "verifier", "verifier_of_json",
 ]  # fmt: skip
 
 

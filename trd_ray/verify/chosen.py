@@ -14,12 +14,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from trd_ray.config import NamedFunction, VerifyConfig, did_you_mean, is_own
+from trd_ray.config import REVIEW, NamedFunction, VerifyConfig, did_you_mean, is_own
 from trd_ray.errors import BadRow
 from trd_ray.verify.gym.gym_verifier import PASS_AT, entry_of
 from trd_ray.verify.own.call import opened
 from trd_ray.verify.own.own_verifier import NO_SCORE, OwnVerifier
-from trd_ray.verify.verdict import Verdict, Verifier, unjudged
+from trd_ray.verify.verdict import Awaited, Verdict, Verifier, unjudged, waiting
 
 Maker = Callable[[VerifyConfig, dict[str, Any]], Verifier]
 
@@ -42,8 +42,14 @@ def _gym(config: VerifyConfig, arguments: dict[str, Any]) -> Verifier:
     return GymVerifier(config.timeout_s)
 
 
+def _review(config: VerifyConfig, arguments: dict[str, Any]) -> Verifier:
+    from trd_ray.verify.review.review_verifier import ReviewVerifier
+
+    return ReviewVerifier()
+
+
 # The names of trd_ray.config.BUILT_IN, which says whether each takes verify.arguments.
-MAKERS: dict[str, Maker] = {"math": _math, "code": _code, "reasoning_gym": _gym}
+MAKERS: dict[str, Maker] = {"math": _math, "code": _code, "reasoning_gym": _gym, "review": _review}
 
 
 class Chosen:
@@ -60,7 +66,7 @@ class Chosen:
         if name is not None:
             return self._one(name)(text, problem)
         if config.functions and not config.has_usual_rows:
-            return self._weighted(text, problem)
+            return weighed(config, {name: self._one(name)(text, problem) for name in config.functions})
         return self._built_in(usual_verifier(problem))(text, problem)
 
     def close(self) -> None:
@@ -71,29 +77,6 @@ class Chosen:
         """The user's functions by their names in verify.functions, "" for verify.function."""
         made = {name: self._one(name) for name in self._config.chosen}
         return {name: one for name, one in made.items() if isinstance(one, OwnVerifier)}
-
-    def _weighted(self, text: str | None, problem: dict) -> Verdict:
-        named = self._config.functions
-        verdicts = {name: self._one(name)(text, problem) for name in named}
-        lost = next((v for v in verdicts.values() if not v.judged and NO_SCORE not in v.detail), None)
-        if lost:
-            return lost
-        parts = {name: v.score for name, v in verdicts.items() if v.judged}
-        weight = sum(named[name].weight for name in parts)
-        seconds = sum(v.seconds for v in verdicts.values())
-        if not weight:
-            return unjudged(f"{NO_SCORE}, any of them", seconds)
-        score = sum(named[name].weight * part for name, part in parts.items()) / weight
-        held = all(verdicts[name].passed for name in parts if named[name].pass_at is not None)
-        return Verdict(
-            passed=held and score >= self._config.pass_at,
-            score=score,
-            extracted=next((v.extracted for v in verdicts.values() if v.extracted), ""),
-            detail=", ".join(_told(name, verdicts[name]) for name in parts),
-            seconds=seconds,
-            feedback="\n".join(v.feedback for v in verdicts.values() if v.feedback),
-            parts=parts,
-        )
 
     def _one(self, name: str) -> Verifier:
         named = self._config.chosen.get(name) or NamedFunction(function=name)  # a source may name one that is built in
@@ -123,12 +106,40 @@ class _Graded:
 
     def __call__(self, text: str | None, problem: dict) -> Verdict:
         verdict = self._verifier(text, problem)
+        if verdict.awaited:
+            return replace(verdict, awaited=replace(verdict.awaited, pass_at=self._pass_at))
         if self._pass_at == 1.0 or not verdict.judged:
             return verdict
         return replace(verdict, passed=verdict.score >= self._pass_at)
 
     def close(self) -> None:
         self._verifier.close()
+
+
+def weighed(config: VerifyConfig, verdicts: dict[str, Verdict]) -> Verdict:
+    """What the verdicts of all of verify.functions, by their names, come to."""
+    named = config.functions
+    seconds = sum(v.seconds for v in verdicts.values())
+    lost = next((v for v in verdicts.values() if not v.judged and not v.awaited and NO_SCORE not in v.detail), None)
+    if lost:
+        return lost
+    if any(v.awaited for v in verdicts.values()):
+        return waiting(Awaited(beside=verdicts), seconds)
+    parts = {name: v.score for name, v in verdicts.items() if v.judged}
+    weight = sum(named[name].weight for name in parts)
+    if not weight:
+        return unjudged(f"{NO_SCORE}, any of them", seconds)
+    score = sum(named[name].weight * part for name, part in parts.items()) / weight
+    held = all(verdicts[name].passed for name in parts if named[name].pass_at is not None)
+    return Verdict(
+        passed=held and score >= config.pass_at,
+        score=score,
+        extracted=next((v.extracted for v in verdicts.values() if v.extracted), ""),
+        detail=", ".join(_told(name, verdicts[name]) for name in parts),
+        seconds=seconds,
+        feedback="\n".join(v.feedback for v in verdicts.values() if v.feedback),
+        parts=parts,
+    )
 
 
 def usual_verifier(problem: dict) -> str:
@@ -160,6 +171,18 @@ def chosen_by(config: VerifyConfig, problem: dict) -> str:
         told = did_you_mean(str(value), list(config.functions))
         raise BadRow(f"verify.by is {column}, whose value {value!r} names none of verify.functions{told}")
     return value
+
+
+def person_judges(config: VerifyConfig, problem: dict) -> bool:
+    """Whether a verdict on this row waits for a person. False also where the row names no verifier."""
+    named = config.chosen
+    try:
+        name = judge_of(config, problem)
+    except BadRow:
+        return False
+    if name is None:
+        return not config.has_usual_rows and any(one.function == REVIEW for one in named.values())
+    return (named[name].function if name in named else name) == REVIEW
 
 
 def limit_s(config: VerifyConfig, runs_code: bool) -> float:

@@ -2,6 +2,9 @@
 
 A verdict is about the response. Where the process that judges is killed each time that it is asked, there is none: such
 a verdict says UNJUDGED and why. Nobody trains on that response, and it counts against data.max_bad_rows.
+
+Where a person judges (verify.function: review) there is none yet: such a verdict has what is `awaited`. It says
+UNJUDGED too, but it counts against nothing.
 """
 
 from dataclasses import dataclass, field
@@ -15,6 +18,15 @@ PROMPT = (
     "student_prompt"  # the key of a problem at which its verifier finds the prompt as the engine saw it, if anywhere
 )
 UNJUDGED = "not judged"  # how the detail of a verdict begins that says nothing about the response
+AWAITS_REVIEW = f"{UNJUDGED} (waits for review)"
+
+
+@dataclass(frozen=True)
+class Awaited:
+    """What is known of a response while a person's verdict on it is waited for."""
+
+    pass_at: float = 1.0  # where the person gives a score alone, it passes with this or more
+    beside: dict[str, "Verdict"] = field(default_factory=dict)  # of several that are weighted: all, by their names
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,7 @@ class Verdict:
     seconds: float
     feedback: str = ""  # a bounded text on what failed, for the refine prompt; math: without the expected answer
     parts: dict[str, float] = field(default_factory=dict)  # where several verifiers were asked: what each gave
+    awaited: Awaited | None = None  # a person's verdict is waited for
 
     @property
     def judged(self) -> bool:
@@ -36,6 +49,11 @@ class Verdict:
 def unjudged(why: str, seconds: float = 0.0) -> Verdict:
     """It does not pass, and must not be taken for a wrong answer either."""
     return Verdict(False, 0.0, "", f"{UNJUDGED} ({why})", seconds)
+
+
+def waiting(awaited: Awaited | None = None, seconds: float = 0.0) -> Verdict:
+    """A person will say whether it passes."""
+    return Verdict(False, 0.0, "", AWAITS_REVIEW, seconds, awaited=awaited or Awaited())
 
 
 class Verifier(Protocol):
