@@ -9,6 +9,7 @@ Lengths are tokens, times are seconds, memory is GiB. The unit stands in the nam
 from trd_ray.config.close_words import close_to, did_you_mean
 from trd_ray.config.engine_counts import EngineRange
 from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig, EvaluationSet, evaluated, lost
+from trd_ray.config.judge_keys import JudgeConfig
 from trd_ray.config.mixed_sources import own_wordings, verifiers_by_source
 from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.own_keys import MetricsConfig
@@ -41,6 +42,7 @@ from trd_ray.config.rollout_keys import (
 )
 from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.teachers import (
+    JUDGE_POOL,
     ONLY,
     REFINER,
     SAMPLER,
@@ -64,11 +66,13 @@ from trd_ray.config.training_keys import (
     TrainConfig,
 )
 from trd_ray.config.tree import ClusterConfig, Recipe
-from trd_ray.config.verify_keys import BUILT_IN, NamedFunction, VerifyConfig, is_own, own_parts
+from trd_ray.config.verify_keys import BUILT_IN, JUDGE, NamedFunction, VerifyConfig, is_own, own_parts
 
 __all__ = [
     "BUILT_IN",
     "EVALUATED",
+    "JUDGE",
+    "JUDGE_POOL",
     "ONLY",
     "REFINER",
     "SAMPLER",
@@ -83,6 +87,7 @@ __all__ = [
     "EngineRange",
     "EvaluationConfig",
     "EvaluationSet",
+    "JudgeConfig",
     "LearnerConfig",
     "LoRAConfig",
     "LossConfig",

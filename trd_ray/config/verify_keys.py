@@ -11,7 +11,8 @@ from trd_ray.config.node import Node
 
 # The verifiers that have a name of their own, each with whether it takes verify.arguments. trd_ray.verify.chosen has
 # the table that makes them.
-BUILT_IN = {"math": False, "code": False, "reasoning_gym": False}
+JUDGE = "judge"
+BUILT_IN = {"math": False, "code": False, "reasoning_gym": False, JUDGE: False}
 
 _OWN = re.compile(r"([^:]+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)")
 
@@ -58,6 +59,11 @@ class NamedFunction(Node):
     @classmethod
     def _names_a_verifier(cls, function: str) -> str:
         return named_function(function)
+
+    @property
+    def counts(self) -> bool:
+        """Whether a response may pass or fail by it."""
+        return bool(self.weight) or self.pass_at is not None
 
     @model_validator(mode="after")
     def _takes_arguments(self) -> "NamedFunction":
@@ -149,10 +155,31 @@ class FunctionKeys(Node):
         """Whether a user's function judges any row."""
         return any(is_own(one.function) for one in self.chosen.values())
 
+    def is_judge(self, name: str) -> bool:
+        """Whether the verifier of this name, one of functions or one that is built in, is the judge."""
+        named = self.chosen.get(name)
+        return (named.function if named else name) == JUDGE
+
+    def may_ask_judge(self, source: str | None) -> bool:
+        """Whether the judge may be asked about a row of this source."""
+        if name := self.by_source.get(source or ""):
+            return self.is_judge(name)
+        chosen_by_source_alone = self.by_source and self.functions and not self.by
+        return not chosen_by_source_alone and any(map(self.is_judge, self.chosen))
+
+    @property
+    def names_judge(self) -> bool:
+        """Whether the judge may be asked about some row."""
+        return any(map(self.is_judge, [*self.chosen, *self.by_source.values()]))
+
     @property
     def usual_task(self) -> Literal["math", "code", "plain"]:
-        """Whose default wordings fit. A function of one's own says nothing about the form of an answer."""
+        """Whose default wordings fit. A function of one's own says nothing about the form of an answer.
+
+        A judge beside others takes whatever form they want.
+        """
         named = {one.function for one in self.chosen.values()} or {"math"}
+        named = named - {JUDGE} or named
         if named == {"math"}:
             return "math"
         return "code" if named == {"code"} else "plain"
@@ -194,7 +221,20 @@ class VerifyConfig(FunctionKeys):
 
     def built_in(self) -> "VerifyConfig":
         """The same without functions: tests are run, answers compared."""
-        return self.model_copy(update={"function": None, "arguments": {}, "functions": {}, "by": None})
+        without = {"function": None, "arguments": {}, "functions": {}, "by": None, "by_source": {}}
+        return self.model_copy(update=without)
+
+    def without_judge(self) -> "VerifyConfig":
+        """The same for rows that can be judged without engines, and for the others what is left without the judge."""
+        functions = {name: one for name, one in self.functions.items() if not self.is_judge(name)}
+        return self.model_copy(
+            update={
+                "function": None if self.function == JUDGE else self.function,
+                "functions": functions,
+                "by": self.by if functions else None,
+                "by_source": {source: name for source, name in self.by_source.items() if not self.is_judge(name)},
+            }
+        )
 
     @property
     def may_run_code(self) -> bool:
