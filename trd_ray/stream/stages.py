@@ -16,6 +16,7 @@ from trd_ray.engine.actor import Generation, Request
 from trd_ray.errors import BadRow
 from trd_ray.problems.order import Order
 from trd_ray.stream.choosing import RefineCandidate
+from trd_ray.stream.judging import JudgeAt
 from trd_ray.verify import PROMPT, UNJUDGED, Verdict
 from trd_ray.views import Ids, Views
 
@@ -37,6 +38,7 @@ class StageSpec:
     max_staleness: int | str
     trains: bool  # else the rows are for a corpus, whose reader makes the examples
     first_refine_version: Each[int] = 0  # as `first_version`, of the refiner; a frozen one stays at 0
+    judge: JudgeAt | None = None  # where a verifier is the judge
     actors: int = 1  # among which a step's rows are shared out
 
 

@@ -11,11 +11,11 @@ tests cannot be read, and UserError where a user's function cannot be had.
 from functools import lru_cache
 
 from trd_ray.config import VerifyConfig
-from trd_ray.verify.chosen import Chosen, limit_s
+from trd_ray.verify.chosen import Chosen, limit_s, needs_engines
 from trd_ray.verify.verdict import EMPTY, PROMPT, UNJUDGED, Verdict, Verifier, unjudged
 
 __all__ = [
-    "EMPTY", "PROMPT", "UNJUDGED", "Chosen", "Verdict", "Verifier", "limit_s", "unjudged", "verifier",
+    "EMPTY", "PROMPT", "UNJUDGED", "Chosen", "Verdict", "Verifier", "limit_s", "needs_engines", "unjudged", "verifier",
     "verifier_of_json",
 ]  # fmt: skip
 

@@ -8,15 +8,20 @@ data.sources[].verify  ->  what a row's source names judges alone; a row without
 
 verify.functions       ->  each of them judges: their weighted mean is the score, Verdict.parts has what each gave
 with verify.by         ->  the one that the row's column names judges alone
+
+The judge has to be given where it has engines: stream/judging.py does so. Calls of it wait for those, so a task makes
+many at once, and the built-in verifiers beside it are called one at a time, as they are without it.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from trd_ray.config import NamedFunction, VerifyConfig, did_you_mean, is_own
+from trd_ray.config import JUDGE, NamedFunction, VerifyConfig, did_you_mean, is_own
 from trd_ray.errors import BadRow
 from trd_ray.verify.gym.gym_verifier import entry_of
+from trd_ray.verify.judge.judge_verifier import JudgeVerifier, NoEngines
 from trd_ray.verify.own.call import opened
 from trd_ray.verify.own.own_verifier import NO_SCORE, OwnVerifier
 from trd_ray.verify.verdict import Verdict, Verifier, unjudged
@@ -42,17 +47,24 @@ def _gym(config: VerifyConfig, arguments: dict[str, Any]) -> Verifier:
     return GymVerifier(config.timeout_s)
 
 
+def _no_engines(config: VerifyConfig, arguments: dict[str, Any]) -> Verifier:
+    return NoEngines()
+
+
 # The names of trd_ray.config.BUILT_IN, which says whether each takes verify.arguments.
-MAKERS: dict[str, Maker] = {"math": _math, "code": _code, "reasoning_gym": _gym}
+MAKERS: dict[str, Maker] = {"math": _math, "code": _code, "reasoning_gym": _gym, JUDGE: _no_engines}
 
 
 class Chosen:
     """Any thread may call it. A verifier is made when it is first needed."""
 
-    def __init__(self, config: VerifyConfig):
+    def __init__(self, config: VerifyConfig, judge: JudgeVerifier | None = None):
+        """`judge` is the judge with its engines, where there are some."""
         self._config = config
+        self._judge = judge
         self._made: dict[str, Verifier] = {}
-        self.at_once = config.concurrency if config.has_own else 1  # calls that gain from being made together
+        at_once = config.concurrency if config.has_own else 1  # calls that gain from being made together
+        self.at_once = max(at_once, judge.at_once) if judge else at_once
 
     def __call__(self, text: str | None, problem: dict) -> Verdict:
         config = self._config
@@ -67,7 +79,7 @@ class Chosen:
         return self._built_in(usual_verifier(problem))(text, problem)
 
     def close(self) -> None:
-        for made in self._made.values():
+        for made in [*self._made.values(), *filter(None, [self._judge])]:
             made.close()
 
     def own(self) -> dict[str, OwnVerifier]:
@@ -78,7 +90,7 @@ class Chosen:
     def _weighted(self, text: str | None, problem: dict) -> Verdict:
         named = self._config.functions
         verdicts = {name: self._one(name)(text, problem) for name in named}
-        lost = next((v for v in verdicts.values() if not v.judged and NO_SCORE not in v.detail), None)
+        lost = next((v for name, v in verdicts.items() if _is_lost(v) and named[name].counts), None)
         if lost:
             return lost
         parts = {name: v.score for name, v in verdicts.items() if v.judged}
@@ -92,7 +104,7 @@ class Chosen:
             passed=held and score >= self._config.pass_at,
             score=score,
             extracted=next((v.extracted for v in verdicts.values() if v.extracted), ""),
-            detail=", ".join(_told(name, verdicts[name]) for name in parts),
+            detail=", ".join(_told(name, v) for name, v in verdicts.items() if v.judged or _is_lost(v)),
             seconds=seconds,
             feedback="\n".join(v.feedback for v in verdicts.values() if v.feedback),
             parts=parts,
@@ -107,12 +119,33 @@ class Chosen:
         return self._made.get(name) or self._made.setdefault(name, OwnVerifier(self._config, named, key))
 
     def _built_in(self, function: str, named: NamedFunction | None = None) -> Verifier:
+        if function == JUDGE and self._judge:
+            return self._judge
         arguments = named.arguments if named else {}
         key = f"{function} {sorted(arguments.items())}"
-        return self._made.get(key) or self._made.setdefault(key, MAKERS[function](self._config, arguments))
+        return self._made.get(key) or self._made.setdefault(key, self._new(function, arguments))
+
+    def _new(self, function: str, arguments: dict[str, Any]) -> Verifier:
+        made = MAKERS[function](self._config, arguments)
+        return _InTurn(made) if self._judge else made
 
     def _pass_at(self, named: NamedFunction) -> float:
         return self._config.pass_at if named.pass_at is None else named.pass_at
+
+
+class _InTurn:
+    """A verifier that works in this process, called one text at a time beside a judge that many wait for."""
+
+    def __init__(self, verifier: Verifier):
+        self._verifier = verifier
+        self._turn = threading.Lock()
+
+    def __call__(self, text: str | None, problem: dict) -> Verdict:
+        with self._turn:
+            return self._verifier(text, problem)
+
+    def close(self) -> None:
+        self._verifier.close()
 
 
 class _Graded:
@@ -150,14 +183,37 @@ def chosen_by(config: VerifyConfig, problem: dict) -> str:
     return value
 
 
+def needs_engines(config: VerifyConfig, problem: dict) -> bool:
+    """Whether nothing but the judge says what a response to this row is worth."""
+    if name := config.by_source.get(problem.get("source") or ""):
+        return config.is_judge(name)
+    if config.by:
+        try:
+            return config.is_judge(chosen_by(config, problem))
+        except BadRow:
+            return False
+    others = (one for name, one in config.chosen.items() if not config.is_judge(name))
+    return config.may_ask_judge(problem.get("source")) and not any(one.weight for one in others)
+
+
 def limit_s(config: VerifyConfig, runs_code: bool) -> float:
-    """The longest that a verdict may take, starting what judges aside. A call whose process ends is made twice."""
-    limits = {"math": config.timeout_s, "code": config.program_timeout_s, "reasoning_gym": config.timeout_s}
+    """The longest that a verdict may take, starting what judges aside. A call whose process ends is made twice.
+
+    A judge's time is counted by whoever knows its engines (trd_ray/stream/judging.py).
+    """
+    limits = {"math": config.timeout_s, "code": config.program_timeout_s, "reasoning_gym": config.timeout_s, JUDGE: 0.0}
     if not config.chosen:
         return limits["code" if runs_code else "math"]
     return sum(limits.get(one.function, 2 * config.deadline_s) for one in config.chosen.values())
 
 
+def _is_lost(verdict: Verdict) -> bool:
+    """Whether it says nothing about the response; a function that gave no score has had its say."""
+    return not verdict.judged and NO_SCORE not in verdict.detail
+
+
 def _told(name: str, verdict: Verdict) -> str:
+    if not verdict.judged:
+        return f"{name} {verdict.detail}"
     why = f" ({verdict.detail})" if verdict.detail and not verdict.detail.startswith("score ") else ""
     return f"{name} {verdict.score:g}{why}"
