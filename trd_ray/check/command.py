@@ -3,7 +3,8 @@
     recipe  ->  gather()  ->  problems, tokenizers, views  ->  examine()  ->  the page; 0, or UserError
     recipe, --row K                                        ->  the views of one row, whole
 
-Neither an engine nor Ray is started, and no GPU is used.
+Neither an engine nor Ray is started, and no GPU is used. So the verdicts of a judge are not tried: rows that it alone
+judges are left out of what is asked, and of several verifiers the others are asked.
 """
 
 import time
@@ -14,14 +15,14 @@ from trd_ray.check.data_facts import copies, without_form
 from trd_ray.check.examined import LONGEST_S, Examined, Lines, examine
 from trd_ray.check.material import Material, gather, spread_rows
 from trd_ray.check.repeated import Make
-from trd_ray.config import Recipe
+from trd_ray.config import JUDGE, Recipe
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight.held_out import key_of
 from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, right_texts
 from trd_ray.preflight.soundness import TOLERATED, Soundness
 from trd_ray.problems.load import held_out_verify
 from trd_ray.record.markdown import visible
-from trd_ray.verify import verifier
+from trd_ray.verify import needs_engines, verifier
 from trd_ray.verify.gym.gym_verifier import entry_of
 from trd_ray.views import setting_of
 
@@ -34,7 +35,8 @@ def run(recipe: Recipe, rows: int = ROWS, row: str | None = None, make: Make | N
     `row` is a problem's place in the data, from 1, or its problem_id. `make` is what makes the verifier, by default the
     recipe's.
     """
-    make = make or partial(verifier, recipe.verify)
+    asked_here = recipe.verify.without_judge() if recipe.verify.names_judge else recipe.verify
+    make = make or partial(verifier, asked_here)
     faults = Faults()
     found = gather(recipe, faults)
     if found.problems is None:
@@ -54,9 +56,14 @@ def _page(found: Material, many: int, make: Make, verify: Verify, faults: Faults
     assert found.problems is not None
     rows = spread_rows(found.problems, many)
     examined = Examined(rows, [])
-    with faults:
-        examined = examine(found.recipe, rows, make, verify)
-        faults.add(*examined.faults)
+    tried = _without_judge(found.recipe, rows)
+    if tried:
+        with faults:
+            examined = examine(found.recipe, tried, make, verify)
+            faults.add(*examined.faults)
+    if found.judge:
+        left_out = f"{len(rows) - len(tried)} of {len(rows)} rows" if len(tried) < len(rows) else "the judge's part"
+        examined.lines += [("judge", found.judge), ("", f"not tried here, since a judge needs engines: {left_out}")]
     few = f", {len(examined.rows)} looked at" if len(examined.rows) < len(rows) else ""
     print(f"{found.recipe.name}: {len(rows)} of {found.problems.num_rows} problems{few}\n")
     if examined.lines:
@@ -65,7 +72,7 @@ def _page(found: Material, many: int, make: Make, verify: Verify, faults: Faults
     held_out = _held_out(found, many, verify, faults) if is_sound else []
     _print(page.section("data", _data(found, rows, verify, faults) + held_out))
     if found.views:
-        _print(_views(found, rows[0], examined.replies))
+        _print(_views(found, (tried or rows)[0], examined.replies))
     faults.require_none()
     print("nothing is wrong")
     return 0
@@ -102,7 +109,10 @@ def _held_out(found: Material, many: int, verify: Verify, faults: Faults) -> Lin
         title = f"answers of {name}" if name else "held-out answers"
         by_own_rules = held_out_verify(r.evaluation.of(name), r.verify) != r.verify
         its = verifier(r.verify.built_in()) if by_own_rules else verify
-        rows = spread_rows(table, many)
+        rows = spread_rows(table, many) if by_own_rules else _without_judge(r, spread_rows(table, many))
+        if not rows:
+            lines.append((title, "not asked: a judge needs engines"))
+            continue
         form = form_of(r)
         until = time.monotonic() + LONGEST_S / 2 / len(found.held_out)
         right = asked(its, rows, right_texts(rows, form), until)
@@ -113,9 +123,14 @@ def _held_out(found: Material, many: int, verify: Verify, faults: Faults) -> Lin
     return lines
 
 
+def _without_judge(recipe: Recipe, rows: list[Row]) -> list[Row]:
+    """The rows about which something can be asked without engines."""
+    return [row for row in rows if not needs_engines(recipe.verify, row)]
+
+
 def _judged_as_maths(recipe: Recipe) -> bool:
     """Whether rows without tests go to the math verifier."""
-    named = {one.function for one in recipe.verify.chosen.values()} or {"math"}
+    named = {one.function for one in recipe.verify.chosen.values()} - {JUDGE} or {recipe.verify.function or "math"}
     return named == {"math"} and not recipe.verify.by_source
 
 
@@ -189,6 +204,9 @@ def _one_row(found: Material, asked_row: str, verify: Verify, faults: Faults) ->
     print(f"problem {row['problem_id']!r}, special tokens in « », with its own reference as the attempt\n")
     for view in shown_views.shown(found, row, row["reference"] or row["answer"], None, ""):
         _print(page.whole(view))
+    if not _without_judge(found.recipe, [row]):
+        print("what its verifier says is not tried here: a judge needs engines")
+        return 0
     for reply in asked(verify, [row], right_texts([row], form_of(found.recipe)), until=0.0):
         verdict = reply.verdict
         said = (

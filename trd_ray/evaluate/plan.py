@@ -22,7 +22,7 @@ from trd_ray.config.keys import affecting, in_group
 from trd_ray.engine.launch import engine_dtype
 from trd_ray.errors import Faults, UserError
 from trd_ray.evaluate.beside import beside
-from trd_ray.evaluate.samples import prompt_sha256, verifier_of
+from trd_ray.evaluate.samples import prompt_sha256, settings_of_judge, verifier_of
 from trd_ray.evaluate.target import Target, target
 from trd_ray.evaluate.target import word as file_name
 from trd_ray.preflight import checks
@@ -30,7 +30,7 @@ from trd_ray.problems import benchmarks
 from trd_ray.problems.gym import family
 from trd_ray.problems.load import ProblemSet, load_benchmark, load_problems
 from trd_ray.score.stats import Score, from_json
-from trd_ray.session.inputs import Inputs, fixed_numbers, require_sandbox, require_verifier
+from trd_ray.session.inputs import Inputs, fixed_numbers, require_sandbox, require_verifier, with_judge
 from trd_ray.stream.answers import Question
 from trd_ray.stream.stages import with_prompt
 from trd_ray.views import Views, setting_of
@@ -167,6 +167,8 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
         dict.fromkeys(r.by_teacher, model.facts), set_aside, fixed_numbers(r, "sampler"),
     )  # fmt: skip
     require_sandbox(r, inputs.held_out)
+    if judged := [source.found.table for source in sources if not source.has_own_rules]:
+        inputs = with_judge(inputs, pa.concat_tables(judged))
     for source in sources:
         if not source.has_own_rules:
             inputs.notes += require_verifier(r, {source.evaluation.path or source.name: source.found.table})
@@ -226,7 +228,7 @@ def _exam(r: Recipe, source: _Source, model: _Model, directory: Path, base: str 
         evaluation=evaluation,
         questions=questions,
         prompts={q.problem_id: prompt_sha256(q.prompt_ids) for q in questions},
-        verifiers={q.problem_id: verifier_of(q.problem, q.verify) for q in questions},
+        verifiers={q.problem_id: verifier_of(q.problem, q.verify, settings_of_judge(own)) for q in questions},
         prompt_tokens=findings.evaluation_prompt,
         thinking=_thinking(kwargs),
         base=_base(base, directory, name, questions) if base else None,
