@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # {name} is a placeholder and {{name}} the literal text {name}. All other braces are plain text: \boxed{}, \frac{1}{x}
 _PLACEHOLDER = re.compile(r"\{\{([a-z_]{2,})\}\}|\{([a-z_]{2,})\}")
 _SENTINEL = "trd8c1fslot{}slot8c1fdrt"
-_SLOTS = re.compile(_SENTINEL.format(r"(problem|reference|attempt|details|turn\d+)"))
+_SLOTS = re.compile(_SENTINEL.format(r"(problem|reference|attempt|response|details|turn\d+)"))
 
 Ids = Sequence[int] | np.ndarray
 
@@ -152,10 +152,10 @@ class PlainTokens:
         return [i for i in np.asarray(ids, np.int32).tolist() if i < self._size and i not in self._special]
 
 
-def parse(key: str, text: str, default: str) -> str:
+def parse(key: str, text: str, default: str, optional: Sequence[str] = ("feedback",)) -> str:
     """The wording at this key with sentinels in place of its placeholders, which are those of its default.
 
-    A wording holds each of them once. {feedback} may be left out.
+    A wording holds each of them once. The `optional` ones may be left out.
     """
     known = sorted(name for _, name in _PLACEHOLDER.findall(default))
     found: list[str] = []
@@ -174,7 +174,7 @@ def parse(key: str, text: str, default: str) -> str:
 
     parsed = _PLACEHOLDER.sub(replace, text)
     for name in known:
-        if found.count(name) not in ((0, 1) if name == "feedback" else (1,)):
+        if found.count(name) not in ((0, 1) if name in optional else (1,)):
             raise UserError(
                 f"{key} must hold the placeholder {{{name}}} exactly once, but holds it {found.count(name)} times"
             )

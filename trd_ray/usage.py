@@ -159,7 +159,7 @@ def of_steering(command: argparse.ArgumentParser, name: str) -> None:
     if name == "checkpoint":
         command.add_argument("--no-wait", action="store_true", help="return as soon as the run has answered")
     if name == "scale":
-        text = "how many engines a pool shall have: refiner=3, sampler=2, refiner.NAME=3"
+        text = "how many engines a pool shall have: refiner=3, sampler=2, judge=2, refiner.NAME=3"
         command.add_argument("sizes", nargs="+", metavar="POOL=N", help=text)
 
 

@@ -233,7 +233,7 @@ def test_a_comparison_goes_on_on_other_machines_and_with_no_other_scores():
 
 
 def test_what_methods_have_in_common_and_what_tuning_may_have_of_its_own():
-    assert SHARED == ["steps", "rollouts_per_step", "student", "data", "verify", "evaluation", "cluster"]
+    assert SHARED == ["steps", "rollouts_per_step", "student", "data", "verify", "judge", "evaluation", "cluster"]
     assert OF_TUNING == ["steps", "data", "evaluation", "checkpoint"]
     # A method could not set what verdicts and scores depend on, but for engines and prompts, which are its own.
     top = {key.split(".")[0] for key in keys.affecting(VERDICTS, SCORES, LENGTH)}

@@ -57,6 +57,17 @@ def test_each_of_two_sources_is_looked_at():
     assert met == {"a", "b"}
 
 
+def test_what_a_judge_alone_says_is_left_out_and_what_stands_beside_it_is_looked_at():
+    judge = ["judge.path=miniature:student"]
+    alone = config.load("miniature_opsd", [*judge, "verify.function=judge"])
+    assert glance.first_look(alone, problems(), lambda text, problem: pytest.fail("it is asked")) == []
+    functions = "verify.functions={m: {function: math}, j: {function: judge}}"
+    both = config.load("miniature_opsd", [*judge, functions])
+    assert glance.first_look(both, problems()) == []
+    wrong = pa.Table.from_pylist([row | {"answer": "77"} for row in problems().to_pylist()], schema=SCHEMA)
+    assert glance.first_look(both, wrong)
+
+
 def test_a_verifier_that_does_not_answer_in_time_delays_nothing(monkeypatch):
     monkeypatch.setattr(glance, "LOOK_S", 0.1)
 

@@ -191,7 +191,7 @@ class Tasks(Task):
 def evaluated(
     monkeypatch: pytest.MonkeyPatch, task: Tasks, texts: list[str], max_tasks: int = 1
 ) -> dict[str, list[str]]:
-    monkeypatch.setattr(answers, "verifier_task", lambda config: task)
+    monkeypatch.setattr(answers, "verifier_task", lambda config, judge: task)
     question = Question("b", {"problem_id": "p"}, [], EvaluationConfig(), MATH)
     verifies = answers._Verifying(MATH.model_copy(update={"max_tasks": max_tasks}), ready := SimpleQueue())
     for number, text in enumerate(texts):
@@ -225,7 +225,7 @@ def test_a_sample_whose_tasks_ended_for_want_of_memory_is_asked_about_after_paus
     monkeypatch.setattr(answers.time, "monotonic", lambda: now)
     asked_at: list[float] = []
     task = Tasks(lambda texts: asked_at.append(now) or over("bad", OutOfMemoryError("much"))(texts))
-    monkeypatch.setattr(answers, "verifier_task", lambda config: task)
+    monkeypatch.setattr(answers, "verifier_task", lambda config, judge: task)
     question = Question("b", {"problem_id": "p"}, [], EvaluationConfig(), MATH)
     asks = [Ask(question, 0, 0, "bad")]
     [found] = answers.answers(asks, pool=None, sampler=SamplerConfig(), verify=MATH, while_waiting=lambda: None)
@@ -265,7 +265,7 @@ def test_a_task_of_an_evaluation_that_says_nothing_is_ended_and_asked_again(monk
             return silent if len(self.asked) == 1 else answer
 
     task = FirstIsStopped(lambda texts: None)
-    monkeypatch.setattr(answers, "verifier_task", lambda config: task)
+    monkeypatch.setattr(answers, "verifier_task", lambda config, judge: task)
     question = Question("b", {"problem_id": "p"}, [], EvaluationConfig(), MATH)
     asks = [Ask(question, number, 0, text) for number, text in enumerate("ab")]
     found = list(answers.answers(asks, pool=None, sampler=SamplerConfig(), verify=MATH, while_waiting=lambda: None))

@@ -3,7 +3,8 @@
     recipe  ->  gather()  ->  problems, tokenizers, views  ->  examine()  ->  the page; 0, or UserError
     recipe, --row K                                        ->  the views of one row, whole
 
-Neither an engine nor Ray is started, and no GPU is used.
+Neither an engine nor Ray is started, and no GPU is used. So the verdicts of a judge are not tried: rows that it alone
+judges are left out of what is asked, and of several verifiers the others are asked.
 """
 
 import time
@@ -14,7 +15,7 @@ from trd_ray.check.data_facts import copies, without_form
 from trd_ray.check.examined import LONGEST_S, Examined, Lines, examine
 from trd_ray.check.material import Material, gather
 from trd_ray.check.repeated import Make
-from trd_ray.config import Recipe
+from trd_ray.config import JUDGE, Recipe
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight.held_out import key_of
 from trd_ray.preflight.known_texts import Reply, Row, Verify, asked, form_of, right_texts, spread_rows
@@ -22,7 +23,7 @@ from trd_ray.preflight.soundness import TOLERATED, Soundness
 from trd_ray.preflight.tokenised import verifier_with_ids
 from trd_ray.problems.load import held_out_task, held_out_verify
 from trd_ray.record.markdown import visible
-from trd_ray.verify import verifier
+from trd_ray.verify import needs_engines, verifier
 from trd_ray.verify.chosen import person_judges
 from trd_ray.verify.gym.gym_verifier import entry_of
 from trd_ray.views import setting_of
@@ -36,7 +37,8 @@ def run(recipe: Recipe, rows: int = ROWS, row: str | None = None, make: Make | N
     `row` is a problem's place in the data, from 1, or its problem_id. `make` is what makes the verifier, by default the
     recipe's.
     """
-    make = make or partial(verifier_with_ids, recipe.verify, recipe.student)
+    asked_here = recipe.verify.without_judge() if recipe.verify.names_judge else recipe.verify
+    make = make or partial(verifier_with_ids, asked_here, recipe.student)
     faults = Faults()
     found = gather(recipe, faults)
     if found.problems is None:
@@ -56,20 +58,25 @@ def _page(found: Material, many: int, make: Make, verify: Verify, faults: Faults
     assert found.problems is not None
     rows = spread_rows(found.problems, many)
     by_program = [row for row in rows if not person_judges(found.recipe.verify, row)]
-    examined = Examined(by_program, [])
+    tried = _without_judge(found.recipe, by_program)
+    examined = Examined(tried, [])
     with faults:
-        if by_program:
-            examined = examine(found.recipe, by_program, make, verify)
+        if tried:
+            examined = examine(found.recipe, tried, make, verify)
         faults.add(*examined.faults)
+    if found.judge:
+        untried = len(by_program) - len(tried)
+        left_out = f"{untried} of {len(rows)} rows" if untried else "the judge's part"
+        examined.lines += [("judge", found.judge), ("", f"not tried here, since a judge needs engines: {left_out}")]
     few = f", {len(examined.rows)} looked at" if len(examined.rows) < len(by_program) else ""
     print(f"{found.recipe.name}: {len(rows)} of {found.problems.num_rows} problems{few}\n")
     if lines := _by_a_person(found.recipe, len(rows) - len(by_program), len(rows)) + examined.lines:
         _print(page.section("verifier", lines))
-    is_sound = not examined.faults and (examined.replies or not by_program)
+    is_sound = not examined.faults and (examined.replies or not tried)
     held_out = _held_out(found, many, verify, faults) if is_sound else []
     _print(page.section("data", _data(found, rows, verify, faults) + held_out))
     if found.views:
-        _print(_views(found, examined.rows[0] if examined.replies else rows[0], examined.replies))
+        _print(_views(found, (tried or rows)[0], examined.replies))
     faults.require_none()
     print("nothing is wrong")
     return 0
@@ -119,8 +126,12 @@ def _held_out(found: Material, many: int, verify: Verify, faults: Faults) -> Lin
         if judges.asks_a_person:
             lines.append((title, "not asked: a person judges, which no evaluation waits for"))
             continue
-        its = verifier(r.verify.built_in()) if judges != r.verify else None
-        rows = spread_rows(table, many)
+        by_own_rules = judges != r.verify
+        rows = spread_rows(table, many) if by_own_rules else _without_judge(r, spread_rows(table, many))
+        if not rows:
+            lines.append((title, "not asked: a judge needs engines"))
+            continue
+        its = verifier(r.verify.built_in()) if by_own_rules else None
         first = rows[0]
         form = form_of(r, task=held_out_task(r.evaluation.of(name), r.verify, first["problem"], bool(first["tests"])))
         until = time.monotonic() + LONGEST_S / 2 / len(found.held_out)
@@ -136,9 +147,14 @@ def _held_out(found: Material, many: int, verify: Verify, faults: Faults) -> Lin
     return lines
 
 
+def _without_judge(recipe: Recipe, rows: list[Row]) -> list[Row]:
+    """The rows about which something can be asked without engines."""
+    return [row for row in rows if not needs_engines(recipe.verify, row)]
+
+
 def _judged_as_maths(recipe: Recipe) -> bool:
     """Whether rows without tests go to the math verifier."""
-    named = {one.function for one in recipe.verify.chosen.values()} or {"math"}
+    named = {one.function for one in recipe.verify.chosen.values()} - {JUDGE} or {recipe.verify.function or "math"}
     return named == {"math"} and not recipe.verify.by_source
 
 
@@ -212,6 +228,9 @@ def _one_row(found: Material, asked_row: str, verify: Verify, faults: Faults) ->
     print(f"problem {row['problem_id']!r}, special tokens in « », with its own reference as the attempt\n")
     for view in shown_views.shown(found, row, row["reference"] or row["answer"], None, ""):
         _print(page.whole(view))
+    if not _without_judge(found.recipe, [row]):
+        print("what its verifier says is not tried here: a judge needs engines")
+        return 0
     for reply in asked(verify, [row], right_texts([row], form_of(found.recipe)), until=0.0):
         verdict = reply.verdict
         said = "passes" if verdict.passed else "does not pass" + (f" ({verdict.detail})" if verdict.detail else "")

@@ -17,12 +17,15 @@ from trd_ray.config import ONLY, ModelConfig, Recipe
 from trd_ray.errors import Faults
 from trd_ray.preflight import checks
 from trd_ray.preflight.held_out import held_out_sets
-from trd_ray.preflight.known_texts import Row
+from trd_ray.preflight.judge_fits import judge_fits
+from trd_ray.preflight.known_texts import Row, spread_rows
 from trd_ray.preflight.overlap import asked_texts
 from trd_ray.problems.load import load_problems
 from trd_ray.problems.spool import where
 from trd_ray.problems.whose import with_teachers_of
 from trd_ray.views import Views
+
+ROWS_TO_JUDGE = 100  # whose prompts for the judge are measured
 
 
 @dataclass
@@ -35,6 +38,7 @@ class Material:
     # By teacher, for each of them or for none; ONLY is one that has no name.
     views: Mapping[str, Views] = field(default_factory=dict)
     teacher_tokenizers: Mapping[str, Any] = field(default_factory=dict)
+    judge: str = ""  # how the judge is asked, where there is one
 
     def of_teacher(self, row: Row) -> tuple[Recipe, Views, Any]:
         """For the teacher of a row: the recipe in which it is the only one, its views and its tokenizer."""
@@ -72,6 +76,12 @@ def gather(recipe: Recipe, faults: Faults) -> Material:
             left_out = {one.problem_id for one in found.findings.too_long}
             keep = [one not in left_out for one in found.problems["problem_id"].to_pylist()]
             found.problems = where(found.problems, keep) if left_out else found.problems
+    with faults:
+        if recipe.verify.names_judge and recipe.judge.path:
+            facts, words = _model(recipe.judge, recipe.judge.path)
+            rows = spread_rows(found.problems, ROWS_TO_JUDGE) if found.problems is not None else []
+            its = [row for row in rows if recipe.verify.may_ask_judge(row["source"])]
+            found.judge = judge_fits(found.recipe, facts, words, its)
     with faults:
         found.views = {
             name: Views(found.recipe.by_teacher[name], found.student_tokenizer, theirs)

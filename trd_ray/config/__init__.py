@@ -10,6 +10,7 @@ from trd_ray.config.close_words import close_to, did_you_mean
 from trd_ray.config.engine_counts import EngineRange
 from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig, EvaluationSet, evaluated, is_lost_guard, lost
 from trd_ray.config.function_files import sources_beside
+from trd_ray.config.judge_keys import JudgeConfig
 from trd_ray.config.mixed_sources import own_wordings, verifiers_by_source
 from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.own_keys import MetricsConfig
@@ -42,6 +43,7 @@ from trd_ray.config.rollout_keys import (
 )
 from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.teachers import (
+    JUDGE_POOL,
     ONLY,
     REFINER,
     SAMPLER,
@@ -65,11 +67,13 @@ from trd_ray.config.training_keys import (
     TrainConfig,
 )
 from trd_ray.config.tree import ClusterConfig, Recipe
-from trd_ray.config.verify_keys import BUILT_IN, REVIEW, NamedFunction, VerifyConfig, is_own, own_parts
+from trd_ray.config.verify_keys import BUILT_IN, JUDGE, REVIEW, NamedFunction, VerifyConfig, is_own, own_parts
 
 __all__ = [
     "BUILT_IN",
     "EVALUATED",
+    "JUDGE",
+    "JUDGE_POOL",
     "ONLY",
     "REFINER",
     "REVIEW",
@@ -85,6 +89,7 @@ __all__ = [
     "EngineRange",
     "EvaluationConfig",
     "EvaluationSet",
+    "JudgeConfig",
     "LearnerConfig",
     "LoRAConfig",
     "LossConfig",

@@ -1,10 +1,10 @@
-"""Wordings that stand in files of their own: `prompts: {solve: "@prompts/solve.md"}`.
+"""Wordings that stand in files of their own: `prompts: {solve: "@prompts/solve.md"}`, `judge: {prompt: "@judge.md"}`.
 
     a tree of keys, the folder that its paths start from  ->  with_wordings()  ->  the tree with the files' texts
 
-It looks at every group that is called `prompts`, wherever it stands: a source of data may have its own. The texts stand
-in the recipe from then on. So a run's recipe.yaml holds them, a resumed run is compared by them, and no other machine
-needs the files.
+It looks at the judge's wordings, and at every group that is called `prompts`, wherever it stands: a source of data may
+have its own. The texts stand in the recipe from then on. So a run's recipe.yaml holds them, a resumed run is compared
+by them, and no other machine needs the files.
 
 Every wording of a problem has a placeholder in braces, so an @ and a path cannot be one.
 """
@@ -15,6 +15,7 @@ from typing import Any
 
 from trd_ray.errors import UserError
 
+_OF_THE_JUDGE = ("judge.prompt", "judge.system")
 _NAMES_A_FILE = re.compile(r"@[^\s{}\0]+")
 MAX_BYTES = 2**20
 
@@ -27,6 +28,8 @@ def with_wordings(tree: Any, folder: Path) -> Any:
 def _read(node: Any, folder: Path, key: str) -> Any:
     if isinstance(node, list):
         return [_read(one, folder, f"{key}[{number}]") for number, one in enumerate(node)]
+    if key in _OF_THE_JUDGE:
+        return _wording(node, folder, key)
     if not isinstance(node, dict):
         return node
     if key.rpartition(".")[2] == "prompts":

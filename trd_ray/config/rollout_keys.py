@@ -20,12 +20,12 @@ def resolved_length(tokens: int | None) -> int:
 
 
 class ModelConfig(Node):
-    path: Annotated[str, ROWS, NUMBERS, ANSWERS, ENGINES] = Field(
+    path: Annotated[str, ROWS, NUMBERS, ANSWERS, VERDICTS, ENGINES] = Field(
         description="Hugging Face folder or hub name; `miniature:student` and `smollm2` are made here"
     )
-    revision: Annotated[str | None, ROWS, NUMBERS, ANSWERS, ENGINES] = None
-    trust_remote_code: Annotated[bool, ROWS, NUMBERS, ANSWERS, ENGINES] = False
-    chat_template_kwargs: Annotated[dict[str, Any], ROWS, NUMBERS, ANSWERS] = Field(
+    revision: Annotated[str | None, ROWS, NUMBERS, ANSWERS, VERDICTS, ENGINES] = None
+    trust_remote_code: Annotated[bool, ROWS, NUMBERS, ANSWERS, VERDICTS, ENGINES] = False
+    chat_template_kwargs: Annotated[dict[str, Any], ROWS, NUMBERS, ANSWERS, VERDICTS] = Field(
         default_factory=dict, description="e.g. {enable_thinking: false}"
     )
 
@@ -134,8 +134,10 @@ class EngineConfig(Node):
     gpus: Annotated[float | None, ENGINES, MACHINES] = Field(
         default=None, ge=0, description="a replica; default: tensor_parallel if GPUs, else 0"
     )
-    dtype: Annotated[DType | None, ROWS, ANSWERS, ENGINES] = Field(default=None, description="default: learner.dtype")
-    max_model_len: Annotated[int | None, ROWS, ENGINES] = Field(default=None, ge=16)
+    dtype: Annotated[DType | None, ROWS, ANSWERS, VERDICTS, ENGINES] = Field(
+        default=None, description="default: learner.dtype"
+    )
+    max_model_len: Annotated[int | None, ROWS, VERDICTS, ENGINES] = Field(default=None, ge=16)
     memory_utilization: Annotated[float, ENGINES, MACHINES] = Field(
         default=0.85, gt=0, le=1, description="share of a GPU the engine may use"
     )
@@ -149,7 +151,7 @@ class EngineConfig(Node):
     request_timeout_s: Annotated[float, ENGINES, MACHINES] = Field(
         default=3600, gt=0, description="longest one request may take, queueing included"
     )
-    extra: Annotated[dict[str, Any], ROWS, ANSWERS, ENGINES] = Field(
+    extra: Annotated[dict[str, Any], ROWS, ANSWERS, VERDICTS, ENGINES] = Field(
         default_factory=dict, description="passed to vLLM's engine arguments as they are"
     )
 

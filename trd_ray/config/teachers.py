@@ -20,6 +20,7 @@ from trd_ray.config.rollout_keys import EngineConfig, RefinerConfig, TeacherConf
 ONLY = ""  # the name of the teacher of a run that has one
 SAMPLER = "sampler"
 REFINER = "refiner"
+JUDGE_POOL = "judge"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")  # stands in names of pools, of log files and on command lines
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def pool_of(teacher: str) -> str:
 
 
 def role_of(pool: str) -> str:
-    """ "sampler" or "refiner"."""
+    """ "sampler", "refiner" or "judge"."""
     return pool.partition(".")[0]
 
 
@@ -98,6 +99,9 @@ class NamedTeacherConfig(TeacherConfig):
         return self.model_copy(update={"refiner": own})
 
 
-def engines_by_pool(sampler: EngineConfig, refiners: Mapping[str, RefinerConfig]) -> dict[str, EngineConfig]:
+def engines_by_pool(
+    sampler: EngineConfig, refiners: Mapping[str, RefinerConfig], judge: EngineConfig | None = None
+) -> dict[str, EngineConfig]:
     """The keys of every pool, by its name; `refiners` are by teacher."""
-    return {SAMPLER: sampler} | {pool_of(teacher): refiner for teacher, refiner in refiners.items()}
+    found = {SAMPLER: sampler} | {pool_of(teacher): refiner for teacher, refiner in refiners.items()}
+    return found | ({JUDGE_POOL: judge} if judge else {})

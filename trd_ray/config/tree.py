@@ -20,6 +20,7 @@ from trd_ray.config.effects import (
     VERDICTS,
 )
 from trd_ray.config.evaluation_keys import EvaluationConfig
+from trd_ray.config.judge_keys import JudgeConfig, require_judge
 from trd_ray.config.node import Node, folder_name, plain_path
 from trd_ray.config.own_keys import MetricsConfig
 from trd_ray.config.rollout_keys import (
@@ -109,6 +110,7 @@ class Recipe(Node):
     verify: Annotated[VerifyConfig, ROWS, NUMBERS, ANSWERS, VERDICTS, MACHINES, COMPARISON] = Field(
         default_factory=VerifyConfig
     )
+    judge: Annotated[JudgeConfig, ROWS, VERDICTS, ENGINES, MACHINES, COMPARISON] = Field(default_factory=JudgeConfig)
     train: Annotated[TrainConfig, ROWS, NUMBERS] = Field(default_factory=TrainConfig)
     loss: Annotated[LossConfig, NUMBERS] = Field(default_factory=LossConfig)
     learner: Annotated[LearnerConfig, ROWS, NUMBERS, ANSWERS, ENGINES] = Field(default_factory=LearnerConfig)
@@ -181,7 +183,8 @@ class Recipe(Node):
     @property
     def engines(self) -> dict[str, EngineConfig]:
         """The keys of every pool that the recipe may have, by the pool's name."""
-        return engines_by_pool(self.sampler, {name: one.refiner for name, one in self.by_teacher.items()})
+        refiners = {name: one.refiner for name, one in self.by_teacher.items()}
+        return engines_by_pool(self.sampler, refiners, self.judge if self.verify.names_judge else None)
 
     @property
     def following(self) -> dict[str, str]:
@@ -269,6 +272,7 @@ class Recipe(Node):
         combinations.require_full_marks(self.verify)
         combinations.require_best(self.checkpoint, self.evaluation)
         mixed_sources.require_sources(self.data, self.verify, list(self.teachers))
+        require_judge(self.judge, self.verify, (one.verify for one in self.data.sources))
         if self.placement == "shared":
             combinations.require_shareable(self.teacher, self.sampler, self.refiner, self.learner, self.sync)
         if isinstance(self.stream.max_staleness, int) and self.stream.max_staleness < 0:

@@ -11,8 +11,9 @@ from trd_ray.config.node import Node
 
 # The verifiers that have a name of their own, each with whether it takes verify.arguments. trd_ray.verify.chosen has
 # the table that makes them.
-BUILT_IN = {"math": False, "code": False, "reasoning_gym": False, "review": False}
+JUDGE = "judge"  # a model judges
 REVIEW = "review"  # a person judges
+BUILT_IN = {"math": False, "code": False, "reasoning_gym": False, JUDGE: False, REVIEW: False}
 
 IDS = "completion_ids"  # TRL's name of a response's token ids
 _OWN = re.compile(r"([^:]+\.py|[A-Za-z_][\w.]*):([A-Za-z_]\w*)")
@@ -45,6 +46,7 @@ def named_function(function: str) -> str:
 
 
 def _task_of(functions: set[str]) -> Literal["math", "code", "plain"]:
+    functions = functions - {JUDGE} or functions  # beside others it takes whatever form they want
     if functions == {"math"}:
         return "math"
     return "code" if functions == {"code"} else "plain"
@@ -66,6 +68,11 @@ class NamedFunction(Node):
     @classmethod
     def _names_a_verifier(cls, function: str) -> str:
         return named_function(function)
+
+    @property
+    def counts(self) -> bool:
+        """Whether a response may pass or fail by it."""
+        return bool(self.weight) or self.pass_at is not None
 
     @model_validator(mode="after")
     def _takes_arguments(self) -> "NamedFunction":
@@ -157,6 +164,23 @@ class FunctionKeys(Node):
         """Whether a user's function judges any row."""
         return any(is_own(one.function) for one in self.chosen.values())
 
+    def is_judge(self, name: str) -> bool:
+        """Whether the verifier of this name, one of functions or one that is built in, is the judge."""
+        named = self.chosen.get(name)
+        return (named.function if named else name) == JUDGE
+
+    def may_ask_judge(self, source: str | None) -> bool:
+        """Whether the judge may be asked about a row of this source."""
+        if name := self.by_source.get(source or ""):
+            return self.is_judge(name)
+        chosen_by_source_alone = self.by_source and self.functions and not self.by
+        return not chosen_by_source_alone and any(map(self.is_judge, self.chosen))
+
+    @property
+    def names_judge(self) -> bool:
+        """Whether the judge may be asked about some row."""
+        return any(map(self.is_judge, [*self.chosen, *self.by_source.values()]))
+
     @property
     def reads_columns(self) -> bool:
         """Whether columns of the data that are none of ours say anything to what judges."""
@@ -177,7 +201,7 @@ class FunctionKeys(Node):
     @property
     def needs_answers(self) -> bool:
         """Whether every problem must say what its responses are compared with, by its answer or its tests."""
-        return not self.has_own and not self.asks_a_person
+        return not self.has_own and not self.asks_a_person and not self.names_judge
 
     @property
     def usual_task(self) -> Literal["math", "code", "plain"]:
@@ -233,7 +257,20 @@ class VerifyConfig(FunctionKeys):
 
     def built_in(self) -> "VerifyConfig":
         """The same without functions: tests are run, answers compared."""
-        return self.model_copy(update={"function": None, "arguments": {}, "functions": {}, "by": None})
+        without = {"function": None, "arguments": {}, "functions": {}, "by": None, "by_source": {}}
+        return self.model_copy(update=without)
+
+    def without_judge(self) -> "VerifyConfig":
+        """The same for rows that can be judged without engines, and for the others what is left without the judge."""
+        functions = {name: one for name, one in self.functions.items() if not self.is_judge(name)}
+        return self.model_copy(
+            update={
+                "function": None if self.function == JUDGE else self.function,
+                "functions": functions,
+                "by": self.by if functions else None,
+                "by_source": {source: name for source, name in self.by_source.items() if not self.is_judge(name)},
+            }
+        )
 
     @property
     def may_run_code(self) -> bool:

@@ -85,6 +85,8 @@ def wanted_by(r: "Recipe | None", *, on_cluster: bool) -> Wanted:
     for name, one in r.by_teacher.items():
         if one.teacher.path:
             models.append((group_of_teacher(name), one.teacher.path, one.teacher.revision or ""))
+    if r.judge.path:
+        models.append(("judge", r.judge.path, r.judge.revision or ""))
     evaluated = [("evaluation.path", place) for place in _places(str(r.evaluation.path or ""))]
     return replace(
         of_any,

@@ -35,7 +35,9 @@ def beside(recipe: Recipe, overrides: list[str]) -> tuple[str, Recipe]:
         cluster = recipe.cluster.model_copy(update={"address": ray["address"]})
         recipe = recipe.model_copy(update={"cluster": cluster})
     if not any(override.startswith("sampler.replicas=") for override in overrides):
-        recipe = recipe.model_copy(update={"sampler": recipe.sampler.model_copy(update={"replicas": 1})})
+        recipe = recipe.with_replicas("sampler", 1)
+    if recipe.verify.names_judge and not any(override.startswith("judge.replicas=") for override in overrides):
+        recipe = recipe.with_replicas("judge", 1)
     return view["name"], recipe
 
 

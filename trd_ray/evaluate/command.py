@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from trd_ray.config import Recipe
+from trd_ray.config import JUDGE_POOL, SAMPLER, Recipe
 from trd_ray.distill import checksums
 from trd_ray.errors import UserError
 from trd_ray.evaluate import report
@@ -104,19 +104,21 @@ class Evaluation:
         return f"{done} of {total} samples are kept in {directory}: the same command goes on"
 
     def run(self, beginning: Beginning) -> None:
-        """Sample and verify what is left; engines are started unless only verdicts are."""
+        """Sample and verify what is left; without samples to make no engines are started but those of a judge."""
         progress = Progress({exam.name: (len(exam.questions), exam.evaluation.samples) for exam in self.plan.exams})
         self._show_kept(progress)
         with beginning.session(self.plan.inputs, self.directory, progress) as session:
-            if self.samples_left:
+            if self.samples_left or self.plan.inputs.judge:
                 run = run_of(Path(self.plan.recipe.student.path))
                 if self.plan.beside and run:
                     wait_for_room(
                         session.plan, "sampler", self.plan.beside, verifier_cpus=self.plan.recipe.verify.cpus,
+                        also=[JUDGE_POOL] if self.plan.inputs.judge else [],
                         while_waiting=session.check, say=progress.phase, is_whole=lambda: is_whole(run),
                     )  # fmt: skip
                 progress.phase("starting engines")
-                session.start(student_path=self.plan.inputs.student_path, version=0)
+                idle = () if self.samples_left else (SAMPLER,)
+                session.start(student_path=self.plan.inputs.student_path, version=0, without=idle)
                 session.wait_until_started()
             progress.phase("sampling and verifying")
             progress.begin()
@@ -131,7 +133,7 @@ class Evaluation:
         unjudged = 0
         for event in answers(
             self._asks(), pool=session.pools.get("sampler"), sampler=recipe.sampler, verify=recipe.verify,
-            while_waiting=while_waiting,
+            judge=session.judge(), while_waiting=while_waiting,
         ):  # fmt: skip
             question = event.ask.question
             samples = self.samples[event.ask.question.benchmark]

@@ -24,7 +24,7 @@ from trd_ray.errors import Faults, UserError
 from trd_ray.evaluate.before_training import before_training
 from trd_ray.evaluate.beside import beside
 from trd_ray.evaluate.exam_sources import ExamSource, sources
-from trd_ray.evaluate.samples import prompt_sha256, verifier_of
+from trd_ray.evaluate.samples import prompt_sha256, settings_of_judge, verifier_of
 from trd_ray.evaluate.target import Target, target
 from trd_ray.preflight import checks
 from trd_ray.problems import benchmarks
@@ -35,6 +35,7 @@ from trd_ray.session.inputs import (
     require_no_person_on,
     require_sandbox,
     require_verifier,
+    with_judge,
 )
 from trd_ray.stream.answers import Question
 from trd_ray.stream.stages import with_prompt
@@ -159,6 +160,8 @@ def plan(argument: str, names: list[str], overrides: list[str], base: str | None
         dict.fromkeys(r.by_teacher, model.facts), set_aside, fixed_numbers(r, "sampler"),
     )  # fmt: skip
     require_sandbox(r, inputs.held_out)
+    if judged := [source.found.table for source in found if source.verify.names_judge]:
+        inputs = with_judge(inputs, pa.concat_tables(judged))
     for source in found:
         if source.verify.chosen:
             inputs.notes += require_verifier(r, {source.key: source.found.table})
@@ -197,7 +200,7 @@ def _exam(r: Recipe, source: ExamSource, model: _Model) -> tuple[Exam, checks.Fi
         evaluation=evaluation,
         questions=questions,
         prompts={q.problem_id: prompt_sha256(q.prompt_ids) for q in questions},
-        verifiers={q.problem_id: verifier_of(q.problem, q.verify) for q in questions},
+        verifiers={q.problem_id: verifier_of(q.problem, q.verify, settings_of_judge(own)) for q in questions},
         prompt_tokens=findings.evaluation_prompt,
         thinking=_thinking(kwargs),
         base=None,

@@ -24,11 +24,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trd_ray.config import VerifyConfig
+from trd_ray.config import Recipe, VerifyConfig
 from trd_ray.config.effects import VERDICTS
 from trd_ray.config.keys import affecting, in_group
 from trd_ray.config.verify_keys import FunctionKeys
 from trd_ray.engine.actor import Generation
+from trd_ray.engine.launch import engine_dtype
 from trd_ray.errors import UserError
 from trd_ray.evaluate.weights import difference
 from trd_ray.files import taking_place
@@ -41,6 +42,7 @@ from trd_ray.verify.gym.gym_verifier import entry_of
 FORMAT = 1
 ROWS_AT_A_TIME = 256
 _OF_VERDICTS = in_group("verify", affecting(VERDICTS))
+_OF_JUDGES = in_group("judge", affecting(VERDICTS))
 _USUAL = VerifyConfig()
 
 SCHEMA = pa.schema(
@@ -270,8 +272,11 @@ def prompt_sha256(prompt_ids: list[int]) -> str:
     return hashlib.sha256(json.dumps(prompt_ids).encode()).hexdigest()
 
 
-def verifier_of(problem: dict[str, Any], verify: VerifyConfig) -> str:
-    """A hash of what a verdict on the problem depends on, without the text: settings, answer and tests."""
+def verifier_of(problem: dict[str, Any], verify: VerifyConfig, judge: dict[str, Any] | None = None) -> str:
+    """A hash of what a verdict on the problem depends on, without the text: settings, answer and tests.
+
+    `judge` is what a judge's verdicts depend on (`settings_of_judge`); it counts where one is asked.
+    """
     # A key of functions that has its default is left out, as it was before there were any: verdicts on disk stay valid.
     unset = {name for name in FunctionKeys.model_fields if getattr(verify, name) == getattr(_USUAL, name)}
     settings = verify.model_dump(mode="json", include=_OF_VERDICTS - unset)
@@ -280,7 +285,15 @@ def verifier_of(problem: dict[str, Any], verify: VerifyConfig) -> str:
     if verify.chosen or entry_of(problem):  # which may read any column
         seen = [problem.get(name) for name in ("problem", "reference", "extra", "turns", "source")]
         digest.update(json.dumps(seen).encode())
+    if verify.names_judge and judge:
+        digest.update(json.dumps(judge, sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def settings_of_judge(recipe: Recipe) -> dict[str, Any]:
+    """What a judge's verdicts depend on, besides the problem and the text."""
+    found = recipe.judge.model_dump(mode="json", include=_OF_JUDGES)
+    return found | {"dtype": engine_dtype(recipe.judge, recipe)}
 
 
 def _header(path: Path, line: bytes) -> dict[str, Any]:

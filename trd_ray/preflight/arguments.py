@@ -1,6 +1,6 @@
 """The names of vLLM's engine arguments, read from its source: importing vLLM takes many seconds.
 
-sampler.extra, refiner.extra  ->  require_arguments()  ->  UserError for a name that vLLM does not know
+sampler.extra, refiner.extra, judge.extra  ->  require_arguments()  ->  UserError for a name that vLLM does not know
 """
 
 import ast

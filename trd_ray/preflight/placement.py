@@ -16,18 +16,19 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-from trd_ray.config import REFINER, SAMPLER, Each, EngineConfig, Recipe, keys_of, of_each, role_of, teacher_of
+from trd_ray.config import JUDGE_POOL, SAMPLER, Each, EngineConfig, Recipe, keys_of, of_each, teacher_of
 from trd_ray.errors import UserError
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import memory as estimate
 from trd_ray.preflight import shortages
 from trd_ray.preflight.actors import ActorPlan, ActorSpec
 from trd_ray.preflight.machines import UNKNOWN_GPU_GIB, Machine, one
+from trd_ray.preflight.pools_needed import Job as Job
+from trd_ray.preflight.pools_needed import needs_refiner as needs_refiner
+from trd_ray.preflight.pools_needed import needs_sampler as needs_sampler
+from trd_ray.preflight.pools_needed import pools as pools
 from trd_ray.preflight.seats import LEARNER, Need, Seat, Unseated, seated
-
-Job = Literal["train", "evaluate", "refine"]
 
 
 @dataclass(frozen=True)
@@ -69,23 +70,6 @@ class Placement:
 def _gpus(seats: Sequence[Seat]) -> set[tuple[int, int]]:
     """Machine and number of every GPU of the seats."""
     return {(seat.machine, gpu) for seat in seats for gpu in seat.gpus}
-
-
-def needs_sampler(recipe: Recipe, job: Job = "train") -> bool:
-    """Whether there are engines that sample. On a corpus, which holds its rollouts, they only serve an evaluation."""
-    return job != "train" or recipe.data.source == "problems" or recipe.evaluation.in_training
-
-
-def needs_refiner(recipe: Recipe, job: Job = "train") -> bool:
-    """Whether there is a pool of its own that refines, or one for each teacher."""
-    made_here = job == "refine" or (job == "train" and recipe.data.source == "problems")
-    return made_here and recipe.refines and recipe.placement != "shared"
-
-
-def pools(recipe: Recipe, job: Job = "train") -> dict[str, EngineConfig]:
-    """The keys of the pools of a job, by name, in the order in which they start."""
-    there = {SAMPLER: needs_sampler(recipe, job), REFINER: needs_refiner(recipe, job)}
-    return {pool: engine for pool, engine in recipe.engines.items() if there[role_of(pool)]}
 
 
 def gpus_per_engine(engine: EngineConfig, gpus_available: bool) -> float:
@@ -189,6 +173,7 @@ def plan(
     teacher: Each[ModelFacts],
     cluster: Sequence[Machine] | Mapping[str, float],
     *,
+    judge: ModelFacts | None = None,
     job: Job = "train",
     gpu_gib: float | None = None,
     longest_sequence_tokens: int = 0,
@@ -196,10 +181,11 @@ def plan(
     """Place a recipe on machines, or on the sums of a cluster as ray.cluster_resources() gives them.
 
     Of the numbers of ranks that the recipe leaves open (learner.workers) the largest that fits is placed.
+    `judge` is the model that judges; without one there is no pool of it, whatever the recipe says.
     `gpu_gib` is the memory of a GPU in place of what the machines tell of theirs.
     `longest_sequence_tokens` is the longest prompt and response together, which may exceed a micro-batch.
     """
-    facts = _Facts(student, of_each(teacher), longest_sequence_tokens)
+    facts = _Facts(student, of_each(teacher), judge, longest_sequence_tokens)
     machines = [one(cluster)] if isinstance(cluster, Mapping) else list(cluster)
     fewest, most = recipe.learner.bounds.min, recipe.learner.bounds.max
     numbers = range(most if job == "train" else fewest, fewest, -1)
@@ -218,6 +204,8 @@ def _plan(recipe: Recipe, facts: "_Facts", cluster: list[Machine], job: Job, gpu
     machines = [replace(m, gpus=0) if m.lacks else m for m in machines]
     has = _sums(recipe, machines)
     specs = resources(recipe, has["GPU"] > 0 or bool(unread), job)
+    if facts.judge is None:
+        specs.pop(JUDGE_POOL, None)
     backend, _ = _way(recipe, has["GPU"] > 0, job)
     smallest = min((m.gpu_gib for m in machines if m.gpus and m.gpu_gib), default=gpu_gib or UNKNOWN_GPU_GIB)
     actors = _actors(recipe, specs, facts, dict.fromkeys(specs, smallest), backend, [])
@@ -288,6 +276,7 @@ class _Facts:
 
     student: ModelFacts
     teachers: Mapping[str, ModelFacts]
+    judge: ModelFacts | None
     longest_sequence_tokens: int
 
 
@@ -307,7 +296,8 @@ def _actors(
     actors = []
     for name, engine in recipe.engines.items():
         if name in specs:
-            model = student if name == SAMPLER else teacher[teacher_of(name)]
+            fixed = {SAMPLER: student, JUDGE_POOL: facts.judge}
+            model = fixed.get(name) or teacher[teacher_of(name)]
             follows = sends if name in recipe.following else None
             actors.append(_engine(specs[name], engine, recipe, model, gpu_gib[name], follows, reasons))
     if LEARNER in specs:

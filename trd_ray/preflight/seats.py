@@ -191,7 +191,7 @@ def _numbered(seats: list[Seat], as_they_are: set[int]) -> list[Seat]:
     Where somebody sat before, the numbers stay `as_they_are`, since his do. Ranks are numbered by their machine and
     GPU, as Ray Train does.
     """
-    order = {name: i for i, name in enumerate(["sampler", "refiner", LEARNER, "verifier"])}  # of each role
+    order = {name: i for i, name in enumerate(["sampler", "refiner", "judge", LEARNER, "verifier"])}  # of each role
     numbers: dict[tuple[int, int], int] = {}
     taken: dict[int, int] = {}
     for seat in sorted(seats, key=lambda seat: (order[role_of(seat.actor)], seat.actor, seat.number)):

@@ -14,8 +14,8 @@ from trd_ray.preflight.placement import Placement
 from trd_ray.preflight.seats import LEARNER, Seat
 
 WIDTH = 140
-LETTERS = {"sampler": "S", "refiner": "R", LEARNER: "L"}  # by role
-MEANING = {"sampler": "S sampler", "refiner": "R refiner", LEARNER: "L learner rank"}
+LETTERS = {"sampler": "S", "refiner": "R", "judge": "J", LEARNER: "L"}  # by role
+MEANING = {"sampler": "S sampler", "refiner": "R refiner", "judge": "J judge", LEARNER: "L learner rank"}
 ROW_GPUS = 16  # so many columns has the map at most
 
 
@@ -97,7 +97,7 @@ def _names(seats: list[Seat], gpu: int | None = None) -> str:
 
 
 def _letter(actor: str) -> str:
-    """S, R or L; the pools of several teachers are told apart by their names: maths:0."""
+    """S, R, J or L; the pools of several teachers are told apart by their names: maths:0."""
     return f"{teacher}:" if (teacher := teacher_of(actor)) else LETTERS[actor]
 
 

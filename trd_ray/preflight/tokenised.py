@@ -27,6 +27,7 @@ class Tokenised:
         self._tokens = PlainTokens(tokenizer)
         self._end = [i for i in [tokenizer.eos_token_id] if isinstance(i, int)]
         self._verify = verify
+        self.at_once = getattr(verify, "at_once", 1)
 
     def __call__(self, text: str | None, problem: dict[str, Any]) -> Verdict:
         ids = self._tokens.of_text((text or "").encode("utf-8", "replace").decode()) + self._end

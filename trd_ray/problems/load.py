@@ -168,9 +168,11 @@ def _mixed(spec: config.DataConfig, verify: config.VerifyConfig, progress: Progr
 
 
 def _verify_of(source: config.SourceConfig, verify: config.VerifyConfig) -> config.VerifyConfig:
-    """What judges the rows of one source: where that is built in, they need answers, whatever others have."""
+    """What judges the rows of one source: where that compares, they need answers, whatever others have."""
     if source.verify:
-        own = source.verify in verify.chosen and config.is_own(verify.chosen[source.verify].function)
+        named = verify.chosen.get(source.verify)
+        function = named.function if named else source.verify
+        own = config.is_own(function) or function in (config.JUDGE, config.REVIEW)
     else:
         own = not verify.has_usual_rows
     return verify if own else verify.built_in()

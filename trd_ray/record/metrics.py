@@ -27,6 +27,7 @@ OF_THE_LOOP = (
     *(f"seconds/{part}" for part in ("step", "wait", "sample", "verify", "refine", "train", "sync", "overhead")),
     *("checkpoint/seconds", "checkpoint/waited_s", "learner/restarts"),
     *(f"{what}/{pool}" for what in ("tokens_per_s", "queue") for pool in ("sampler", "refiner")),
+    "queue/judge",
 )
 
 

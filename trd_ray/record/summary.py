@@ -112,7 +112,8 @@ def _headline(recipe: Recipe, metrics: list[dict], totals: dict[str, float], eva
     }[recipe.train.trajectory]
     lines = [
         f"{_modes(recipe)} on {trains_on}: {len(metrics)} steps, {totals['rollouts']} rollouts, "
-        f"{totals['trained_rows']} trained on. Student {code(recipe.student.path)}, {_taught_by(recipe, totals)}."
+        f"{totals['trained_rows']} trained on. Student {code(recipe.student.path)}, {_taught_by(recipe, totals)}"
+        + (f", judge {code(str(recipe.judge.path))}." if recipe.verify.names_judge else ".")
     ]
     if recipe.train.trajectory in ("repair", "mixture"):
         lines += _of_refined(totals)

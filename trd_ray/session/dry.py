@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from trd_ray.config import Recipe, dump, dump_differences
+from trd_ray.config import JUDGE_POOL, Recipe, dump, dump_differences
 from trd_ray.errors import UserError
 from trd_ray.known_models import facts_without_files
 from trd_ray.models import ModelFacts
@@ -65,7 +65,12 @@ def placed_elsewhere(recipe: Recipe, job: placement.Job, on: str) -> tuple[Recip
         for name, one in recipe.by_teacher.items()
     }
     resolved, longest = _without_data(recipe, student, teachers)
-    return resolved, placement.plan(resolved, student, teachers, machines, job=job, longest_sequence_tokens=longest)
+    j = recipe.judge
+    asked = j.path and JUDGE_POOL in placement.pools(recipe, job)
+    return resolved, placement.plan(
+        resolved, student, teachers, machines, job=job, longest_sequence_tokens=longest,
+        judge=facts_without_files(j.path, j.revision, j.trust_remote_code) if asked and j.path else None,
+    )  # fmt: skip
 
 
 def asked(options: argparse.Namespace) -> DryRun | None:

@@ -15,6 +15,7 @@ from trd_ray.record.display import Display
 from trd_ray.record.guards import of_guards
 from trd_ray.score import stats
 from trd_ray.stream.answers import evaluation_rows
+from trd_ray.stream.judging import JudgeAt
 from trd_ray.views import Views
 
 
@@ -29,6 +30,8 @@ class Evaluates(Protocol):
 
     @property
     def recipe(self) -> Recipe: ...
+
+    def judge(self) -> JudgeAt | None: ...
 
     def warn(self, found: dict[str, str]) -> None: ...
 
@@ -47,7 +50,7 @@ def evaluated(
     session.display.phase(f"evaluating {shown}: {problems.num_rows} problems x {e.samples} samples")
     rows = evaluation_rows(
         r.model_copy(update={"evaluation": e}), problems, session.views, session.pools["sampler"], step=step,
-        min_version=version, while_waiting=while_waiting,
+        min_version=version, judge=session.judge(), while_waiting=while_waiting,
         on_progress=lambda done, total, passed: session.display.evaluating(shown, done, total, passed),
     )  # fmt: skip
     on_rows(rows)

@@ -3,7 +3,8 @@
     recipe, problems  ->  first_look()  ->  sentences, none where all is well or nothing could be seen within LOOK_S
 
 `trd check` looks at more rows, in another order and in another process. This look must not delay a run: what has not
-answered in time is left to end by itself, and nothing is said.
+answered in time is left to end by itself, and nothing is said. A judge has no engines yet, so rows that it alone judges
+are left out.
 """
 
 import logging
@@ -19,6 +20,7 @@ from trd_ray.preflight.soundness import Soundness
 from trd_ray.preflight.tokenised import verifier_with_ids
 from trd_ray.problems.load import has_tests
 from trd_ray.session.cluster import is_local
+from trd_ray.verify import needs_engines
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +40,14 @@ def warn_at_first_look(recipe: Recipe, problems: pa.Table, job: Job) -> None:
 
 def first_look(recipe: Recipe, problems: pa.Table, verify: Verify | None = None) -> list[str]:
     """What is wrong with the verifier, as far as a few rows show. `verify` is the recipe's unless it is given."""
-    rows = spread_rows(problems, ROWS)
+    rows = [row for row in spread_rows(problems, ROWS) if not needs_engines(recipe.verify, row)]
     found: list[str] = []
 
     def look() -> None:
         made = None
         try:
-            made = None if verify else verifier_with_ids(_with_limits(recipe.verify), recipe.student)
+            own = recipe.verify.without_judge() if recipe.verify.names_judge else recipe.verify
+            made = None if verify else verifier_with_ids(_with_limits(own), recipe.student)
             found.extend(_faults(recipe, rows, verify or made))
         except Exception as e:  # noqa: BLE001 - this look refuses nothing: what stands in the way is told elsewhere
             logger.debug("no first look at the verifier: %s", e)
@@ -52,6 +55,8 @@ def first_look(recipe: Recipe, problems: pa.Table, verify: Verify | None = None)
             if made:
                 made.close()
 
+    if not rows:
+        return []
     thread = threading.Thread(target=look, name="first look at the verifier", daemon=True)
     thread.start()
     thread.join(LOOK_S)

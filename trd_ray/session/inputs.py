@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trd_ray import models
-from trd_ray.config import Each, ModelConfig, Recipe, VerifyConfig, keys_of
+from trd_ray.config import JUDGE_POOL, Each, ModelConfig, Recipe, VerifyConfig, keys_of
 from trd_ray.errors import Faults, UserError
 from trd_ray.preflight import checks, compilers, placement
 from trd_ray.preflight.held_out import held_out_sets, key_of
+from trd_ray.preflight.judge_fits import judge_fits
 from trd_ray.preflight.machines import Machine, this_machine
 from trd_ray.preflight.overlap import asked_texts
 from trd_ray.problems.corpus import open_corpus
@@ -40,6 +41,7 @@ PERSON_JUDGES = (
     "verify.function=review: a person judges, so the responses are queued when they are made, the refiner is told "
     "nothing of a verdict, and the same command reads the verdicts back"
 )
+ROWS_TO_JUDGE = 100  # whose prompts for the judge are measured
 
 
 @dataclass
@@ -58,6 +60,8 @@ class Inputs:
     notes: list[str] = field(default_factory=list)  # about the sources, for the person who starts the run
     spool: Spool | None = None  # where the tests of `problems` lie, for the shelf; None where there are none
     held_out_sets: dict[str, pa.Table] = field(default_factory=dict)  # those of evaluation.sets
+    judge_path: str = ""  # resolved
+    judge: models.ModelFacts | None = None  # where a verifier is the judge and has rows to judge
 
     @property
     def runs_code(self) -> bool:
@@ -84,6 +88,7 @@ class Inputs:
             self.student,
             self.teacher,
             cluster,
+            judge=self.judge,
             job=self.job,
             gpu_gib=gpu_gib,
             longest_sequence_tokens=self.findings.longest_sequence_tokens,
@@ -123,6 +128,7 @@ def prepare(
         if job == "train":
             _require_best(r)
     student, teachers = _models(r, faults)
+    judge, judged = _judge(r, job, faults, problems if problems is not None else evaluated)
     if student and len(teachers) == len(r.by_teacher):
         facts = {name: teacher.facts for name, teacher in teachers.items()}
         with faults:
@@ -133,7 +139,8 @@ def prepare(
             )  # fmt: skip
         if faults.sentences and is_local(r):  # a cluster is asked only when everything else is well
             here = [this_machine(r)]
-            faults.add(*placement.plan(r, student.facts, facts, here, job=job, gpu_gib=gpu_gib).reasons)
+            asked = judge.facts if judge else None
+            faults.add(*placement.plan(r, student.facts, facts, here, judge=asked, job=job, gpu_gib=gpu_gib).reasons)
     faults.require_none()
     assert student and findings
     if problems is not None:
@@ -142,13 +149,14 @@ def prepare(
     steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
     read = [found for found in (data, *held_out.values()) if found]
     set_aside = [one for found in read for one in found.set_aside]
-    notes = [*shapes, *(note for found in read for note in found.notes), *_shares(findings.recipe, problems)]
+    notes = [*shapes, *judged, *(note for found in read for note in found.notes), *_shares(findings.recipe, problems)]
     notes += without_problems(problems, list(r.teachers)) if problems is not None else []
     notes += [PERSON_JUDGES] if r.verify.asks_a_person and job == "refine" else []
     return Inputs(
         job, findings.recipe, student.path, {name: teacher.path for name, teacher in teachers.items()}, problems,
         evaluated, steps, findings, student.facts, {name: teacher.facts for name, teacher in teachers.items()},
         [*set_aside, *findings.too_long], notes, data.spool if data else None, sets,
+        judge.path if judge else "", judge.facts if judge else None,
     )  # fmt: skip
 
 
@@ -251,6 +259,34 @@ def _models(r: Recipe, faults: Faults) -> tuple[_Loaded | None, dict[str, _Loade
             if found:
                 teachers[name] = student if student and found.path == student.path else found
     return student, teachers
+
+
+def _judge(
+    r: Recipe, job: placement.Job, faults: Faults, problems: pa.Table | None
+) -> tuple[_Loaded | None, list[str]]:
+    """The judge, where the job asks one, and a line on how it is asked."""
+    with faults:
+        if JUDGE_POOL in placement.pools(r, job) and r.judge.path:
+            found = _model(r.judge, r.judge.path)
+            rows = problems.slice(0, ROWS_TO_JUDGE).drop_columns(["tests"]).to_pylist() if problems is not None else []
+            its = [row for row in rows if r.verify.may_ask_judge(row["source"])]
+            return found, [judge_fits(r, found.facts, found.tokenizer, its)]
+    return None, []
+
+
+def with_judge(inputs: Inputs, problems: pa.Table) -> Inputs:
+    """An evaluation's inputs with the judge, where one may be asked about these problems.
+
+    Raises UserError for one that cannot be asked.
+    """
+    r, faults = inputs.recipe, Faults()
+    if not any(map(r.verify.may_ask_judge, problems["source"].unique().to_pylist())):
+        return inputs
+    judge, notes = _judge(r, inputs.job, faults, problems)
+    faults.require_none()
+    assert judge
+    notes = [*inputs.notes, *notes, *fixed_numbers(r, JUDGE_POOL)]
+    return replace(inputs, judge_path=judge.path, judge=judge.facts, notes=notes)
 
 
 def _model(model: ModelConfig, path: str) -> _Loaded:

@@ -15,10 +15,11 @@ for their start_timeout_s, as ever.
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from trd_ray.preflight.actors import ActorSpec
 from trd_ray.preflight.placement import Placement
 
 POLL_S = 0.5
@@ -32,20 +33,23 @@ def wait_for_room(
     whose: str,
     *,
     verifier_cpus: float,
+    also: Sequence[str] = (),
     while_waiting: Callable[[], object],
     say: Callable[[str], object],
     is_whole: Callable[[], bool] = lambda: True,
 ) -> None:
-    """Return when all engines of the pool have room. The wait has no deadline: `while_waiting` may raise to end it.
+    """Return when all engines of the pool have room, and those of the pools that it needs `also`.
 
+    The wait has no deadline: `while_waiting` may raise to end it.
     `whose` is the run that holds the room meanwhile, and `is_whole` says whether it has all that it needs.
     `verifier_cpus` is what a verifier task reserves.
     """
     spec = plan.specs[pool]
-    bundle = {name: amount for name, amount in (("CPU", spec.cpus), ("GPU", spec.gpus)) if amount}
-    if not bundle:
+    engines = [bundle for one in (pool, *also) for bundle in [_bundle(plan.specs[one])] * plan.specs[one].replicas]
+    engines = [bundle for bundle in engines if bundle]
+    if not engines:
         return
-    bundles = [bundle] * spec.replicas + [{"CPU": verifier_cpus}] * VERIFIERS
+    bundles = engines + [{"CPU": verifier_cpus}] * VERIFIERS
     said = False
 
     def wait() -> None:
@@ -61,6 +65,11 @@ def wait_for_room(
     while not _have(bundles, is_whole, wait):
         wait()
         time.sleep(POLL_S)
+
+
+def _bundle(spec: ActorSpec) -> dict[str, float]:
+    """What an engine of the pool reserves; empty for nothing."""
+    return {name: amount for name, amount in (("CPU", spec.cpus), ("GPU", spec.gpus)) if amount}
 
 
 def _have(bundles: list[dict[str, float]], is_whole: Callable[[], bool], wait: Callable[[], object]) -> bool:

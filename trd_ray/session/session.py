@@ -9,7 +9,7 @@ raises RunFailed with what the pool said.
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -17,11 +17,12 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from trd_ray.config import pool_of
+from trd_ray.config import JUDGE_POOL, pool_of
 from trd_ray.engine.actor import reason
 from trd_ray.engine.launch import STOP_POOLS_S, create_pool, stop_pools
 from trd_ray.engine.reservation import Reservation, reserve
 from trd_ray.errors import RunFailed
+from trd_ray.preflight.judge_fits import context_of
 from trd_ray.preflight.machines import Machine
 from trd_ray.preflight.placement import Placement, require
 from trd_ray.preflight.reseating import Who, group_of, ranks_that_fit
@@ -42,6 +43,7 @@ from trd_ray.session.pool_figures import PoolFigures
 from trd_ray.session.pool_models import model_of, models_wanted
 from trd_ray.session.pool_pulse import PoolPulse
 from trd_ray.session.stop import StopSignals
+from trd_ray.stream.judging import JudgeAt
 from trd_ray.views import Views, load_views
 
 ANSWER_POLL_S = 0.5
@@ -101,10 +103,10 @@ class Session:
         self.display.say(said)
         self.directory.event("disk", said=said)
 
-    def start(self, *, student_path: str, version: int) -> None:
+    def start(self, *, student_path: str, version: int, without: Container[str] = ()) -> None:
         """Begin to start the pools, once every node has the models.
 
-        `student_path` holds the weights of policy version `version`.
+        `student_path` holds the weights of policy version `version`. Pools of `without` have a place and no engines.
         """
         self.fetch(student_path)
         r = self.recipe
@@ -113,7 +115,7 @@ class Session:
         actors = self.plan.specs
         require(self.plan)  # the nodes may be others by now than those that were looked at
         self.reservation = reserve(self.plan, r.sampler.start_timeout_s, self.check)
-        for name in (pool for pool in r.engines if pool in actors):
+        for name in (pool for pool in r.engines if pool in actors and pool not in without):
             follows = name in r.following
             self.pools[name] = create_pool(
                 r.engines[name], *model_of(name, self.inputs, student_path), r, actor=actors[name],
@@ -214,6 +216,14 @@ class Session:
     def refiners(self) -> dict[str, ActorHandle]:
         """The pool that refines the rows of each teacher."""
         return {name: self.pools.get(pool_of(name)) or self.pools["sampler"] for name in self.recipe.by_teacher}
+
+    def judge(self) -> JudgeAt | None:
+        """The judge with its pool, where a verifier of the run is one."""
+        facts = self.inputs.judge
+        if facts is None or JUDGE_POOL not in self.pools:
+            return None
+        context = context_of(self.recipe, facts)
+        return JudgeAt.of(self.recipe.judge, self.inputs.judge_path, context, self.pools[JUDGE_POOL])
 
     def following(self) -> dict[str, str]:
         """The pools that get weights after every step -> whose: the "student"'s, or the "teacher"'s moving average."""

@@ -24,7 +24,7 @@ from trd_ray.steer.screen import event_line, listing, screen
 
 CHECKPOINT_POLL_S = 1.0
 FOLLOW_POLL_S = 1.0
-POOL = re.compile(r"(sampler|refiner(\.[\w-]+)?)=(\d{1,5}|auto)")
+POOL = re.compile(r"(sampler|judge|refiner(\.[\w-]+)?)=(\d{1,5}|auto)")
 
 
 def status(run: str | None, address: str | None, as_json: bool) -> int:
@@ -123,7 +123,7 @@ def sizes(asked: list[str]) -> dict[str, int | str]:
         match = POOL.fullmatch(one)
         if not match or (match[3] != "auto" and int(match[3]) < 1):
             raise UserError(
-                f"{one} is no size of a pool: say refiner=3, sampler=2, or refiner.NAME=3, each at least 1, or "
+                f"{one} is no size of a pool: say refiner=3, sampler=2, judge=2 or refiner.NAME=3, each at least 1, or "
                 "refiner=auto where the recipe's refiner.replicas are bounds"
             )
         if match[1] in found:

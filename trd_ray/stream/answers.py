@@ -30,6 +30,7 @@ from trd_ray.engine.actor import Generation
 from trd_ray.engine.client import Client
 from trd_ray.failures import Kind, kind_of
 from trd_ray.problems.load import held_out_task, held_out_verify
+from trd_ray.stream.judging import JudgeAt, judging_s
 from trd_ray.stream.stages import record, record_verdict, request, with_ids, with_prompt
 from trd_ray.stream.verifying import (
     LOST_TRIES,
@@ -102,17 +103,19 @@ def answers(
     pool: ActorHandle | None,
     sampler: SamplerConfig,
     verify: VerifyConfig,
+    judge: JudgeAt | None = None,
     min_version: int = 0,
     while_waiting: Callable[[], object],
 ) -> Iterator[Sampled | Verified]:
     """What becomes of every ask, as it comes: Sampled (unless it had its text), and later Verified.
 
-    `pool` may be None if every ask has its text. `while_waiting` is called twice a second, and an error that it raises
-    ends the loop. Raises TimeoutError when nothing comes for sampler.request_timeout_s.
+    `pool` may be None if every ask has its text, `judge` where no question is judged by one. `while_waiting` is called
+    twice a second, and an error that it raises ends the loop. Raises TimeoutError when nothing comes for
+    sampler.request_timeout_s.
     """
     client = None if pool is None else Client(pool)
     try:
-        yield from _answers(asks, client, sampler, verify, min_version, while_waiting)
+        yield from _answers(asks, client, sampler, verify, judge, min_version, while_waiting)
     finally:
         if client:
             client.close()
@@ -123,6 +126,7 @@ def _answers(
     client: Client | None,
     sampler: SamplerConfig,
     verify: VerifyConfig,
+    judge: JudgeAt | None,
     min_version: int,
     while_waiting: Callable[[], object],
 ) -> Iterator[Sampled | Verified]:
@@ -130,7 +134,7 @@ def _answers(
     window = math.ceil(1.25 * sampler.bounds.max * sampler.max_concurrent)
     sampling: dict[Future, Ask] = {}
     ready: SimpleQueue[Future] = SimpleQueue()  # samples and verifier tasks that are done
-    verifying = _Verifying(verify, ready)
+    verifying = _Verifying(verify, ready, judge)
     more = True  # asks are left
     looked = 0.0  # when `while_waiting` was called
     heard = time.monotonic()  # when an answer or a verdict came
@@ -195,14 +199,15 @@ class _Verifying:
     A task that is lost is asked again; verifying.py says what else may happen to one, and what is done then.
     """
 
-    def __init__(self, verify: VerifyConfig, ready: SimpleQueue[Future]):
+    def __init__(self, verify: VerifyConfig, ready: SimpleQueue[Future], judge: JudgeAt | None = None):
+        self.judge = judge
         self.max_tasks = verify.max_tasks
         self.ready = ready  # gets each task when it is done
         self.tasks: dict[Future, list[tuple[Ask, str]]] = {}
         self._answers: dict[Future, tuple[Any, float]] = {}  # task -> its reference, and until when it has time
         self.backlog = 0  # samples in `_waiting` and `_apart`
         self.expected: Counter[Question] = Counter()  # samples asked for and not verified
-        self._task = verifier_task(verify)
+        self._task = verifier_task(verify, judge)
         self._waiting: dict[Question, list[tuple[Ask, str]]] = {}
         # Whose task ended: each gets one of its own, when the monotonic clock says so.
         self._apart: list[tuple[float, tuple[Ask, str]]] = []
@@ -230,7 +235,8 @@ class _Verifying:
             task = answer.future()
             self.tasks[task] = group
             asked: Asked = [(question.problem, [text for _, text in group], None)]
-            self._answers[task] = answer, time.monotonic() + patience_s(question.verify, asked)
+            patience = patience_s(question.verify, asked) + 2 * judging_s(self.judge, len(group))
+            self._answers[task] = answer, time.monotonic() + patience
             task.add_done_callback(self.ready.put)
 
     def _next(self, free: int) -> list[tuple[Ask, str]]:
@@ -318,6 +324,7 @@ def evaluation_rows(
     *,
     step: int,
     min_version: int,
+    judge: JudgeAt | None = None,
     while_waiting: Callable[[], object],
     on_progress: Callable[[int, int, int], object] = lambda done, total, passed: None,
 ) -> list[dict[str, Any]]:
@@ -339,7 +346,7 @@ def evaluation_rows(
             rows[Ask(question, sample, seed)] = problem | order | {"student_prompt_ids": prompt_ids}
     done = passed = 0
     for event in answers(
-        rows, pool=sampler, sampler=recipe.sampler, verify=verify, min_version=min_version,
+        rows, pool=sampler, sampler=recipe.sampler, verify=verify, judge=judge, min_version=min_version,
         while_waiting=while_waiting,
     ):  # fmt: skip
         row = rows[event.ask]

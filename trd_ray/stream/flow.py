@@ -103,7 +103,8 @@ class Flow:
         }
         self.loop = asyncio.new_event_loop()
         threading.Thread(target=self.loop.run_forever, name="rows", daemon=True).start()
-        self.verifying = Verifying(spec.recipe.verify, max(1, spec.recipe.verify.max_tasks // spec.actors))
+        tasks = max(1, spec.recipe.verify.max_tasks // spec.actors)
+        self.verifying = Verifying(spec.recipe.verify, tasks, judge=spec.judge)
         self.started_again = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         self.begun: set[int] = set()  # first rows of the calls that this process has begun
 

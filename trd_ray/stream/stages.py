@@ -19,6 +19,7 @@ from trd_ray.errors import BadRow
 from trd_ray.problems.order import Order
 from trd_ray.rows import parts_of
 from trd_ray.stream.choosing import RefineCandidate
+from trd_ray.stream.judging import JudgeAt
 from trd_ray.verify import AWAITS_REVIEW, IDS, PROMPT, UNJUDGED, Verdict
 from trd_ray.verify.review.settle import written
 from trd_ray.views import Ids, Views
@@ -41,6 +42,7 @@ class StageSpec:
     max_staleness: int | str
     trains: bool  # else the rows are for a corpus, whose reader makes the examples
     first_refine_version: Each[int] = 0  # as `first_version`, of the refiner; a frozen one stays at 0
+    judge: JudgeAt | None = None  # where a verifier is the judge
     actors: int = 1  # among which a step's rows are shared out
 
 

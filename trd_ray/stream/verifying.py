@@ -5,7 +5,8 @@
                           it ended again over it?   -> a verdict that says so
 
 A task takes `verify.cpus` of Ray's CPUs and at most `verify.max_tasks` are under way. The tests of a problem go to it
-as a reference, so they reach a node once and not with every text.
+as a reference, so they reach a node once and not with every text. Where a judge is asked, a task makes all its calls at
+once, and waits for the judge's engines (judging.py).
 
 What may happen to a task, and what is done then:
 
@@ -35,6 +36,7 @@ from ray.exceptions import ObjectLostError, OutOfMemoryError, WorkerCrashedError
 
 from trd_ray.config import VerifyConfig
 from trd_ray.failures import Kind, kind_of, links, told_apart
+from trd_ray.stream.judging import JudgeAt, JudgingTask, judging_s, judging_verifier
 from trd_ray.verify import Verdict, limit_s, unjudged, verifier_of_json
 from trd_ray.verify.judging import Judged, judge_all
 
@@ -57,12 +59,13 @@ class _Waiting:
 class Verifying:
     """Belongs to one event loop."""
 
-    def __init__(self, config: VerifyConfig, max_tasks: int, task: Any = None):
-        """`task` is what judges, by default `verdicts` in a task of Ray's."""
+    def __init__(self, config: VerifyConfig, max_tasks: int, task: Any = None, judge: JudgeAt | None = None):
+        """`task` is what judges, by default `verdicts` in a task of Ray's. `judge` is the run's, if it has one."""
         self.config = config
+        self.judge = judge
         self.json = config.model_dump_json()  # a text is quicker to send with every task
         self.max_tasks = max_tasks
-        self.task = task or verifier_task(config)
+        self.task = task or verifier_task(config, judge)
         self.waiting: deque[_Waiting] = deque()
         self.under_way: set[asyncio.Task] = set()
 
@@ -142,7 +145,7 @@ class Verifying:
         lost = 0
         while True:
             answer = self.task.remote(self.json, asked, *tests)
-            deadline = asyncio.timeout(patience_s(self.config, asked))
+            deadline = asyncio.timeout(patience_s(self.config, asked) + 2 * judging_s(self.judge, _texts(asked)))
             try:
                 async with deadline:
                     return await answer
@@ -188,22 +191,27 @@ class Ends:
 
 
 def patience_s(config: VerifyConfig, asked: Asked) -> float:
-    """Twice as long as the task may take: each verdict has its deadline."""
+    """Twice as long as the task may take, a judge's time aside: each verdict has its deadline."""
     limits = (
         len(texts) * limit_s(config, place is not None or bool(problem.get("tests"))) for problem, texts, place in asked
     )
     return 2 * (START_S + sum(limits))
 
 
-def verifier_task(config: VerifyConfig) -> Any:
+def _texts(asked: Asked) -> int:
+    return sum(len(texts) for _, texts, _ in asked)
+
+
+def verifier_task(config: VerifyConfig, judge: JudgeAt | None = None) -> Any:
     """`verdicts` as the Ray task that verifies, wherever texts are verified; whoever asks it may ask again."""
-    return ray.remote(verdicts).options(num_cpus=config.cpus, max_retries=0)
+    task = ray.remote(verdicts).options(num_cpus=config.cpus, max_retries=0)
+    return JudgingTask(task, judge) if judge else task
 
 
-def verdicts(config: str, asked: Asked, *tests: Any) -> list[list[Judged]]:
+def verdicts(config: str, asked: Asked, *tests: Any, judge: JudgeAt | None = None) -> list[list[Judged]]:
     """By the VerifyConfig whose JSON is `config`. Each problem comes with its texts, and the place of its tests."""
     try:
-        verify = verifier_of_json(config)
+        verify = judging_verifier(config, judge) if judge else verifier_of_json(config)
         whole = [problem if place is None else problem | {"tests": tests[place]} for problem, _, place in asked]
         pairs = [(text, problem) for problem, (_, texts, _) in zip(whole, asked, strict=True) for text in texts]
         found = iter(judge_all(verify, pairs))

@@ -46,6 +46,7 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
         trains=inputs.job == "train",
         # The sampler may have its weights before a refiner that follows has its own.
         first_refine_version={name: version if pool_of(name) in r.following else 0 for name in r.by_teacher},
+        judge=session.judge(),
         actors=actors(r),
     )  # fmt: skip
 
@@ -53,7 +54,8 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
         said = f"the stream ended ({cause(e)}) and begins again with step {step + 1}"
         session.directory.event("stream", said=said, step=step + 1)
         session.display.say(said)
-        return arriving(graph(replace(spec, sampler=session.pools["sampler"], refiner=session.refiners()), step))
+        pools = {"sampler": session.pools["sampler"], "refiner": session.refiners(), "judge": session.judge()}
+        return arriving(graph(replace(spec, **pools), step))
 
     return Feed(
         arriving(graph(spec, start_step)), rows_per_step=r.rollouts_per_step, stall_timeout_s=timeout_s,

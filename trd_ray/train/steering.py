@@ -93,7 +93,7 @@ class Steering:
         """The pool that the awaited rows are in: the last one of the stream that has requests, since it ends them."""
         pools = self.session.figures.last
         under_way = {name: pool.get("running", 0) + pool.get("waiting", 0) for name, pool in pools.items()}
-        last_first = sorted(under_way, key=role_of)  # refiners before the sampler
+        last_first = sorted(under_way, key=role_of)  # the judge, then refiners, then the sampler
         return next((name for name in last_first if under_way[name]), None)
 
     def _last_step(self) -> dict[str, Any]:

@@ -11,12 +11,12 @@ tests cannot be read, and UserError where a user's function cannot be had.
 from functools import lru_cache
 
 from trd_ray.config import VerifyConfig
-from trd_ray.verify.chosen import Chosen, limit_s
+from trd_ray.verify.chosen import Chosen, limit_s, needs_engines
 from trd_ray.verify.verdict import AWAITS_REVIEW, EMPTY, IDS, PROMPT, UNJUDGED, Awaited, Verdict, Verifier, unjudged
 
 __all__ = [
     "AWAITS_REVIEW", "EMPTY", "IDS", "PROMPT", "UNJUDGED", "Awaited", "Chosen", "Verdict", "Verifier", "limit_s",
-    "unjudged", "verifier", "verifier_of_json",
+    "needs_engines", "unjudged", "verifier", "verifier_of_json",
 ]  # fmt: skip
 
 

@@ -8,15 +8,20 @@ data.sources[].verify  ->  what a row's source names judges alone; a row without
 
 verify.functions       ->  each of them judges: their weighted mean is the score, Verdict.parts has what each gave
 with verify.by         ->  the one that the row's column names judges alone
+
+The judge has to be given where it has engines: stream/judging.py does so. Calls of it wait for those, so a task makes
+many at once, and the built-in verifiers beside it are called one at a time, as they are without it.
 """
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from trd_ray.config import REVIEW, NamedFunction, VerifyConfig, did_you_mean, is_own
+from trd_ray.config import JUDGE, REVIEW, NamedFunction, VerifyConfig, did_you_mean, is_own
 from trd_ray.errors import BadRow
 from trd_ray.verify.gym.gym_verifier import PASS_AT, entry_of
+from trd_ray.verify.judge.judge_verifier import JudgeVerifier, NoEngines
 from trd_ray.verify.own.call import opened
 from trd_ray.verify.own.own_verifier import NO_SCORE, OwnVerifier
 from trd_ray.verify.verdict import Awaited, Verdict, Verifier, unjudged, waiting
@@ -48,17 +53,26 @@ def _review(config: VerifyConfig, arguments: dict[str, Any]) -> Verifier:
     return ReviewVerifier()
 
 
+def _no_engines(config: VerifyConfig, arguments: dict[str, Any]) -> Verifier:
+    return NoEngines()
+
+
 # The names of trd_ray.config.BUILT_IN, which says whether each takes verify.arguments.
-MAKERS: dict[str, Maker] = {"math": _math, "code": _code, "reasoning_gym": _gym, "review": _review}
+MAKERS: dict[str, Maker] = {
+    "math": _math, "code": _code, "reasoning_gym": _gym, JUDGE: _no_engines, REVIEW: _review,
+}  # fmt: skip
 
 
 class Chosen:
     """Any thread may call it. A verifier is made when it is first needed."""
 
-    def __init__(self, config: VerifyConfig):
+    def __init__(self, config: VerifyConfig, judge: JudgeVerifier | None = None):
+        """`judge` is the judge with its engines, where there are some."""
         self._config = config
+        self._judge = judge
         self._made: dict[str, Verifier] = {}
-        self.at_once = config.concurrency if config.has_own else 1  # calls that gain from being made together
+        at_once = config.concurrency if config.has_own else 1  # calls that gain from being made together
+        self.at_once = max(at_once, judge.at_once) if judge else at_once
 
     def __call__(self, text: str | None, problem: dict) -> Verdict:
         config = self._config
@@ -70,7 +84,7 @@ class Chosen:
         return self._built_in(usual_verifier(problem))(text, problem)
 
     def close(self) -> None:
-        for made in self._made.values():
+        for made in [*self._made.values(), *filter(None, [self._judge])]:
             made.close()
 
     def own(self) -> dict[str, OwnVerifier]:
@@ -87,14 +101,35 @@ class Chosen:
         return self._made.get(name) or self._made.setdefault(name, OwnVerifier(self._config, named, key))
 
     def _built_in(self, function: str, named: NamedFunction | None = None) -> Verifier:
+        if function == JUDGE and self._judge:
+            return self._judge
         arguments = named.arguments if named else {}
         key = f"{function} {sorted(arguments.items())}"
-        return self._made.get(key) or self._made.setdefault(key, MAKERS[function](self._config, arguments))
+        return self._made.get(key) or self._made.setdefault(key, self._new(function, arguments))
+
+    def _new(self, function: str, arguments: dict[str, Any]) -> Verifier:
+        made = MAKERS[function](self._config, arguments)
+        return _InTurn(made) if self._judge else made
 
     def _pass_at(self, named: NamedFunction) -> float:
         if named.function == "reasoning_gym":  # whose partial credit is for what is no answer
             return PASS_AT
         return self._config.pass_at if named.pass_at is None else named.pass_at
+
+
+class _InTurn:
+    """A verifier that works in this process, called one text at a time beside a judge that many wait for."""
+
+    def __init__(self, verifier: Verifier):
+        self._verifier = verifier
+        self._turn = threading.Lock()
+
+    def __call__(self, text: str | None, problem: dict) -> Verdict:
+        with self._turn:
+            return self._verifier(text, problem)
+
+    def close(self) -> None:
+        self._verifier.close()
 
 
 class _Graded:
@@ -120,7 +155,7 @@ def weighed(config: VerifyConfig, verdicts: dict[str, Verdict]) -> Verdict:
     """What the verdicts of all of verify.functions, by their names, come to."""
     named = config.functions
     seconds = sum(v.seconds for v in verdicts.values())
-    lost = next((v for v in verdicts.values() if not v.judged and not v.awaited and NO_SCORE not in v.detail), None)
+    lost = next((v for name, v in verdicts.items() if _is_lost(v) and named[name].counts), None)
     if lost:
         return lost
     if any(v.awaited for v in verdicts.values()):
@@ -135,7 +170,7 @@ def weighed(config: VerifyConfig, verdicts: dict[str, Verdict]) -> Verdict:
         passed=held and score >= config.pass_at,
         score=score,
         extracted=next((v.extracted for v in verdicts.values() if v.extracted), ""),
-        detail=", ".join(_told(name, verdicts[name]) for name in parts),
+        detail=", ".join(_told(name, v) for name, v in verdicts.items() if v.judged or _is_lost(v)),
         seconds=seconds,
         feedback="\n".join(v.feedback for v in verdicts.values() if v.feedback),
         parts=parts,
@@ -185,9 +220,26 @@ def person_judges(config: VerifyConfig, problem: dict) -> bool:
     return (named[name].function if name in named else name) == REVIEW
 
 
+def needs_engines(config: VerifyConfig, problem: dict) -> bool:
+    """Whether nothing but the judge says what a response to this row is worth."""
+    if name := config.by_source.get(problem.get("source") or ""):
+        return config.is_judge(name)
+    if config.by:
+        try:
+            return config.is_judge(chosen_by(config, problem))
+        except BadRow:
+            return False
+    others = (one for name, one in config.chosen.items() if not config.is_judge(name))
+    return config.may_ask_judge(problem.get("source")) and not any(one.weight for one in others)
+
+
 def limit_s(config: VerifyConfig, runs_code: bool) -> float:
-    """The longest that a verdict may take, starting what judges aside. A call whose process ends is made twice."""
+    """The longest that a verdict may take, starting what judges aside. A call whose process ends is made twice.
+
+    A judge's time is counted by whoever knows its engines (trd_ray/stream/judging.py), a person's by nobody.
+    """
     limits = {"math": config.timeout_s, "code": config.program_timeout_s, "reasoning_gym": config.timeout_s}
+    limits |= {JUDGE: 0.0, REVIEW: 0.0}
     usual = limits["code" if runs_code else "math"]
     if not config.chosen:
         return usual
@@ -195,6 +247,13 @@ def limit_s(config: VerifyConfig, runs_code: bool) -> float:
     return named + usual if config.by_source else named
 
 
+def _is_lost(verdict: Verdict) -> bool:
+    """Whether it says nothing about the response; a function that gave no score has had its say."""
+    return not verdict.judged and not verdict.awaited and NO_SCORE not in verdict.detail
+
+
 def _told(name: str, verdict: Verdict) -> str:
+    if not verdict.judged:
+        return f"{name} {verdict.detail}"
     why = f" ({verdict.detail})" if verdict.detail and not verdict.detail.startswith("score ") else ""
     return f"{name} {verdict.score:g}{why}"
