@@ -151,7 +151,7 @@ def verify(
     from trd_ray.preflight.tokenised import verifier_with_ids
     from trd_ray.problems.load import load_problems
     from trd_ray.verify import verifier as verifier_of
-    from trd_ray.verify.judging import judge_all
+    from trd_ray.verify.judged_together import judge_all
 
     texts = [texts] if isinstance(texts, str) else list(texts)
     folder = cache.root() / given.FOLDER

@@ -32,11 +32,11 @@ from trd_ray.score.stats import Score, from_json
 from trd_ray.session.inputs import (
     Inputs,
     fixed_numbers,
-    require_no_person_on,
     require_sandbox,
     require_verifier,
     with_judge,
 )
+from trd_ray.session.person_needed import require_no_person_on
 from trd_ray.stream.answers import Question
 from trd_ray.stream.stages import with_prompt
 from trd_ray.views import Views, setting_of

@@ -31,16 +31,13 @@ from trd_ray.record.metrics import metric_names, require_metric
 from trd_ray.sandbox import Sandbox
 from trd_ray.session.cluster import Connection, is_local
 from trd_ray.session.glance import warn_at_first_look
+from trd_ray.session.person_needed import PERSON_JUDGES, require_no_person
 from trd_ray.stream.held import require_held
 from trd_ray.verify.fitting import ROWS_TO_FIT, require_functions
 from trd_ray.wordings import ITEM_FORM
 
 logger = logging.getLogger(__name__)
 REPORT_EVERY_S = 10.0
-PERSON_JUDGES = (
-    "verify.function=review: a person judges, so the responses are queued when they are made, the refiner is told "
-    "nothing of a verdict, and the same command reads the verdicts back"
-)
 ROWS_TO_JUDGE = 100  # whose prompts for the judge are measured
 
 
@@ -110,7 +107,7 @@ def prepare(
     work, with a sentence for each fault that can be found.
     """
     r = recipe
-    _require_no_person(r, job)
+    require_no_person(r, job, _evaluated(r, job))
     _warn(r, job, base_is_given)
     faults = Faults()
     data = findings = corpus = None
@@ -138,8 +135,7 @@ def prepare(
                 teacher_tokenizer={name: teacher.tokenizer for name, teacher in teachers.items()},
             )  # fmt: skip
         if faults.sentences and is_local(r):  # a cluster is asked only when everything else is well
-            here = [this_machine(r)]
-            asked = judge.facts if judge else None
+            here, asked = [this_machine(r)], judge.facts if judge else None
             faults.add(*placement.plan(r, student.facts, facts, here, judge=asked, job=job, gpu_gib=gpu_gib).reasons)
     faults.require_none()
     assert student and findings
@@ -149,9 +145,7 @@ def prepare(
     steps = findings.length.steps if findings.length else corpus.steps if corpus else 0
     read = [found for found in (data, *held_out.values()) if found]
     set_aside = [one for found in read for one in found.set_aside]
-    notes = [*shapes, *judged, *(note for found in read for note in found.notes), *_shares(findings.recipe, problems)]
-    notes += without_problems(problems, list(r.teachers)) if problems is not None else []
-    notes += [PERSON_JUDGES] if r.verify.asks_a_person and job == "refine" else []
+    notes = [*shapes, *judged, *(note for one in read for note in one.notes), *_notes(findings.recipe, job, problems)]
     return Inputs(
         job, findings.recipe, student.path, {name: teacher.path for name, teacher in teachers.items()}, problems,
         evaluated, steps, findings, student.facts, {name: teacher.facts for name, teacher in teachers.items()},
@@ -160,35 +154,17 @@ def prepare(
     )  # fmt: skip
 
 
-def _require_no_person(r: Recipe, job: placement.Job) -> None:
-    """Refuse a run that would wait for a person while its engines run."""
-    if not r.verify.asks_a_person or job == "refine":
-        return
-    if job == "train" and r.data.source == "problems":
-        raise UserError(
-            "verify.function=review lets a person judge, and a run that trains while it samples cannot wait for one: "
-            "make a corpus with `trd refine`, judge it with `trd review`, and train on it with data.source=corpus and "
-            "data.path=THE RUN'S DIRECTORY"
-        )
-    for name in _evaluated(r, job):
-        require_no_person_on(key_of(name), held_out_verify(r.evaluation.of(name), r.verify))
-
-
-def require_no_person_on(group: str, verify: VerifyConfig) -> None:
-    """Refuse an evaluation that a person would have to judge; `group` has the keys of its problems."""
-    by_source_alone = verify.by_source and not verify.by  # held-out problems have no source, and are judged as usual
-    if verify.asks_a_person and not by_source_alone:
-        raise UserError(
-            f"verify.function=review lets a person judge, and an evaluation cannot wait for one: set {group}.path to a "
-            "benchmark, whose own rules judge, or to null, or set verify.function to a verifier that answers at once; "
-            "`trd refine` makes a corpus that is reviewed, and data.source=corpus trains on it"
-        )
-
-
 def _evaluated(r: Recipe, job: placement.Job) -> list[str]:
     """The names of the held-out sets that the job needs."""
     evaluates = job == "evaluate" or (job == "train" and r.evaluation.in_training)
     return (r.evaluation.names or [""]) if evaluates else []
+
+
+def _notes(recipe: Recipe, job: placement.Job, problems: pa.Table | None) -> list[str]:
+    """What a person should know before it starts."""
+    notes = _shares(recipe, problems)
+    notes += without_problems(problems, list(recipe.teachers)) if problems is not None else []
+    return notes + ([PERSON_JUDGES] if recipe.verify.asks_a_person and job == "refine" else [])
 
 
 def _shares(recipe: Recipe, problems: pa.Table | None) -> list[str]:

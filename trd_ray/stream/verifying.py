@@ -38,7 +38,7 @@ from trd_ray.config import VerifyConfig
 from trd_ray.failures import Kind, kind_of, links, told_apart
 from trd_ray.stream.judging import JudgeAt, JudgingTask, judging_s, judging_verifier
 from trd_ray.verify import Verdict, limit_s, unjudged, verifier_of_json
-from trd_ray.verify.judging import Judged, judge_all
+from trd_ray.verify.judged_together import Judged, judge_all
 
 ENDS = 2  # of a task that judges one text, after which the text has no verdict
 LOST_TRIES = 5
