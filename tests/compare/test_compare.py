@@ -327,13 +327,15 @@ def test_a_cell_counts_as_finished_once_all_of_it_is_recorded(tmp_path):
 
 def test_the_guards_of_a_cell_have_the_base_of_their_own_set(tmp_path):
     sets = "set.evaluation.sets={old: {path: 'miniature:tune', limit: 20, samples: 3, guard: true}}"
-    plan = ComparisonPlan(comparison(tmp_path, sets, "set.evaluation.limit=10", "set.evaluation.samples=2"))
+    plan = ComparisonPlan(
+        comparison(tmp_path, sets, "set.evaluation.limit=10", "set.evaluation.samples=2", "tuning=null")
+    )
     base, cell = plan.base("opsd", 0), Cell("final", "opsd", "trd", 0)
     assert [report.samples(plan.inputs(one), trains=False)[1] for one in (base, cell)] == [10 * 2 + 20 * 3] * 2
     finished(plan, base, samples(0, 0.5))
     finished(plan, cell, samples(1, 0.5))
     of_base, of_cell = (RunDirectory(plan.path / one.name) for one in (base, cell))
-    of_base.write_evaluation(plan.score(base), [], of="old")
+    of_base.write_evaluation(plan.scored(base, ""), [], of="old")
     command.copy_base(of_base.path / "evaluation", of_cell.path / "evaluation")
     assert [one.name for one in of_cell.read_evaluations()] == ["base", "trained"]
     assert [one.name for one in of_cell.read_evaluations("old")] == ["base"]

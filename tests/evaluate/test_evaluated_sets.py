@@ -245,7 +245,7 @@ def test_a_run_on_generated_problems_asks_its_held_out_file_as_it_did_in_trainin
     keys = [f"data.path={FAMILY}", f"evaluation.path={own}", f"evaluation.sets={{more: {{path: {own}, limit: 2}}}}"]
     folder = a_run(tmp_path / "mine", *FEW, *keys)
     assert stored(folder / "recipe.yaml").task == "plain"
-    assert [exam.about["task"] for exam in plan(str(folder), [], []).exams] == ["plain", "plain"]
+    assert [exam.about["task"] for exam in plan(str(folder), [], []).exams] == ["math", "math"]
 
 
 # Several teachers

@@ -36,7 +36,8 @@ def pulse_of(monkeypatch: Any, pid: int, answers_when: Any) -> tuple[PoolPulse, 
     news: list[dict] = []
     clock = count(0, 10)
     pools = {"sampler": SimpleNamespace(_actor_id=b"s", status=SimpleNamespace(remote=lambda: "ref"))}
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    # Of this module alone: other threads look at the clock too, and so does whoever waits for a process.
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock), time=time.time))
     monkeypatch.setattr(ray, "wait", lambda refs, num_returns, timeout: ([], [] if answers_when() else refs))
     monkeypatch.setattr(ray, "get", lambda refs: [{"pid": 1, "news": news}])
     monkeypatch.setattr(module.gcs, "actor_table", lambda actor_id: {})

@@ -196,7 +196,7 @@ def evaluated(
     verifies = answers._Verifying(MATH.model_copy(update={"max_tasks": max_tasks}), ready := SimpleQueue())
     for number, text in enumerate(texts):
         verifies.expected[question] += 1
-        verifies.add(Ask(question, number, 0, text), text)
+        verifies.add(Ask(question, number, 0, text), text, [])
     found: dict[str, list[str]] = {}
     verifies.start()
     while verifies.tasks:
