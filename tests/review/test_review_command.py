@@ -159,15 +159,17 @@ class Terminal:
             os.execve(sys.executable, command(str(corpus)), environment())
         fcntl.ioctl(self.file, termios.TIOCSWINSZ, struct.pack("HHHH", 20, 60, 0, 0))
         self.shown = ""
+        self.read = 0  # characters of it that a test has waited for
 
     def until(self, text: str) -> str:
         deadline = time.monotonic() + 60
-        start = len(self.shown)
-        while text not in self.shown[start:]:
+        start = self.read
+        while (at := self.shown.find(text, start)) < 0:
             assert time.monotonic() < deadline, self.shown[-2000:]
             if select.select([self.file], [], [], 0.2)[0]:
                 self.shown += os.read(self.file, 65536).decode(errors="replace")
-        return self.shown[start:]
+        self.read = at + len(text)
+        return self.shown[start : self.read]
 
     def type(self, keys: str) -> None:
         time.sleep(0.1)  # it reads a key at a time

@@ -146,13 +146,17 @@ def test_of_a_row_with_a_fault_nothing_is_asked_and_an_empty_answer_asks_nobody(
     assert empty["y_o"]["passed"] is False and [one.response for one in waits] == ["better"]
 
 
-def test_a_refinement_that_nothing_can_judge_is_a_fault_once_it_would_be_y_r():
+def test_a_refinement_that_nothing_can_judge_is_a_fault_where_there_is_no_other():
     r = recipe("first_passed", 2)
     made = row(["a", "b"], r)
-    made["review_candidates"][0] |= {"passed": False, "detail": unjudged("killed").detail, "awaited": None}
-    now, _ = settle(made, r, {"try": NO, "b": NO})
+    unjudgeable = {"passed": False, "detail": unjudged("killed").detail, "awaited": None}
+    made["review_candidates"][0] |= unjudgeable
+    for said in (NO, YES):
+        now, _ = settle(made, r, {"try": NO, "b": said})
+        assert now["y_r"]["text"] == "b" and now["y_r"]["passed"] == said.passed and not now["fault"]
+    made["review_candidates"][1] |= unjudgeable
+    now, _ = settle(made, r, {"try": NO})
     assert now["fault"] == "y_r: not judged (killed)" and now["review_waits"] == 0
-    assert settle(made, r, {"try": NO, "b": YES})[0]["y_r"]["text"] == "b"
 
 
 def test_with_several_verifiers_every_refinement_is_asked_about_that_the_mean_may_pass():

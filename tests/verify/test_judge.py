@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerFast
 import judges
 from trd_ray.config import BUILT_IN, JudgeConfig, VerifyConfig
 from trd_ray.errors import UserError
-from trd_ray.stream.verifying import _judged
 from trd_ray.verify import UNJUDGED, Chosen, limit_s, needs_engines, verifier
 from trd_ray.verify.chosen import MAKERS
 from trd_ray.verify.judge.judge_prompt import JudgePrompts, TooLongForJudge, fence
 from trd_ray.verify.judge.judge_says import MAX_REASON_CHARS, read_verdict
 from trd_ray.verify.judge.judge_verifier import JudgeVerifier, ToJudge, Written
+from trd_ray.verify.judged_together import judge_all
 from trd_ray.verify.math.math_verifier import MathVerifier
 
 HOSTILE = (
@@ -291,7 +291,7 @@ def test_many_responses_wait_for_a_judge_at_once_and_the_others_take_turns(lette
     assert verify.at_once > 100
     monkeypatch.setitem(MAKERS, "math", lambda config, arguments: Slow())
     start = time.monotonic()
-    found = _judged(verify, [(rf"\boxed{{{i}}}", row(answer=str(i))) for i in range(20)])
+    found = judge_all(verify, [(rf"\boxed{{{i}}}", row(answer=str(i))) for i in range(20)])
     assert all(verdict.passed for _, verdict in found) and most == 1 and time.monotonic() - start < 20 * 0.2
 
 

@@ -26,7 +26,7 @@ from trd_ray.stream.choosing import RefineCandidate, choose, preferred, still_as
 from trd_ray.stream.examples import BAD_ROW
 from trd_ray.stream.stages import require_judged, verdict_fields
 from trd_ray.stream.trajectories import needs_refinement
-from trd_ray.verify import Awaited, Verdict
+from trd_ray.verify import UNJUDGED, Awaited, Verdict
 from trd_ray.verify.review.given_verdicts import key_of
 from trd_ray.verify.review.review_queue import Asker, Queued
 from trd_ray.verify.review.review_verifier import Given
@@ -118,7 +118,12 @@ class _Refinements:
             judged.append(one | verdict_fields(verdict) if verdict else one)
         candidates = [
             RefineCandidate(
-                len(one["ids"]), one["passed"], one["score"] or 0.0, one["edited_share"], logprob=one["student_logprob"]
+                len(one["ids"]),
+                one["passed"],
+                one["score"] or 0.0,
+                judged=not one["detail"].startswith(UNJUDGED),
+                edited_share=one["edited_share"],
+                logprob=one["student_logprob"],
             )
             for one in judged
         ]
