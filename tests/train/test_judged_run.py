@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from judges import one_minded
-from runs import NO_EVALUATION, finish, run, start, wait_for_step
+from runs import NO_EVALUATION, finish, run, start, wait_for_engines, wait_for_step
 from trd_ray import models
 from trd_ray.config import JudgeConfig, recipe_tree
 from trd_ray.steer import command
@@ -98,15 +99,27 @@ def test_a_judge_s_pool_grows_while_the_run_goes_on_and_its_process_may_die(tmp_
     process = start(directory, "train", recipe, *NO_EVALUATION, "cluster.memory_gib=64", "steps=10000", "sampler.n=8")
     wait_for_step(process, directory, 1, timeout_s=300)
     assert command.ask(str(directory), "scale", {"judge": 2}, None, 60) == 0
-    wait_for_step(process, directory, 4, timeout_s=300)
-    pool = json.loads((directory / "status.json").read_text())["pools"]["judge"]
+    wait_for_engines(process, 4, timeout_s=300)
+    deadline = time.monotonic() + 300
+    while (pool := judges(directory))["up"] < 2 or pool["restarting"]:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
     os.kill(pool["pid"], signal.SIGKILL)  # the tasks find the next process, and that one its engines
-    wait_for_step(process, directory, 7, timeout_s=300)
+    while judges(directory)["pid"] == pool["pid"]:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    wait_for_step(process, directory, judges(directory)["step"] + 3, timeout_s=300)
     assert command.ask(str(directory), "stop", {}, None, 60) == 0
     done = finish(process, directory)
     assert not done.left and "Traceback" not in done.output and all(row["y_o"]["passed"] for row in done.rows)
     kept = json.loads((directory / "scale.json").read_text())
     assert {name: pool["engines"] for name, pool in kept.items()} == {"sampler": 1, "refiner": 1, "judge": 2}
+
+
+def judges(directory: Path) -> dict[str, Any]:
+    """The judge's pool as the run last told of it, and the step that the run is at."""
+    status = json.loads((directory / "status.json").read_text())
+    return status["pools"]["judge"] | {"step": status["shown"]["steps"][0]}
 
 
 @pytest.mark.slow
