@@ -36,6 +36,13 @@ def end(handle: Any) -> None:
             ray.remote(num_cpus=0, max_retries=0)(end_process).options(scheduling_strategy=there).remote(pid)
 
 
+def has_process(handle: Any) -> bool:
+    """Whether the actor is made and alive, as far as Ray knows; also if its process is stopped."""
+    with contextlib.suppress(Exception):  # of a control service that does not answer
+        return _process_of(handle) is not None
+    return False
+
+
 def _process_of(handle: Any) -> tuple[str, int] | None:
     """The node and the process of an actor; None if it has none."""
     actor = gcs.actor_table(handle._actor_id.hex())

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ray.actor import ActorHandle
 
+from trd_ray.ending import has_process
 from trd_ray.engine.actor import EngineSpec, reason, result
 from trd_ray.failures import LOSSES
 from trd_ray.failures import PASSING as PASSING
@@ -63,11 +64,11 @@ async def death_of(
 
 
 async def _first(handle: ActorHandle, is_up: Callable[[], bool]) -> float:
-    """The first pulse; 0 where the actor has answered somebody else meanwhile, after which it may have stopped."""
+    """The first pulse; 0 once the actor is there, or has answered somebody else, after which it may have stopped."""
     pulse = asyncio.ensure_future(result(handle.pulse.remote()))
     try:
         while not (await asyncio.wait({pulse}, timeout=PULSE_EVERY_S))[0]:
-            if is_up():
+            if is_up() or (hasattr(handle, "_actor_id") and await asyncio.to_thread(has_process, handle)):
                 return 0.0
         return pulse.result()
     finally:
