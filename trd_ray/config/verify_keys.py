@@ -169,12 +169,16 @@ class FunctionKeys(Node):
         named = self.chosen.get(name)
         return (named.function if named else name) == JUDGE
 
+    @property
+    def has_usual_rows(self) -> bool:
+        """Whether rows whose source names no verifier go to the built-in ones, though others are named."""
+        return bool(self.by_source and self.functions and not self.by)
+
     def may_ask_judge(self, source: str | None) -> bool:
         """Whether the judge may be asked about a row of this source."""
         if name := self.by_source.get(source or ""):
             return self.is_judge(name)
-        chosen_by_source_alone = self.by_source and self.functions and not self.by
-        return not chosen_by_source_alone and any(map(self.is_judge, self.chosen))
+        return not self.has_usual_rows and any(map(self.is_judge, self.chosen))
 
     @property
     def names_judge(self) -> bool:
@@ -212,7 +216,7 @@ class FunctionKeys(Node):
         """The verifiers of which some judge a row of this source; none: the built-in one that its row calls for."""
         if name := self.by_source.get(source or ""):
             return {self.chosen[name].function if name in self.chosen else name}
-        if self.by_source and not self.by and not self.function:
+        if self.has_usual_rows:
             return set()
         return {one.function for one in self.chosen.values()}
 
@@ -277,8 +281,3 @@ class VerifyConfig(FunctionKeys):
         """Whether programs run for problems that have tests."""
         named = [one.function for one in self.chosen.values()] + list(self.by_source.values())
         return not self.chosen or self.has_usual_rows or "code" in named
-
-    @property
-    def has_usual_rows(self) -> bool:
-        """Whether rows whose source names no verifier go to the built-in ones, though others are named."""
-        return bool(self.by_source and self.functions and not self.by)

@@ -16,15 +16,19 @@ import shutil
 import signal
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from trd_ray.litter import remove_semaphores, semaphores
 
-# SIGKILL alone would be an end in the middle of a write; these have no driver to write for, and are given little time.
-PATIENCE_S = ((None, 10.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+LEAVE_S = 10.0  # for processes to end by themselves
+TERM_S = 5.0  # to end by SIGTERM
+KILL_S = 5.0  # to end by SIGKILL
 POLL_S = 0.1
 DISMISSED = b"."
 DISMISSAL_S = 5.0
+
+Process = tuple[int, str]  # its pid and its name
 
 
 class Heir:
@@ -65,20 +69,31 @@ class Heir:
 
 
 def _end(temporary: Path) -> None:
-    shared = semaphores(with_tmpdir(temporary))
-    for number, patience_s in PATIENCE_S:
-        if number is not None:
-            for pid in with_tmpdir(temporary):
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number)
-        deadline = time.monotonic() + patience_s
-        while with_tmpdir(temporary) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
+    shared = semaphores(pid for pid, _ in with_tmpdir(temporary))
+    end_those(lambda: with_tmpdir(temporary))
     shutil.rmtree(temporary, ignore_errors=True)
     remove_semaphores(shared)
 
 
-def with_tmpdir(temporary: Path) -> list[int]:
+def end_those(living: Callable[[], list[Process]], leave_s: float = LEAVE_S) -> list[str]:
+    """Wait for the processes that `living` lists to end, then end the others; returns the names of those others."""
+    found: list[str] = []
+    for number, patience_s in ((None, leave_s), (signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
+        left = living()
+        if not left:
+            break
+        if number is not None:
+            found = found or [name for _, name in left]
+            for pid, _ in left:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+        deadline = time.monotonic() + patience_s
+        while living() and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+    return found
+
+
+def with_tmpdir(temporary: Path) -> list[Process]:
     """The processes of this user whose temporary folder is this one, or one in it, and which have not ended."""
     mine = f"TMPDIR={temporary}".encode()
     found = []
@@ -87,5 +102,5 @@ def with_tmpdir(temporary: Path) -> list[int]:
             with contextlib.suppress(OSError):  # an ended process has an empty environment
                 variables = Path(entry.path, "environ").read_bytes().split(b"\0")
                 if any(one == mine or one.startswith(mine + b"/") for one in variables):
-                    found.append(int(entry.name))
+                    found.append((int(entry.name), Path(entry.path, "comm").read_text(errors="replace").strip()))
     return found

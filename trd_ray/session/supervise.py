@@ -40,14 +40,10 @@ from typing import Any
 
 from trd_ray.litter import owned_folder, remove_semaphores, semaphores, sweep
 from trd_ray.session import last_words
-from trd_ray.session.heir import Heir
+from trd_ray.session.heir import LEAVE_S, Heir, end_those
 from trd_ray.session.silence import Silence
 
 FAILED = 1
-LEAVE_S = 10.0  # for processes to end by themselves
-TERM_S = 5.0  # to end by SIGTERM
-KILL_S = 5.0  # to end by SIGKILL
-POLL_S = 0.1
 LOOK_EVERY_S = 1.0
 SEMAPHORES_EVERY_S = 30.0
 
@@ -203,20 +199,7 @@ def _read(pipe: int) -> dict[str, Any]:
 
 def end_descendants(leave_s: float = LEAVE_S) -> list[str]:
     """Wait for all processes below this one to end, then end the others; returns the names of those others."""
-    found: list[str] = []
-    for number, patience_s in ((None, leave_s), (signal.SIGTERM, TERM_S), (signal.SIGKILL, KILL_S)):
-        living = _living()
-        if not living:
-            break
-        if number is not None:
-            found = found or [name for _, name in living]
-            for pid, _ in living:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number)
-        deadline = time.monotonic() + patience_s
-        while _living() and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-    return found
+    return end_those(_living, leave_s)
 
 
 def _living() -> list[tuple[int, str]]:

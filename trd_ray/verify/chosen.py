@@ -221,14 +221,13 @@ def person_judges(config: VerifyConfig, problem: dict) -> bool:
 
 
 def needs_engines(config: VerifyConfig, problem: dict) -> bool:
-    """Whether nothing but the judge says what a response to this row is worth."""
-    if name := config.by_source.get(problem.get("source") or ""):
+    """Whether nothing but the judge says what a response to this row is worth; False where it names no verifier."""
+    try:
+        name = judge_of(config, problem)
+    except BadRow:
+        return False
+    if name is not None:
         return config.is_judge(name)
-    if config.by:
-        try:
-            return config.is_judge(chosen_by(config, problem))
-        except BadRow:
-            return False
     others = (one for name, one in config.chosen.items() if not config.is_judge(name))
     return config.may_ask_judge(problem.get("source")) and not any(one.weight for one in others)
 
