@@ -124,7 +124,8 @@ EXAMPLE = [
 ]
 
 # What the learner found at each token of a response, where it was kept: the trained trajectory under the view it was
-# trained with, and others that diagnostics asked for. Lists of equal length, in nats, whose precision is for looking at.
+# trained with, and others that diagnostics asked for. Lists of equal length, in nats (onset: a probability), whose
+# precision is for looking at.
 _TOKENS = pa.list_(pa.float16())
 SCORED = pa.struct(
     [

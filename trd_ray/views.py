@@ -17,6 +17,7 @@
   the problem or the instructions.
 """
 
+import copy
 import json
 import sys
 from collections.abc import Sequence
@@ -117,6 +118,12 @@ class Views:
         self._with(None, recipe.task)
         for name in self._own:
             self._with(name, self._task(name, "", None))
+
+    def within(self, tokens: int) -> "Views":
+        """The same views, in which a teacher's prompt has no more tokens than these."""
+        other = copy.copy(self)
+        other._limit = min(self._limit, tokens)
+        return other
 
     def _of(self, source: str | None, problem: str, task: str | None = None) -> "_Worded":
         return self._with(source if source in self._own else None, self._task(source, problem, task))

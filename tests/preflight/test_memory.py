@@ -186,7 +186,8 @@ def test_the_object_store_holds_the_rows_of_the_steps_that_exist_at_a_time_and_t
     }
     row = 16384 * 12 + 4096 * 16 + 18432 * 8
     paper = recipe(rollouts_per_step=512, stream={"max_staleness": 1}, **lengths)
-    assert memory.object_store_gib(paper, QWEN3_8B) == pytest.approx(3 * 512 * row / GIB, abs=0.1)
+    found = 512 * 4096 * 2 * 8  # at each trained token, on its way to the driver
+    assert memory.object_store_gib(paper, QWEN3_8B) == pytest.approx((3 * 512 * row + found) / GIB, abs=0.1)
     adapters = 2 * memory.adapter_parameters(QWEN3_8B, 64)
     assert adapters == pytest.approx(349e6, rel=0.01)  # GPU.md's figure in bfloat16
     sent = recipe(

@@ -7,6 +7,7 @@ Lengths are tokens, times are seconds, memory is GiB. The unit stands in the nam
 """
 
 from trd_ray.config.close_words import close_to, did_you_mean
+from trd_ray.config.diagnostic_keys import DiagnosticsConfig
 from trd_ray.config.engine_counts import EngineRange
 from trd_ray.config.evaluation_keys import EVALUATED, EvaluationConfig, EvaluationSet, evaluated, is_lost_guard, lost
 from trd_ray.config.function_files import sources_beside
@@ -83,6 +84,7 @@ __all__ = [
     "ClusterConfig",
     "DType",
     "DataConfig",
+    "DiagnosticsConfig",
     "GYM_PREFIX",
     "Each",
     "EngineConfig",

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trd_ray.config import combinations, mixed_sources
+from trd_ray.config.diagnostic_keys import DiagnosticsConfig
 from trd_ray.config.effects import (
     ANSWERS,
     COMPARISON,
@@ -122,6 +123,7 @@ class Recipe(Node):
     checkpoint: Annotated[CheckpointConfig, NOTHING, TUNING] = Field(default_factory=CheckpointConfig)
     scale: Annotated[ScaleConfig, NOTHING] = Field(default_factory=ScaleConfig)
     cluster: Annotated[ClusterConfig, MACHINES, COMPARISON] = Field(default_factory=ClusterConfig)
+    diagnostics: Annotated[DiagnosticsConfig, NOTHING] = Field(default_factory=DiagnosticsConfig)
     metrics: Annotated[MetricsConfig, NOTHING] = Field(default_factory=MetricsConfig)
     callbacks: Annotated[list[str], NOTHING] = Field(
         default_factory=list,

@@ -53,12 +53,16 @@ from trd_ray.distill.model import (
 )
 from trd_ray.distill.onset import onset_ids
 from trd_ray.distill.schedule import share_of_lr
+from trd_ray.token_values import NONE, TokenValues, perplexity, rounded, together
 
 KL = STATISTICS.index("kl")
+# The statistics that are kept for each token, in the order of token_values.FIELDS.
+KEPT = [STATISTICS.index(name) for name in ("kl", "student_nll", "teacher_nll", "teacher_mass")]
 # The metrics that `step` returns.
 METRICS = (
     *("loss", "kl/mean", "kl/row_mean", "kl/max", "student/nll", "teacher/nll", "student/entropy", "teacher/entropy"),
-    *("teacher/onset_mass", "trained_tokens", "grad_norm", "lr", "updates", "skipped_updates", "weights_not_finite"),
+    *("student/ppl", "teacher/ppl", "teacher/onset_mass", "trained_tokens", "grad_norm", "lr", "updates"),
+    *("skipped_updates", "weights_not_finite"),
 )
 
 
@@ -78,6 +82,7 @@ class Learner:
         opt = recipe.learner
         self.recipe = recipe
         self.rows_sha256 = lineage.START  # of the rows that made the weights; who calls `step` keeps it
+        self.tokens = NONE  # what the last step found at each token of this rank's examples, if that is kept
         self.device = device
         self.dtype: torch.dtype = getattr(torch, opt.dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(
@@ -134,6 +139,7 @@ class Learner:
         kl_max = torch.zeros(())
         norms: list[float] = []
         kl_of_each = {name: torch.zeros(2, dtype=torch.float64) for name in self.teachers}  # sum, tokens
+        kept: list[TokenValues] = []
         lr = self.schedule.get_last_lr()[0]
         for micro, whose in zip(updates, teachers or [[ONLY] * len(micro) for micro in updates], strict=True):
             share = self._share_of_each(micro)
@@ -155,9 +161,12 @@ class Learner:
                     lengths = [len(e.response_ids) for e in examples]
                     kl_rows += [kl.mean() for kl in statistics_SN[KL].split(lengths)]
                     kl_max = torch.maximum(kl_max, statistics_SN[KL].max())
+                if self.recipe.diagnostics.tokens:
+                    kept.append(_token_values(examples, statistics_SN))
             norms.append(self._update())
         for _ in range(self.recipe.learner.updates_per_step - len(updates)):
             self.schedule.step()  # too few rows were left for an update; the schedule counts steps
+        self.tokens = together(kept)
         skipped = sum(not math.isfinite(norm) for norm in norms)
         metrics = self._reduce(totals, kl_rows, kl_max) | {"grad_norm": sum(norms) / max(1, len(norms)), "lr": lr}
         metrics |= {"updates": float(len(norms) - skipped), "skipped_updates": float(skipped)}
@@ -194,7 +203,8 @@ class Learner:
         def loss(hidden_NH: torch.Tensor, head_VH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return fused_divergence(
                 hidden_NH,
-                head_VH,
+                # A parameter requires a gradient also where none is wanted, and the head's would be made.
+                head_VH if torch.is_grad_enabled() else head_VH.detach(),
                 teacher_hidden_NG,
                 teacher_head_VG,
                 batch.targets_N,
@@ -217,8 +227,8 @@ class Learner:
         teacher = self.teachers[whose]
         with contextlib.ExitStack() as after:
             if teacher is self.student:
+                after.callback(self.student.train, self.student.training)
                 self.student.eval()
-                after.callback(self.student.train)
             after.enter_context(self._weights_that_teach(whose))
             yield teacher
 
@@ -282,11 +292,33 @@ class Learner:
             "kl/max": float(top),
             "student/nll": means["student_nll"],
             "teacher/nll": means["teacher_nll"],
+            "student/ppl": perplexity(means["student_nll"]),
+            "teacher/ppl": perplexity(means["teacher_nll"]),
             "student/entropy": means["student_entropy"],
             "teacher/entropy": means["teacher_entropy"],
             "teacher/onset_mass": means["teacher_mass"],
             "trained_tokens": float(sums[len(STATISTICS)]),
         }
+
+    @torch.no_grad()
+    def score(self, batches: list[list[Example]], teachers: list[str] | None = None) -> TokenValues:
+        """What student and teacher find at each token of this rank's examples, without dropout and without a trace.
+
+        Nothing that an update needs or makes is touched. [micro-batch] -> examples, as many on every rank; `teachers`
+        says whose each micro-batch is, as for `step`.
+        """
+        found = []
+        teachers = teachers or [ONLY] * len(batches)
+        self.student.eval()
+        for i, (examples, whose) in enumerate(zip(batches, teachers, strict=True)):
+            batch = collate(examples, self.pad_id, packed=self.recipe.learner.packing).to(self.device)
+            _, statistics_SN = self._loss(batch, torch.zeros(len(batch.targets_N), device=self.device), whose)
+            if whose not in teachers[i + 1 :]:
+                self._give_room(whose)
+            found.append(_token_values(examples, statistics_SN.cpu()))
+        self.student.train()
+        self.student.reshard()  # as after `logprobs`
+        return together(found)
 
     @torch.no_grad()
     def logprobs(self, sequences: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[list[float]]:
@@ -345,3 +377,11 @@ class Learner:
     def packed_adapter(self, tensors: dict[str, torch.Tensor]) -> dict[str, bytes]:
         """The files of a PEFT folder with these adapters."""
         return packed_adapter(self.student.model, self.recipe.student.path, tensors)
+
+
+def _token_values(examples: list[Example], statistics_SN: torch.Tensor) -> TokenValues:
+    return TokenValues(
+        np.array([e.row for e in examples], np.int64),
+        np.array([len(e.response_ids) for e in examples], np.int64),
+        rounded(statistics_SN[KEPT].numpy()),
+    )

@@ -29,14 +29,15 @@ Member = int | str  # a rank, or Ray Train's CONTROLLER
 
 @dataclass
 class Command:
-    name: str  # "start" | "step" | "sync" | "logprobs" | "begin_checkpoint" | "finish_checkpoint" | "stop"
+    name: str  # "start" | "step" | "sync" | "logprobs" | "score" | "begin_checkpoint" | "finish_checkpoint" | "stop"
     arguments: dict[str, Any] = field(default_factory=dict)
     per_rank: list[Any] | None = None  # one argument a rank, e.g. its shard
 
 
 class Result(NamedTuple):
     done: bool
-    value: Any  # rank 0's answer
+    value: Any  # rank 0's answer, which is that of every rank
+    parts: list[Any]  # what each rank has found of its own share, by rank; None where it has none to tell
     times: dict[int, tuple[float, float]]  # when each rank was at it
     silent_s: dict[Member, float]  # how long each process of the group has not been heard of
 
@@ -47,7 +48,7 @@ class Mailbox:
     def __init__(self, ranks: int, monotonic: Callable[[], float] = time.monotonic):
         self.ranks = ranks
         self.commands: dict[int, Command] = {}
-        self.answers: dict[int, dict[int, Any]] = {}
+        self.answers: dict[int, dict[int, tuple[Any, Any]]] = {}  # number -> rank -> value, part
         self.times: dict[int, dict[int, tuple[float, float]]] = {}  # as `answers`: when each rank carried it out
         self.refusal: str | None = None
         self.handles: dict[Member, ActorHandle] = {}
@@ -75,10 +76,11 @@ class Mailbox:
         share = None if command.per_rank is None else [command.per_rank[rank]]
         return Command(command.name, command.arguments, share)
 
-    async def answer(self, number: int, rank: int, value: Any, begin: float, end: float) -> None:
+    async def answer(self, number: int, rank: int, value: Any, begin: float, end: float, part: Any = None) -> None:
+        """`part` may be large. It is here, on the driver's node, so it outlives the rank that has found it."""
         async with self.changed:
             self.times.setdefault(number, {})[rank] = begin, end
-            self.answers.setdefault(number, {})[rank] = value
+            self.answers.setdefault(number, {})[rank] = value, part
             if len(self.answers[number]) == self.ranks:
                 self.commands.pop(number, None)  # its shards may be freed
             self.changed.notify_all()
@@ -94,8 +96,10 @@ class Mailbox:
             done = True
         self._count_silence()
         if not done:
-            return Result(False, None, {}, self.silent_s)
-        return Result(True, self.answers[number][0], self.times[number], self.silent_s)
+            return Result(False, None, [], {}, self.silent_s)
+        answers = self.answers[number]
+        parts = [answers[rank][1] for rank in range(self.ranks)]
+        return Result(True, answers[0][0], parts, self.times[number], self.silent_s)
 
     def _count_silence(self) -> None:
         now = self.monotonic()

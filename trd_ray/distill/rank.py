@@ -74,10 +74,11 @@ def _work(spec: LearnerSpec) -> None:
     number = 0
     while True:
         command: Any = ray.get(spec.mailbox.take.remote(number, rank))
-        value, begin = None, time.time()
+        value, part, begin = None, None, time.time()
         if command.name == "step":
             assert command.per_rank is not None
             value = learner.step(*ray.get(command.per_rank[0][0]))
+            part = learner.tokens
             if command.arguments:
                 learner.rows_sha256 = lineage.advance(learner.rows_sha256, **command.arguments)
         elif command.name == "sync":
@@ -87,11 +88,14 @@ def _work(spec: LearnerSpec) -> None:
             value = next((problem for problem in problems if problem), None)
         elif command.name == "logprobs":
             value = learner.logprobs(**command.arguments)
+        elif command.name == "score":
+            assert command.per_rank is not None
+            part = learner.score(*ray.get(command.per_rank[0][0]))
         elif command.name == "begin_checkpoint":
             value = checkpointer.begin(Path(command.arguments["folder"]), command.arguments.get("rows_sha256"))
         elif command.name == "finish_checkpoint":
             value = checkpointer.done(**command.arguments)
-        ray.get(spec.mailbox.answer.remote(number, rank, value, begin, time.time()))
+        ray.get(spec.mailbox.answer.remote(number, rank, value, begin, time.time(), part))
         if command.name == "stop":
             break
         number += 1

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from numpy.typing import ArrayLike
@@ -31,10 +31,11 @@ from trd_ray.distill.batches import Example, token_count
 from trd_ray.distill.lost import was_lost
 from trd_ray.distill.mailbox import CONTROLLER, Command, Mailbox, Member, Result
 from trd_ray.distill.rank import LearnerSpec, receivers, work
-from trd_ray.distill.shared_out import shared_out
+from trd_ray.distill.shared_out import SharedOut, shared_out
 from trd_ray.ending import end
 from trd_ray.engine.reservation import NODE_LABEL
 from trd_ray.errors import RunFailed, UserError
+from trd_ray.token_values import NONE, TokenValues, together
 
 POLL_S = 1.0
 BEATS = 6  # in heartbeat_s, of each process of the group
@@ -47,7 +48,7 @@ SYNC_WAITS = 8  # one push waits at most so many times for sync.timeout_s
 COLLECTIVE_TIMEOUT_S = 600
 IPC_MARGIN_S = 60
 # What a rank does for a command, in the driver's words; the others are no work, or wait for what goes on meanwhile.
-WORK = {"step": "train", "sync": "sync", "logprobs": "probe", "begin_checkpoint": "checkpoint"}
+WORK = {"step": "train", "sync": "sync", "logprobs": "probe", "score": "diagnostics", "begin_checkpoint": "checkpoint"}
 
 
 def collective_timeout_s(sync_backend: str, sync_timeout_s: float) -> int:
@@ -86,6 +87,13 @@ def comes(
             return False
         look()
     return True
+
+
+class Learned(NamedTuple):
+    """What came of a step's updates."""
+
+    metrics: dict[str, float]
+    tokens: TokenValues  # of the examples, by row, where diagnostics.tokens is set
 
 
 class LearnerLost(RunFailed):
@@ -246,20 +254,38 @@ class Trainer:
         key = "learner.start_timeout_s"
         self.call("start", self.recipe.learner.start_timeout_s, key=key, while_waiting=while_waiting)
 
-    def step(self, examples: list[Example], number: int) -> dict[str, float]:
+    def step(self, examples: list[Example], number: int) -> Learned:
         """The updates of the step `number`, counted from 1, on all ranks; returns what the learner measured.
 
         Without examples, since every row was dropped, the step counts, but there is nothing to say of a loss.
         """
+        out = self._shared_out(examples, self.recipe.learner.updates_per_step)
+        shares = [[ray.put((of_rank, out.teachers))] for of_rank in out.of_ranks]
+        rows = [example.row for example in examples]
+        answered = self._answered("step", per_rank=shares, step=number, rows=rows)
+        measured = answered.value
+        if not examples:
+            measured = {name: measured[name] for name in ("lr", "updates", "skipped_updates")}
+        return Learned(measured, together(answered.parts))
+
+    def score(self, examples: list[Example]) -> TokenValues:
+        """What student and teacher find at each token of these examples, with the weights as they are. By `row`."""
+        if not examples:
+            return NONE
+        out = self._shared_out(examples, updates=1)
+        [whose] = out.teachers
+        shares = [[ray.put((batches, whose))] for [batches] in out.of_ranks]
+        return together(self._answered("score", per_rank=shares).parts)
+
+    def _shared_out(self, examples: list[Example], updates: int) -> SharedOut:
         r = self.recipe.learner
-        out = shared_out(
-            examples, ranks=self.ranks, updates=r.updates_per_step, budget_tokens=r.tokens_per_micro_batch,
+        return shared_out(
+            examples, ranks=self.ranks, updates=updates, budget_tokens=r.tokens_per_micro_batch,
             packed=r.packing, cost=self.cost, teachers=list(self.recipe.by_teacher),
         )  # fmt: skip
-        shares = [ray.put((of_rank, out.teachers)) for of_rank in out.of_ranks]
-        rows = [example.row for example in examples]
-        learned = self.call("step", r.step_timeout_s, per_rank=[[ref] for ref in shares], step=number, rows=rows)
-        return learned if examples else {name: learned[name] for name in ("lr", "updates", "skipped_updates")}
+
+    def _answered(self, name: str, **arguments: Any) -> Result:
+        return self.answered(name, self.recipe.learner.step_timeout_s, **arguments)
 
     def sync(self, version: int) -> str | None:
         """Send the weights as policy version `version` to every pool that follows them; returns what went wrong."""
@@ -276,7 +302,11 @@ class Trainer:
         worked, self.worked = self.worked, []
         return worked
 
-    def call(
+    def call(self, name: str, timeout_s: float, **arguments: Any) -> Any:
+        """Give a command, wait for every rank, and return rank 0's answer; otherwise as `answered`."""
+        return self.answered(name, timeout_s, **arguments).value
+
+    def answered(
         self,
         name: str,
         timeout_s: float,
@@ -285,8 +315,8 @@ class Trainer:
         while_waiting: Callable[[], object] | None = None,
         per_rank: list[Any] | None = None,
         **arguments: Any,
-    ) -> Any:
-        """Give a command, wait for every rank, and return rank 0's answer.
+    ) -> Result:
+        """Give a command, and wait for every rank.
 
         Raises UserError, LearnerLost or RunFailed when a rank has ended, and TimeoutError, which names `key`.
         `while_waiting` is called about once a second and may raise to give up; by default it is `look`.
@@ -300,7 +330,7 @@ class Trainer:
             self.lost = True
             raise
 
-    def _call(self, command: Command, timeout_s: float, key: str, while_waiting: Callable[[], object]) -> Any:
+    def _call(self, command: Command, timeout_s: float, key: str, while_waiting: Callable[[], object]) -> Result:
         group = self.group
         number = group.number
         group.number += 1
@@ -308,11 +338,11 @@ class Trainer:
         what = command.name.replace("_", " ")
         deadline = time.monotonic() + timeout_s
         while True:
-            done, value, times, _ = group.result(number, POLL_S, while_waiting)
-            if done:
+            result = group.result(number, POLL_S, while_waiting)
+            if result.done:
                 if work := WORK.get(command.name):
-                    self.worked += [(rank, work, begin, end) for rank, (begin, end) in times.items()]
-                return value
+                    self.worked += [(rank, work, begin, end) for rank, (begin, end) in result.times.items()]
+                return result
             if not group.thread.is_alive():
                 if refusal := group.ask("refused", look=while_waiting):
                     raise UserError(refusal) from group.error

@@ -95,22 +95,24 @@ def object_store_gib(recipe: Recipe, student: ModelFacts) -> float:
 
     - the rows of the steps that exist at a time: one that trains, one that is made, and one for each version of
       staleness. A token of a response takes 12 bytes (id, log-probability, text), and 4 more as part of an example.
+    - what the learner finds at each trained token of one step: 8 bytes, as sent by ranks and as read by the driver
     - adapters in the engines' type (sync.lora=adapter): those that are served, and those that come after them
     """
     longest = student.max_positions
     sampled = min(recipe.sampler.max_response_tokens or longest, recipe.sampler.max_model_len or longest)
-    row = 12 * sampled + recipe.refines * max(
-        16 * min(one.refiner.max_response_tokens or longest, one.refiner.max_model_len or longest)
-        + 8 * min(one.refiner.max_prompt_tokens or longest, one.refiner.max_model_len or longest)
-        for one in recipe.by_teacher.values()
-    )
+    refiners = [one.refiner for one in recipe.by_teacher.values()]
+    refined = [min(one.max_response_tokens or longest, one.max_model_len or longest) for one in refiners]
+    prompts = [min(one.max_prompt_tokens or longest, one.max_model_len or longest) for one in refiners]
+    row = 12 * sampled + recipe.refines * max(16 * y_r + 8 * seen for y_r, seen in zip(refined, prompts, strict=True))
+    trained = max({"y_o": sampled, "y_r": max(refined)}[y] for y in recipe.trains_on)
+    found = recipe.rollouts_per_step * trained * 2 * 8 if recipe.diagnostics.tokens else 0
     staleness = recipe.stream.max_staleness
     steps = 2 + (staleness if isinstance(staleness, int) else 1)
     adapters = 0
     if recipe.sync.lora == "adapter" and recipe.learner.lora:
         width = BYTES[recipe.sampler.dtype or recipe.learner.dtype]
         adapters = adapters_at_once(recipe) * width * adapter_parameters(student, recipe.learner.lora.rank)
-    return max(0.5, math.ceil((steps * recipe.rollouts_per_step * row + adapters) / GIB * 10) / 10)
+    return max(0.5, math.ceil((steps * recipe.rollouts_per_step * row + found + adapters) / GIB * 10) / 10)
 
 
 def sequence_gib(engine: EngineConfig, recipe: Recipe, model: ModelFacts, tokens: int) -> float:

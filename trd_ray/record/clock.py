@@ -79,7 +79,8 @@ class Clock:
     def seconds(self, rows: list[dict]) -> dict[str, float]:
         """End the step of these light rows; returns its seconds by stage, and the tokens a second of busy engines.
 
-        Overhead is the time in which nothing sampled, verified, refined or trained: scheduling, feeding, sync.
+        Overhead is the time in which nothing sampled, verified, refined or trained: scheduling, feeding, sync. What
+        diagnostics take is part of the step, and a number of its own in the steps that have them.
         """
         last = {span.name: span for span in self.spans}
         wait, train, sync = last["wait"], last["train"], last["sync"]
@@ -89,7 +90,9 @@ class Clock:
             self.first = False
         window = self.began, sync.end
         pauses = [(span.begin, span.end) for span in self.spans if span.name in PAUSES]
-        stages = stage_seconds(rows, window, others=[(train.begin, train.end), *pauses])
+        looked = last.get("diagnostics")
+        work = [(span.begin, span.end) for span in (train, looked) if span]
+        stages = stage_seconds(rows, window, others=[*work, *pauses])
         out = {f"seconds/{stage}": stages[stage] for stage in ("sample", "verify", "refine")}
         out |= {
             "seconds/step": sync.end - self.began - union_seconds(pauses, window),
@@ -99,6 +102,8 @@ class Clock:
             "seconds/overhead": sync.end - self.began - stages["busy"],
             "time_s": sync.end,
         }
+        if looked:
+            out["seconds/diagnostics"] = looked.seconds
         made = {
             ("sampler", "sample"): sum(part(row, "y_o", "tokens") or 0 for row in rows),
             # Also of the refinements that were not chosen, which rows of an older corpus do not tell.

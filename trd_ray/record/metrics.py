@@ -25,7 +25,7 @@ from trd_ray.record.room import is_full
 OF_THE_LOOP = (
     *("version", "epoch", "time_s", "sync/gap_mean", "sync/gap_max"),
     *(f"seconds/{part}" for part in ("step", "wait", "sample", "verify", "refine", "train", "sync", "overhead")),
-    *("checkpoint/seconds", "checkpoint/waited_s", "learner/restarts"),
+    *("seconds/diagnostics", "checkpoint/seconds", "checkpoint/waited_s", "learner/restarts"),
     *(f"{what}/{pool}" for what in ("tokens_per_s", "queue") for pool in ("sampler", "refiner")),
     "queue/judge",
 )
@@ -38,10 +38,12 @@ def metric_names(
     verifiers: Iterable[str] = (),
 ) -> list[str]:
     """Every metric that a step may have of a run with these sources, sets, teachers and verifiers, but dropped/*."""
+    from trd_ray import token_values
     from trd_ray.distill import learner
     from trd_ray.record import ledger
 
-    found = {*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED, *by_source.names_of(sources)}
+    found = {*ledger.METRICS, *learner.METRICS, *token_values.METRICS, *OF_THE_LOOP, *EVALUATED}
+    found |= set(by_source.names_of(sources))
     found |= set(by_verifier.score_names(verifiers))
     for name in evaluation.sets if evaluation else ():
         found |= {*evaluated(name), lost(name)}

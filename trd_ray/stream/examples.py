@@ -6,7 +6,7 @@
 This module is pure, apart from the tokenizers inside `Views`.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -116,13 +116,20 @@ def _some(ids: Any) -> bool:
     return ids is not None and len(ids) > 0
 
 
-def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[Any, int]:
+def view_of(recipe: Recipe, trajectory: str) -> Literal["refine", "vanilla"]:
+    """What the teacher of a row sees that trains on this trajectory."""
     if trajectory == "y_o" and recipe.train.trajectory != "y_o":
         # A raw rollout among refinements: the refine view would show the teacher the very text that it scores.
+        return "vanilla"
+    return recipe.teacher.view
+
+
+def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[Any, int]:
+    if view_of(recipe, trajectory) == "vanilla":
         view = views.vanilla(row["problem"], row["reference"], **setting_of(row))
         return view.ids, view.cut_tokens
-    if recipe.teacher.view == "refine" and _some(row.get("refine_prompt_ids")):
+    if _some(row.get("refine_prompt_ids")):
         return row["refine_prompt_ids"], row["refine_cut_tokens"]
     attempt = (part(row, "y_o", name) for name in ("ids", "passed", "feedback"))
-    view = views.teacher(row["problem"], row["reference"], *attempt, **setting_of(row))
+    view = views.refine(row["problem"], row["reference"], *attempt, **setting_of(row))
     return view.ids, view.cut_tokens

@@ -1,6 +1,6 @@
 """The learner as the loop sees it: its commands outlive the worker group that carries them out.
 
-    step, sync, logprobs --> worker group --answer-->
+    step, sync, score    --> worker group --answer-->
                                   | a rank, the mailbox or Ray Train's controller died, or hangs
                                   v
              another group <- newest checkpoint <- recorded rows of the steps after it, trained again in their order
@@ -27,11 +27,12 @@ from numpy.typing import ArrayLike
 
 from trd_ray import lineage
 from trd_ray.distill.batches import Example
-from trd_ray.distill.trainer import LearnerLost, Trainer
+from trd_ray.distill.trainer import Learned, LearnerLost, Trainer
 from trd_ray.errors import RunFailed
 from trd_ray.record.directory import RunDirectory
 from trd_ray.session.endings import cause
 from trd_ray.stream.examples import examples_of
+from trd_ray.token_values import TokenValues
 
 
 @dataclass
@@ -72,8 +73,8 @@ class LivingLearner:
         """Whether there is no group that has the weights."""
         return self.trainer.lost or self.reviving
 
-    def step(self, examples: list[Example]) -> dict[str, float]:
-        """The next step."""
+    def step(self, examples: list[Example]) -> Learned:
+        """The next step. If it must be made again, it is told once."""
         number = self.trained + 1
         learned = self.outlive(lambda: self.trainer.step(examples, number))
         self.trained, self.last = number, examples
@@ -81,6 +82,9 @@ class LivingLearner:
 
     def sync(self, version: int) -> str | None:
         return self.outlive(lambda: self.trainer.sync(version))
+
+    def score(self, examples: list[Example]) -> TokenValues:
+        return self.outlive(lambda: self.trainer.score(examples))
 
     def logprobs(self, sequences: Sequence[tuple[ArrayLike, ArrayLike]]) -> list[list[float]]:
         return self.outlive(lambda: self.trainer.logprobs(sequences))

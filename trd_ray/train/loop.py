@@ -1,7 +1,7 @@
 """A run that trains, from its first step to its last: the order of things stands in `Training.step`.
 
-    start engines and learner -> evaluate the base -> each step: take rows, probe, train, sync, evaluate if due, record,
-                                                      checkpoint if due -> summary
+    start engines and learner -> evaluate the base -> each step: take rows, probe, look closely if due, train, sync,
+                                                      evaluate if due, record, checkpoint if due -> summary
 
 What the loop waits for, and what ends the wait:
 
@@ -36,6 +36,7 @@ from typing import Any
 import pyarrow as pa
 
 from trd_ray import lineage
+from trd_ray.config import of_each
 from trd_ray.record import warnings
 from trd_ray.record.clock import Clock
 from trd_ray.record.ledger import facts_of_rows, row_metrics
@@ -46,10 +47,13 @@ from trd_ray.rows import light
 from trd_ray.session.endings import cause
 from trd_ray.session.last_words import beating
 from trd_ray.session.session import Session
+from trd_ray.stream.diagnosed import Bounds
 from trd_ray.stream.examples import examples_of, rebuilt
 from trd_ray.stream.feed import Feed
+from trd_ray.token_values import token_metrics
 from trd_ray.train.bad_rows import BadRows
 from trd_ray.train.checkpoints import Checkpoints
+from trd_ray.train.diagnosing import Diagnosing, Looked
 from trd_ray.train.evaluations import Evaluations
 from trd_ray.train.group import living_learner
 from trd_ray.train.living import sha256_of
@@ -127,6 +131,7 @@ class Training:
             committed=hooks.checkpoint,
         )  # fmt: skip
         self.learner.on_restart.append(self.checkpoints.forget)
+        self.diagnosing = Diagnosing(r, session.taught, bounds_of(session))
         self.size = GroupSize(session, ranks=lambda: self.trainer.ranks)
         session.door.shows("learner", self.learner.figures)
         self.metrics = Metrics(session.directory.path, self.total_steps, done)
@@ -197,12 +202,15 @@ class Training:
             table = self.with_examples(table)
             rows = light(table)
             examples = examples_of(table)
+        looked = self.look_closely(step, table)
         with span("train"):
             self.trained = step + 1  # from here on the weights may have changed
             learned = self.learner.step(examples)
         with span("sync"):
             self.policy.publish(step + 1)
-        metrics = row_metrics(rows, step) | learned | gap | self.clock.seconds(rows) | self.state(rows)
+        table = self.diagnosing.kept(table, learned.tokens, looked)
+        metrics = row_metrics(rows, step) | learned.metrics | token_metrics(learned.tokens.values_FN) | gap
+        metrics |= self.clock.seconds(rows) | self.state(rows)
         try:
             with span("evaluate"):
                 metrics |= self.evaluations.if_due(step + 1)
@@ -254,6 +262,13 @@ class Training:
             return table
         return rebuilt(table, self.recipe, self.session.taught, self.session.inputs.findings.shared_vocabulary)
 
+    def look_closely(self, step: int, table: pa.Table) -> Looked:
+        """What the learner finds of some rows before the update, in the steps that diagnostics ask for."""
+        if not self.diagnosing.due(step):
+            return {}
+        with self.clock.span("diagnostics"):
+            return self.diagnosing.look(table, self.learner.score)
+
     def state(self, rows: list[dict]) -> dict[str, float]:
         """Metrics of the run itself, after the sync of the step."""
         waiting = {f"queue/{name}": status["waiting"] for name, status in self.session.statuses().items()}
@@ -300,3 +315,10 @@ class Training:
             last_first.callback(self.metrics.close)
             if self.feed is not None:
                 last_first.callback(self.feed.close)
+
+
+def bounds_of(session: Session) -> Bounds:
+    """How long a sequence may be that the learner scores."""
+    inputs = session.inputs
+    positions = {name: facts.max_positions for name, facts in of_each(inputs.teacher).items()}
+    return Bounds(inputs.student.max_positions, positions, inputs.findings.shared_vocabulary)
