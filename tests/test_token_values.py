@@ -11,7 +11,7 @@ from trd_ray.token_values import (
     FIELDS,
     METRICS,
     NONE,
-    Scored,
+    ScoredTrajectory,
     TokenValues,
     column,
     perplexity,
@@ -68,9 +68,9 @@ def plain(number: int) -> dict:
 
 
 def test_a_column_holds_the_elements_of_each_row_and_null_for_a_row_without_any():
-    one = Scored("y_r", "refine", True, values(3).values_FN)
-    other = Scored("y_o", "vanilla", False, values(2).values_FN)
-    empty = Scored("y_o", "refine", False, NONE.values_FN)
+    one = ScoredTrajectory("y_r", "refine", True, values(3).values_FN)
+    other = ScoredTrajectory("y_o", "vanilla", False, values(2).values_FN)
+    empty = ScoredTrajectory("y_o", "refine", False, NONE.values_FN)
     table = with_column(to_table([plain(i) for i in range(4)]), [[], [one, other], [], [empty]])
     assert table.schema.field("scored") == DIAGNOSED[0] and upgrade(table) == table
     rows = table["scored"].to_pylist()
@@ -82,14 +82,14 @@ def test_a_column_holds_the_elements_of_each_row_and_null_for_a_row_without_any(
 
 
 def test_what_another_run_has_found_in_the_rows_of_a_corpus_is_not_taken_for_this_one_s():
-    old = with_column(to_table([plain(0)]), [[Scored("y_r", "refine", True, values(3).values_FN)]])
+    old = with_column(to_table([plain(0)]), [[ScoredTrajectory("y_r", "refine", True, values(3).values_FN)]])
     assert with_column(old, [[]])["scored"].to_pylist() == [None]
 
 
 def test_no_token_becomes_an_object():
     """Objects for these million numbers would take 30 MB."""
     found = values(*[4096] * 64).by_key()
-    scored = [[Scored("y_r", "refine", True, found[i])] for i in range(64)]
+    scored = [[ScoredTrajectory("y_r", "refine", True, found[i])] for i in range(64)]
     tracemalloc.start()
     made = column(scored)
     _, peak = tracemalloc.get_traced_memory()

@@ -46,7 +46,7 @@ class TokenValues(NamedTuple):
 NONE = TokenValues(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((len(FIELDS), 0), np.float16))
 
 
-class Scored(NamedTuple):
+class ScoredTrajectory(NamedTuple):
     """One element of a row's `scored`."""
 
     trajectory: str  # "y_o" | "y_r"
@@ -83,7 +83,7 @@ def token_metrics(values_FN: np.ndarray) -> dict[str, float]:
     return dict(zip(METRICS, map(float, found), strict=True))
 
 
-def column(of_rows: Sequence[Sequence[Scored]]) -> pa.Array:
+def column(of_rows: Sequence[Sequence[ScoredTrajectory]]) -> pa.Array:
     """The column `scored` for rows with these elements. A row without any has null."""
     flat = [one for row in of_rows for one in row]
     offsets = _offsets([one.values_FN.shape[1] for one in flat])
@@ -106,7 +106,7 @@ def _offsets(lengths: Sequence[int]) -> pa.Array:
     return pa.array(np.cumsum([0, *lengths]), pa.int32())
 
 
-def with_column(table: pa.Table, of_rows: Sequence[Sequence[Scored]]) -> pa.Table:
+def with_column(table: pa.Table, of_rows: Sequence[Sequence[ScoredTrajectory]]) -> pa.Table:
     """The table with this column, whatever stood there: a corpus may hold what another run has found."""
     [field] = DIAGNOSED
     return table.set_column(table.schema.get_field_index(field.name), field, column(of_rows))

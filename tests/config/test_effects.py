@@ -90,6 +90,7 @@ def refused(*overrides: str) -> list[str]:
         *("sampler.replicas=4", "refiner.gpus=0.5", "sampler.request_timeout_s=9", "learner.workers=8"),
         *("learner.tokens_per_micro_batch=100", "learner.packing=false", "verify.cpus=0.5", "verify.sandbox=unshare"),
         *("stream.rows_per_block=2", "sync.backend=gloo", "sync.probe_rows=0"),
+        *("diagnostics.tokens=false", "diagnostics.rows=8", "diagnostics.every_steps=2"),
     ],
 )
 def test_where_and_how_fast_a_run_works_never_refuses_a_resume(override):

@@ -40,7 +40,7 @@ from trd_ray.distill.shared_out import shared_out
 from trd_ray.token_values import TokenValues, together
 
 DOUBTS = {"Wait": 5, "Hmm": 9, "However": 30}  # words of the tokenizer that begin a doubt
-ROUNDING = {"rtol": 2**-11 + 1e-4, "atol": 1e-5}
+ROUNDING: Any = {"rtol": 2**-11 + 1e-4, "atol": 1e-5}
 PARTS = {"tokens_per_micro_batch": 40}
 CASES: dict[str, dict] = {
     "opd": OPD,

@@ -22,8 +22,24 @@ def test_every_method_may_be_called_twice():
         for _ in range(2):
             result = await box.result(0, 5)
             assert (result.done, result.value, set(result.times)) == (True, "from 0", {0, 1})
+        assert result.parts == [None, None]
         await box.post(1, Command("sync"))
         assert not (await box.result(1, 0.01)).done
+
+    run(story())
+
+
+def test_what_each_rank_has_found_of_its_own_share_is_told_in_the_order_of_ranks_and_forgotten_with_the_next_command():
+    async def story() -> None:
+        box = Mailbox(ranks=3)
+        await box.post(0, Command("step", per_rank=[["a"], ["b"], ["c"]]))
+        for rank in (2, 0, 1):
+            assert not (await box.result(0, 0.001)).parts
+            await box.answer(0, rank, {"loss": 1.0}, 1.0, 2.0, f"tokens of {rank}")
+        result = await box.result(0, 5)
+        assert (result.value, result.parts) == ({"loss": 1.0}, ["tokens of 0", "tokens of 1", "tokens of 2"])
+        await box.post(1, Command("sync"))
+        assert not box.answers
 
     run(story())
 

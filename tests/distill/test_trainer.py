@@ -131,7 +131,9 @@ def test_a_group_that_dies_or_hangs_is_replaced_by_one_that_does_the_same_steps(
         living = LivingLearner(run.trainer, run.directory, 0, around)
 
         def step(number: int) -> None:
-            assert living.step(ROWS)["loss"] == pytest.approx(losses[number - 1], rel=1e-5)
+            learned = living.step(ROWS)
+            assert learned.metrics["loss"] == pytest.approx(losses[number - 1], rel=1e-5)
+            assert {row: n.shape for row, n in learned.tokens.by_key().items()} == {row: (4, 3) for row in range(4)}
             run.directory.write_rows(number, to_table([stored(example) for example in ROWS]))
             living.record(number)
 

@@ -68,6 +68,15 @@ def test_a_step_counted_by_hand(hands, tmp_path):
     }
 
 
+def test_diagnostics_are_part_of_their_step_and_no_overhead(hands, tmp_path):
+    ticking = clock(hands, tmp_path)
+    spend(ticking, hands, wait=4, diagnostics=5, train=3, sync=2)
+    found = ticking.seconds([row(1000.0)])
+    assert (found["seconds/diagnostics"], found["seconds/step"], found["seconds/overhead"]) == (5, 14, 14 - 3 - 5 - 3)
+    spend(ticking, hands, wait=1, train=1, sync=1)
+    assert "seconds/diagnostics" not in ticking.seconds([row(1014.0, step=1)])
+
+
 def test_an_evaluation_and_a_checkpoint_between_steps_are_no_part_of_either(hands, tmp_path):
     ticking = clock(hands, tmp_path)
     spend(ticking, hands, wait=1, train=1, sync=1)

@@ -21,12 +21,13 @@ from trd_ray import config, lineage
 from trd_ray.distill.batches import Example
 from trd_ray.distill.checkpoint import Checkpointer
 from trd_ray.distill.learner import Learner
-from trd_ray.distill.trainer import LearnerLost
+from trd_ray.distill.trainer import Learned, LearnerLost
 from trd_ray.errors import RunFailed, UserError
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.room import Room
 from trd_ray.rows import to_table
 from trd_ray.stream.examples import examples_of
+from trd_ray.token_values import TokenValues
 from trd_ray.train.checkpoints import Checkpoints
 from trd_ray.train.living import Circumstances, LivingLearner
 
@@ -136,14 +137,17 @@ class OneRank:
     def wait_until_started(self, look: Any) -> None:
         self._do(look)
 
-    def step(self, examples: list[Example], number: int) -> dict[str, float]:
-        def work() -> dict[str, float]:
+    def step(self, examples: list[Example], number: int) -> Learned:
+        def work() -> Learned:
             learned = self.learner.step([[examples]])
             rows = [example.row for example in examples]
             self.learner.rows_sha256 = lineage.advance(self.learner.rows_sha256, number, rows)
-            return learned
+            return Learned(learned, self.learner.tokens)
 
         return self._do(work)
+
+    def score(self, examples: list[Example]) -> TokenValues:
+        return self._do(lambda: self.learner.score([examples]))
 
     def sync(self, version: int) -> str | None:
         return self._do(lambda: None)
@@ -176,7 +180,7 @@ def play(place: Path, group: Any, **parts: Any) -> tuple[RunDirectory, LivingLea
         table = table_of(step)
         examples = examples_of(table)
         living.logprobs([([2, 3], [4, 5])])
-        metrics = living.step(examples)
+        metrics = living.step(examples).metrics
         assert living.sync(step) is None
         directory.write_rows(step, table)
         sha256 = lineage.advance(sha256, step, lineage.rows_that_train(table))
@@ -264,6 +268,33 @@ def test_a_group_on_a_node_that_turns_out_to_be_dead_is_given_other_seats(base, 
     directory.release()
 
 
+def test_what_a_step_finds_at_each_token_is_told_once_and_the_same_whenever_the_group_is_lost(base, tmp_path):
+    """The commands of a step are score, step and sync, after the start."""
+
+    def found(number: int, dies: set[int]) -> list[TokenValues]:
+        group: Any = OneRank(recipe_of(base), dies)
+        directory = RunDirectory.create(tmp_path / str(number), group.recipe)
+        living = LivingLearner(group, directory, 0, around(max_restarts=4))
+        living.outlive(lambda: group.wait_until_started(lambda: None))
+        told = []
+        for step in (1, 2, 3):
+            examples = examples_of(table_of(step))
+            told += [living.score(examples), living.step(examples).tokens]
+            assert living.sync(step) is None
+            directory.write_rows(step, table_of(step))
+            living.record(step)
+        directory.release()
+        assert bool(living.restarts) == bool(dies)
+        return told
+
+    whole = found(0, set())
+    assert [sorted(one.by_key()) for one in whole[:2]] == [[0, 1, 3]] * 2  # every third row does not train
+    for number, dies in enumerate([{5}, {6}, {7}, {8}, {9, 12}], 1):
+        for one, other in zip(whole, found(number, dies), strict=True):
+            for ours, theirs in zip(one, other, strict=True):
+                assert (ours == theirs).all(), dies
+
+
 def test_what_was_being_done_is_shown_again_after_a_restart(base, tmp_path):
     shown = ["training"]
     play(tmp_path / "run", OneRank(recipe_of(base), {18}), phase=shown.append, shown=lambda: shown[-1])
@@ -284,7 +315,7 @@ def test_a_group_can_be_replaced_by_another_with_the_weights_of_the_newest_check
     checkpoints.rows_sha256 = lambda: None
     for step in range(1, STEPS + 1):
         table = table_of(step)
-        metrics = living.step(examples_of(table))
+        metrics = living.step(examples_of(table)).metrics
         directory.write_rows(step, table)
         living.record(step)
         if step == 3:

@@ -31,6 +31,7 @@ from trd_ray.cli import main
 from trd_ray.record.events import last_events
 from trd_ray.record.metrics import metric_names
 from trd_ray.session.seen import look_at
+from trd_ray.token_values import FIELDS
 from trd_ray.verify.code.tests import Tests
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -41,7 +42,8 @@ ONE_POOL = ["placement=shared", "sampler.max_model_len=320"]  # a refinement's p
 
 @pytest.fixture(scope="module")
 def opsd(tmp_path_factory) -> Finished:
-    return run(tmp_path_factory.mktemp("opsd") / "run", "train", "miniature_opsd", *SMALL)
+    looked_at = ["diagnostics.rows=2", "diagnostics.every_steps=3"]
+    return run(tmp_path_factory.mktemp("opsd") / "run", "train", "miniature_opsd", *SMALL, *looked_at)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,26 @@ def test_every_row_has_its_problem_once_and_both_verdicts(opsd):
         row["train"] and row["y_o"]["passed"] is not None and row["y_r"]["passed"] is not None for row in opsd.rows
     )
     assert all(row["response_ids"] == row["y_r"]["ids"] for row in opsd.rows)
+
+
+def test_what_the_learner_found_at_each_token_is_beside_the_row_and_makes_the_step_s_metrics(opsd):
+    """With diagnostics of two rows in the first step and in the fourth."""
+    for m in opsd.metrics:
+        rows = [row for row in opsd.rows if row["step"] == m["step"]]
+        trained = [row["scored"][0] for row in rows]
+        for row, one in zip(rows, trained, strict=True):
+            assert (one["trajectory"], one["view"], one["trained"]) == (row["trajectory"], "refine", True)
+            assert {len(one[name]) for name in FIELDS} == {len(row["response_ids"])}
+        for metric, name in (("kl/mean", "kl"), ("student/nll", "student_nll"), ("teacher/onset_mass", "onset")):
+            assert fmean(n for one in trained for n in one[name]) == pytest.approx(m[metric], rel=2e-3, abs=1e-5)
+        looked = [row for row in rows if len(row["scored"]) > 1]
+        assert len(looked) == (2 if m["step"] in (1, 4) else 0) and ("seconds/diagnostics" in m) == bool(looked)
+        for row in looked:
+            views = {(one["trajectory"], one["view"]): one for one in row["scored"][1:]}
+            assert len(views) == 4 and not any(one["trained"] for one in views.values())
+            assert len(views["y_o", "vanilla"]["kl"]) == len(row["y_o"]["ids"])
+            if row["row"] % 16 < 4:  # of the first of the step's four updates, so of the same weights
+                assert views["y_r", "refine"]["kl"] == pytest.approx(row["scored"][0]["kl"], rel=1e-2, abs=1e-3)
 
 
 def test_engine_and_learner_agree_on_log_probabilities_after_every_sync(opsd):

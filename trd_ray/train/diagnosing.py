@@ -18,10 +18,10 @@ from trd_ray.distill.batches import Example
 from trd_ray.rows import dicts
 from trd_ray.stream.diagnosed import Bounds, looks
 from trd_ray.stream.examples import view_of
-from trd_ray.token_values import Scored, TokenValues, with_column
+from trd_ray.token_values import ScoredTrajectory, TokenValues, with_column
 from trd_ray.views import Views
 
-Looked = dict[int, list[Scored]]  # by row
+Looked = dict[int, list[ScoredTrajectory]]  # by row
 
 
 class Diagnosing:
@@ -39,18 +39,18 @@ class Diagnosing:
         values = score([one.example for one in asked]).by_key()
         found: Looked = {}
         for number, one in enumerate(asked):
-            found.setdefault(one.row, []).append(Scored(one.trajectory, one.view, False, values[number]))
+            found.setdefault(one.row, []).append(ScoredTrajectory(one.trajectory, one.view, False, values[number]))
         return found
 
     def kept(self, table: pa.Table, trained: TokenValues, looked: Looked) -> pa.Table:
         """The step's table with its column `scored`: what a row trained on first, null for a row without anything."""
         by_row, recipes = trained.by_key(), self.recipe.by_teacher
-        of_rows: list[list[Scored]] = []
+        of_rows: list[list[ScoredTrajectory]] = []
         for row in dicts(table, ["row", "trajectory", "teacher"]):
             number, trajectory = row["row"], row["trajectory"]
             found = list(looked.get(number, []))
             if number in by_row:
                 teacher = (row["teacher"] or ONLY) if self.recipe.teachers else ONLY
-                found.insert(0, Scored(trajectory, view_of(recipes[teacher], trajectory), True, by_row[number]))
+                found.insert(0, ScoredTrajectory(trajectory, view_of(recipes[teacher], trajectory), True, by_row[number]))
             of_rows.append(found)
         return with_column(table, of_rows)
