@@ -51,6 +51,8 @@ class Diagnosing:
             found = list(looked.get(number, []))
             if number in by_row:
                 teacher = (row["teacher"] or ONLY) if self.recipe.teachers else ONLY
-                found.insert(0, ScoredTrajectory(trajectory, view_of(recipes[teacher], trajectory), True, by_row[number]))
+                found.insert(
+                    0, ScoredTrajectory(trajectory, view_of(recipes[teacher], trajectory), True, by_row[number])
+                )
             of_rows.append(found)
         return with_column(table, of_rows)
