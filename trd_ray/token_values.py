@@ -1,6 +1,6 @@
 """What the learner finds at each token of a response, on its way from a rank's loss to the column `scored` of a row.
 
-    statistics of a forward -> rounded() -> TokenValues of a rank -> together() -> of the step -> column() -> rows/
+    statistics of a forward -> TokenValues of a rank -> together() -> of the step -> column() -> rows/
 
 The numbers are float16: they are for looking at, and 16,384 tokens of 128 rows take 17 MB. In nats, half of a step of
 float16 is at most 0.05% of a value. No token becomes a Python object.
@@ -24,7 +24,7 @@ import pyarrow as pa
 from trd_ray.rows import DIAGNOSED, SCORED
 
 FIELDS = ("kl", "student_nll", "teacher_nll", "onset")  # those of SCORED that have a number for each token
-LARGEST = float(np.finfo(np.float16).max)
+LARGEST = float(np.finfo(np.float16).max)  # what is larger becomes this
 PERCENTILES = (50, 95, 99)
 METRICS = tuple(f"kl/p{percent}" for percent in PERCENTILES)
 
@@ -53,11 +53,6 @@ class ScoredTrajectory(NamedTuple):
     view: str  # the teacher's, as in teacher.view
     trained: bool
     values_FN: np.ndarray
-
-
-def rounded(exact_FN: np.ndarray) -> np.ndarray:
-    """The values as float16, with what is out of range at its end."""
-    return np.clip(exact_FN, -LARGEST, LARGEST).astype(np.float16)
 
 
 def together(parts: Iterable[TokenValues]) -> TokenValues:

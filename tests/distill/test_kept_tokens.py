@@ -24,6 +24,7 @@ from test_learner import (
     make_learner,
     make_models,
     poison,
+    recipe_of,
     row_logits,
     save,
     state,
@@ -35,7 +36,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from trd_ray.distill.batches import Example
 from trd_ray.distill.checkpoint import Checkpointer
-from trd_ray.distill.learner import Learner
+from trd_ray.distill.head import STATISTICS
+from trd_ray.distill.learner import KEPT, Learner, _token_values
 from trd_ray.distill.shared_out import shared_out
 from trd_ray.token_values import TokenValues, together
 
@@ -97,8 +99,9 @@ def alone(folder):
 def shared(learner: Learner, examples: list[Example], updates: int) -> Any:
     r = learner.recipe.learner
     return shared_out(
-        examples, ranks=dist.get_world_size(), updates=updates, packed=r.packing, budget_tokens=r.tokens_per_micro_batch
-    )
+        examples, ranks=dist.get_world_size(), updates=updates, packed=r.packing,
+        budget_tokens=r.tokens_per_micro_batch, teachers=list(learner.recipe.by_teacher),
+    )  # fmt: skip
 
 
 def step(learner: Learner, examples: list[Example]) -> dict[str, float]:
@@ -193,6 +196,36 @@ def test_scored_trajectories_have_the_values_of_whole_distributions_with_the_wei
         agrees(found[e.row], exact(*models, e))
 
 
+def test_what_float16_cannot_hold_is_its_largest_number_and_nan_stays_nan():
+    statistics_SN = torch.zeros(len(STATISTICS), 7)
+    statistics_SN[KEPT[0]] = torch.tensor([1e9, -math.inf, math.inf, math.nan, 65519.0, 1e-9, 0.1])
+    found = _token_values([Example(3, [1], [1], [2] * 7)], statistics_SN).by_key()[3][0].tolist()
+    assert found[:3] == [65504, -65504, 65504] and math.isnan(found[3])
+    assert found[4:6] == [65504, 0] and found[6] == pytest.approx(0.1, rel=2**-11)
+
+
+def test_of_several_teachers_each_token_has_the_values_under_its_row_s_own(folder, alone):
+    tree = {"teachers": {"big": OPD["teacher"], "own": {"follow": "live"}}, "learner": {"lr": 1e-2} | PARTS}
+    paths = {name: str(folder / one.teacher_path) for name, one in recipe_of(tree).by_teacher.items()}
+    learner = Remembering(
+        recipe_of(tree), student_path=str(folder / "student"), teacher_path=paths, total_steps=4,
+        tokenizer_path=str(folder / "student"), device=torch.device("cpu"),
+    )  # fmt: skip
+    for examples in (step_rows(6, seed=1), step_rows(5, seed=2)):
+        for e in examples:
+            e.teacher = ("big", "own")[e.row % 2]
+        student = {name: w.clone() for name, w in learner.weights("student", torch.float32)}
+        before = loaded(folder, "student", student)
+        teachers = {"big": loaded(folder, "teacher"), "own": before}
+        scored = score(learner, examples).by_key()
+        step(learner, examples)
+        kept = learner.tokens.by_key()
+        for e in examples:
+            expected = exact(before, teachers[e.teacher], e)
+            agrees(kept[e.row], expected)
+            agrees(scored[e.row], expected)
+
+
 def test_no_tokens_are_kept_where_nobody_wants_them_and_nothing_else_changes(folder, alone):
     keeping, other = (make_learner(folder, OPD | {"diagnostics": {"tokens": tokens}}) for tokens in (True, False))
     for examples in STEPS:
@@ -269,9 +302,8 @@ def two_ranks(rank: int, folder: Path) -> None:
     os._exit(0)  # gloo's threads may outlive the interpreter, whose end then aborts the process
 
 
-@pytest.mark.slow
 def test_the_answers_of_two_ranks_are_together_those_of_one(folder, alone):
-    assert mp.spawn(two_ranks, (folder,), nprocs=2, join=False).join(timeout=100)
+    mp.spawn(two_ranks, (folder,), nprocs=2)
     ranks = [[TokenValues(*one) for one in torch.load(folder / f"mine-{r}.pt", weights_only=False)] for r in (0, 1)]
     learner = make_learner(folder, OPD | {"learner": {"updates_per_step": 2} | PARTS})
     alone_found = []

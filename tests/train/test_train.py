@@ -230,6 +230,9 @@ def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_a
     assert resumed.code == 0, resumed.output[-3000:]
     curves = [[m["loss"] for m in r.metrics] for r in (uninterrupted, resumed)]
     assert len(curves[0]) == STEPS and curves[1] == pytest.approx(curves[0], rel=1e-5)
+    assert not any(row["scored"] for row in corpus.rows)
+    for one, two in zip(uninterrupted.rows, resumed.rows, strict=True):  # one rank, and from the middle on two
+        assert two["scored"][0]["kl"] == pytest.approx(one["scored"][0]["kl"], rel=1e-2, abs=1e-3)
     assert curves[1][:2] == curves[0][:2], "the resumed run has trained the steps before the checkpoint again"
     for r in (uninterrupted, resumed):
         assert [row["row"] for row in r.rows] == list(range(ROWS))

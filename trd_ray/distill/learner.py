@@ -53,7 +53,7 @@ from trd_ray.distill.model import (
 )
 from trd_ray.distill.onset import onset_ids
 from trd_ray.distill.schedule import share_of_lr
-from trd_ray.token_values import NONE, TokenValues, perplexity, rounded, together
+from trd_ray.token_values import LARGEST, NONE, TokenValues, perplexity, together
 
 KL = STATISTICS.index("kl")
 # The statistics that are kept for each token, in the order of token_values.FIELDS.
@@ -383,5 +383,5 @@ def _token_values(examples: list[Example], statistics_SN: torch.Tensor) -> Token
     return TokenValues(
         np.array([e.row for e in examples], np.int64),
         np.array([len(e.response_ids) for e in examples], np.int64),
-        rounded(statistics_SN[KEPT].numpy()),
+        statistics_SN[KEPT].clamp(-LARGEST, LARGEST).half().numpy(),
     )

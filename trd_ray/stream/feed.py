@@ -30,8 +30,9 @@ from trd_ray.stream.blocks import RowBlock
 POLL_S = 0.25
 AGAIN = 3
 AHEAD_STEPS = 4  # a corpus would otherwise be read whole into memory
-# Of a corpus that a person judges: y_r is the one that trains, and all candidates would be stored once more.
-_TRAINED = [name for name in ROW.names if name != "review_candidates"]
+# Of a corpus that a person judges: y_r is the one that trains, and all candidates would be stored once more. What the
+# learner of another run found at the tokens is not this one's.
+_TRAINED = [name for name in ROW.names if name not in ("review_candidates", "scored")]
 
 
 class StreamEnded(RuntimeError):
