@@ -1,0 +1,130 @@
+"""What the learner found at each token (`scored` of rows.ROW), as flat arrays.
+
+    the column, a list of structs a row  ->  Scored.of()  ->  entries, one trajectory under one view, over all tokens
+                                         ->  .kind("y_o_vanilla"), .paired("refine")  ->  some of them
+
+An entry without tokens, without one of its four lists, or with lists of unequal lengths is left out. Of entries of one
+row that have the same trajectory and view, the first counts: what was trained on comes first.
+
+Legend: E entries, N tokens of all entries one after another.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+FIELDS = ("kl", "student_nll", "teacher_nll", "onset")
+TRAINED = "trained"
+VIEWS = ("refine", "vanilla")
+OF_VIEWS = tuple(f"{y}_{view}" for y in ("y_o", "y_r") for view in VIEWS)
+KINDS = (TRAINED, *OF_VIEWS)
+
+
+@dataclass(frozen=True)
+class Scored:
+    row_E: np.ndarray  # the place of the row in its table
+    kind_E: np.ndarray  # one of OF_VIEWS
+    trained_E: np.ndarray
+    lengths_E: np.ndarray  # at least 1
+    tokens: dict[str, np.ndarray]  # of FIELDS, each float16 of N tokens
+
+    @classmethod
+    def of(cls, column: pa.ChunkedArray | pa.Array) -> "Scored":
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if isinstance(column, pa.ChunkedArray):  # of no chunks
+            column = pa.concat_arrays(column.chunks) if column.chunks else pa.array([], column.type)
+        # pyarrow.compute makes its functions when it is imported, out of a type checker's sight.
+        entries = pc.list_flatten(column)  # pyright: ignore
+        row_E = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)  # pyright: ignore
+        lists = {name: pc.struct_field(entries, name) for name in FIELDS}  # pyright: ignore
+        lengths = {
+            name: pc.fill_null(pc.list_value_length(one), -1).to_numpy(zero_copy_only=False)  # pyright: ignore
+            for name, one in lists.items()
+        }
+        lengths_E = lengths["kl"]
+        kind_E = np.array(
+            [
+                f"{y}_{view}"
+                for y, view in zip(
+                    *(pc.struct_field(entries, n).to_pylist() for n in ("trajectory", "view")), strict=True
+                )  # pyright: ignore
+            ],
+            dtype=object,
+        )
+        trained_E = pc.fill_null(pc.struct_field(entries, "trained"), False).to_numpy(zero_copy_only=False)  # pyright: ignore
+        there_E = (lengths_E > 0) & _first_of_each(row_E, kind_E)
+        for name in FIELDS:
+            there_E &= lengths[name] == lengths_E
+        tokens = {
+            name: pc.list_flatten(one).to_numpy(zero_copy_only=False)[_of_entries(there_E, lengths[name])]  # pyright: ignore
+            for name, one in lists.items()
+        }
+        return cls(row_E[there_E], kind_E[there_E], trained_E[there_E].astype(bool), lengths_E[there_E], tokens)
+
+    def __len__(self) -> int:
+        return len(self.row_E)
+
+    @cached_property
+    def starts_E(self) -> np.ndarray:
+        return np.cumsum(self.lengths_E) - self.lengths_E
+
+    @cached_property
+    def entry_N(self) -> np.ndarray:
+        return np.repeat(np.arange(len(self)), self.lengths_E)
+
+    @cached_property
+    def place_N(self) -> np.ndarray:
+        """The place of each token in its trajectory, from 0."""
+        return np.arange(len(self.entry_N)) - np.repeat(self.starts_E, self.lengths_E)
+
+    @cached_property
+    def finite_N(self) -> np.ndarray:
+        """Tokens at which all that was found is finite."""
+        found = np.ones(int(self.lengths_E.sum()), dtype=bool)
+        for values_N in self.tokens.values():
+            found &= np.isfinite(values_N)
+        return found
+
+    def only(self, chosen_E: np.ndarray) -> "Scored":
+        if chosen_E.all():
+            return self
+        of_N = _of_entries(chosen_E, self.lengths_E)
+        tokens = {name: values_N[of_N] for name, values_N in self.tokens.items()}
+        return Scored(
+            self.row_E[chosen_E], self.kind_E[chosen_E], self.trained_E[chosen_E], self.lengths_E[chosen_E], tokens
+        )
+
+    def kind(self, name: str) -> "Scored":
+        """The entries of one of KINDS."""
+        return self.only(self.trained_E if name == TRAINED else self.kind_E == name)
+
+    def kinds(self) -> dict[str, "Scored"]:
+        """Those of KINDS that there are."""
+        return {name: found for name in KINDS if len(found := self.kind(name))}
+
+    def of_rows(self, rows: Iterable[int] | np.ndarray) -> "Scored":
+        return self.only(np.isin(self.row_E, np.asarray(rows)))
+
+    def paired(self, view: str) -> tuple["Scored", "Scored"] | None:
+        """y_o and y_r under a view, of the rows that have both; None where no row has."""
+        y_o, y_r = self.kind(f"y_o_{view}"), self.kind(f"y_r_{view}")
+        rows = np.intersect1d(y_o.row_E, y_r.row_E)
+        return (y_o.of_rows(rows), y_r.of_rows(rows)) if len(rows) else None
+
+
+def _of_entries(chosen_E: np.ndarray, lengths_E: np.ndarray) -> np.ndarray:
+    """Which tokens belong to the chosen entries. An entry whose list is null has the length -1 and no tokens."""
+    return np.repeat(chosen_E, np.maximum(lengths_E, 0))
+
+
+def _first_of_each(row_E: np.ndarray, kind_E: np.ndarray) -> np.ndarray:
+    seen: set[tuple[int, str]] = set()
+    first = []
+    for key in zip(row_E.tolist(), kind_E.tolist(), strict=True):
+        first.append(key not in seen)
+        seen.add(key)
+    return np.array(first, dtype=bool)
