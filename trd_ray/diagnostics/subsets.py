@@ -2,7 +2,7 @@
 
     RowFacts  ->  subsets_of()  ->  a dict for each of all, failed, repaired, passed
 
-The paper keeps the whole corpus: filtering cost Pass@16 (on AMOBench all 61.5, failed 51.3, repaired 51.3, passed 46.2).
+The paper keeps the whole corpus: filtering cost Pass@16 (AMOBench: all 61.5, failed 51.3, repaired 51.3, passed 46.2).
 This says how much of a run's signal each filter would throw away. A row without a verdict of y_o is in `all` alone.
 """
 

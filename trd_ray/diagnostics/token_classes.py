@@ -42,6 +42,7 @@ CONNECTIVES = {
 }  # fmt: skip
 _OPERATORS = frozenset("+-*/=<>^%&|~@÷×·−∕√∞∂∇")
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
+_AROUND = "_*#\"'`.,:;!?()[]{}$ "  # what may stand around a word without making another of it
 _FENCE = "```"
 KEYWORDS = frozenset(keyword.kwlist)
 
@@ -89,8 +90,8 @@ class TokenClasses:
             return "other"
         if not fenced and bare.startswith("\\") and (len(bare) == 1 or bare[1].isalpha()):
             return "latex"
-        if word := _WORD.search(bare):
-            return self._class_of_word(word[0], word[0] == bare.strip("_"), fenced)
+        if word := next((one[0] for one in _WORD.finditer(bare) if one[0][0].isalpha()), None):
+            return self._class_of_word(word, bare.strip(_AROUND) == word, fenced)
         if any(c.isnumeric() for c in bare):
             return "number"
         if any(c in _OPERATORS or unicodedata.category(c) == "Sm" for c in bare):
