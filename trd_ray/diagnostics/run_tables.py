@@ -51,9 +51,9 @@ class RunTables:
     def each(self, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
         """The steps in order, with these columns (see rows.upgrade) and ALWAYS. Raises UserError for a damaged file."""
         wanted = tuple(dict.fromkeys([*ALWAYS, *columns]))
-        tables = self._rows(wanted) if self.kind == "rows" else self._samples(wanted)
         waiting: list[pa.Table] = []  # parts of one step
         try:
+            tables = self._rows(wanted) if self.kind == "rows" else self._samples(wanted)
             for part in (part for table in tables for part in _by_step(self._chosen(table))):
                 if waiting and _step_of(part) != _step_of(waiting[0]):
                     yield _step_of(waiting[0]), pa.concat_tables(waiting)

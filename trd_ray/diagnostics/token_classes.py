@@ -62,7 +62,8 @@ class TokenClasses:
         if not len(ids_N):
             return np.zeros(0, dtype=np.int64)
         different, where_N = np.unique(ids_N, return_inverse=True)
-        self._learn([int(i) for i in different if int(i) not in self._known])
+        if new := [int(i) for i in different if int(i) not in self._known]:
+            self._learn(new)
         plain, fenced, fences, backslash = np.array([self._known[int(i)] for i in different]).T
         before_N = np.cumsum(fences[where_N]) - fences[where_N]
         response_N = np.cumsum(first_N) - 1

@@ -180,7 +180,7 @@ def _recipe(directory: Path) -> Recipe | None:
     """None where there is none that this version reads: most figures do without."""
     try:
         return stored(directory / "recipe.yaml")
-    except UserError:
+    except (UserError, OSError):
         return None
 
 
