@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from made_steps import random_rows, response, row, scored, step_table
 
-from trd_ray.diagnostics.kept import edits
+from trd_ray.diagnostics.kept_tokens import edits
 from trd_ray.diagnostics.step_rows import StepRows
 from trd_ray.diagnostics.support import Support, means, support_of, unique_answers
 

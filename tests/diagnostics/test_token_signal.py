@@ -7,13 +7,13 @@ import pytest
 from made_steps import random_rows, row, scored, step_table
 from scipy.stats.mstats import mquantiles
 
-from trd_ray.diagnostics.scored import Scored
+from trd_ray.diagnostics.scored import ScoredTokens
 from trd_ray.diagnostics.step_rows import StepRows
 from trd_ray.diagnostics.tally import Tally
 from trd_ray.diagnostics.token_signal import FIGURES, Signal, SignalSums
 
 
-def of(*rows: dict) -> Scored:
+def of(*rows: dict) -> ScoredTokens:
     return StepRows(step_table(*rows)).scored
 
 

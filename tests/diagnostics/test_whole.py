@@ -11,7 +11,7 @@ from made_run import made_run
 from made_steps import response, row
 
 from trd_ray.diagnostics.departure import Departures
-from trd_ray.diagnostics.kept import edits
+from trd_ray.diagnostics.kept_tokens import edits
 from trd_ray.diagnostics.position import Position
 from trd_ray.diagnostics.step_rows import StepRows
 from trd_ray.diagnostics.support import means, support_of

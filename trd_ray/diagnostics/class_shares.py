@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from trd_ray.diagnostics.scored import KINDS, Scored
+from trd_ray.diagnostics.scored import KINDS, ScoredTokens
 from trd_ray.diagnostics.step_rows import StepRows
 from trd_ray.diagnostics.token_classes import CLASSES, TokenClasses
 
@@ -43,7 +43,7 @@ class ClassShares:
         return {kind: _shares(*self.sums[kind]) for kind in KINDS if kind in self.sums} or None
 
 
-def _with_ids(rows: StepRows) -> Scored:
+def _with_ids(rows: StepRows) -> ScoredTokens:
     scored = rows.scored
     lengths = {y: rows.ids(y).lengths_B for y in ("y_o", "y_r")}
     its_E = [lengths[str(kind)[:3]][row] for kind, row in zip(scored.kind_E, scored.row_E, strict=True)]

@@ -1,6 +1,6 @@
 """Where the teacher would have left the student's own attempt: the first token of y_o that it would not have written.
 
-    Scored of each step, verdicts of y_o  ->  Departures.add()  ->  found()  ->  quantiles of that place, by verdict
+    ScoredTokens, verdicts of y_o  ->  Departures.add()  ->  found()  ->  quantiles of that place, by verdict
 
 A teacher leaves y_o at the first token with a teacher's NLL above DEPARTURE_NLL that also exceeds the student's by
 DEPARTURE_EXCESS (see assumptions.py). Under the vanilla view that is the paper's prefix failure: what follows is scored
@@ -19,14 +19,14 @@ from typing import Any
 import numpy as np
 
 from trd_ray.diagnostics.assumptions import DEPARTURE_EXCESS, DEPARTURE_NLL
-from trd_ray.diagnostics.scored import OF_VIEWS, Scored
+from trd_ray.diagnostics.scored import OF_VIEWS, ScoredTokens
 
 QUANTILES = {"p10": 0.1, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p90": 0.9}
 VERDICTS = {"all": None, "passed": 1.0, "failed": 0.0}
 _NEVER = -1
 
 
-def departures(scored: Scored) -> np.ndarray:
+def departures(scored: ScoredTokens) -> np.ndarray:
     """The place of the first token at which the teacher leaves each entry; -1 where it never does."""
     teacher_N = scored.tokens["teacher_nll"].astype(np.float32)
     excess_N = teacher_N - scored.tokens["student_nll"].astype(np.float32)
@@ -42,7 +42,7 @@ class Departures:
         self.places: defaultdict[str, list[np.ndarray]] = defaultdict(list)  # (place, length, verdict) of each entry
         self.kl: defaultdict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(4))
 
-    def add(self, scored: Scored, passed_B: np.ndarray) -> None:
+    def add(self, scored: ScoredTokens, passed_B: np.ndarray) -> None:
         """`passed_B` is StepRows.passed of y_o."""
         for kind in OF_VIEWS:
             its = scored.kind(kind)
@@ -66,7 +66,7 @@ class Departures:
         return out or None
 
 
-def _kl_around(its: Scored, place_E: np.ndarray, left_E: np.ndarray) -> np.ndarray:
+def _kl_around(its: ScoredTokens, place_E: np.ndarray, left_E: np.ndarray) -> np.ndarray:
     """Sum of KL and tokens before the departure, and from it on."""
     counted_N = np.repeat(left_E, its.lengths_E) & its.finite_N
     kl_N = its.tokens["kl"].astype(np.float64)

@@ -1,6 +1,6 @@
 """Where along a trajectory the signal sits: by tenths of its length, and how much of it in the first third.
 
-    Scored of each step  ->  Position.add()  ->  found()  ->  ten means by kind, the first tenth first
+    ScoredTokens of each step  ->  Position.add()  ->  found()  ->  ten means by kind, the first tenth first
 
 Token t of T, counted from 0, is in the tenth floor(10 t / T), and in the first third where 3 t < T. A mean is over all
 tokens in that tenth of any trajectory, so long ones weigh more. `onset` is per mille.
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from trd_ray.diagnostics.assumptions import FIRST_THIRD, TENTHS
-from trd_ray.diagnostics.scored import FIELDS, KINDS, Scored
+from trd_ray.diagnostics.scored import FIELDS, KINDS, ScoredTokens
 
 
-def first_third_share(scored: Scored) -> float | None:
+def first_third_share(scored: ScoredTokens) -> float | None:
     """The share of all KL that lies in the first thirds of the trajectories; None where there is none."""
     finite_N = scored.finite_N
     kl_N = scored.tokens["kl"][finite_N].astype(np.float64)
@@ -22,7 +22,7 @@ def first_third_share(scored: Scored) -> float | None:
     return float(kl_N[_in_first_third(scored)[finite_N]].sum()) / total if total > 0 else None
 
 
-def _in_first_third(scored: Scored) -> np.ndarray:
+def _in_first_third(scored: ScoredTokens) -> np.ndarray:
     return FIRST_THIRD * scored.place_N < np.repeat(scored.lengths_E, scored.lengths_E)
 
 
@@ -31,7 +31,7 @@ class Position:
         self.sums: dict[str, dict[str, np.ndarray]] = {}
         self.first: dict[str, np.ndarray] = {}  # KL and tokens in the first third
 
-    def add(self, scored: Scored) -> None:
+    def add(self, scored: ScoredTokens) -> None:
         for kind, its in scored.kinds().items():
             finite_N = its.finite_N
             tenth_N = (TENTHS * its.place_N // np.repeat(its.lengths_E, its.lengths_E))[finite_N]

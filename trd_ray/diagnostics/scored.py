@@ -1,6 +1,6 @@
 """What the learner found at each token (`scored` of rows.ROW), as flat arrays.
 
-    the column, a list of structs a row  ->  Scored.of()  ->  entries, one trajectory under one view, over all tokens
+    the column, a list of structs a row  ->  ScoredTokens.of()  ->  entries: one trajectory under one view each
                                          ->  .kind("y_o_vanilla"), .paired("refine")  ->  some of them
 
 An entry without tokens, without one of its four lists, or with lists of unequal lengths is left out. Of entries of one
@@ -25,7 +25,7 @@ KINDS = (TRAINED, *OF_VIEWS)
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredTokens:
     row_E: np.ndarray  # the place of the row in its table
     kind_E: np.ndarray  # one of OF_VIEWS
     trained_E: np.ndarray
@@ -33,37 +33,24 @@ class Scored:
     tokens: dict[str, np.ndarray]  # of FIELDS, each float16 of N tokens
 
     @classmethod
-    def of(cls, column: pa.ChunkedArray | pa.Array) -> "Scored":
+    def of(cls, column: pa.ChunkedArray | pa.Array) -> "ScoredTokens":
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
         if isinstance(column, pa.ChunkedArray):  # of no chunks
             column = pa.concat_arrays(column.chunks) if column.chunks else pa.array([], column.type)
         # pyarrow.compute makes its functions when it is imported, out of a type checker's sight.
         entries = pc.list_flatten(column)  # pyright: ignore
         row_E = pc.list_parent_indices(column).to_numpy(zero_copy_only=False)  # pyright: ignore
-        lists = {name: pc.struct_field(entries, name) for name in FIELDS}  # pyright: ignore
-        lengths = {
-            name: pc.fill_null(pc.list_value_length(one), -1).to_numpy(zero_copy_only=False)  # pyright: ignore
-            for name, one in lists.items()
-        }
+        ys, views, trained = (_field(entries, name).to_pylist() for name in ("trajectory", "view", "trained"))
+        kind_E = np.array([f"{y}_{view}" for y, view in zip(ys, views, strict=True)], dtype=object)
+        trained_E = np.array([bool(one) for one in trained], dtype=bool)
+        lists = {name: _field(entries, name) for name in FIELDS}
+        lengths = {name: _lengths(one) for name, one in lists.items()}
         lengths_E = lengths["kl"]
-        kind_E = np.array(
-            [
-                f"{y}_{view}"
-                for y, view in zip(
-                    *(pc.struct_field(entries, n).to_pylist() for n in ("trajectory", "view")), strict=True
-                )  # pyright: ignore
-            ],
-            dtype=object,
-        )
-        trained_E = pc.fill_null(pc.struct_field(entries, "trained"), False).to_numpy(zero_copy_only=False)  # pyright: ignore
         there_E = (lengths_E > 0) & _first_of_each(row_E, kind_E)
-        for name in FIELDS:
-            there_E &= lengths[name] == lengths_E
-        tokens = {
-            name: pc.list_flatten(one).to_numpy(zero_copy_only=False)[_of_entries(there_E, lengths[name])]  # pyright: ignore
-            for name, one in lists.items()
-        }
-        return cls(row_E[there_E], kind_E[there_E], trained_E[there_E].astype(bool), lengths_E[there_E], tokens)
+        for its_E in lengths.values():
+            there_E &= its_E == lengths_E
+        tokens = {name: _tokens(one)[_of_entries(there_E, lengths[name])] for name, one in lists.items()}
+        return cls(row_E[there_E], kind_E[there_E], trained_E[there_E], lengths_E[there_E], tokens)
 
     def __len__(self) -> int:
         return len(self.row_E)
@@ -89,31 +76,44 @@ class Scored:
             found &= np.isfinite(values_N)
         return found
 
-    def only(self, chosen_E: np.ndarray) -> "Scored":
+    def only(self, chosen_E: np.ndarray) -> "ScoredTokens":
         if chosen_E.all():
             return self
         of_N = _of_entries(chosen_E, self.lengths_E)
         tokens = {name: values_N[of_N] for name, values_N in self.tokens.items()}
-        return Scored(
+        return ScoredTokens(
             self.row_E[chosen_E], self.kind_E[chosen_E], self.trained_E[chosen_E], self.lengths_E[chosen_E], tokens
         )
 
-    def kind(self, name: str) -> "Scored":
+    def kind(self, name: str) -> "ScoredTokens":
         """The entries of one of KINDS."""
         return self.only(self.trained_E if name == TRAINED else self.kind_E == name)
 
-    def kinds(self) -> dict[str, "Scored"]:
+    def kinds(self) -> dict[str, "ScoredTokens"]:
         """Those of KINDS that there are."""
         return {name: found for name in KINDS if len(found := self.kind(name))}
 
-    def of_rows(self, rows: Iterable[int] | np.ndarray) -> "Scored":
+    def of_rows(self, rows: Iterable[int] | np.ndarray) -> "ScoredTokens":
         return self.only(np.isin(self.row_E, np.asarray(rows)))
 
-    def paired(self, view: str) -> tuple["Scored", "Scored"] | None:
+    def paired(self, view: str) -> tuple["ScoredTokens", "ScoredTokens"] | None:
         """y_o and y_r under a view, of the rows that have both; None where no row has."""
         y_o, y_r = self.kind(f"y_o_{view}"), self.kind(f"y_r_{view}")
         rows = np.intersect1d(y_o.row_E, y_r.row_E)
         return (y_o.of_rows(rows), y_r.of_rows(rows)) if len(rows) else None
+
+
+def _field(entries: pa.Array, name: str) -> pa.Array:
+    return pc.struct_field(entries, name)  # pyright: ignore
+
+
+def _lengths(lists: pa.Array) -> np.ndarray:
+    """-1 for null."""
+    return pc.fill_null(pc.list_value_length(lists), -1).to_numpy(zero_copy_only=False)  # pyright: ignore
+
+
+def _tokens(lists: pa.Array) -> np.ndarray:
+    return pc.list_flatten(lists).to_numpy(zero_copy_only=False)  # pyright: ignore
 
 
 def _of_entries(chosen_E: np.ndarray, lengths_E: np.ndarray) -> np.ndarray:

@@ -13,9 +13,9 @@ It costs the loop time, so edits are counted on a limited number of pairs (EDIT_
 import pyarrow as pa
 
 from trd_ray.diagnostics.assumptions import EDIT_PAIRS_OF_A_STEP
-from trd_ray.diagnostics.kept import edits
+from trd_ray.diagnostics.kept_tokens import edits
 from trd_ray.diagnostics.position import first_third_share
-from trd_ray.diagnostics.scored import OF_VIEWS, TRAINED, VIEWS, Scored
+from trd_ray.diagnostics.scored import OF_VIEWS, TRAINED, VIEWS, ScoredTokens
 from trd_ray.diagnostics.step_rows import StepRows
 from trd_ray.diagnostics.support import NAMES, means, support_of
 from trd_ray.diagnostics.token_signal import SignalSums
@@ -44,6 +44,6 @@ def step_metrics(table: pa.Table) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _named(where: str, scored: Scored, names: dict[str, str]) -> dict[str, float | None]:
+def _named(where: str, scored: ScoredTokens, names: dict[str, str]) -> dict[str, float | None]:
     figures = SignalSums().add(scored).figures()
     return {f"{where}/{name}": figures[figure] for name, figure in names.items()}

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trd_ray.diagnostics.scored import Scored
+from trd_ray.diagnostics.scored import ScoredTokens
 from trd_ray.rows import DIAGNOSED, TRAJECTORY
 
 
@@ -76,11 +76,11 @@ class StepRows:
         return np.ones(self.count, bool) if fault is None else fault.is_null().to_numpy(zero_copy_only=False)
 
     @cached_property
-    def scored(self) -> Scored:
+    def scored(self) -> ScoredTokens:
         """Of the sound rows."""
         [field] = DIAGNOSED
         column = column_of(self.table, "scored")
-        found = Scored.of(pa.nulls(self.count, field.type) if column is None else column)
+        found = ScoredTokens.of(pa.nulls(self.count, field.type) if column is None else column)
         return found.only(self.sound_B[found.row_E])
 
     @cached_property

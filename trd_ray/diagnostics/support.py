@@ -7,7 +7,7 @@
 |---|---|---|
 | y_o_nll, y_r_nll | tokens | the student's NLL: y_o's as the engine sampled it, y_r's as the learner found it |
 | edited_share | rows | tokens in which y_r differs from y_o (trd_ray.stream.edits) |
-| kept_share | rows | tokens of y_o that stand in y_r in their order (kept.py) |
+| kept_share | rows | tokens of y_o that stand in y_r in their order (kept_tokens.py) |
 | leaks | refinements | whether it mentions the reference or the attempt (leaks.py) |
 | y_o_repetition, y_r_repetition | responses | runs of tokens that stood in it before (repetition.py) |
 | unique_answers | problems with several rollouts that state an answer | different answers / answers |
@@ -33,7 +33,7 @@ Sums = dict[str, tuple[float, float]]  # name -> the sum, and of how many
 
 
 def support_of(rows: StepRows, edits: tuple[np.ndarray, np.ndarray]) -> tuple[Sums, list[tuple[int, Leak]]]:
-    """The sums of a step, of what there is, and its leaks with the place of their row. `edits` is kept.edits()."""
+    """The sums of a step, of what there is, and its leaks with the places of their rows. `edits` is of kept_tokens."""
     edited_B, kept_B = edits
     found = leaked(rows)
     refined = int((rows.sound_B & rows.y_r.there_B).sum())

@@ -1,6 +1,6 @@
 """How much signal there is: KL, perplexities and doubt over the tokens of a kind of trajectory.
 
-    Scored of a step  ->  SignalSums.add()  ->  figures()  ->  {"mean": 0.21, "p95": 1.1, ...}
+    ScoredTokens of a step  ->  SignalSums.add()  ->  figures()  ->  {"mean": 0.21, "p95": 1.1, ...}
     every step        ->  Signal.add()      ->  found()    ->  per step and over all, by kind; y_o and y_r of equal rows
 
 - `mean` weighs every token alike, `row_mean` every trajectory: where short trajectories are the bad ones, it is larger.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from trd_ray.diagnostics.scored import FIELDS, KINDS, VIEWS, Scored
+from trd_ray.diagnostics.scored import FIELDS, KINDS, VIEWS, ScoredTokens
 from trd_ray.diagnostics.tally import Tally
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -32,7 +32,7 @@ class SignalSums:
         self.largest = -math.inf
         self.kl = Tally()
 
-    def add(self, scored: Scored) -> "SignalSums":
+    def add(self, scored: ScoredTokens) -> "SignalSums":
         finite_N = scored.finite_N
         self.not_finite += int((~finite_N).sum())
         found = {name: values_N[finite_N] for name, values_N in scored.tokens.items()}
@@ -90,7 +90,7 @@ class Signal:
         self.all: dict[str, SignalSums] = {}
         self.pairs: dict[str, tuple[SignalSums, SignalSums]] = {}
 
-    def add(self, step: int, scored: Scored) -> None:
+    def add(self, step: int, scored: ScoredTokens) -> None:
         self.steps.append(step)
         for kind, its in scored.kinds().items():
             sums = SignalSums().add(its)

@@ -17,7 +17,7 @@ from trd_ray.diagnostics.assumptions import EDIT_PAIRS_OF_A_RUN, EDIT_PAIRS_OF_A
 from trd_ray.diagnostics.class_shares import ClassShares
 from trd_ray.diagnostics.departure import Departures
 from trd_ray.diagnostics.difficulty import buckets_of_rows, evaluated_buckets
-from trd_ray.diagnostics.kept import edits
+from trd_ray.diagnostics.kept_tokens import edits
 from trd_ray.diagnostics.position import Position
 from trd_ray.diagnostics.row_facts import RowFacts
 from trd_ray.diagnostics.run_tables import RunTables
@@ -131,10 +131,10 @@ class _Pass:
             self.classes.add(rows)
         if "departure" in self.only:
             self.departures.add(rows.scored, rows.passed["y_o"])
+        unknown_B = np.full(rows.count, np.nan)
+        edited = (unknown_B, unknown_B)
         if {"support", "subsets"} & set(self.only):
             edited = edits(rows, self.pairs_of_a_step)
-        else:
-            edited = (np.full(rows.count, np.nan),) * 2
         if "support" in self.only:
             self.support.add(step, rows, edited)
         if {"lengths", "buckets", "subsets"} & set(self.only):

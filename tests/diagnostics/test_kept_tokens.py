@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from made_steps import response, row, step_table
 
-from trd_ray.diagnostics.kept import common_tokens, edits, kept_share
+from trd_ray.diagnostics.kept_tokens import common_tokens, edits, kept_share
 from trd_ray.diagnostics.repetition import repeated_shares
 from trd_ray.diagnostics.step_rows import Lists, StepRows
 from trd_ray.stream.edits import edited_share
