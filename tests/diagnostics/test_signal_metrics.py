@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from made_steps import random_rows, response, row, scored, step_table
 
+from trd_ray.diagnostics.position import first_third_share
 from trd_ray.diagnostics.signal_metrics import METRICS, step_metrics
 from trd_ray.diagnostics.step_rows import StepRows
 from trd_ray.diagnostics.token_signal import SignalSums
@@ -12,8 +13,7 @@ def test_a_step_s_metrics_are_the_figures_of_its_rows():
     table = step_table(*random_rows(np.random.default_rng(0), 12, diagnosed=5))
     found = step_metrics(table)
     its = StepRows(table).scored
-    figures = SignalSums().add(its.kind("trained")).figures()
-    assert {q: found[f"signal/kl_{q}"] for q in ("p50", "p95", "p99")} == {q: figures[q] for q in ("p50", "p95", "p99")}
+    assert found["signal/first_third"] == first_third_share(its.kind("trained"))
     y_o, y_r = its.paired("vanilla")
     assert len(y_o) == len(y_r) == 5
     assert found["signal/y_o_vanilla/kl"] == SignalSums().add(y_o).figures()["mean"]
@@ -30,7 +30,7 @@ def test_what_was_not_measured_is_absent():
     trained = [scored("y_r", "refine", True, kl=[1.0])]
     found = step_metrics(step_table(row(0, y_o=response([1]), y_r=response([2]), scored=trained)))
     assert not [name for name in found if "vanilla" in name or name.startswith("signal/y_")]
-    assert {"signal/kl_p50", "support/kept_share", "support/leaks"} <= set(found)
+    assert {"signal/first_third", "support/kept_share", "support/leaks"} <= set(found)
     assert step_metrics(step_table(row(0, fault="dead", y_o=response([1])))) == {}
     assert step_metrics(step_table()) == {}
     assert step_metrics(step_table(row(0)).drop_columns(["scored"])) == {}

@@ -103,9 +103,32 @@ def test_a_teacher_that_finds_nothing_likely_has_no_perplexity_rather_than_an_er
     assert figures["ppl_teacher"] is None and figures["ppl_gap"] is None and figures["ppl_student"] == 1
 
 
+def test_what_float16_could_not_hold_is_as_what_is_not_finite():
+    figures = SignalSums().add(of(row(0, scored=[scored("y_o", "refine", True, kl=[1.0, 65504.0])]))).figures()
+    assert figures["mean"] == figures["max"] == 1.0 and figures["not_finite"] == 1
+
+
+def test_of_a_trajectory_that_was_trained_on_and_looked_at_the_pair_takes_the_look_and_the_kind_what_was_trained():
+    """The look has the weights before the step, as y_o's has; an earlier update of the step is in what was trained."""
+    found = of(
+        row(
+            0,
+            scored=[
+                scored("y_r", "refine", True, kl=[9.0]),
+                scored("y_o", "refine", kl=[1.0]),
+                scored("y_r", "refine", kl=[2.0]),
+            ],
+        ),
+        row(1, scored=[scored("y_r", "refine", True, kl=[5.0]), scored("y_o", "refine", kl=[7.0])]),
+    )
+    assert found.kind("y_r_refine").tokens["kl"].tolist() == found.kind("trained").tokens["kl"].tolist() == [9.0, 5.0]
+    y_o, y_r = found.paired("refine")
+    assert y_o.tokens["kl"].tolist() == [1.0, 7.0] and y_r.tokens["kl"].tolist() == [2.0, 5.0]
+
+
 def test_what_lacks_tokens_or_a_list_is_left_out_and_of_two_the_first_counts():
     found = of(
-        row(0, scored=[scored("y_r", "refine", True, kl=[1.0, 2.0]), scored("y_r", "refine", kl=[9.0, 9.0])]),
+        row(0, scored=[scored("y_r", "refine", True, kl=[1.0, 2.0]), scored("y_r", "refine", True, kl=[9.0, 9.0])]),
         row(1, scored=[scored("y_o", "vanilla"), scored("y_r", "vanilla", kl=[1.0], onset=None)]),
         row(2, scored=[scored("y_o", "vanilla", kl=[1.0], onset=[0.0, 0.0])]),
         row(3, scored=None),

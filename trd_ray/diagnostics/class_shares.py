@@ -31,8 +31,7 @@ class ClassShares:
         )
         class_N = self.classes.of(ids_N, scored.place_N == 0)
         for kind in KINDS:
-            chosen_E = scored.trained_E if kind == "trained" else scored.kind_E == kind
-            counted_N = np.repeat(chosen_E, scored.lengths_E) & scored.finite_N
+            counted_N = np.repeat(scored.of_kind(kind), scored.lengths_E) & scored.finite_N
             if counted_N.any():
                 its = class_N[counted_N]
                 kl = np.bincount(its, weights=scored.tokens["kl"][counted_N], minlength=len(CLASSES))

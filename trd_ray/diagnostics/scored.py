@@ -3,8 +3,11 @@
     the column, a list of structs a row  ->  ScoredTokens.of()  ->  entries: one trajectory under one view each
                                          ->  .kind("y_o_vanilla"), .paired("refine")  ->  some of them
 
-An entry without tokens, without one of its four lists, or with lists of unequal lengths is left out. Of entries of one
-row that have the same trajectory and view, the first counts: what was trained on comes first.
+An entry without tokens, without one of its four lists, or with lists of unequal lengths is left out.
+
+A row may have a trajectory under a view twice: trained on, with the weights of that update, and looked at, with the
+weights before the step (diagnostics.rows). As a kind, what was trained on counts. Where y_o and y_r are paired, what was
+looked at counts: the weights are the same for both then.
 
 Legend: E entries, N tokens of all entries one after another.
 """
@@ -22,6 +25,7 @@ TRAINED = "trained"
 VIEWS = ("refine", "vanilla")
 OF_VIEWS = tuple(f"{y}_{view}" for y in ("y_o", "y_r") for view in VIEWS)
 KINDS = (TRAINED, *OF_VIEWS)
+LARGEST = np.finfo(np.float16).max
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class ScoredTokens:
         lists = {name: _field(entries, name) for name in FIELDS}
         lengths = {name: _lengths(one) for name, one in lists.items()}
         lengths_E = lengths["kl"]
-        there_E = (lengths_E > 0) & _first_of_each(row_E, kind_E)
+        there_E = (lengths_E > 0) & _first_of_each(row_E, kind_E, trained_E)
         for its_E in lengths.values():
             there_E &= its_E == lengths_E
         tokens = {name: _tokens(one)[_of_entries(there_E, lengths[name])] for name, one in lists.items()}
@@ -70,10 +74,10 @@ class ScoredTokens:
 
     @cached_property
     def finite_N(self) -> np.ndarray:
-        """Tokens at which all that was found is finite."""
+        """Tokens at which all that was found is finite. What float16 cannot hold is stored as the end of its range."""
         found = np.ones(int(self.lengths_E.sum()), dtype=bool)
         for values_N in self.tokens.values():
-            found &= np.isfinite(values_N)
+            found &= np.abs(values_N) < LARGEST  # false for NaN
         return found
 
     def only(self, chosen_E: np.ndarray) -> "ScoredTokens":
@@ -85,9 +89,16 @@ class ScoredTokens:
             self.row_E[chosen_E], self.kind_E[chosen_E], self.trained_E[chosen_E], self.lengths_E[chosen_E], tokens
         )
 
+    def of_kind(self, name: str, trained_first: bool = True) -> np.ndarray:
+        """Which entries are of one of KINDS, one of each row."""
+        if name == TRAINED:
+            return self.trained_E
+        its_E = self.kind_E == name
+        preferred_E = its_E & (self.trained_E == trained_first)
+        return its_E & (preferred_E | ~np.isin(self.row_E, self.row_E[preferred_E]))
+
     def kind(self, name: str) -> "ScoredTokens":
-        """The entries of one of KINDS."""
-        return self.only(self.trained_E if name == TRAINED else self.kind_E == name)
+        return self.only(self.of_kind(name))
 
     def kinds(self) -> dict[str, "ScoredTokens"]:
         """Those of KINDS that there are."""
@@ -98,7 +109,7 @@ class ScoredTokens:
 
     def paired(self, view: str) -> tuple["ScoredTokens", "ScoredTokens"] | None:
         """y_o and y_r under a view, of the rows that have both; None where no row has."""
-        y_o, y_r = self.kind(f"y_o_{view}"), self.kind(f"y_r_{view}")
+        y_o, y_r = (self.only(self.of_kind(f"{y}_{view}", trained_first=False)) for y in ("y_o", "y_r"))
         rows = np.intersect1d(y_o.row_E, y_r.row_E)
         return (y_o.of_rows(rows), y_r.of_rows(rows)) if len(rows) else None
 
@@ -121,10 +132,10 @@ def _of_entries(chosen_E: np.ndarray, lengths_E: np.ndarray) -> np.ndarray:
     return np.repeat(chosen_E, np.maximum(lengths_E, 0))
 
 
-def _first_of_each(row_E: np.ndarray, kind_E: np.ndarray) -> np.ndarray:
-    seen: set[tuple[int, str]] = set()
+def _first_of_each(*of_E: np.ndarray) -> np.ndarray:
+    seen: set[tuple] = set()
     first = []
-    for key in zip(row_E.tolist(), kind_E.tolist(), strict=True):
+    for key in zip(*(one_E.tolist() for one_E in of_E), strict=True):
         first.append(key not in seen)
         seen.add(key)
     return np.array(first, dtype=bool)

@@ -43,9 +43,8 @@ def metric_names(
     from trd_ray.distill import learner
     from trd_ray.record import ledger
 
-    found = {*ledger.METRICS, *learner.METRICS, *signal_metrics.METRICS, *OF_THE_LOOP, *EVALUATED}
-    found |= set(by_source.names_of(sources))
-    found |= set(by_verifier.score_names(verifiers))
+    found = {*ledger.METRICS, *learner.METRICS, *OF_THE_LOOP, *EVALUATED, *by_source.names_of(sources)}
+    found |= set(by_verifier.score_names(verifiers)) | set(signal_metrics.METRICS)
     for name in evaluation.sets if evaluation else ():
         found |= {*evaluated(name), lost(name)}
     for name in teachers:
