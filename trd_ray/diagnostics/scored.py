@@ -6,8 +6,8 @@
 An entry without tokens, without one of its four lists, or with lists of unequal lengths is left out.
 
 A row may have a trajectory under a view twice: trained on, with the weights of that update, and looked at, with the
-weights before the step (diagnostics.rows). As a kind, what was trained on counts. Where y_o and y_r are paired, what was
-looked at counts: the weights are the same for both then.
+weights before the step (diagnostics.rows). As a kind, what was trained on counts. Where y_o and y_r are paired, what
+was looked at counts: the weights are the same for both then.
 
 Legend: E entries, N tokens of all entries one after another.
 """

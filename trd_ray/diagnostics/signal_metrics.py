@@ -3,8 +3,8 @@
     the table of a step, with `scored`  ->  step_metrics()  ->  {"signal/first_third": 0.5, "support/leaks": 0.0, ...}
 
 `signal/first_third` is of what the step trained on. `signal/y_o_vanilla/kl` and its like are of the rows that were
-looked at on y_o and on y_r under that view (diagnostics.rows), so that the two compare. What has no meaning in a step is
-absent.
+looked at on y_o and on y_r under that view (diagnostics.rows), so that the two compare. What has no meaning in a step
+is absent.
 
 It costs the loop time, so edits are counted on a limited number of pairs (EDIT_PAIRS_OF_A_STEP). On one core 64 rows of
 30 tokens take 4 ms, and 128 rows of 4,096 tokens 0.2 s.
