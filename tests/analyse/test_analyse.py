@@ -102,7 +102,23 @@ def test_a_run_is_found_by_its_name_and_a_wrong_one_is_answered_with_a_close_one
     monkeypatch.chdir(run.parents[1])
     assert said(capsys, "mine", "lengths").startswith("mine: 48 rows")
     assert "there is no run mime (did you mean mine?)" in said(capsys, "mime", code=2)
-    assert "holds no rows" in said(capsys, str(run.parents[1] / "runs" / "mine" / "logs"), code=2)
+    assert "holds no rows" in said(capsys, str(run / "logs"), code=2)
+
+
+def test_a_run_that_has_just_begun_says_so(tmp_path, capsys):
+    made_run(tmp_path / "new", steps=0)
+    out = said(capsys, str(tmp_path / "new"))
+    assert out.startswith("new: no rows yet\n") and "Held-out" in out and "no step is" in out
+    assert "no step is recorded" in said(capsys, str(tmp_path / "new"), "support", code=2)
+
+
+def test_over_training_the_steps_are_shown_in_which_rows_were_looked_at(run, capsys, monkeypatch):
+    found = of_run(run, only=("signal",))["signal"]
+    for kind, its in found["kinds"].items():
+        if kind != "trained":
+            its["mean"] = [value if i in (0, 5, 11) else None for i, value in enumerate(its["mean"])]
+    [*_, over] = TABLES["signal"](found)
+    assert [line[0] for line in over.lines] == ["step", "1", "6", "12"] and "3 of 12 steps" in over.note
 
 
 def test_what_is_not_there_is_named_with_what_to_set(tmp_path, capsys):

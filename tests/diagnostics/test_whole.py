@@ -142,8 +142,20 @@ def test_the_directory_of_a_comparison_names_its_runs_and_an_empty_one_says_what
     place, _ = run
     with pytest.raises(UserError, match=r"it holds runs: name one of them, such as .*/run"):
         of_run(place.parent)
-    with pytest.raises(UserError, match="a run has some once its first step is recorded"):
+    with pytest.raises(UserError, match="name the directory of a run, of a corpus or of an evaluation that is done"):
         of_run(tmp_path)
+
+
+def test_of_a_run_without_a_step_there_is_what_was_evaluated_and_a_word_on_the_rest(run, tmp_path):
+    place, _ = run
+    begun = tmp_path / "begun"
+    shutil.copytree(place, begun)
+    for file in (begun / "rows").glob("*"):
+        file.unlink()
+    found = of_run(begun)
+    assert set(found) == {"about", "buckets", "missing"} and set(found["buckets"]) == {"evaluation"}
+    assert found["about"]["rows"] == 0 and found["about"]["steps"] == []
+    assert set(found["missing"].values()) == {"no step is recorded: look again once the first one is"}
 
 
 def test_a_damaged_file_is_named_and_a_line_that_a_crash_cut_short_is_left_out(run, tmp_path):

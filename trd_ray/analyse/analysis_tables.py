@@ -54,10 +54,11 @@ def _signal(found: dict[str, Any]) -> Iterator[Drawn]:
         yield Drawn("The same, over the rows that have y_o and y_r", lines, "The paper's Figure 3, in this run.")
     kinds = list(found["kinds"])
     lines = [["step", *kinds]]
-    for at in _thinned(len(found["steps"])):
+    places = _shown_steps(found)
+    for at in places:
         means = [found["kinds"][kind]["mean"][at] for kind in kinds]
         lines.append([str(found["steps"][at]), *(_n(value, 4) for value in means)])
-    yield Drawn("Mean KL over training", lines, _told_thinned(len(found["steps"])))
+    yield Drawn("Mean KL over training", lines, _told_thinned(len(places), len(found["steps"])))
 
 
 def _of_figures(name: str, figures: dict[str, float | None]) -> list[str]:
@@ -127,7 +128,7 @@ def _lengths(found: dict[str, Any]) -> Iterator[Drawn]:
     for of, title in (("all", "all"), ("already_correct", "y_o passed"), ("failed", "y_o failed")):
         for what, its in found.get(of, {}).items():
             lines.append(
-                [f"{title}: {what}", str(its["rows"]), _n(its["mean"], 1), *(_n(its[q], 0) for q in quantiles)]
+                [f"{title}: {what}", str(its["rows"]), f"{its['mean']:.1f}", *(_n(its[q], 0) for q in quantiles)]
             )
     counted = found.get("reference_rows")
     note = f" References are counted for {counted} rows." if counted else ""
@@ -192,8 +193,16 @@ def _thinned(count: int) -> list[int]:
     return [round(i * (count - 1) / (MOST_STEPS - 1)) for i in range(MOST_STEPS)]
 
 
-def _told_thinned(count: int) -> str:
-    return f"{MOST_STEPS} of {count} steps; --json has all." if count > MOST_STEPS else "In nats a token."
+def _shown_steps(found: dict[str, Any]) -> list[int]:
+    """Places of some steps: of those in which every kind was scored, where there are two."""
+    means = [its["mean"] for its in found["kinds"].values()]
+    whole = [at for at in range(len(found["steps"])) if all(mean[at] is not None for mean in means)]
+    places = whole if len(whole) > 1 else list(range(len(found["steps"])))
+    return [places[i] for i in _thinned(len(places))]
+
+
+def _told_thinned(shown: int, count: int) -> str:
+    return f"{shown} of {count} steps; --json has all." if shown < count else "In nats a token."
 
 
 def _n(value: float | None, digits: int) -> str:

@@ -69,6 +69,8 @@ def _by_sentence(missing: dict[str, str]) -> dict[str, list[str]]:
 
 def _headline(directory: Path, about: dict[str, Any]) -> str:
     steps = about["steps"]
+    if not steps:
+        return f"{directory.name}: no rows yet"
     many = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} steps, {steps[0]} to {steps[-1]}"
     where = many if about["from"] == "rows" else f"{len(steps)} evaluated benchmark{'s' * (len(steps) > 1)}"
     parts = [f"{directory.name}: {about['rows']} rows, {where}"]

@@ -31,20 +31,25 @@ class RunTables:
     def of(
         cls, directory: Path, steps: tuple[int | None, int | None] = (None, None), source: str | None = None
     ) -> "RunTables":
-        """Raises UserError for a directory without rows."""
+        """Raises UserError for a directory that is neither a run nor an evaluation with samples.
+
+        A run that has no rows yet has no files.
+        """
         files = sorted((directory / "rows").glob("step-*.parquet"), key=_number)
         if files:
             # Version 2 of the rows counted steps from 0, so a neighbour may be of a step that is asked for.
             first, last = steps
             near = [f for f in files if (first or 0) - 1 <= _number(f) and (last is None or _number(f) <= last)]
             return cls(near, "rows", steps, source)
+        if (directory / "rows").is_dir() and (directory / "recipe.yaml").is_file():
+            return cls([], "rows", steps, source)
         files = sorted((directory / "evaluation").glob("*.parquet"))
         if not files:
             runs = sorted({f.parents[1].name for f in directory.glob("*/rows/step-*.parquet")})
             instead = f"; it holds runs: name one of them, such as {directory / runs[0]}" if runs else ""
             raise UserError(
                 f"{directory} holds no rows (rows/step-*.parquet), nor the samples of an evaluation"
-                f"{instead or ': a run has some once its first step is recorded'}"
+                f"{instead or ': name the directory of a run, of a corpus or of an evaluation that is done'}"
             )
         return cls(files, "evaluation", steps, source)
 

@@ -52,6 +52,7 @@ _UNTRAINED = (
     "no row has what the learner found at its tokens: set diagnostics.tokens=true for the next run; a corpus that trd "
     "refine made, and an evaluation, have none, since nothing trains there"
 )
+NOTHING_YET = "no step is recorded: look again once the first one is"
 ABSENT = {
     "signal": _UNTRAINED,
     "position": _UNTRAINED,
@@ -76,15 +77,16 @@ def of_run(
 ) -> dict[str, Any]:
     """The parts that are asked for, of the steps between the two (None: no end) and of one source of problems.
 
-    Held-out problems (`buckets` of evaluations) know neither steps nor sources. Raises UserError for a directory
-    without rows or with a damaged file, and for steps or a source that no row is of.
+    Held-out problems (`buckets` of evaluations) know neither steps nor sources. Of a run without a step there is no more
+    than these. Raises UserError for a directory of another kind or with a damaged file, and for steps or a source that
+    no row is of.
     """
     directory = Path(directory).expanduser().absolute()
     tables = RunTables.of(directory, steps, source)
     passed = _Pass(directory, only, len(tables.files))
     for step, table in tables.each(list(dict.fromkeys(name for part in only for name in PARTS[part]))):
         passed.add(step, StepRows(table))
-    if not passed.rows:
+    if not passed.rows and (tables.files or steps != (None, None) or source is not None):
         raise UserError(_no_rows(directory, tables))
     return _plain(passed.found(tables.kind))
 
@@ -105,7 +107,7 @@ class _Pass:
         self.missing: dict[str, str] = {}
         self.classes: ClassShares | None = None
         self.tokenizer: Any = None
-        if {"classes", "lengths"} & set(only):
+        if files and {"classes", "lengths"} & set(only):
             self._load_tokenizer()
 
     def _load_tokenizer(self) -> None:
@@ -159,7 +161,7 @@ class _Pass:
             if its := made[part]():
                 out[part] = its
             else:
-                self.missing.setdefault(part, ABSENT[part])
+                self.missing.setdefault(part, ABSENT[part] if self.rows else NOTHING_YET)
         return out | ({"missing": self.missing} if self.missing else {})
 
     def _reference_tokens(self) -> dict[str, int] | None:
@@ -199,6 +201,8 @@ def _no_rows(directory: Path, tables: RunTables) -> str:
     for step, table in every.each(()):
         steps.append(step)
         sources |= set(table["source"].unique().to_pylist()) - {None}
+    if not steps:
+        return f"no row of {directory} is of {' and '.join(asked)}: no step is recorded yet"
     named = f", and sources {', '.join(sorted(sources))}" if sources else ", and its rows name no source"
     return f"no row of {directory} is of {' and '.join(asked)}: it has steps {steps[0]} to {steps[-1]}{named}"
 
