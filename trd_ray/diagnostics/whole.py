@@ -77,9 +77,9 @@ def of_run(
 ) -> dict[str, Any]:
     """The parts that are asked for, of the steps between the two (None: no end) and of one source of problems.
 
-    Held-out problems (`buckets` of evaluations) know neither steps nor sources. Of a run without a step there is no more
-    than these. Raises UserError for a directory of another kind or with a damaged file, and for steps or a source that
-    no row is of.
+    Held-out problems (`buckets` of evaluations) know neither steps nor sources. A run without a step has nothing else.
+    Raises UserError for a directory of another kind or with a damaged file, and for steps or a source that no row is
+    of.
     """
     directory = Path(directory).expanduser().absolute()
     tables = RunTables.of(directory, steps, source)
