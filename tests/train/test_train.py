@@ -28,8 +28,8 @@ from runs import (
 )
 from trd_ray import miniature
 from trd_ray.cli import main
-from trd_ray.record.events import last_events
 from trd_ray.diagnostics.whole import of_run
+from trd_ray.record.events import last_events
 from trd_ray.record.metrics import metric_names
 from trd_ray.session.seen import look_at
 from trd_ray.verify.code.tests import Tests
@@ -96,10 +96,9 @@ def test_what_diagnostics_say_of_the_rows_is_what_the_steps_measured(opsd, corpu
     found = of_run(opsd.directory)
     for name in ("kept_share", "leaks", "y_o_nll", "y_r_nll", "y_o_repetition"):
         assert found["support"]["per_step"][name] == pytest.approx([m[f"support/{name}"] for m in opsd.metrics])
-    signal = found["signal"]["kinds"]["trained"]  # float16 in rows, float32 in metrics
-    assert signal["mean"] == pytest.approx([m["kl/mean"] for m in opsd.metrics], rel=2e-3)
-    assert signal["tokens"] == [m["trained_tokens"] for m in opsd.metrics]
-    assert found["support"]["per_step"]["y_o_repetition"][0] > found["support"]["per_step"]["y_r_repetition"][0]
+    trained = found["signal"]["kinds"]["trained"]  # float16 in rows, float32 in metrics
+    assert trained["mean"] == pytest.approx([m["kl/mean"] for m in opsd.metrics], rel=2e-3)
+    assert trained["tokens"] == [m["trained_tokens"] for m in opsd.metrics]
     refined = of_run(corpus.directory)
     assert "signal" not in refined and refined["support"]["all"]["kept_share"] > 0.3
 
