@@ -1,7 +1,7 @@
 """The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
-key.sub=value ...`, `trd check`, `trd review`, `trd compare`, `trd reproduce`, `trd export`, `trd chat`, `trd init`,
-`trd recipes`, `trd doctor` and `trd miniature build`; and for a run that goes on `trd status | logs | stop | pause |
-unpause | checkpoint | scale RUN`.
+key.sub=value ...`, `trd check`, `trd review`, `trd analyse`, `trd compare`, `trd reproduce`, `trd export`, `trd chat`,
+`trd init`, `trd recipes`, `trd doctor` and `trd miniature build`; and for a run that goes on `trd status | logs |
+stop | pause | unpause | checkpoint | scale RUN`.
 
 What a user can fix is one sentence on standard error and exit code 2.
 """
@@ -38,6 +38,7 @@ EXAMPLES = {
     "checkpoint": "trd checkpoint runs/miniature-opsd",
     "scale": "trd scale runs/miniature-opsd refiner=2",
     "evaluate": "trd evaluate runs/miniature-opsd miniature:test",
+    "analyse": "trd analyse runs/miniature-opsd",
     "chat": "trd chat runs/miniature-opsd --prompt 6+1@1-2-3@2",
     "export": "trd export runs/miniature-opsd --to exports/mine",
     "compare": "trd compare miniature --dry-run",
@@ -182,6 +183,10 @@ def _job(options: argparse.Namespace) -> int:
 
         o = options
         return export.export(o.checkpoint, o.to, o.dtype, o.form, o.best, o.push)
+    if options.command == "analyse":
+        from trd_ray.analyse import command as analyse
+
+        return analyse.analyse(options.run, options.what, options.json, options.steps, options.source)
     if options.command == "review":
         from trd_ray.review import command as review
 

@@ -81,6 +81,22 @@ def of_review(command: argparse.ArgumentParser) -> None:
     command.add_argument("--reviewer", metavar="NAME", help=text)
 
 
+ANALYSED = ("signal", "position", "classes", "departure", "support", "lengths", "buckets", "subsets")
+
+
+def of_analyse(command: argparse.ArgumentParser) -> None:
+    text = (
+        "a directory with rows: a run, also one that goes on or has crashed, a corpus, an evaluation; or a run's name"
+    )
+    command.add_argument("run", metavar="RUN", help=text)
+    text = f"one of {', '.join(ANALYSED)} (default: everything)"
+    command.add_argument("what", nargs="?", choices=ANALYSED, metavar="WHAT", help=text)
+    command.add_argument("--json", action="store_true", help="for scripts")
+    text = "these steps alone: 10:20, 10:, :20 or 10"
+    command.add_argument("--steps", type=_steps, default=(None, None), metavar="A:B", help=text)
+    command.add_argument("--source", metavar="NAME", help="rows of this one of data.sources alone")
+
+
 def of_doctor(command: argparse.ArgumentParser) -> None:
     text = "a recipe to look for too: its models and data, a compiler or a sandbox if it needs one"
     command.add_argument("recipe", nargs="?", help=text)
@@ -114,6 +130,17 @@ def _whole(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but is {text}")
     return int(text)
+
+
+def _steps(text: str) -> tuple[int | None, int | None]:
+    first, colon, last = text.partition(":")
+    ends = [first, last if colon else first]
+    if not any(ends) or not all(end.isdecimal() or not end for end in ends):
+        raise argparse.ArgumentTypeError(f"must be two steps such as 10:20, 10: or :20, but is {text}")
+    found = (int(ends[0]) if ends[0] else None, int(ends[1]) if ends[1] else None)
+    if found[0] is not None and found[1] is not None and found[0] > found[1]:
+        raise argparse.ArgumentTypeError(f"must begin before it ends, but is {text}")
+    return found
 
 
 def _seconds(text: str) -> float:
@@ -179,6 +206,7 @@ OTHERS = {
         of_check,
     ),
     "review": ("judge the responses of a corpus that wait for a person, one at a time", of_review),
+    "analyse": ("where the signal of a run sits, and whether refinement stays near the student", of_analyse),
     "export": ("a checkpoint as a Hugging Face folder, in any type, with a model card", of_export),
     "chat": ("try a checkpoint: ask it in the terminal, or through a pipe", of_chat),
     "compare": ("several methods, modes and seeds in one table; started again, it goes on", of_compare),

@@ -28,6 +28,7 @@ from runs import (
 )
 from trd_ray import miniature
 from trd_ray.cli import main
+from trd_ray.diagnostics.whole import of_run
 from trd_ray.record.events import last_events
 from trd_ray.record.metrics import metric_names
 from trd_ray.session.seen import look_at
@@ -111,6 +112,17 @@ def test_refinement_repairs_and_shortens_from_the_first_step(opsd):
     first = opsd.metrics[0]
     assert first["y_r/passed"] > first["y_o/passed"] + 0.2
     assert fmean(m["y_r/tokens_mean"] for m in opsd.metrics) < fmean(m["y_o/tokens_mean"] for m in opsd.metrics)
+
+
+def test_what_diagnostics_say_of_the_rows_is_what_the_steps_measured(opsd, corpus):
+    found = of_run(opsd.directory)
+    for name in ("kept_share", "leaks", "y_o_nll", "y_r_nll", "y_o_repetition"):
+        assert found["support"]["per_step"][name] == pytest.approx([m[f"support/{name}"] for m in opsd.metrics])
+    trained = found["signal"]["kinds"]["trained"]  # float16 in rows, float32 in metrics
+    assert trained["mean"] == pytest.approx([m["kl/mean"] for m in opsd.metrics], rel=2e-3)
+    assert trained["tokens"] == [m["trained_tokens"] for m in opsd.metrics]
+    refined = of_run(corpus.directory)
+    assert "signal" not in refined and refined["support"]["all"]["kept_share"] > 0.3
 
 
 def test_the_checkpoint_loads_in_transformers_and_differs_from_the_base(opsd):

@@ -21,7 +21,8 @@ from trd_ray.errors import UserError
 from trd_ray.record import by_source, by_verifier
 from trd_ray.record.room import is_full
 
-# What the loop itself measures in a step; the rows (ledger.METRICS) and the learner (learner.METRICS) give the rest.
+# What the loop itself measures in a step; the rows (ledger.METRICS,
+# signal_metrics.METRICS) and the learner (learner.METRICS) give the rest.
 OF_THE_LOOP = (
     *("version", "epoch", "time_s", "sync/gap_mean", "sync/gap_max"),
     *(f"seconds/{part}" for part in ("step", "wait", "sample", "verify", "refine", "train", "sync", "overhead")),
@@ -39,12 +40,12 @@ def metric_names(
 ) -> list[str]:
     """Every metric that a step may have of a run with these sources, sets, teachers and verifiers, but dropped/*."""
     from trd_ray import token_values
+    from trd_ray.diagnostics import signal_metrics
     from trd_ray.distill import learner
     from trd_ray.record import ledger
 
     found = {*ledger.METRICS, *learner.METRICS, *token_values.METRICS, *OF_THE_LOOP, *EVALUATED}
-    found |= set(by_source.names_of(sources))
-    found |= set(by_verifier.score_names(verifiers))
+    found |= set(by_source.names_of(sources)) | set(by_verifier.score_names(verifiers)) | set(signal_metrics.METRICS)
     for name in evaluation.sets if evaluation else ():
         found |= {*evaluated(name), lost(name)}
     for name in teachers:

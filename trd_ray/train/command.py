@@ -12,6 +12,7 @@ from functools import partial
 import pyarrow as pa
 
 from trd_ray.config import Recipe
+from trd_ray.diagnostics.signal_metrics import step_metrics
 from trd_ray.errors import UserError
 from trd_ray.preflight import placement
 from trd_ray.preflight.sharing import sharing
@@ -160,7 +161,7 @@ def _keep(
 ) -> tuple[list[dict], dict[str, float]]:
     """Write the step's rows and metrics; returns them, the rows without what is long."""
     rows = light(table)
-    record = row_metrics(rows) | hooks.measured(table)
+    record = row_metrics(rows) | step_metrics(table) | hooks.measured(table)
     session.room.having(f"the rows of step {step}", lambda: session.directory.write_rows(step, table))
     session.room.having(f"the metrics of step {step}", lambda: metrics.log(step, record))
     return rows, record

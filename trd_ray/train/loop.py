@@ -37,6 +37,7 @@ import pyarrow as pa
 
 from trd_ray import lineage
 from trd_ray.config import of_each
+from trd_ray.diagnostics.signal_metrics import step_metrics
 from trd_ray.record import warnings
 from trd_ray.record.clock import Clock
 from trd_ray.record.ledger import facts_of_rows, row_metrics
@@ -279,7 +280,7 @@ class Training:
 
     def record(self, steps: int, table: pa.Table, rows: list[dict], metrics: dict[str, Any]) -> None:
         room = self.session.room
-        metrics |= self.hooks.measured(table)
+        metrics |= step_metrics(table) | self.hooks.measured(table)
         room.having(f"the rows of step {steps}", lambda: self.directory.write_rows(steps, table))
         room.having(f"the metrics of step {steps}", lambda: self.metrics.log(steps, metrics))
         self.rows_sha256 = lineage.advance(self.rows_sha256, steps, lineage.rows_that_train(table))

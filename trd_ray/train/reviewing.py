@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from trd_ray.config import Recipe
+from trd_ray.diagnostics.signal_metrics import step_metrics
 from trd_ray.errors import UserError
 from trd_ray.files import write_atomically
 from trd_ray.record.claim import writing
@@ -124,5 +125,5 @@ class Reviewing:
 
 def _measured(before: pa.Table, now: pa.Table) -> dict[str, Any]:
     """The metrics of rows; one that they had before and have no more is None."""
-    had: Iterable[str] = row_metrics(light(before))
-    return dict.fromkeys(had) | row_metrics(light(now))
+    had: Iterable[str] = row_metrics(light(before)) | step_metrics(before)
+    return dict.fromkeys(had) | row_metrics(light(now)) | step_metrics(now)
