@@ -51,7 +51,9 @@ def panel(directory: RunDirectory, budget_bytes: int) -> Panel | None:
 
     chosen = Shown(pieces, lambda some, packing: _samples(evaluations, some, packing))
     chosen.fill(samples, [one.tokens for one in samples], budget_bytes * (OF_EVALUATIONS if light else 0.98))
-    data |= {"samples": chosen.packed(samples), "rule_of_samples": _said(len(chosen.taken), samples, evaluations)}
+    names = list(evaluations.counts)
+    in_files = sorted(samples, key=lambda one: (names.index(one.evaluation), one.place))
+    data |= {"samples": chosen.packed(in_files), "rule_of_samples": _said(len(chosen.taken), samples, evaluations)}
 
     ordered = choice.in_order(light)
     rows = [row for row, _ in ordered]
