@@ -311,6 +311,28 @@ def test_the_page_fits_a_phone(browser, file, opened):
     phone.page.close()
 
 
+def test_long_texts_are_folded_until_they_are_asked_for(browser, run, tmp_path, opened):
+    data = json.loads(json.dumps(samples.panel(run, 10_000_000).data))
+    row, problem = data["rows"]["all"][0], data["rows"]["problems"][0]
+    problem["problem"] = "x" * 1_000_000
+    row["y_o"] |= {"text": "ab" * 2000, "lengths": data["scale"]["letters"][2] * 2000, "tokens": 2000, "special": []}
+    place = tmp_path / "report.html"
+    place.write_text(html_page("r", [Panel("samples", "Samples", "", data=data)]))
+    long = Opened(browser, place, width=360).go("row=0")
+    assert long.page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert len(long.spans("y_o")) == 1200
+    long.page.click(".column.y_o .more")
+    assert len(long.spans("y_o")) == 2000 and not long.page.locator(".column.y_o .more").is_visible()
+    passage = long.page.locator("details.passage").first
+    passage.locator("summary").click()
+    assert passage.locator(".more").inner_text() == "Show all 1,000,000 characters"
+    assert len(passage.locator(".text").inner_text()) == 6000
+    passage.locator(".more").click()
+    assert len(passage.locator(".text").inner_text()) == 1_000_000
+    assert long.wrong == []
+    long.page.close()
+
+
 def test_thousands_of_rows_are_listed_and_few_are_drawn(browser, run, tmp_path, opened):
     panel = samples.panel(run, 10_000_000)
     data = json.loads(json.dumps(panel.data))

@@ -96,8 +96,9 @@ class Shown:
             rate = took / sum(guesses[:end])
             if took > _FULL * budget:
                 break
-        while self.taken and size(self.packed(self.taken)) > budget:
+        while self.taken and took > budget:
             del self.taken[int(_FULL * len(self.taken)) :]
+            took = size(self.packed(self.taken))
 
     def packed(self, order: Sequence[Any]) -> dict[str, Any]:
         """The rows in this order, and the problems that they name."""
@@ -139,14 +140,14 @@ def _said(shown: int, samples: Sequence[Sample], evaluations: StoredEvaluations)
 
 def _pieces(directory: RunDirectory) -> tuple[Pieces | None, list[str]]:
     """The run's tokenizer, from its newest checkpoint or its student; or None, and why in a sentence."""
-    recipe = load(str(directory.path / "recipe.yaml"))
+    model = "the run"
     try:
+        recipe = load(str(directory.path / "recipe.yaml"))
+        model = recipe.student.path
         return Pieces(_tokenizer(directory, recipe)), []
     except Exception as e:  # a tokenizer is read by its own code, and a page can do without
-        return None, [
-            f"Texts are shown without tokens and prompts: the tokenizer of {recipe.student.path} cannot be read "
-            f"({' '.join(str(e).split())[:200]})."
-        ]
+        why = " ".join(str(e).split())[:200]
+        return None, [f"Texts are shown without tokens and prompts: the tokenizer of {model} cannot be read ({why})."]
 
 
 def _tokenizer(directory: RunDirectory, recipe: Recipe) -> Any:
