@@ -143,7 +143,7 @@ def test_means_verdicts_and_feedback_are_those_of_the_row(opened, rows):
         row = rows[number]
         opened.go(f"row={number}")
         for y in ("y_o", "y_r"):
-            assert opened.text(f".column.{y} .verdict").endswith("passed" if row[y]["passed"] else "failed")
+            assert opened.text(f".column.{y} .outcome").endswith("passed" if row[y]["passed"] else "failed")
         facts = opened.text(".column.y_r .means")
         kl = np.array(row["scored"][0]["kl"], np.float64)
         assert float(re.search(r"mean KL\s+([\d.]+)", facts)[1]) == pytest.approx(kl.mean(), rel=1e-3)

@@ -32,7 +32,7 @@
   const verdict = (y) => {
     const word = y.passed === true ? "passed" : y.passed === false ? "failed" : "not judged";
     const sign = y.passed === true ? "✓" : y.passed === false ? "✗" : "?";
-    return el("span", { class: `verdict ${word.replace(" ", "-")}` }, el("span", { "aria-hidden": "true" }, `${sign} `), word);
+    return el("span", { class: `outcome ${word.replace(" ", "-")}` }, el("span", { "aria-hidden": "true" }, `${sign} `), word);
   };
 
   const facts = (y) => el("dl", { class: "facts" },
@@ -76,8 +76,8 @@
     const peaks = (block, of, pieces) => {
       if (!of || !block.go || !(state.colour in WHAT)) return null;
       const letters = of[state.colour];
-      const places = Array.from(letters, (_, n) => n).sort((a, b) =>
-        (texts.number(letters[b], scale) ?? Infinity) - (texts.number(letters[a], scale) ?? Infinity) || a - b).slice(0, 5);
+      const values = Array.from(letters, (letter) => texts.number(letter, scale) ?? Infinity);
+      const places = Array.from(values.keys()).sort((a, b) => values[b] - values[a] || a - b).slice(0, 5);
       return el("p", { class: "peaks" }, el("span", {}, "Highest: "), places.map((n) =>
         el("button", { type: "button", onclick: () => { block.go(n); block.text.focus({ preventScroll: true }); } },
           quoted(pieces[n]), ` ${texts.rounded(letters[n], scale)}`)));

@@ -87,7 +87,7 @@
     const element = el("form", { class: "filters", role: "search", "aria-label": "Which samples are listed",
       onsubmit: (event) => event.preventDefault() },
       options("set", "Samples of", sets, Object.keys(sets).length < 2),
-      options("cell", "Ledger cell", {}),
+      options("cell", "Verdicts", {}),
       options("source", "Source", { "": "all", ...Object.fromEntries(sources.map((one) => [one, one])) }, sources.length < 2),
       range("step", "Step"), range("tokens", "Tokens of y_o"), range("kl", "Mean KL", "in nats"),
       options("sort", "Sort", SORTS),

@@ -77,6 +77,7 @@
       focus: () => view.focus(),
       fill: (all, item) => {
         items = all;
+        element.classList.toggle("evaluated", Boolean(items[0]?.evaluated));
         current = items.indexOf(item);
         view.style.height = `${Math.min(Math.max(items.length, 1), 10) * HEIGHT + 2}px`;
         view.classList.toggle("empty", !items.length);

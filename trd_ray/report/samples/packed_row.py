@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from trd_ray.report.samples.choice import cell_of
 from trd_ray.report.samples.token_pieces import Pieces
+from trd_ray.rows import part
 
 _FIRST = 35  # "#"; the letters after it need no escape in JSON, but for the backslash
 _LETTERS = np.array([c for c in range(_FIRST, 127) if chr(c) != "\\"], np.uint8)
@@ -56,8 +57,7 @@ class PackedRows:
         given = {name: _number(row.get(name)) for name in _OF_ROW}
         packed = {name: value for name, value in given.items() if value is not None and value != ""}
         packed["problem"] = self._problem(row)
-        verdicts = ((row.get(y) or {}).get("passed") for y in ("y_o", "y_r"))
-        packed["cell"] = cell_of(*verdicts, row.get("fault"))
+        packed["cell"] = cell_of(part(row, "y_o", "passed"), part(row, "y_r", "passed"), row.get("fault"))
         known = {name: text for name in ("problem", "reference") if len(text := row.get(name) or "") <= MAX_CHARS}
         for y in ("y_o", "y_r"):
             if row.get(y) and (row[y].get("ids") is not None or row[y].get("text") is not None):
