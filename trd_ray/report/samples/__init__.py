@@ -19,7 +19,7 @@ from trd_ray.report.samples import choice
 from trd_ray.report.samples.choice import Light
 from trd_ray.report.samples.packed_row import SCALE, PackedRows
 from trd_ray.report.samples.stored import Sample, StoredEvaluations, StoredRows
-from trd_ray.report.samples.token_pieces import Pieces
+from trd_ray.report.samples.token_pieces import TokenPieces
 
 EXPLAINS = (
     "Each row is an attempt (y_o) beside its refinement (y_r), with the verdict on each. Tokens are coloured by how "
@@ -71,7 +71,9 @@ def size(data: Any) -> int:
 class Shown:
     """Rows that a page shows: the first of an order, as many as fit."""
 
-    def __init__(self, pieces: Pieces | None, read: Callable[[Any, PackedRows], Iterable[tuple[Any, dict[str, Any]]]]):
+    def __init__(
+        self, pieces: TokenPieces | None, read: Callable[[Any, PackedRows], Iterable[tuple[Any, dict[str, Any]]]]
+    ):
         """`read` packs some of the things that `fill` is given."""
         self._packing = PackedRows(pieces)
         self._read = read
@@ -138,13 +140,13 @@ def _said(shown: int, samples: Sequence[Sample], evaluations: StoredEvaluations)
     )
 
 
-def _pieces(directory: RunDirectory) -> tuple[Pieces | None, list[str]]:
+def _pieces(directory: RunDirectory) -> tuple[TokenPieces | None, list[str]]:
     """The run's tokenizer, from its newest checkpoint or its student; or None, and why in a sentence."""
     model = "the run"
     try:
         recipe = load(str(directory.path / "recipe.yaml"))
         model = recipe.student.path
-        return Pieces(_tokenizer(directory, recipe)), []
+        return TokenPieces(_tokenizer(directory, recipe)), []
     except Exception as e:  # a tokenizer is read by its own code, and a page can do without
         why = " ".join(str(e).split())[:200]
         return None, [f"Texts are shown without tokens and prompts: the tokenizer of {model} cannot be read ({why})."]

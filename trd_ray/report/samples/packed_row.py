@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from trd_ray.report.samples.choice import cell_of
-from trd_ray.report.samples.token_pieces import Pieces
+from trd_ray.report.samples.token_pieces import TokenPieces
 from trd_ray.rows import part
 
 _FIRST = 35  # "#"; the letters after it need no escape in JSON, but for the backslash
@@ -47,7 +47,7 @@ COLUMNS += [f"{y}.{name}" for y in ("y_o", "y_r") for name in _OF_Y]
 class PackedRows:
     """Packs the rows of one page, whose problems are written once each. Without pieces there is text alone."""
 
-    def __init__(self, pieces: Pieces | None):
+    def __init__(self, pieces: TokenPieces | None):
         self._pieces = pieces
         self.problems: list[dict[str, Any]] = []
         self._places: dict[str, int] = {}

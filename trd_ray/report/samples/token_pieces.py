@@ -1,6 +1,6 @@
 """The text of each token, so that a page can colour the tokens of a text.
 
-    tokenizer, ids  ->  Pieces.of  ->  a text a token; joined they are the text of the ids, special tokens included
+    tokenizer, ids  ->  TokenPieces.of  ->  a text a token; joined they are the text of the ids, special tokens included
 
 A token of a byte-level vocabulary may hold a part of a character. The character stands at the token that completes it,
 and the tokens before have the empty text. Bytes that no token completes become U+FFFD.
@@ -19,7 +19,7 @@ _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")  # a byte that a SentencePiece vocab
 _WINDOW = 6  # tokens before one on which its text may depend, where nothing is known of the tokenizer
 
 
-class Pieces:
+class TokenPieces:
     def __init__(self, tokenizer: "PreTrainedTokenizerBase"):
         self._tokenizer = tokenizer
         added = (i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
