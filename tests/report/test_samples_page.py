@@ -143,8 +143,8 @@ def test_means_verdicts_and_feedback_are_those_of_the_row(opened, rows):
         row = rows[number]
         opened.go(f"row={number}")
         for y in ("y_o", "y_r"):
-            assert opened.text(f".column.{y} .outcome").endswith("passed" if row[y]["passed"] else "failed")
-        facts = opened.text(".column.y_r .means")
+            assert opened.text(f".column.{y} .on-sample").endswith("passed" if row[y]["passed"] else "failed")
+        facts = opened.text(".column.y_r .scored-means")
         kl = np.array(row["scored"][0]["kl"], np.float64)
         assert float(re.search(r"mean KL\s+([\d.]+)", facts)[1]) == pytest.approx(kl.mean(), rel=1e-3)
         assert float(re.search(r"highest\s+([\d.]+)", facts)[1]) == pytest.approx(kl.max(), rel=1e-3)

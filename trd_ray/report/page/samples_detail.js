@@ -32,7 +32,7 @@
   const verdict = (y) => {
     const word = y.passed === true ? "passed" : y.passed === false ? "failed" : "not judged";
     const sign = y.passed === true ? "✓" : y.passed === false ? "✗" : "?";
-    return el("span", { class: `outcome ${word.replace(" ", "-")}` }, el("span", { "aria-hidden": "true" }, `${sign} `), word);
+    return el("span", { class: `on-sample ${word.replace(" ", "-")}` }, el("span", { "aria-hidden": "true" }, `${sign} `), word);
   };
 
   const facts = (y) => el("dl", { class: "facts" },
@@ -93,7 +93,7 @@
         marks, mark: name === "y_o" ? "gone" : "come", told: told(name, of),
       });
       const { pieces } = texts.tokens(y, scale);
-      const means = of && el("dl", { class: "facts means" },
+      const means = of && el("dl", { class: "facts scored-means" },
         fact("mean KL", trd.number(of.means.kl)), fact("highest", trd.number(of.highest)),
         fact("mean NLL of the student", trd.number(of.means.student)), fact("of the teacher", trd.number(of.means.teacher)),
         fact("under", `${of.view} view${of.trained ? ", trained on" : ""}`));
