@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trd_ray.config import combinations, mixed_sources
+from trd_ray.config.alarm_keys import AlarmsConfig
 from trd_ray.config.effects import (
     ANSWERS,
     COMPARISON,
@@ -123,6 +124,7 @@ class Recipe(Node):
     scale: Annotated[ScaleConfig, NOTHING] = Field(default_factory=ScaleConfig)
     cluster: Annotated[ClusterConfig, MACHINES, COMPARISON] = Field(default_factory=ClusterConfig)
     metrics: Annotated[MetricsConfig, NOTHING] = Field(default_factory=MetricsConfig)
+    alarms: Annotated[AlarmsConfig, NOTHING] = Field(default_factory=AlarmsConfig)
     callbacks: Annotated[list[str], NOTHING] = Field(
         default_factory=list,
         description=f"classes of your own, each as {FORM}: train and refine call their on_step, on_evaluation, "
