@@ -1,5 +1,6 @@
 """A plausible run in metrics, of which a test changes what it is about."""
 
+from functools import cache
 from typing import Any
 
 from trd_ray.alarms.around import Around
@@ -31,9 +32,14 @@ def line(step: int, **changes: Any) -> dict[str, Any]:
     return {name: value for name, value in made.items() if value is not None}
 
 
-def watcher(*overrides: str) -> Watcher:
+@cache
+def around(*overrides: str) -> tuple[Around, list[str]]:
     recipe = load("paper_opsd_8b", ["stream.max_staleness=1", *overrides])
-    return Watcher(Around.of(recipe), recipe.alarms.silent)
+    return Around.of(recipe), recipe.alarms.silent
+
+
+def watcher(*overrides: str) -> Watcher:
+    return Watcher(*around(*overrides))
 
 
 def run(seen: Watcher, steps: int, events: Any = (), **changes: Any) -> Watcher:

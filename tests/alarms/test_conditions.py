@@ -159,18 +159,18 @@ def test_a_silent_alarm_is_a_metric_and_nothing_that_is_told():
 
 
 def test_few_rows_do_not_cry_by_chance():
-    """Runs of 8 rows a step, of which a tenth is cut in truth: hardly one of 200 cries in 100 steps."""
+    """Runs of 8 rows a step, of which a tenth is cut in truth: hardly one of 100 cries in 60 steps."""
     import random
 
     cried = 0
-    for seed in range(200):
+    for seed in range(100):
         chance, seen = random.Random(seed), watcher("rollouts_per_step=8")
-        for step in range(1, 101):
+        for step in range(1, 61):
             cut = sum(chance.random() < 0.10 for _ in range(8)) / 8
             cells = {"ledger/pass_pass": 4, "ledger/pass_fail": 0, "ledger/fail_pass": 3, "ledger/fail_fail": 1}
             seen.step(step, {"rollouts": 8, "y_o/truncated": cut, "y_o/no_answer": cut, "y_o/passed": 0.5} | cells)
         cried += bool(seen.alarms)
-    assert cried <= 4
+    assert cried <= 2
 
 
 def test_the_gap_s_range_is_that_of_the_coarser_of_engine_and_learner():

@@ -9,7 +9,7 @@ from trd_ray.alarms.thresholds import ALPHA, END, WINDOW_ROWS
 
 
 @dataclass(frozen=True)
-class Condition:
+class AlarmCondition:
     """`means` and `do` are sentences in which words of the run stand in braces (see around.py)."""
 
     name: str

@@ -8,7 +8,7 @@ A metric that is not a finite number counts as absent; `odd` names it. metrics.j
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean, median
+from statistics import median
 from typing import Any, NamedTuple
 
 from trd_ray.alarms import thresholds
@@ -17,14 +17,14 @@ from trd_ray.alarms.around import Around
 KEPT_STEPS = 256  # no condition looks further back but by the sums that are kept
 
 
-class Line(NamedTuple):
+class StepLine(NamedTuple):
     step: int
     metrics: Mapping[str, Any]
     events: Sequence[Mapping[str, Any]]  # since the line before
 
     def get(self, name: str) -> float | None:
         value = self.metrics.get(name)
-        return float(value) if _is_finite(value) else None
+        return float(value) if value is not None and _is_finite(value) else None
 
 
 class Share(NamedTuple):
@@ -50,21 +50,21 @@ class Share(NamedTuple):
 class History:
     def __init__(self, around: Around):
         self.around = around
-        self.lines: deque[Line] = deque(maxlen=KEPT_STEPS)
-        self.first: list[Line] = []  # the first BASELINE_STEPS of the run
+        self.lines: deque[StepLine] = deque(maxlen=KEPT_STEPS)
+        self.first: list[StepLine] = []  # the first BASELINE_STEPS of the run
         self.bad_rows = 0
         self.kl: dict[int, float] = {}
         self.scores: list[Mapping[str, Any]] = []  # events of evaluations, in order
-        self.lowest_kl = math.inf  # of the means over KL_RISES_STEPS, but for the newest
+        self.lowest_kl = math.inf  # of the medians over KL_RISES_STEPS, but for the newest
         self.best_rate = 0.0  # tokens a second: the best of the medians over PACE_STEPS
 
     def add(self, step: int, metrics: Mapping[str, Any], events: Sequence[Mapping[str, Any]] = ()) -> None:
         t = thresholds
         if before := self.values("kl/mean", t.KL_RISES_STEPS):
-            self.lowest_kl = min(self.lowest_kl, fmean(before))
+            self.lowest_kl = min(self.lowest_kl, median(before))
         if before := self.values("tokens_per_s/sampler", t.PACE_STEPS):
             self.best_rate = max(self.best_rate, median(before))
-        line = Line(step, metrics, list(events))
+        line = StepLine(step, metrics, list(events))
         self.lines.append(line)
         if len(self.first) < t.BASELINE_STEPS:
             self.first.append(line)
@@ -74,10 +74,10 @@ class History:
         self.scores += [event for event in events if event.get("kind") == "evaluation"]
 
     @property
-    def last(self) -> Line:
+    def last(self) -> StepLine:
         return self.lines[-1]
 
-    def newest(self, count: int) -> list[Line]:
+    def newest(self, count: int) -> list[StepLine]:
         """The newest `count` lines, the oldest first."""
         return list(self.lines)[-count:]
 
@@ -131,21 +131,21 @@ class History:
         return broken, repaired
 
 
-def trajectories(line: Line, y: str) -> int:
+def trajectories(line: StepLine, y: str) -> int:
     """How many trajectories of this kind the shares of a step are of, as far as its metrics say."""
     if y == "y_r" and (n := sum(line.get(f"ledger/{o}_{r}") or 0 for o in ("pass", "fail") for r in ("pass", "fail"))):
         return int(n)
     return int((line.get("rollouts") or 0) - (line.get("dropped/bad row") or 0))
 
 
-def dropped(line: Line) -> Iterator[tuple[str, int]]:
+def dropped(line: StepLine) -> Iterator[tuple[str, int]]:
     """Why rows of the step did not train, and how many."""
     for name in line.metrics:
         if name.startswith("dropped/") and (count := line.get(name)):
             yield name.removeprefix("dropped/"), int(count)
 
 
-def _cell(line: Line, name: str) -> tuple[float | None, int]:
+def _cell(line: StepLine, name: str) -> tuple[float | None, int]:
     count, n = line.get(name), trajectories(line, "y_r")
     return (None if count is None or not n else count / n), n
 

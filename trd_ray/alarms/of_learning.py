@@ -5,7 +5,7 @@ from statistics import fmean, median
 from typing import Any
 
 from trd_ray.alarms import thresholds as t
-from trd_ray.alarms.condition import Condition
+from trd_ray.alarms.condition import AlarmCondition
 from trd_ray.alarms.history import History
 
 NAMES = {
@@ -59,17 +59,17 @@ def _gradient_is_calm(h: History) -> bool:
 
 def _kl_rises(h: History) -> str | None:
     newest = h.values("kl/mean", t.KL_RISES_STEPS)
-    if not newest or fmean(newest) < max(t.KL_RISES * h.lowest_kl, t.KL_LEAST):
+    if not newest or median(newest) < max(t.KL_RISES * h.lowest_kl, t.KL_LEAST):
         return None
     return (
-        f"The KL of the last {t.KL_RISES_STEPS} steps is {fmean(newest):.3g} a token on average, and was "
+        f"The KL of the last {t.KL_RISES_STEPS} steps is {median(newest):.3g} a token, their median, and was "
         f"{h.lowest_kl:.3g} before"
     )
 
 
 def _kl_rises_no_more(h: History) -> bool:
     newest = h.values("kl/mean", t.KL_RISES_STEPS)
-    return bool(newest) and fmean(newest) < max(t.KL_RISES_END * h.lowest_kl, t.KL_LEAST)
+    return bool(newest) and median(newest) < max(t.KL_RISES_END * h.lowest_kl, t.KL_LEAST)
 
 
 def _entropies(h: History) -> tuple[float, float, float] | None:
@@ -190,35 +190,35 @@ def _times(value: float, usual: float) -> str:
 
 
 CONDITIONS = [
-    Condition(
+    AlarmCondition(
         "not_finite",
         "An update that is not finite is left out; three steps of nothing else end the run.",
         "Lower learner.lr, and look at the rows of the step in rows/; loss.token_clip bounds what one token adds.",
         _not_finite,
         lambda h: _not_finite(h) is None,
     ),
-    Condition(
+    AlarmCondition(
         "kl_spike",
         "Rows of another kind, or an update that broke the student.",
         "Look at the step's rows (`trd show`); if it comes again, lower learner.lr.",
         _kl_spike,
         _kl_is_calm,
     ),
-    Condition(
+    AlarmCondition(
         "kl_rises",
         "The student moves away from its teacher for many steps.",
         "Lower learner.lr; with teacher.follow=ema or live the teacher moves too: try frozen.",
         _kl_rises,
         _kl_rises_no_more,
     ),
-    Condition(
+    AlarmCondition(
         "gradient_spike",
         "The clip bounds the step, but its direction is that of few tokens.",
         "Look at the step's rows; if it comes again, lower learner.lr or set loss.token_clip.",
         _gradient_spike,
         _gradient_is_calm,
     ),
-    Condition(
+    AlarmCondition(
         "entropy_collapse",
         "The student is surer than its teacher and says one thing only: Pass@k falls while Avg@k may still rise.",
         "Go on from an earlier checkpoint in a new run with a lower learner.lr or fewer steps; "
@@ -226,7 +226,7 @@ CONDITIONS = [
         _collapses,
         _collapses_no_more,
     ),
-    Condition(
+    AlarmCondition(
         "engine_gap",
         "The engines sample with other weights, another template or in another way than the learner trains: do not "
         "trust the run.",
@@ -235,21 +235,21 @@ CONDITIONS = [
         _gap_is_wide,
         _gap_is_closed,
     ),
-    Condition(
+    AlarmCondition(
         "staleness_at_bound",
         "Sampling is as far ahead as it may be and gains nothing by it: rows only grow old.",
         "Lower stream.max_staleness, or give the learner more: learner.workers.",
         _stale,
         _stale_no_more,
     ),
-    Condition(
+    AlarmCondition(
         "held_out_falls",
         "The student fits its training rows and loses elsewhere.",
         "Fewer steps, a lower learner.lr or more problems; checkpoint.best=evaluation/avg keeps the best checkpoint.",
         _held_out_falls,
         _held_out_is_back,
     ),
-    Condition(
+    AlarmCondition(
         "guard_lost",
         "The student has lost what it could do before training, and chance does not explain it.",
         "Lower learner.lr or steps, mix problems of its kind into data.path, or take an earlier checkpoint.",

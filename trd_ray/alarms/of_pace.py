@@ -4,13 +4,13 @@ from collections.abc import Callable
 from statistics import median
 
 from trd_ray.alarms import thresholds as t
-from trd_ray.alarms.condition import Condition
-from trd_ray.alarms.history import History, Line
+from trd_ray.alarms.condition import AlarmCondition
+from trd_ray.alarms.history import History, StepLine
 
 POOLS = {"sample": "sampler.replicas", "refine": "refiner.replicas", "verify": "verify.max_tasks"}
 
 
-def _shares(h: History, of: Callable[[Line], float | None]) -> float | None:
+def _shares(h: History, of: Callable[[StepLine], float | None]) -> float | None:
     """The median share of the last steps; None where they are fewer than PACE_STEPS, or too short to matter."""
     lines = h.newest(t.PACE_STEPS)
     steps = h.values("seconds/step", t.PACE_STEPS)
@@ -20,7 +20,7 @@ def _shares(h: History, of: Callable[[Line], float | None]) -> float | None:
     return median(found) if len(found) == t.PACE_STEPS else None
 
 
-def _stage(name: str) -> Callable[[Line], float | None]:
+def _stage(name: str) -> Callable[[StepLine], float | None]:
     return lambda line: line.get(f"seconds/{name}")
 
 
@@ -184,7 +184,7 @@ def _disk_full(h: History) -> str | None:
 
 
 CONDITIONS = [
-    Condition(
+    AlarmCondition(
         "learner_waits",
         "The learner's GPUs stand still for want of rows.",
         "More engines in the pool that the sentence names (`trd scale` adds them while the run goes on), or fewer "
@@ -192,77 +192,77 @@ CONDITIONS = [
         _learner_waits,
         _below("wait"),
     ),
-    Condition(
+    AlarmCondition(
         "engines_wait",
         "The engines stand still while the learner trains.",
         "More learner.workers or a larger learner.tokens_per_micro_batch, or fewer sampler.replicas.",
         _engines_wait,
         _engines_work,
     ),
-    Condition(
+    AlarmCondition(
         "verifier_slow",
         "Engines and learner wait for verdicts.",
         "Raise verify.max_tasks where there are CPUs; for code, verify.max_tests bounds the tests of a program.",
         _verifier_slow,
         _below("verify"),
     ),
-    Condition(
+    AlarmCondition(
         "overhead",
         "Time goes to scheduling, feeding and weight transfer.",
         "Larger steps (rollouts_per_step), another sync.backend; `timeline.json` shows what was waited for.",
         _overhead,
         lambda h: (share := _shares(h, _stage("overhead"))) is not None and share < t.OVERHEAD_END,
     ),
-    Condition(
+    AlarmCondition(
         "throughput_fell",
         "Engines are gone, or a GPU is throttled or shared with somebody.",
         "`trd status` shows the engines that are up and `trd logs` why others are not; `nvidia-smi` shows clocks.",
         _throughput_fell,
         _throughput_is_back,
     ),
-    Condition(
+    AlarmCondition(
         "slow_rank",
         "All ranks wait for it in every layer.",
         "Look at that GPU and its node (clocks, neighbours, links); a node that is drained is left at the next step.",
         _slow_rank,
         _ranks_are_even,
     ),
-    Condition(
+    AlarmCondition(
         "slow_checkpoint",
         "One is not written when the next is due, so the run waits for it.",
         "Raise checkpoint.every_steps, use faster storage, or set checkpoint.export=adapter with adapters.",
         _slow_checkpoint,
         _checkpoints_are_fast,
     ),
-    Condition(
+    AlarmCondition(
         "engine_restarts",
         "What ends them comes again: mostly memory, or a request that the engine cannot take.",
         "See the reasons in events.jsonl and each engine's log (`trd logs`); for memory lower sampler.max_concurrent.",
         _engines_restart,
         lambda h: not _engine_deaths(h),
     ),
-    Condition(
+    AlarmCondition(
         "learner_restarts",
         "Each start trains the steps since the last checkpoint again.",
         "See why in events.jsonl; for memory lower learner.tokens_per_micro_batch, and lower checkpoint.every_steps.",
         _learner_restarts,
         lambda h: not _learner_deaths(h),
     ),
-    Condition(
+    AlarmCondition(
         "spilling",
         "Rows go through the disk, which slows the stream, and a full disk ends it.",
         "Raise cluster.object_store_gib (on a cluster: `ray start --object-store-memory`), or lower rollouts_per_step.",
         _spills,
         _spills_no_more,
     ),
-    Condition(
+    AlarmCondition(
         "disk_nearly_full",
         "The run pauses where the disk is full.",
         "Make room, or lower checkpoint.keep_last; checkpoint.mirror keeps copies elsewhere.",
         _disk_full,
         lambda h: (free := h.last.get("disk/free_gib")) is None or free > t.DISK_END * _disk_needs(h),
     ),
-    Condition(
+    AlarmCondition(
         "no_progress",
         "Something hangs, or takes far longer than it did.",
         "`trd status` says what is awaited, `trd logs` what the processes said last; `trd stop` ends the run with what "

@@ -2,13 +2,13 @@
 
 from trd_ray.alarms import thresholds as t
 from trd_ray.alarms.chance import at_least
-from trd_ray.alarms.condition import Condition, found_above, is_above, is_over
-from trd_ray.alarms.history import History, Line, Share, dropped, trajectories
+from trd_ray.alarms.condition import AlarmCondition, found_above, is_above, is_over
+from trd_ray.alarms.history import History, Share, StepLine, dropped, trajectories
 
 Y = {"y_o": ("attempts", "sampler"), "y_r": ("refinements", "refiner")}
 
 
-def _truncated(y: str) -> Condition:
+def _truncated(y: str) -> AlarmCondition:
     def begins(h: History) -> str | None:
         cut = found_above(lambda rows: h.pooled("truncated", y, rows), t.TRUNCATED)
         if cut is None or (y == "y_o" and _exploded(h)):
@@ -20,7 +20,7 @@ def _truncated(y: str) -> Condition:
 
     key = "sampler.max_response_tokens" if y == "y_o" else "{y_r_limits}"
     what = "What is cut fails, and its rest is refined" if y == "y_o" else "A cut text trains, without its end"
-    return Condition(
+    return AlarmCondition(
         f"truncated_{y}",
         f"{what}: the limit is too short for these problems, or the model does not come to an end.",
         f"Raise {key}; if the texts go on after their answer, look at the chat template.",
@@ -32,7 +32,7 @@ def _truncated(y: str) -> Condition:
 def _mute(h: History, y: str, rows: int = t.WINDOW_ROWS) -> Share:
     """Of the responses that ended by themselves, those that surely hold no answer, even if no cut one holds one."""
 
-    def of(line: Line) -> tuple[float | None, int]:
+    def of(line: StepLine) -> tuple[float | None, int]:
         n = trajectories(line, y)
         mute, cut, passed = (line.get(f"{y}/{name}") for name in ("no_answer", "truncated", "passed"))
         if mute is None or cut is None or passed is None:
@@ -44,14 +44,14 @@ def _mute(h: History, y: str, rows: int = t.WINDOW_ROWS) -> Share:
     return h.counted(of, rows)
 
 
-def _no_answer(y: str) -> Condition:
+def _no_answer(y: str) -> AlarmCondition:
     def begins(h: History) -> str | None:
         mute = found_above(lambda rows: _mute(h, y, rows), t.NO_ANSWER)
         if mute is None:
             return None
         return f"{mute} {Y[y][0]} of {mute.where} that ended by themselves hold no answer that was found"
 
-    return Condition(
+    return AlarmCondition(
         f"no_answer_{y}",
         "They count as failed, right or wrong: the model is not told how to answer, or answers in another way.",
         "{" + ("solve" if y == "y_o" else "refine") + "_asks}; look at some in rows/.",
@@ -84,7 +84,7 @@ def _explodes(h: History) -> str | None:
 
 
 def _cut_views(h: History, rows: int = t.WINDOW_ROWS) -> Share:
-    def of(line: Line) -> tuple[float | None, int]:
+    def of(line: StepLine) -> tuple[float | None, int]:
         n = trajectories(line, "y_o")
         cut = [count for kind in ("refine", "teacher") if (count := line.get(f"{kind}/cut_rows")) is not None]
         return (max(cut) / n if cut and n else None), n
@@ -99,7 +99,7 @@ def _views_are_cut(h: History) -> str | None:
     return f"The prompts of {cut} rows of {cut.where} were cut to fit the refiner or the teacher"
 
 
-def _none_passed(y: str) -> Condition:
+def _none_passed(y: str) -> AlarmCondition:
     def begins(h: History) -> str | None:
         passed = h.pooled("passed", y, t.NONE_PASSED_ROWS)
         explained = is_above(h.pooled("truncated", y), t.TRUNCATED) or is_above(_mute(h, y), t.NO_ANSWER)
@@ -108,7 +108,7 @@ def _none_passed(y: str) -> Condition:
         return f"None of {passed.n} {Y[y][0]} of {passed.where} passed"
 
     harder = "take easier problems" if y == "y_o" else "take a stronger teacher.path or easier problems"
-    return Condition(
+    return AlarmCondition(
         f"none_passed_{y}",
         "Either the problems are too hard, or the verifier compares with the wrong answers or in the wrong way.",
         f"`trd check` shows verdicts on some rows; see whether data.columns names the right answers, or {harder}.",
@@ -193,7 +193,7 @@ def _bad_rows(h: History) -> str | None:
 
 
 def _missed_deadlines(h: History, rows: int = t.WINDOW_ROWS) -> Share:
-    def of(line: Line) -> tuple[float | None, int]:
+    def of(line: StepLine) -> tuple[float | None, int]:
         n = sum(trajectories(line, y) for y in Y if line.get(f"{y}/passed") is not None)
         return ((line.get("verify/deadlines") or 0) / n if n else None), n
 
@@ -212,7 +212,7 @@ CONDITIONS = [
     _truncated("y_r"),
     _no_answer("y_o"),
     _no_answer("y_r"),
-    Condition(
+    AlarmCondition(
         "length_explosion",
         "The student no longer samples its end token: it repeats itself, and trains on what repeats.",
         "Stop; go on from an earlier checkpoint in a new run with a lower learner.lr, and see whether refinements end "
@@ -220,7 +220,7 @@ CONDITIONS = [
         _explodes,
         lambda h: h.pooled("truncated", "y_o", t.EXPLODED_ROWS).value < t.EXPLODED_END,
     ),
-    Condition(
+    AlarmCondition(
         "views_cut",
         "The refiner does not see the end of the attempt, or the teacher not all of the reference.",
         "Raise refiner.max_prompt_tokens, or lower sampler.max_response_tokens.",
@@ -229,14 +229,14 @@ CONDITIONS = [
     ),
     _none_passed("y_o"),
     _none_passed("y_r"),
-    Condition(
+    AlarmCondition(
         "all_passed",
         "There is nothing left to learn from these problems, or the verifier passes everything.",
         "Take harder problems, or end the run here; `trd check` shows whether wrong answers fail.",
         _all_passed,
         lambda h: (passed := h.pooled("passed", "y_o", t.ALL_PASSED_ROWS)).count < passed.n,
     ),
-    Condition(
+    AlarmCondition(
         "refinement_harms",
         "What trains is worse than what was sampled.",
         "Look at prompts.refine and {y_r_limits}, take a stronger teacher.path, or set "
@@ -244,7 +244,7 @@ CONDITIONS = [
         _harms,
         _harms_no_more,
     ),
-    Condition(
+    AlarmCondition(
         "refinement_leaks",
         "The student learns to mention what it will not be shown.",
         "Let prompts.refine ask for the rewritten solution alone; refiner.n=4 with refiner.select=nearest takes the "
@@ -252,7 +252,7 @@ CONDITIONS = [
         _leak,
         lambda h: is_over(_leaks(h), t.LEAK),
     ),
-    Condition(
+    AlarmCondition(
         "refinement_longer",
         "A rewrite is shorter than what it rewrites: this teacher explains itself, or its thinking mode is on.",
         "Set teacher.chat_template_kwargs={{enable_thinking: false}} where the template knows it, or let "
@@ -260,7 +260,7 @@ CONDITIONS = [
         _longer,
         lambda h: (times := _times_longer(h)) is not None and times < t.LONGER_END,
     ),
-    Condition(
+    AlarmCondition(
         "all_dropped",
         "Sampling and refinement were paid for, and nothing was learned.",
         "Set train.when_refinement_fails=train, train.subset=all, {near}or help the refiner (prompts.refine, "
@@ -268,14 +268,14 @@ CONDITIONS = [
         _drops_all,
         lambda h: not _is_all_dropped(h),
     ),
-    Condition(
+    AlarmCondition(
         "bad_rows",
         "What breaks them is in the data, the verifier or a machine, and comes again.",
         "Repair what events.jsonl says of each, or raise data.max_bad_rows.",
         _bad_rows,
         lambda h: False,  # the count only rises
     ),
-    Condition(
+    AlarmCondition(
         "verifier_deadlines",
         "Right answers count as wrong where the verifier has too little time or too few CPUs.",
         "Raise the limit that its verdicts name (verify.timeout_s, for code verify.time_limit_s, for a function of "

@@ -66,7 +66,7 @@ KL_LEAST = 0.01  # nats a token: below it, teacher and student agree, and a rati
 # A gradient's norm is noisier: it falls by a factor of 20 in a good run, and rises threefold by chance.
 GRADIENT_SPIKE = 10.0
 GRADIENT_SPIKE_END = 3.0
-# A KL that rises is no spike: the mean of ten steps is twice the lowest mean of ten before.
+# A KL that rises is no spike: the median of ten steps is twice the lowest median of ten before.
 KL_RISES = 2.0
 KL_RISES_END = 1.5
 KL_RISES_STEPS = 10
