@@ -127,7 +127,7 @@ DISK_LEAST_GIB = 2.0
 DISK_END = 1.5  # times that
 
 # Nothing moves: no row, token, sample or phase. What was measured before in this run says what is long.
-STILL_S = 600.0  # the least: engines compile, a long answer has its tokens counted
+STILL_S = 600.0  # the least: engines compile, and an update of a large model takes minutes
 STILL_TIMES = 5.0  # the median of that part of a step
 STILL_FIRST_S = 1800.0  # before STILL_KNOWN steps have told how long the part takes
 STILL_KNOWN = 3

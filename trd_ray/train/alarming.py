@@ -73,7 +73,8 @@ class Alarming:
 
     def look(self) -> None:
         """Whether anything has moved since the last look, in a wait of any kind."""
-        tokens = {name: pool.get("tokens") for name, pool in self.session.figures.last.items()}
+        # Tokens are counted when their answer is there; until then it fills the engine's cache.
+        tokens = {name: (pool.get("tokens"), pool.get("cache")) for name, pool in self.session.figures.last.items()}
         seen = (self.done, self.session.display.shown(), tokens)
         said = self.standstill.look(seen, self.doing(), time.time(), self.watcher.history)
         changes = Changes()
