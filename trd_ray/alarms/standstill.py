@@ -2,7 +2,7 @@
 
     look(what is seen, the part of the step, since when, now, history)  ->  a sentence, once for each standstill
 
-What is seen is anything that changes as the run goes on: rows that are there, tokens in the engines, samples judged, the phase.
+What is seen is anything that changes as the run goes on: rows, tokens in the engines, samples judged, the phase.
 A rest that somebody asked for is none. The process above a run says where one hangs whose driver does not even look.
 """
 
