@@ -46,6 +46,7 @@ RUNS = {
     "tests/jobs/test_six_deaths.py",
     "tests/jobs/test_submit.py",
     "tests/session/test_on_a_head.py",
+    "tests/train/test_alarmed_runs.py",
     "tests/train/test_chaos.py",
     "tests/train/test_runs_on_data.py",
     "tests/train/test_scaled_run.py",

@@ -28,6 +28,7 @@ FLOORS = [
     ["train", "evaluate"],
     ["session"],
     ["record"],
+    ["alarms"],
     ["diagnostics"],
     ["score"],
     ["stream"],

@@ -229,7 +229,11 @@ def test_every_metric_has_a_row_and_every_row_a_metric():
     named = [name for cell in table(ROOT / "trd_ray/record/README.md", "Every metric") for name in CODE.findall(cell)]
     assert len(named) == len(set(named))
     of_sets = {f"evaluation/<set>/{measure}" for measure in ("avg", "pass", "lost")}
-    assert set(named) == {*metric_names(["<name>"], verifiers=["<name>"]), "dropped/<reason>", *of_sets}
+    assert set(named) == {
+        *metric_names(["<name>"], verifiers=["<name>"], alarms=["<name>"]),
+        "dropped/<reason>",
+        *of_sets,
+    }
 
 
 @each_readme

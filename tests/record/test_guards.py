@@ -1,5 +1,7 @@
 """A guard is lost where its score is below the base, clear of chance; such a checkpoint is not the best."""
 
+import json
+
 import pytest
 
 from trd_ray.config import from_tree
@@ -8,6 +10,7 @@ from trd_ray.record.directory import RunDirectory
 from trd_ray.record.guards import is_lost, of_guards, section
 from trd_ray.record.summary import write_summary
 from trd_ray.score.stats import Answer, Score, compare, score
+from trd_ray.session.evaluating import told
 
 PROBLEMS = 40
 RECIPE = from_tree(
@@ -48,6 +51,18 @@ def test_a_lost_guard_is_told_with_how_far_it_moved_and_a_set_that_is_none_is_no
     )
     assert of_guards({"old": [after(29)]}, RECIPE) == {}
     assert of_guards({"old": [scored("base", 30, 0)], "": [after(0)]}, RECIPE) == {}
+
+
+def test_the_event_of_an_evaluation_says_how_far_it_is_from_the_base_and_from_the_best_before():
+    base, good, worse = scored("base", 20, 0), scored("step-000004", 36, 4), scored("step-000008", 8)
+    event = told(compare(worse, base, resamples=500, seed=0), "old", RECIPE, [base, good, worse])
+    assert event["name"] == "step-000008" and event["of"] == "old" and event["avg"] == 0.2
+    assert event["change"][0] == pytest.approx(-0.3) and event["change"][2] < 0
+    assert event["best"]["name"] == "step-000004" and event["best"]["change"][0] == pytest.approx(-0.7)
+    assert event["lost"] and "`old` is lost" in event["lost_said"] and "-30.0" in event["said"]
+    assert "best" not in (first := told(base, "", RECIPE, [base])) and "change" not in first and "lost" not in first
+    assert json.loads(json.dumps(event)) == event
+    assert "lost" not in told(compare(worse, base, resamples=500, seed=0), "new", RECIPE, [base]), "it guards nothing"
 
 
 def test_a_guard_without_a_base_is_told_to_guard_nothing():

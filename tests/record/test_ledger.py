@@ -39,7 +39,7 @@ FULL = [
     row(
         2,
         trajectory="y_r",
-        **generation("y_o", 30, False, "length", "", "no \\boxed{} answer"),
+        **generation("y_o", 30, False, "length", "", "time limit (10 s)"),
         **generation("y_r", 8, False),
     ),
     row(
@@ -83,6 +83,7 @@ def test_every_number_of_a_step_counted_by_hand():
         "ledger/pass_fail": 1,
         "ledger/fail_pass": 2,
         "ledger/fail_fail": 1,
+        "verify/deadlines": 1,
         "refine/cut_rows": 1,
         "teacher/cut_rows": 1,
         "staleness/mean": pytest.approx(2 / 5),

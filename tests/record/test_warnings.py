@@ -1,20 +1,24 @@
 """Warnings: what must be said above a run's numbers, with the key to set, and what must never be said."""
 
 import io
+import json
 
-import pytest
 from rich.console import Console
 
-from trd_ray.config import from_tree, load
+from trd_ray.alarms.around import Around
+from trd_ray.alarms.watcher import Watcher
+from trd_ray.config import load
 from trd_ray.evaluate import report
 from trd_ray.record import warnings
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
+from trd_ray.record.ledger import facts_of_rows, ledger, row_metrics
 from trd_ray.record.summary import write_summary
-from trd_ray.rows import to_table
+from trd_ray.rows import light, to_table
 from trd_ray.score.stats import Answer, compare, score, to_json
 
 RECIPE = load("smollm2_smoke")
+ROW = dict.fromkeys(facts_of_rows([{}])[0])  # every fact, as it is where nothing is known
 
 
 def fact(raw: bool, refined: bool | None, **changes) -> dict:
@@ -35,84 +39,39 @@ def scored(problems: int, *, passed=0.5, cut=0.0, answered=1.0, name: str = "bas
     return score(answers, name=name, step=0, version=0, resamples=100, seed=0)
 
 
+def alarms_of(facts: list[dict]) -> list[str]:
+    """What a step of these rows raises, by what the ledger says of them."""
+    seen = Watcher(Around.of(RECIPE))
+    seen.step(1, ledger([ROW | one for one in facts]))
+    return [alarm.name for alarm in seen.alarms]
+
+
 def test_a_run_as_it_should_be_is_warned_of_nothing():
     facts = [fact(i % 2 == 0, True) for i in range(64)] + [fact(True, False), fact(False, False)]
-    assert warnings.of_rows(facts, RECIPE) == {}
-    assert warnings.of_rows([fact(i % 2 == 0, None, train=None, dropped_because=None) for i in range(8)], RECIPE) == {}
-    assert warnings.of_rows([], RECIPE) == {}
+    assert alarms_of(facts) == []
+    assert alarms_of([fact(i % 2 == 0, None, train=None, dropped_because=None) for i in range(8)]) == []
+    assert alarms_of([]) == []
     assert warnings.of_score(scored(200), RECIPE, 128) == {}
     assert warnings.of_score(scored(10, cut=0.5, answered=0.5), RECIPE, 128) == {}
 
 
 def test_rows_that_nobody_could_judge_warn_of_nothing_and_held_out_samples_do():
     facts = [fact(True, True) for _ in range(8)]
-    assert warnings.of_rows([*facts, *[fact(False, False, fault="y_o: not judged") for _ in range(64)]], RECIPE) == {}
+    unjudged = [fact(False, False, fault="y_o: not judged", dropped_because="bad row") for _ in range(64)]
+    assert alarms_of([*facts, *unjudged]) == ["bad_rows"]
     assert warnings.of_unjudged(["", "not equal", "empty"]) == {}
     [text] = warnings.of_unjudged(["", "not judged (it died twice)", "not judged (x)"]).values()
     assert text.startswith("2 held-out samples could not be judged and count as not passed") and "it died twice" in text
 
 
-def test_hard_problems_of_which_a_few_pass_are_warned_of_nothing():
-    facts = [fact(i == 0, i < 8, y_o_detail="not equal") for i in range(64)]
-    assert warnings.of_rows(facts, RECIPE) == {}
-
-
-@pytest.mark.parametrize(("y", "pool"), [("y_o", "sampler"), ("y_r", "refiner")])
-def test_texts_cut_at_the_limit_name_the_limit_and_its_key(y, pool):
-    facts = [fact(True, True) for _ in range(3)]
-    facts += [fact(False, False, **{f"{y}_finish": "length", f"{y}_extracted": ""}) for _ in range(5)]
-    [text] = warnings.of_rows(facts, RECIPE).values()
-    assert "5 of 8 (62%)" in text and "cut at 96 tokens" in text and "5 hold no answer" in text
-    assert f"raise {pool}.max_response_tokens" in text
-
-
-def test_texts_without_an_answer_name_the_prompts_and_prose():
-    facts = [fact(True, False, y_r_extracted="", y_r_detail="no answer") for _ in range(7)] + [fact(True, True)]
-    text = warnings.of_rows(facts, RECIPE)["no answer y_r"]
-    assert "7 of 8 (88%) refined" in text
-    assert "prompts.refine" in text and "verify.answer_in_prose=true" in text
-    prose = load("smollm2_smoke", ["verify.answer_in_prose=true"])
-    assert "verify.answer_in_prose" not in warnings.of_rows(facts, prose)["no answer y_r"]
-    code = load("smollm2_smoke", ["prompts.task=code"])
-    assert "Python" in warnings.of_rows(facts, code)["no answer y_r"]
-
-
-def test_a_passed_text_counts_as_answered_whatever_was_extracted():
-    assert warnings.of_rows([fact(True, True, y_o_extracted="", y_r_extracted="") for _ in range(8)], RECIPE) == {}
-
-
 def test_verdicts_that_all_fail_alike_are_quoted_as_code_and_cannot_leave_it():
     hostile = "case 3 of 9 failed: ``` <b> \x1b[2J **x**\n# y"
     facts = [fact(False, None, y_o_detail=hostile.replace("3", str(i))) for i in range(8)]
-    text = warnings.of_rows(facts, RECIPE)["none passed y_o"]
-    assert "None of 8 raw rollouts passed" in text and "data.columns" in text
+    text = warnings.common_details(facts)["none_passed_y_o"]
     assert "```` case N of N failed" in text and "\x1b" not in text and "\n" not in text
-    assert warnings.of_rows(facts[:7], RECIPE) == {}, "seven failures prove nothing"
-
-
-def test_a_refinement_that_harms_is_warned_of_only_when_chance_does_not_explain_it():
-    harmed = [fact(True, False) for _ in range(9)] + [fact(False, True) for _ in range(2)]
-    text = warnings.of_rows(harmed + [fact(True, True)] * 50, RECIPE)["refined below raw"]
-    assert "9 passed only before it and 2 only after" in text and "train.when_refinement_fails=raw_if_passed" in text
-    assert warnings.of_rows([fact(True, False)] * 3 + [fact(True, True)] * 50, RECIPE) == {}
-
-
-def test_rows_that_are_all_dropped_name_the_reasons_and_the_keys():
-    facts = [fact(False, False, train=False, dropped_because="refinement failed", y_o_extracted="4") for _ in range(4)]
-    [text] = warnings.of_rows(facts, RECIPE).values()
-    assert (
-        "None of 4 rows was trained on: refinement failed (4)" in text and "train.when_refinement_fails=train" in text
-    )
-    facts[0] |= {"train": True, "dropped_because": ""}
-    assert warnings.of_rows(facts, RECIPE) == {}
-
-
-def test_refinements_of_several_teachers_are_cut_at_the_limits_of_each():
-    own = {name: {"refiner": {"max_response_tokens": limit}} for name, limit in (("maths", 40), ("code", 90))}
-    recipe = from_tree({"teachers": own})
-    facts = [fact(True, True, y_r_finish="length") for _ in range(8)]
-    [text] = warnings.of_rows(facts, recipe).values()
-    assert "cut at 40 or 90 tokens" in text and "or teachers.code.refiner.max_response_tokens." in text
+    assert warnings.common_details([*facts, fact(False, None, y_o_detail="not equal")]) == {}
+    assert warnings.common_details([*facts, fact(True, None)]) == {}
+    assert warnings.common_details([fact(False, None, y_o_detail="not equal")] * 8) == {}
 
 
 def test_an_evaluation_of_few_problems_cut_samples_or_no_answers_names_each_with_its_key():
@@ -134,7 +93,7 @@ def test_a_warning_is_shown_once():
     assert console.file.getvalue() == "warning: 5 of 8 are cut.\nwarning: [b]more[/b]\n"
 
 
-def test_warnings_stand_above_the_headline_of_a_summary(tmp_path):
+def test_alarms_and_warnings_stand_above_the_headline_of_a_summary(tmp_path):
     directory = RunDirectory.create(tmp_path / "r", RECIPE)
     rows = []
     for i in range(8):
@@ -145,15 +104,22 @@ def test_warnings_stand_above_the_headline_of_a_summary(tmp_path):
             row[y] |= {"extracted": "", "detail": "no answer"}
         rows.append(row)
     directory.write_rows(1, to_table(rows))
+    line = {"step": 1} | row_metrics(light(to_table(rows)), 0)
+    (directory.path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     base, trained = (scored(4, passed=0, cut=1, answered=0, name=name) for name in ("base", "trained"))
     directory.write_evaluation(base, rows)
     directory.write_evaluation(compare(trained, base, resamples=100, seed=0), rows)
     text = write_summary(directory)
     directory.release()
     above, _, below = text.partition("OPSD on refined rollouts")
-    for said in ("8 of 8 (100%) raw", "8 of 8 (100%) refined", "4 held-out problems", "held-out samples (trained)"):
+    for said in (
+        "8 of 8 (100%) attempts",
+        "8 of 8 (100%) refinements",
+        "4 held-out problems",
+        "held-out samples (trained)",
+    ):
         assert said in above
-    assert "Training moved Avg@4" in below and "Warning" not in below
+    assert "Training moved Avg@4" in below and "Warning" not in below and "Alarm" not in below
 
 
 def test_an_evaluations_warnings_stand_above_its_tables(tmp_path):

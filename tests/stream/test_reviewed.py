@@ -188,8 +188,9 @@ def test_a_table_that_is_settled_twice_is_the_same_table():
 
 
 def test_a_verdict_that_waits_counts_neither_as_passed_nor_as_failed():
+    from trd_ray.alarms.around import Around
+    from trd_ray.alarms.watcher import Watcher
     from trd_ray.record.ledger import facts_of_rows, ledger
-    from trd_ray.record.warnings import of_rows
     from trd_ray.rows import light
 
     rows = [row(["a"], recipe(), number=i, y_o=f"try {i}") for i in range(8)]
@@ -198,6 +199,6 @@ def test_a_verdict_that_waits_counts_neither_as_passed_nor_as_failed():
     measured = ledger(facts)
     assert measured["y_o/passed"] == 0.5 and measured["y_o/tokens_mean"] == 3 and "y_r/passed" not in measured
     assert measured["tokens/refined"] == 16
-    assert of_rows(facts, recipe()) == {}
+    assert not Watcher(Around.of(recipe())).step(1, measured).begun
     assert "y_o/passed" not in ledger(facts_of_rows(light(settled_rows(to_table(rows), recipe(), {}))))
     assert Verdict(True, 1.0, "", "", 0.0).awaited is None

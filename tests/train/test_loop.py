@@ -24,9 +24,7 @@ def training(told: list[str], **parts: Any) -> Any:
         return lambda *_: told.append(what)
 
     made: Any = Training.__new__(Training)
-    made.session = SimpleNamespace(
-        stop=SimpleNamespace(hurried=False), display=SimpleNamespace(step=tells("show")), warn=tells("warn")
-    )
+    made.session = SimpleNamespace(stop=SimpleNamespace(hurried=False), display=SimpleNamespace(step=tells("show")))
     made.directory = SimpleNamespace(write_rows=tells("rows"))
     made.trainer = SimpleNamespace(take_worked=list, stop=tells("stop the learner"))
     made.learner = SimpleNamespace(record=tells("learner"))
@@ -36,6 +34,7 @@ def training(told: list[str], **parts: Any) -> Any:
     made.metrics = SimpleNamespace(close=tells("metrics"), log=tells("log"))
     made.feed = SimpleNamespace(close=tells("feed"))
     made.hooks = SimpleNamespace(measured=lambda _: {}, step=lambda *_: None)
+    made.alarms = SimpleNamespace(step=lambda *_: {}, tell=tells("alarms"), close=lambda: None)
     made.recipe, made.done, made.recorded = None, 0, {}
     for name, part in parts.items():
         setattr(made, name, part)
@@ -52,14 +51,13 @@ def test_every_part_is_closed_also_when_another_cannot_be():
     assert told == ["feed", "timeline", "stop the learner"]
 
 
-def test_a_step_whose_metrics_are_logged_is_recorded_whatever_comes_after_them(monkeypatch):
-    def full(_: Any) -> None:
+def test_a_step_whose_metrics_are_logged_is_recorded_whatever_comes_after_them():
+    def full() -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("trd_ray.train.loop.warnings.of_rows", lambda *_: {})
     told: list[str] = []
     made = training(told)
-    made.session.warn = full
+    made.alarms.tell = full
     with pytest.raises(OSError, match="no space left"):
         made.record(1, to_table([]), [], {"loss": 0.5})
     assert told == ["rows", "log", "learner", "show"] and (made.done, made.recorded) == (1, {"loss": 0.5})

@@ -26,7 +26,7 @@ from runs import (
     wait_for_engines,
     wait_for_step,
 )
-from trd_ray import miniature
+from trd_ray import alarms, miniature
 from trd_ray.cli import main
 from trd_ray.diagnostics.whole import of_run
 from trd_ray.record.events import last_events
@@ -67,6 +67,15 @@ def test_a_run_trains_evaluates_and_leaves_nothing_running(opsd):
 
 def test_every_number_of_a_step_is_one_that_checkpoint_best_may_name(opsd):
     assert {name for metrics in opsd.metrics for name in metrics} - {"step"} <= set(metric_names())
+
+
+def test_a_sound_run_raises_no_alarm_and_says_what_its_object_store_spilled(opsd):
+    assert alarms.read(opsd.directory) == [] and "alarm" not in opsd.output
+    assert not any(name.startswith("alarm/") for metrics in opsd.metrics for name in metrics)
+    assert [m["store/spilled_gib"] for m in opsd.metrics[1:]].count(0.0) == STEPS - 1
+    assert all(m["disk/free_gib"] > 0 for m in opsd.metrics)
+    told = [event for event in last_events(opsd.directory) if event["kind"] == "evaluation"]
+    assert [event["name"] for event in told] == ["base", "trained"] and told[1]["best"]["name"] == "base"
 
 
 def test_strictly_on_policy_rows_are_sampled_by_the_version_that_trains_on_them(opsd):

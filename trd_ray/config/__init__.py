@@ -6,6 +6,7 @@ Unknown keys, wrong types and combinations that cannot work are refused here, wi
 Lengths are tokens, times are seconds, memory is GiB. The unit stands in the name where the type does not say it.
 """
 
+from trd_ray.config.alarm_keys import ALARMS, AlarmsConfig
 from trd_ray.config.close_words import close_to, did_you_mean
 from trd_ray.config.diagnostic_keys import DiagnosticsConfig
 from trd_ray.config.engine_counts import EngineRange
@@ -71,6 +72,8 @@ from trd_ray.config.tree import ClusterConfig, Recipe
 from trd_ray.config.verify_keys import BUILT_IN, JUDGE, REVIEW, NamedFunction, VerifyConfig, is_own, own_parts
 
 __all__ = [
+    "ALARMS",
+    "AlarmsConfig",
     "BUILT_IN",
     "EVALUATED",
     "JUDGE",

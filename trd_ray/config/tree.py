@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from trd_ray.config import combinations, mixed_sources
+from trd_ray.config.alarm_keys import AlarmsConfig
 from trd_ray.config.diagnostic_keys import DiagnosticsConfig
 from trd_ray.config.effects import (
     ANSWERS,
@@ -125,6 +126,7 @@ class Recipe(Node):
     cluster: Annotated[ClusterConfig, MACHINES, COMPARISON] = Field(default_factory=ClusterConfig)
     diagnostics: Annotated[DiagnosticsConfig, NOTHING] = Field(default_factory=DiagnosticsConfig)
     metrics: Annotated[MetricsConfig, NOTHING] = Field(default_factory=MetricsConfig)
+    alarms: Annotated[AlarmsConfig, NOTHING] = Field(default_factory=AlarmsConfig)
     callbacks: Annotated[list[str], NOTHING] = Field(
         default_factory=list,
         description=f"classes of your own, each as {FORM}: train and refine call their on_step, on_evaluation, "

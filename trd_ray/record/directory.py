@@ -7,7 +7,7 @@
     checkpoints/step-000012/    the state after step 12
     evaluation/base.json        a score; base.parquet holds its rows
     timeline.json               who worked and who waited when; opens in ui.perfetto.dev
-    events.jsonl                what happened (trd_ray.record.events)
+    events.jsonl                what happened (trd_ray.record.events); alarms.json, what is wrong (trd_ray.alarms)
     scale.json                  how many engines each pool had, for the run that goes on (trd_ray.session.scaling)
     status.json door/           what the run does, and what it is asked (trd_ray.session.door)
     tensorboard/ logs/ summary.md, and review/ where a person judges (trd_ray.verify.review)

@@ -18,7 +18,7 @@ from trd_ray.record.by_source import source_metrics
 from trd_ray.record.by_verifier import verifier_metrics
 from trd_ray.record.generated import KINDS, generated
 from trd_ray.rows import RowFiles, part
-from trd_ray.verify import EMPTY
+from trd_ray.verify import EMPTY, missed_deadline
 
 STAGES = {
     "sample": [("y_o", "start_s", "seconds")],
@@ -38,6 +38,7 @@ METRICS = (
         for name in ("passed", "tokens_mean", "tokens_p50", "truncated", "no_answer", "empty")
     ),
     *(f"ledger/{raw}_{refined}" for raw in ("pass", "fail") for refined in ("pass", "fail")),
+    "verify/deadlines",
 )
 DROPPED = "dropped/"
 OF_TEACHERS = ("rollouts", "y_o_passed", "y_r_passed")  # as teachers/<name>/<one of these>, of several teachers
@@ -105,6 +106,8 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
         words = {True: "pass", False: "fail"}
         cells = Counter((f["y_o_passed"], f["y_r_passed"]) for f in judged)
         out |= {f"ledger/{words[o]}_{words[r]}": cells[o, r] for o in (True, False) for r in (True, False)}
+    if verdicts := [f[f"{y}_detail"] or "" for f in sound for y in ("y_o", "y_r") if f[f"{y}_passed"] is not None]:
+        out["verify/deadlines"] = sum(map(missed_deadline, verdicts))
     out["refine/cut_rows"] = sum((f["refine_cut_tokens"] or 0) > 0 for f in facts)
     out["teacher/cut_rows"] = sum((f["teacher_cut_tokens"] or 0) > 0 for f in facts)
     out |= _of_teachers(sound)

@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trd_ray.config import EVALUATED, EvaluationConfig, evaluated, lost, pool_of
+from trd_ray.config import ALARMS, EVALUATED, EvaluationConfig, evaluated, lost, pool_of
 from trd_ray.errors import UserError
 from trd_ray.record import by_source, by_verifier
 from trd_ray.record.room import is_full
@@ -26,7 +26,8 @@ from trd_ray.record.room import is_full
 OF_THE_LOOP = (
     *("version", "epoch", "time_s", "sync/gap_mean", "sync/gap_max"),
     *(f"seconds/{part}" for part in ("step", "wait", "sample", "verify", "refine", "train", "sync", "overhead")),
-    *("seconds/diagnostics", "checkpoint/seconds", "checkpoint/waited_s", "learner/restarts"),
+    *("seconds/diagnostics", "checkpoint/seconds", "checkpoint/waited_s", "checkpoint/gib", "learner/restarts"),
+    *("learner/slowest_rank", "learner/slowest_rank_ratio", "disk/free_gib", "store/spilled_gib"),
     *(f"{what}/{pool}" for what in ("tokens_per_s", "queue") for pool in ("sampler", "refiner")),
     "queue/judge",
 )
@@ -37,6 +38,7 @@ def metric_names(
     evaluation: EvaluationConfig | None = None,
     teachers: Iterable[str] = (),
     verifiers: Iterable[str] = (),
+    alarms: Iterable[str] = ALARMS,
 ) -> list[str]:
     """Every metric that a step may have of a run with these sources, sets, teachers and verifiers, but dropped/*."""
     from trd_ray import token_values
@@ -46,6 +48,7 @@ def metric_names(
 
     found = {*ledger.METRICS, *learner.METRICS, *token_values.METRICS, *OF_THE_LOOP, *EVALUATED}
     found |= set(by_source.names_of(sources)) | set(by_verifier.score_names(verifiers)) | set(signal_metrics.METRICS)
+    found |= {f"alarm/{name}" for name in alarms}
     for name in evaluation.sets if evaluation else ():
         found |= {*evaluated(name), lost(name)}
     for name in teachers:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from trd_ray.config import Recipe, load
 from trd_ray.files import write_atomically
-from trd_ray.record import bounds, guards, warnings
+from trd_ray.record import bounds, guards, raised, warnings
 from trd_ray.record.by_source import source_table
 from trd_ray.record.by_verifier import verifier_table
 from trd_ray.record.directory import RunDirectory
@@ -42,6 +42,7 @@ PLACES = {
     "recipe.yaml": "the resolved recipe",
     "set_aside.jsonl": "problems of the data that were left out, with the reason",
     "environment.json": "versions, machine and command of every start",
+    "alarms.json": "the alarms, when each began and ended, and what to set",
     "metrics.jsonl": "everything measured, one line a step",
     "train.log": "the same as one aligned line a step",
     "tensorboard/": "the same for TensorBoard",
@@ -61,8 +62,12 @@ def write_summary(directory: RunDirectory) -> str:
     facts = facts_of_run(directory.read_rows())
     evaluations = directory.read_evaluations()
     sets = {name: directory.read_evaluations(name) for name in directory.evaluated_sets()}
+    alarms = raised.alarms_of(directory.path, recipe)
     sections = {
-        "": _warnings(facts, evaluations, sets, recipe) + _headline(recipe, metrics, ledger(facts), evaluations),
+        "": raised.lasting(alarms)
+        + _warnings(evaluations, sets, recipe)
+        + _headline(recipe, metrics, ledger(facts), evaluations),
+        "Alarms that are over": raised.over(alarms),
         "Evaluation": _evaluation(evaluations),
         "Evaluation sets": guards.section(sets, recipe),
         "Ledger": _ledger(ledger(facts)),
@@ -92,8 +97,8 @@ def summarise(directory: RunDirectory) -> None:
         print(f"summary.md could not be written ({' '.join(str(e).split())[:300]})")
 
 
-def _warnings(facts: list[dict], evaluations: list[Score], sets: dict[str, list[Score]], recipe: Recipe) -> str:
-    found = warnings.of_rows(facts, recipe)
+def _warnings(evaluations: list[Score], sets: dict[str, list[Score]], recipe: Recipe) -> str:
+    found: dict[str, str] = {}
     if evaluations:
         found |= warnings.of_score(evaluations[-1], recipe, recipe.evaluation.max_response_tokens)
     for name, scores in sets.items():

@@ -66,6 +66,7 @@ class Door:
         self._handlers: dict[str, Handler] = {}
         self._figures: dict[str, Callable[[], Any]] = {}
         self._afterwards: list[Callable[[], object]] = []
+        self._at_look: list[Callable[[], object]] = []
         self._unwritten: dict[Path, dict[str, Any]] = {}  # answers that the disk did not take yet
         self._looked = -LOOK_EVERY_S
         self._ended: dict[str, Any] | None = None
@@ -82,6 +83,10 @@ class Door:
     def shows(self, name: str, figures: Callable[[], Any]) -> None:
         """Write what `figures` returns into status.json, under this name."""
         self._figures[name] = figures
+
+    def at_look(self, act: Callable[[], object]) -> None:
+        """Call `act` at every look, about once a second wherever the run waits; it returns soon, and raises nothing."""
+        self._at_look.append(act)
 
     def afterwards(self, act: Callable[[], object]) -> None:
         """For a handler: call `act`, which may raise, once the answer is written."""
@@ -123,6 +128,8 @@ class Door:
             answers = {f: answer for f in asked if (answer := self._unwritten.get(f) or self._answer(f))}
             self._write()  # first, so that who has an answer sees what it changed
             self._unwritten = {file: answer for file, answer in answers.items() if not _wrote(_answer_to(file), answer)}
+        for act in self._at_look:
+            act()
         while self._afterwards:
             self._afterwards.pop(0)()
         if self.above:

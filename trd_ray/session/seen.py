@@ -28,13 +28,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from trd_ray import alarms
 from trd_ray.record.events import last_events
 from trd_ray.session.door import STATUS
 
 SILENT_S = 60.0
 LAST_EVENTS = 6
 # Kinds of events that a person should hear of.
-ALARMS = ("warning", "engine", "learner", "stream", "silence", "bad_row", "notice", "disk", "mirror")
+ALARMS = ("alarm", "warning", "engine", "learner", "stream", "silence", "bad_row", "notice", "disk", "mirror")
 DEEPEST = 4  # folders below the one in which runs are looked for
 LAST_LINE = 100_000  # bytes in which the last line of metrics.jsonl is looked for
 LIVE = ("running", "paused", "silent", "unknown")
@@ -61,7 +62,8 @@ def look_at(directory: Path, now: float | None = None) -> dict[str, Any]:
         ),
         "metrics": _last_metrics(directory),
         "events": last_events(directory, LAST_EVENTS),
-        "alarm": next((e for e in reversed(last_events(directory)) if e["kind"] in ALARMS), None),
+        "alarm": next((e for e in reversed(last_events(directory)) if e["kind"] in ALARMS and not e.get("over")), None),
+        "alarms": [one for one in alarms.read(directory) if one["until_step"] is None],
     }
 
 

@@ -61,7 +61,9 @@ def screen(view: dict[str, Any]) -> str:
     if live:
         lines += _pools(status.get("pools"), status.get("version"))
     lines += _checkpoint(view)
-    if alarm := view["alarm"]:
+    for one in view.get("alarms", []):
+        lines.append(f"alarm since step {one['since_step']}, {one['name']}: {_sentence(one['sentence'])} {one['do']}")
+    if (alarm := view["alarm"]) and not _is_shown(alarm, view):
         lines.append(f"last alarm, {duration(now - alarm['when'])} ago: {alarm.get('said', alarm['kind'])}")
     if view["events"]:
         lines += ["", *(cut(event_line(event)) for event in view["events"])]
@@ -170,6 +172,16 @@ def _engine(life: dict[str, Any]) -> str:
     if life["state"] in ("starting", "resting") and life.get("why"):
         return f"{life['name']} {life['state']} ({life['why']})"
     return f"{life['name']} {life['state']}, {life['running']} running"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."
+
+
+def _is_shown(alarm: dict[str, Any], view: dict[str, Any]) -> bool:
+    """Whether it is one of those that last."""
+    lasting = {(one["name"], one["since_step"]) for one in view.get("alarms", [])}
+    return alarm["kind"] == "alarm" and (alarm.get("name"), alarm.get("since_step")) in lasting
 
 
 def _checkpoint(view: dict[str, Any]) -> list[str]:

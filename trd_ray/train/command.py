@@ -16,10 +16,9 @@ from trd_ray.diagnostics.signal_metrics import step_metrics
 from trd_ray.errors import UserError
 from trd_ray.preflight import placement
 from trd_ray.preflight.sharing import sharing
-from trd_ray.record import warnings
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
-from trd_ray.record.ledger import facts_of_rows, row_metrics
+from trd_ray.record.ledger import row_metrics
 from trd_ray.record.metrics import Metrics
 from trd_ray.record.summary import summarise
 from trd_ray.rows import light
@@ -31,6 +30,7 @@ from trd_ray.session.pausing import Pausing
 from trd_ray.session.scaling import Scaling, with_kept_numbers
 from trd_ray.session.session import Session
 from trd_ray.train import report
+from trd_ray.train.alarming import Alarming
 from trd_ray.train.bad_rows import BadRows
 from trd_ray.train.loop import train_run
 from trd_ray.train.own_hooks import Hooks
@@ -132,6 +132,7 @@ def refine_run(
     pausing = Pausing(session)
     hooks = hooks or Hooks()
     reviewing = Reviewing(directory, session.recipe)
+    alarms = Alarming(session, done)
     try:
         session.wait_until_started()
         session.display.phase("refining")
@@ -142,26 +143,27 @@ def refine_run(
                 session.look()  # when rows are ready, nothing else looks
                 table = bad_rows.checked(feed.take(step, session.look, inputs.rows_in_step(step)))
                 table = reviewing.of_step(table)
-                rows, record = _keep(session, metrics, step + 1, table, hooks)
+                record = _keep(session, metrics, step + 1, table, hooks, alarms)
                 session.room.having(f"the queue of step {step + 1}", partial(reviewing.queue, table))
                 directory.on_commit(step + 1)
                 after_step()
                 session.display.step({"step": step + 1} | record)
+                alarms.tell()
                 hooks.step(step + 1, record, table)
-                if step == done:
-                    session.warn(warnings.of_rows(facts_of_rows(rows), session.recipe))
     finally:
+        alarms.close()
         pausing.over()
         feed.close()
         summarise(directory)
 
 
 def _keep(
-    session: Session, metrics: Metrics, step: int, table: pa.Table, hooks: Hooks
-) -> tuple[list[dict], dict[str, float]]:
-    """Write the step's rows and metrics; returns them, the rows without what is long."""
+    session: Session, metrics: Metrics, step: int, table: pa.Table, hooks: Hooks, alarms: Alarming
+) -> dict[str, float]:
+    """Write the step's rows and metrics; returns the metrics."""
     rows = light(table)
     record = row_metrics(rows) | step_metrics(table) | hooks.measured(table)
+    record |= alarms.step(step, record, rows)
     session.room.having(f"the rows of step {step}", lambda: session.directory.write_rows(step, table))
     session.room.having(f"the metrics of step {step}", lambda: metrics.log(step, record))
-    return rows, record
+    return record

@@ -38,9 +38,8 @@ import pyarrow as pa
 from trd_ray import lineage
 from trd_ray.config import of_each
 from trd_ray.diagnostics.signal_metrics import step_metrics
-from trd_ray.record import warnings
 from trd_ray.record.clock import Clock
-from trd_ray.record.ledger import facts_of_rows, row_metrics
+from trd_ray.record.ledger import row_metrics
 from trd_ray.record.metrics import Metrics
 from trd_ray.record.summary import summarise
 from trd_ray.record.timeline import Timeline
@@ -52,6 +51,7 @@ from trd_ray.stream.diagnosed import Bounds
 from trd_ray.stream.examples import examples_of, rebuilt
 from trd_ray.stream.feed import Feed
 from trd_ray.token_values import token_metrics
+from trd_ray.train.alarming import Alarming
 from trd_ray.train.bad_rows import BadRows
 from trd_ray.train.checkpoints import Checkpoints
 from trd_ray.train.diagnosing import Diagnosing, Looked
@@ -147,6 +147,8 @@ class Training:
             session, self.clock, self.policy, self.checkpoints, self.total_steps,
             now=lambda: Progressed(self.done, self.trained, self.recorded),
         )  # fmt: skip
+        self.alarms = Alarming(session, done, self.steering.doing)
+        session.door.shows("alarms", self.alarms.lasting)
 
     def start(self, resumed: bool) -> None:
         """Start engines, learner and stream, and make the evaluation that comes before the first step."""
@@ -281,16 +283,16 @@ class Training:
     def record(self, steps: int, table: pa.Table, rows: list[dict], metrics: dict[str, Any]) -> None:
         room = self.session.room
         metrics |= step_metrics(table) | self.hooks.measured(table)
+        worked = self.trainer.take_worked()
+        metrics |= self.alarms.step(steps, metrics, rows, worked)
         room.having(f"the rows of step {steps}", lambda: self.directory.write_rows(steps, table))
         room.having(f"the metrics of step {steps}", lambda: self.metrics.log(steps, metrics))
         self.rows_sha256 = lineage.advance(self.rows_sha256, steps, lineage.rows_that_train(table))
         self.learner.record(steps)
         self.session.display.step({"step": steps} | metrics)
-        first = not self.recorded
         self.done, self.recorded = steps, metrics
-        if first:
-            self.session.warn(warnings.of_rows(facts_of_rows(rows), self.recipe))
-        self.clock.draw(rows, self.trainer.take_worked())
+        self.alarms.tell()
+        self.clock.draw(rows, worked)
         self.hooks.step(steps, metrics, table)
 
     def save(self) -> None:
@@ -314,6 +316,7 @@ class Training:
             last_first.callback(lambda: self.trainer.stop(0 if self.session.stop.hurried else STOP_LEARNER_S))
             last_first.callback(lambda: self.clock.close(self.trainer.take_worked()))
             last_first.callback(self.metrics.close)
+            last_first.callback(self.alarms.close)
             if self.feed is not None:
                 last_first.callback(self.feed.close)
 

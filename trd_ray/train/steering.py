@@ -47,7 +47,7 @@ class Steering:
         self.pace = Pace()
         self.pausing = Pausing(session)
         session.door.on("checkpoint", self._checkpoint)
-        session.door.shows("doing", self._doing)
+        session.door.shows("doing", self.doing)
         session.door.shows("left_s", lambda: self.pace.left_s(now().done, total_steps, time.monotonic()))
         session.door.shows("last_step", self._last_step)
         session.door.shows("version", lambda: {"learner": policy.version, "served": policy.served})
@@ -82,7 +82,7 @@ class Steering:
             return f"checkpoint {done} is written now"
         return f"checkpoint {max(done + 1, trained)} is written when that step is recorded"
 
-    def _doing(self) -> dict[str, Any] | None:
+    def doing(self) -> dict[str, Any] | None:
         """The part of a step that is under way, since when; while rows are awaited also what keeps them."""
         if not self.clock.under_way:
             return None

@@ -12,11 +12,22 @@ from functools import lru_cache
 
 from trd_ray.config import VerifyConfig
 from trd_ray.verify.chosen import Chosen, limit_s, needs_engines
-from trd_ray.verify.verdict import AWAITS_REVIEW, EMPTY, IDS, PROMPT, UNJUDGED, Awaited, Verdict, Verifier, unjudged
+from trd_ray.verify.verdict import (
+    AWAITS_REVIEW,
+    EMPTY,
+    IDS,
+    PROMPT,
+    UNJUDGED,
+    Awaited,
+    Verdict,
+    Verifier,
+    missed_deadline,
+    unjudged,
+)
 
 __all__ = [
     "AWAITS_REVIEW", "EMPTY", "IDS", "PROMPT", "UNJUDGED", "Awaited", "Chosen", "Verdict", "Verifier", "limit_s",
-    "needs_engines", "unjudged", "verifier", "verifier_of_json",
+    "missed_deadline", "needs_engines", "unjudged", "verifier", "verifier_of_json",
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ Where a person judges (verify.function: review) there is none yet: such a verdic
 UNJUDGED too, but it counts against nothing.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +19,10 @@ PROMPT = (
     "student_prompt"  # the key of a problem at which its verifier finds the prompt as the engine saw it, if anywhere
 )
 UNJUDGED = "not judged"  # how the detail of a verdict begins that says nothing about the response
+# Of a test case or all of them, of a comparison, of a function of the user's own.
+_LATE = re.compile(
+    r"\btime limit (\([\d.]|of all cases)|deadline passed|the function took more than|no answer by the deadline"
+)
 AWAITS_REVIEW = f"{UNJUDGED} (waits for review)"
 
 
@@ -44,6 +49,11 @@ class Verdict:
     def judged(self) -> bool:
         """Whether it says anything about the response; else what judges was killed or cannot be started."""
         return not self.detail.startswith(UNJUDGED)
+
+
+def missed_deadline(detail: str) -> bool:
+    """Whether a verdict's detail says that a program, a comparison or a function took too long."""
+    return bool(_LATE.search(detail))
 
 
 def unjudged(why: str, seconds: float = 0.0) -> Verdict:
