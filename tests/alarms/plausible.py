@@ -19,7 +19,7 @@ def line(step: int, **changes: Any) -> dict[str, Any]:
     broken, both = 2, round(ROWS * passed) - 2
     repaired = round(0.93 * ROWS) - both
     made |= {"ledger/pass_pass": both, "ledger/pass_fail": broken, "ledger/fail_pass": repaired}
-    made |= {"ledger/fail_fail": ROWS - both - broken - repaired, "support/leak_rate": 0.01}
+    made |= {"ledger/fail_fail": ROWS - both - broken - repaired, "support/leaks": 0.01}
     kl = 0.3 * 0.95**step + 0.02
     made |= {"loss": kl, "kl/mean": kl, "grad_norm": 0.5 + 0.1 * (step % 3), "student/nll": 0.3, "updates": 1.0}
     made |= {"skipped_updates": 0.0, "student/entropy": 0.1 + 0.1 * 0.98**step, "teacher/entropy": 0.1}

@@ -141,7 +141,7 @@ def _harms_no_more(h: History) -> bool:
 
 
 def _leaks(h: History, rows: int = t.WINDOW_ROWS) -> Share:
-    return h.counted(lambda line: (line.get("support/leak_rate"), trajectories(line, "y_r")), rows)
+    return h.counted(lambda line: (line.get("support/leaks"), trajectories(line, "y_r")), rows)
 
 
 def _leak(h: History) -> str | None:
