@@ -27,6 +27,7 @@ FLOORS = [
     ["train", "evaluate"],
     ["session"],
     ["record"],
+    ["trackers"],
     ["score"],
     ["stream"],
     ["distill"],

@@ -57,6 +57,7 @@ from trd_ray.config.teachers import (
     role_of,
     teacher_of,
 )
+from trd_ray.config.tracking_keys import TrackingConfig
 from trd_ray.config.training_keys import (
     Beta,
     CheckpointConfig,
@@ -109,6 +110,7 @@ __all__ = [
     "StudentConfig",
     "SyncConfig",
     "TeacherConfig",
+    "TrackingConfig",
     "TrainConfig",
     "VerifyConfig",
     "apply_override",

@@ -92,7 +92,8 @@ def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> 
                     if job == "train":
                         train_run(session, left.done, left.checkpoint, scaling.after_step, hooks)
                     else:
-                        with hooks.during(session):
+                        tracked = session.followers.during("refine", left.done, session.door.look)
+                        with tracked, hooks.during(session):
                             refine_run(session, left.done, scaling.after_step, hooks)
     report.show(directory)
     if job == "refine" and (told := reviewing.told()):
@@ -134,7 +135,8 @@ def refine_run(
     try:
         session.wait_until_started()
         session.display.phase("refining")
-        with Metrics(directory.path, inputs.total_steps, done) as metrics:
+        board = "tensorboard" in session.recipe.trackers
+        with Metrics(directory.path, inputs.total_steps, done, board) as metrics:
             bad_rows = BadRows(session, done)
             for step in range(done, inputs.total_steps):
                 pausing.rest(session.look)
@@ -146,6 +148,7 @@ def refine_run(
                 directory.on_commit(step + 1)
                 after_step()
                 session.display.step({"step": step + 1} | record)
+                session.followers.recorded(step + 1, record, table)
                 hooks.step(step + 1, record, table)
                 if step == done:
                     session.warn(warnings.of_rows(facts_of_rows(rows), session.recipe))

@@ -77,7 +77,7 @@ def train_run(
     code, if it is loaded already. What ends the run early is raised once a checkpoint is written.
     """
     hooks = hooks or Hooks.of(session.recipe)
-    with hooks.during(session):
+    with session.followers.during("train", done, session.door.look), hooks.during(session):
         _train(Training(session, done, checkpoint, after_step, hooks), resumed=checkpoint is not None)
 
 
@@ -129,7 +129,7 @@ class Training:
         self.learner.on_restart.append(self.checkpoints.forget)
         self.size = GroupSize(session, ranks=lambda: self.trainer.ranks)
         session.door.shows("learner", self.learner.figures)
-        self.metrics = Metrics(session.directory.path, self.total_steps, done)
+        self.metrics = Metrics(session.directory.path, self.total_steps, done, "tensorboard" in r.trackers)
         self.bad_rows = BadRows(session, done)
         self.feed: Feed | None = None
         self.done = done  # steps that are recorded
@@ -275,6 +275,7 @@ class Training:
         if first:
             self.session.warn(warnings.of_rows(facts_of_rows(rows), self.recipe))
         self.clock.draw(rows, self.trainer.take_worked())
+        self.session.followers.recorded(steps, metrics, table)
         self.hooks.step(steps, metrics, table)
 
     def save(self) -> None:
