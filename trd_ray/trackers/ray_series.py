@@ -8,6 +8,7 @@ gone. Nothing here needs Ray to be there, and nothing here ends a run.
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,7 +92,7 @@ class RunSeries:
         self._made: dict[str, Any] = {}  # Ray's own, by name
         self._last: dict[tuple[str, str], float] = {}  # what each gauge shows, by name and value of its tag
         self._counted: dict[tuple[str, str], float] = {}  # what a pool's process had counted when it was asked last
-        self._set = -AGAIN_S
+        self._set = -math.inf
 
     def step(self, step: int, metrics: Mapping[str, Any]) -> None:
         """A step is recorded; steps count from 1. What it did not measure is shown as it was, but for alarms."""
