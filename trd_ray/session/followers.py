@@ -46,7 +46,7 @@ class Followers:
         place = self.directory.path
         facts = facts_of(self.recipe, program, done, _versions(place))
         try:
-            with self.following.during(place, facts, self._ending, look, self._is_hurried):
+            with self.following.during(place, facts, self._ending, lambda: self._wait(look), self._is_hurried):
                 yield
         finally:
             with contextlib.suppress(OSError):
@@ -69,6 +69,10 @@ class Followers:
                 self.warn({said: said})
             else:
                 self.say(said)
+
+    def _wait(self, look: Callable[[], object]) -> None:
+        look()
+        self.look()
 
     def _is_hurried(self) -> bool:
         return self.stop.hurried

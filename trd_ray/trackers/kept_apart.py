@@ -12,6 +12,7 @@ below it are killed. If the driver dies first, the tracker sees its pipe break, 
 
 import contextlib
 import json
+import math
 import os
 import queue
 import subprocess
@@ -26,6 +27,7 @@ import psutil
 
 QUEUED = 1000  # messages, most of which are a step's 5 KB: what a tracker may be behind
 POLL_S = 0.1
+QUIET_S = 3.0  # of a wait at the end, before it is said
 JOIN_S = 5.0  # for the thread that hears the last words of a process that has ended
 PACKAGES = Path(__file__).resolve().parents[2]  # the folder in which this package lies
 
@@ -110,7 +112,14 @@ class KeptApart:
         process = self._process
         if process is None:
             return
+        said = time.monotonic() + QUIET_S
         while process.poll() is None and time.monotonic() < until():
+            if time.monotonic() > said:
+                said = math.inf
+                left = until() - time.monotonic()
+                self._news.put(
+                    (False, f"waiting for the tracker {self.name}, up to {left:.0f} s (tracking.deadline_s)")
+                )
             look()
             time.sleep(POLL_S)
         if process.poll() is None:
