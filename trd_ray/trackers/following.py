@@ -71,7 +71,7 @@ class Following:
         self.trackers = [KeptApart(name, where, _log(directory, name)) for name, where in self.classes.items()]
         for tracker in self.trackers:
             tracker.start()
-            tracker.put({"do": "begin", "facts": facts | {"directory": str(directory)}})
+            tracker.put({"do": "begin", "facts": {**facts, "directory": str(directory)}})
         raised: BaseException | None = None
         try:
             yield self

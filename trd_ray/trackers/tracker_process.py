@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trd_ray.trackers.kept_run import KeptRun
+from trd_ray.trackers.measured import numbers
 
 LOST_S = 8.0  # to close a run whose driver has died: less than a run's supervisor waits for what is left (LEAVE_S)
 NICENESS = 5  # engines and learner come first
@@ -83,8 +84,7 @@ class TrackerProcess:
                 with contextlib.suppress(ValueError):
                     metrics = json.loads(line)
                     if self.kept.step < metrics["step"] <= done:
-                        numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-                        self._step(numbers.pop("step"), numbers)
+                        self._step(int(metrics["step"]), numbers(metrics))
 
     def _step(self, step: int, metrics: dict[str, float]) -> bool:
         assert self.kept
