@@ -37,6 +37,7 @@ POOLS = {
     "tests/problems/test_taco.py",
     "tests/session/test_porter.py",
     "tests/stream/test_flow.py",
+    "tests/trackers/test_scrape.py",
 }
 LAST_OF_POOLS = "tests/engine/test_sync.py"  # whose last test shuts them down
 RUNS = {
@@ -46,6 +47,7 @@ RUNS = {
     "tests/jobs/test_six_deaths.py",
     "tests/jobs/test_submit.py",
     "tests/session/test_on_a_head.py",
+    "tests/trackers/test_tracked_run.py",
     "tests/train/test_alarmed_runs.py",
     "tests/train/test_chaos.py",
     "tests/train/test_runs_on_data.py",

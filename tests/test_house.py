@@ -28,7 +28,7 @@ FLOORS = [
     ["train", "evaluate"],
     ["session"],
     ["record"],
-    ["alarms"],
+    ["alarms", "trackers"],
     ["diagnostics"],
     ["score"],
     ["stream"],

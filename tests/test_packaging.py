@@ -151,7 +151,7 @@ def test_no_two_packages_that_are_installed_here_have_another_file_in_one_place(
 def test_every_imported_package_is_declared():
     extras = PROJECT["optional-dependencies"]
     declared = {name_of(r) for r in [*PROJECT["dependencies"], *extras["cpu"], *extras["gpu"], *extras["dev"]]}
-    declared |= {name_of(r) for r in extras["reasoning-gym"]}
+    declared |= {name_of(r) for name in ("reasoning-gym", "wandb", "mlflow") for r in extras[name]}
     distributions = metadata.packages_distributions()
     imported = set()
     for path in (ROOT / "trd_ray").rglob("*.py"):

@@ -7,10 +7,13 @@ between leaves a hidden `.NAME.tmp`, which nobody reads.
 """
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+_FULL = ("No space left on device", "Disk quota exceeded", "[Errno 28]", "[Errno 122]")
 
 
 def write_atomically(place: Path, text: str) -> None:
@@ -49,3 +52,9 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_full(problem: object) -> bool:
+    """Whether an error, or the text of one, says that the disk is full, or the user's share of it."""
+    number = getattr(problem, "errno", None)
+    return number in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(problem) for sign in _FULL)

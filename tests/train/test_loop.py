@@ -28,6 +28,7 @@ def training(told: list[str], **parts: Any) -> Any:
     made.directory = SimpleNamespace(write_rows=tells("rows"))
     made.trainer = SimpleNamespace(take_worked=list, stop=tells("stop the learner"))
     made.learner = SimpleNamespace(record=tells("learner"))
+    made.session.followers = SimpleNamespace(recorded=lambda *_: None)
     made.session.room = SimpleNamespace(having=lambda _, write: write())
     made.rows_sha256 = START
     made.clock = SimpleNamespace(close=tells("timeline"), draw=tells("draw"))

@@ -30,6 +30,7 @@ def session(*notices: Notice) -> tuple[Any, list[str]]:
     made: Any = Session.__new__(Session)
     made.door = SimpleNamespace(look=lambda: None)
     made.mirror = None
+    made.followers = SimpleNamespace(look=lambda: None)
     made.notices = SimpleNamespace(look=lambda: [waiting.pop(0)] if waiting else [])
     made.display = SimpleNamespace(say=said.append)
     made.directory = SimpleNamespace(event=lambda kind, **facts: said.append(f"{kind}: {facts['node']}"))

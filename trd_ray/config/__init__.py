@@ -59,6 +59,7 @@ from trd_ray.config.teachers import (
     role_of,
     teacher_of,
 )
+from trd_ray.config.tracking_keys import TrackingConfig
 from trd_ray.config.training_keys import (
     Beta,
     CheckpointConfig,
@@ -114,6 +115,7 @@ __all__ = [
     "StudentConfig",
     "SyncConfig",
     "TeacherConfig",
+    "TrackingConfig",
     "TrainConfig",
     "VerifyConfig",
     "apply_override",

@@ -48,6 +48,7 @@ from trd_ray.config.teachers import (
     role_of,
     teacher_of,
 )
+from trd_ray.config.tracking_keys import TrackerName, TrackingConfig
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
 from trd_ray.config.verify_keys import VerifyConfig
 from trd_ray.own_code import FORM, checked
@@ -132,6 +133,11 @@ class Recipe(Node):
         description=f"classes of your own, each as {FORM}: train and refine call their on_step, on_evaluation, "
         "on_checkpoint and on_end",
     )
+    trackers: Annotated[list[TrackerName], NOTHING] = Field(
+        default_factory=lambda: list[TrackerName](["tensorboard"]),
+        description="where train and refine show their metrics besides metrics.jsonl; wandb and mlflow are extras",
+    )
+    tracking: Annotated[TrackingConfig, NOTHING] = Field(default_factory=TrackingConfig)
 
     @model_validator(mode="before")
     @classmethod
@@ -162,6 +168,11 @@ class Recipe(Node):
         for callback in callbacks:
             checked(callback)
         return callbacks
+
+    @field_validator("trackers")
+    @classmethod
+    def _name_each_once(cls, trackers: list[TrackerName]) -> list[TrackerName]:
+        return list(dict.fromkeys(trackers))
 
     def with_ranks(self, ranks: int) -> "Recipe":
         """The same recipe with a learner of so many ranks."""

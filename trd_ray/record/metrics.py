@@ -10,7 +10,6 @@ flushes TensorBoard.
 import contextlib
 import difflib
 import json
-import math
 import os
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
@@ -19,7 +18,8 @@ from typing import Any
 from trd_ray.config import ALARMS, EVALUATED, EvaluationConfig, evaluated, lost, pool_of
 from trd_ray.errors import UserError
 from trd_ray.record import by_source, by_verifier
-from trd_ray.record.room import is_full
+from trd_ray.trackers.board import Board
+from trd_ray.trackers.measured import finite, plain
 
 # What the loop itself measures in a step; the rows (ledger.METRICS,
 # signal_metrics.METRICS) and the learner (learner.METRICS) give the rest.
@@ -65,32 +65,27 @@ def require_metric(name: str, measured: Collection[str]) -> None:
 
 
 class Metrics:
-    """Appends to the files in a run directory; `done` steps were logged before this start of the run."""
+    """Appends to the files in a run directory; `done` steps were logged before this start of the run.
 
-    def __init__(self, directory: Path | str, total_steps: int, done: int = 0):
+    With `board`, it draws TensorBoard's curves too.
+    """
+
+    def __init__(self, directory: Path | str, total_steps: int, done: int = 0, board: bool = True):
         self.directory = Path(directory)
         self.total_steps = total_steps
         self._json = open(self.directory / "metrics.jsonl", "ab", buffering=0)  # noqa: SIM115
         _take_back_half_a_line(self.directory / "metrics.jsonl")
         self._log = open(self.directory / "train.log", "a", buffering=1)  # noqa: SIM115
-        # What an earlier start logged after `done` steps is hidden: the resumed run does those steps again.
         self._begun = 0  # the step that was logged last, or failed to be
-        self._board: Any = self._new_board(purge_step=done + 1)
-
-    def _new_board(self, **options: Any) -> Any:
-        # Imported here since it imports all of torch, which a use of `line` should not cost.
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.directory / "tensorboard"), **options)
+        self._board = Board(self.directory / "tensorboard", done) if board else None
 
     def log(self, step: int, metrics: dict[str, Any]) -> str:
         """Record a step, which is counted from 1, and return its line.
 
         Raises OSError if metrics.jsonl or train.log cannot hold it. Then `log` can be called again for the same step.
-        What a full disk takes from TensorBoard's files stays away: nothing is read from them.
         """
-        measured = {"step": step} | {name: _plain(value) for name, value in metrics.items()}
-        record = {name: _finite(value) for name, value in measured.items()}
+        measured = {"step": step} | {name: plain(value) for name, value in metrics.items()}
+        record = {name: finite(value) for name, value in measured.items()}
         text = line(measured, self.total_steps)
         with _or_nothing(self._json):
             _append(self._json, json.dumps(record, allow_nan=False) + "\n")
@@ -99,20 +94,10 @@ class Metrics:
                 self._log.flush()
             else:
                 self._begun = step
-                self._draw(step, record)
+                if self._board:
+                    self._board.draw(step, record)
                 self._log.write(text + "\n")
         return text
-
-    def _draw(self, step: int, record: dict[str, Any]) -> None:
-        self._board = self._board or self._new_board()
-        try:
-            for name, value in record.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
-        except OSError as e:
-            if not is_full(e):
-                raise
-            self._board = None  # its thread has ended with the error
 
     def close(self) -> None:
         """What cannot be closed, as on a full disk, is said: `log` has raised where a step is not whole."""
@@ -184,13 +169,3 @@ def line(metrics: dict[str, Any], total_steps: int) -> str:
 def _text(metrics: dict[str, Any], name: str, form: str, width: int) -> str:
     value = metrics.get(name)
     return ("-" if value is None else format(value, form)).rjust(width)
-
-
-def _plain(value: Any) -> Any:
-    """A number of any library as one of Python's."""
-    return value.item() if hasattr(value, "item") else value
-
-
-def _finite(value: Any) -> Any:
-    """The value, or None for NaN and the infinities, for which JSON has no number."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,21 +6,15 @@
 its pools and its door, so it can be stopped, and the engines go on with what they have.
 """
 
-import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trd_ray.files import is_full
+
 FIRST_S, LONGEST_S = 5.0, 60.0  # between two tries, doubling
 LOOK_S = 1.0
-_SIGNS = ("No space left on device", "Disk quota exceeded", "[Errno 28]", "[Errno 122]")
-
-
-def is_full(problem: object) -> bool:
-    """Whether an error, or the text of one, says that the disk is full, or the user's share of it."""
-    number = getattr(problem, "errno", None)
-    return number in (errno.ENOSPC, errno.EDQUOT) or any(sign in str(problem) for sign in _SIGNS)
 
 
 class Room:

@@ -46,6 +46,8 @@ PLACES = {
     "metrics.jsonl": "everything measured, one line a step",
     "train.log": "the same as one aligned line a step",
     "tensorboard/": "the same for TensorBoard",
+    "wandb/": "the same for W&B, as it writes it here",
+    "mlruns/": "the same for MLflow, without a server",
     "rows/": "every rollout and refinement with its verdict, one Parquet file a step",
     "checkpoints/": "the state to resume from and the trained model",
     "evaluation/": "scores as JSON, and the samples behind them as Parquet",

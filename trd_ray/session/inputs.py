@@ -33,6 +33,7 @@ from trd_ray.session.cluster import Connection, is_local
 from trd_ray.session.glance import warn_at_first_look
 from trd_ray.session.person_needed import PERSON_JUDGES, require_no_person
 from trd_ray.stream.held import require_held
+from trd_ray.trackers.installed import require_trackers
 from trd_ray.verify.fitting import ROWS_TO_FIT, require_functions
 from trd_ray.wordings import ITEM_FORM
 
@@ -122,8 +123,7 @@ def prepare(
     evaluated = sets.pop("", None)
     shapes = _judged_by(r, faults, problems, evaluated, sets)
     with faults:
-        if job == "train":
-            _require_best(r)
+        _require_records(r, job)
     student, teachers = _models(r, faults)
     judge, judged = _judge(r, job, faults, problems if problems is not None else evaluated)
     if student and len(teachers) == len(r.by_teacher):
@@ -170,6 +170,14 @@ def _notes(recipe: Recipe, job: placement.Job, problems: pa.Table | None) -> lis
 def _shares(recipe: Recipe, problems: pa.Table | None) -> list[str]:
     """A note about each source's part of the rows, where there are several."""
     return [shares(recipe, problems)] if problems is not None and recipe.data.sources else []
+
+
+def _require_records(r: Recipe, job: placement.Job) -> None:
+    """Raise UserError if a tracker is not installed, or if no step has what checkpoint.best names."""
+    if job != "evaluate":
+        require_trackers(r.trackers)
+    if job == "train":
+        _require_best(r)
 
 
 def _require_best(r: Recipe) -> None:

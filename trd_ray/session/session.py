@@ -36,6 +36,7 @@ from trd_ray.session.cluster import is_local
 from trd_ray.session.door import Door
 from trd_ray.session.evaluating import evaluated
 from trd_ray.session.fetch import fetch_models
+from trd_ray.session.followers import Followers
 from trd_ray.session.fresh_seats import has_dead_node, lost_ranks, machines_now, seats_again
 from trd_ray.session.inputs import Inputs
 from trd_ray.session.notices import Notice, Notices, this_node
@@ -82,6 +83,7 @@ class Session:
         self.room = Room(directory.path, look=self.check, tell=self._tell_of_room)
         places = {name: engine.max_concurrent for name, engine in self.recipe.engines.items()}
         self.figures = PoolFigures(self.pools, places)
+        self.followers = Followers(self.recipe, directory, stop, lambda text: self.display.say(text), self.warn)
         self._open_door()
 
     def _open_door(self) -> None:
@@ -89,7 +91,7 @@ class Session:
         self.door.tell = lambda text: self.display.say(text)
         self.door.on("stop", self._asked_to_stop)
         self.door.shows("shown", lambda: self.display.shown())
-        self.door.shows("pools", self.figures.latest)
+        self.door.shows("pools", lambda: self.followers.pools(self.figures.latest()))
 
     def _asked_to_stop(self, arguments: dict[str, Any]) -> str:
         if arguments.get("now"):
@@ -176,6 +178,7 @@ class Session:
         for text in self.mirror.news() if self.mirror else ():
             self.display.say(text)
             self.directory.event("mirror", said=text)
+        self.followers.look()
         for notice in self.notices.look() if self.notices else ():
             self._hear(notice)
         self.stop.check()

@@ -23,8 +23,9 @@ from typing import Any
 from trd_ray.config import Recipe
 from trd_ray.distill.trainer import Trainer
 from trd_ray.errors import RunFailed, UserError
+from trd_ray.files import is_full
 from trd_ray.record.directory import RunDirectory
-from trd_ray.record.room import Room, is_full
+from trd_ray.record.room import Room
 
 POLL_S = 1.0
 LOST_STEPS = 3  # so many steps in a row without an update end the run: what broke does not heal

@@ -93,7 +93,8 @@ def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> 
                     if job == "train":
                         train_run(session, left.done, left.checkpoint, scaling.after_step, hooks)
                     else:
-                        with hooks.during(session):
+                        tracked = session.followers.during("refine", left.done, session.door.look)
+                        with tracked, hooks.during(session):
                             refine_run(session, left.done, scaling.after_step, hooks)
     report.show(directory)
     if job == "refine" and (told := reviewing.told()):
@@ -136,7 +137,8 @@ def refine_run(
     try:
         session.wait_until_started()
         session.display.phase("refining")
-        with Metrics(directory.path, inputs.total_steps, done) as metrics:
+        board = "tensorboard" in session.recipe.trackers
+        with Metrics(directory.path, inputs.total_steps, done, board) as metrics:
             bad_rows = BadRows(session, done)
             for step in range(done, inputs.total_steps):
                 pausing.rest(session.look)
@@ -149,6 +151,7 @@ def refine_run(
                 after_step()
                 session.display.step({"step": step + 1} | record)
                 alarms.tell()
+                session.followers.recorded(step + 1, record, table)
                 hooks.step(step + 1, record, table)
     finally:
         alarms.close()

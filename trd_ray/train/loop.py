@@ -82,7 +82,7 @@ def train_run(
     code, if it is loaded already. What ends the run early is raised once a checkpoint is written.
     """
     hooks = hooks or Hooks.of(session.recipe)
-    with hooks.during(session):
+    with session.followers.during("train", done, session.door.look), hooks.during(session):
         _train(Training(session, done, checkpoint, after_step, hooks), resumed=checkpoint is not None)
 
 
@@ -135,7 +135,7 @@ class Training:
         self.diagnosing = Diagnosing(r, session.taught, bounds_of(session))
         self.size = GroupSize(session, ranks=lambda: self.trainer.ranks)
         session.door.shows("learner", self.learner.figures)
-        self.metrics = Metrics(session.directory.path, self.total_steps, done)
+        self.metrics = Metrics(session.directory.path, self.total_steps, done, "tensorboard" in r.trackers)
         self.bad_rows = BadRows(session, done)
         self.feed: Feed | None = None
         self.done = done  # steps that are recorded
@@ -293,6 +293,7 @@ class Training:
         self.done, self.recorded = steps, metrics
         self.alarms.tell()
         self.clock.draw(rows, worked)
+        self.session.followers.recorded(steps, metrics, table)
         self.hooks.step(steps, metrics, table)
 
     def save(self) -> None:
