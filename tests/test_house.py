@@ -23,6 +23,7 @@ FLOORS = [
         "steer",
         "check",
         "review",
+        "show",
     ],  # doctor starts others by command lines
     ["train", "evaluate"],
     ["session"],
