@@ -146,10 +146,21 @@ def test_a_log_has_a_line_of_an_evaluation_twice_a_minute_at_most(monkeypatch):
             now[0] = float(done)
             d.evaluating("base", done, 100, done // 4)
     said = lines_of(console)
+    assert said.pop() == "base: 25.0% of 100 samples passed"
     assert [line.partition(" samples")[0] for line in said] == [
         f"evaluating base: {done} of 100" for done in (31, 61, 91)
     ]
     assert all("% passed" in line for line in said)
+
+
+def test_a_log_says_where_the_run_is_and_has_no_line_for_a_phase_that_comes_back():
+    console = Console(file=io.StringIO(), width=200)
+    with Display(3, console) as d:
+        d.where("runs/mine")
+        for phase in ("starting", "training", "writing checkpoint 1", "training", "writing checkpoint 2", "training"):
+            d.phase(phase)
+    said = ["run directory: runs/mine", "starting", "training", "writing checkpoint 1", "writing checkpoint 2"]
+    assert lines_of(console) == said
 
 
 def test_the_panel_of_a_training_run_fits_80_columns_and_shows_loss_norm_staleness_and_rollouts():

@@ -53,7 +53,7 @@ class Display:
         self._began = time.monotonic()
         self._live: SteadyLive | None = None
         self._pools: Mapping[str, Mapping[str, Any]] = {}
-        self._phase = ""
+        self._phase = self._before = ""  # the one under way, and the one before it
         self._metrics: dict[str, Any] = {}
         self._history: dict[str, tuple[float, ...]] = {}
         self._rollouts: tuple[int, int] | None = None
@@ -88,14 +88,17 @@ class Display:
     # What a run tells
 
     def phase(self, text: str) -> None:
-        """Say what is being done now, in a few words."""
-        self._phase = text
-        if self._live is None:
+        """Say what is being done now, in a few words. A log has no line for a phase that comes back after another."""
+        comes_back = text == self._before
+        self._before, self._phase = self._phase, text
+        if self._live is None and not comes_back:
             self._print(text)
 
     def where(self, directory: Path | str) -> None:
         """Say which run directory it is."""
         self._place = str(directory)
+        if self._live is None:
+            self._print(f"run directory: {self._place}")
 
     def pools(self, pools: Mapping[str, Mapping[str, Any]]) -> None:
         """Show what the pools do, as their figures say (PoolFigures); what is in `pools` later is shown too."""
@@ -128,6 +131,7 @@ class Display:
             self._line_due = time.monotonic() + LINE_S
         self._evaluation = Evaluated(name, done, total, passed) if done < total else None
         if done >= total > 0:
+            self._print(f"{name}: {passed / total:.1%} of {total} samples passed")
             of = name.partition(" on ")[2]
             self._scores = self._scores | {of: (*self._scores.get(of, ()), passed / total)}
         now = time.monotonic()

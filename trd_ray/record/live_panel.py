@@ -130,7 +130,7 @@ def pool_table(pools: Mapping[str, Mapping[str, Any]], narrow: bool = False, pla
             Text("-" if up is None or of is None else f"{up} of {of}", style="yellow" if few else ""),
             _busy(pool.get("busy"), 4 if narrow else 15, plain),
             *map(Text, numbers),
-            one_line(_of_engines(pool), style="yellow"),
+            one_line("" if narrow else _of_engines(pool), style="yellow"),
         )
     return shown
 

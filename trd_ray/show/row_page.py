@@ -181,6 +181,9 @@ def _found(scored: dict[str, Any] | None, row: dict[str, Any], y: str, look: Loo
                 said += f" (most {values[place]:.3f}, at token {place + 1})"
             told.append(said)
     under = f"{scored['view']} view{', which it trained under' if scored['trained'] else ''}"
+    ids, values = part(row, y, "ids"), numbers_of(scored, look.by)
+    if ids is not None and values is not None and len(ids) != len(values):
+        told.append(f"of the first {len(values)} of {len(ids)} tokens")
     return f"mean a token, {under}: {', '.join(told) or 'nothing that is finite'}"
 
 
@@ -202,12 +205,12 @@ def _standing_out(
     rows = [(number, piece) for number, piece in by_most[:count] if number > 0]
     if not rows:
         return
-    others = {one: numbers_of(scored, one) for one in SCALES}
-    shown = [name for name, numbers in others.items() if numbers is not None]
-    yield Text("  ".join([f"{'token':>7}", *(f"{SCALES[name].short:>8}" for name in shown), "text"]), style="dim")
+    others = {one: found for one in SCALES if (found := numbers_of(scored, one)) is not None}
+    yield Text("  ".join([f"{'token':>7}", *(f"{SCALES[name].short:>8}" for name in others), "text"]), style="dim")
     for _, piece in rows:
         number = f"{piece.first + 1}" if piece.end - piece.first == 1 else f"{piece.first + 1}-{piece.end}"
-        cells = [f"{value:8.3f}" if (value := most(others[name], piece)) is not None else f"{'-':>8}" for name in shown]
+        found = [most(others[name], piece) for name in others]
+        cells = [f"{'-':>8}" if value is None else f"{value:8.3f}" for value in found]
         yield Text("  ".join([f"{number:>7}", *cells, json.dumps(visible(piece.text), ensure_ascii=False)]))
 
 
@@ -277,8 +280,8 @@ def barred(console: Console, text: Text) -> list[Text]:
     """The lines of a text that is not ours, each behind a bar; where there is a terminal, no wider than that."""
     found = []
     for line in text.split("\n", allow_blank=True):
-        wrapped: Sequence[Text] = [line]
+        wrapped = [line]
         if console.is_terminal:
-            wrapped = line.wrap(console, max(1, console.width - len(BAR)), overflow="fold") or [Text("")]
+            wrapped = list(line.wrap(console, max(1, console.width - len(BAR)), overflow="fold")) or [Text("")]
         found += [Text.assemble((BAR, "dim"), one) for one in wrapped]
     return found

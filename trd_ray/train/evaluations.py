@@ -87,7 +87,8 @@ class Evaluations:
             }
             if of and self.recipe.sets[of].guard:
                 found[lost(of)] = float(is_lost(score))
-        self.session.display.phase("training")
+        if steps < self.total_steps:
+            self.session.display.phase("training")
         return found
 
     def _is_scored(self, name: str, of: str) -> bool:

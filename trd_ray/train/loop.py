@@ -192,6 +192,7 @@ class Training:
             self.step(step)
             self.resize_if_due()
         self.steering.over()
+        self.session.display.phase("finishing the last checkpoint")
         self.checkpoints.finish(wait=True)
 
     def step(self, step: int) -> None:
