@@ -59,7 +59,16 @@ def run(tmp_path) -> Path:
         [
             with_kl(3, 2, 0.25),
             a_row(4, 2, passed(), None, trajectory="y_o", scored=[scored("y_o", [2.0] * len(RIGHT))]),
-            a_row(5, 2, failed(), failed(), fault="no verdict came", train=False, dropped_because="bad row"),
+            a_row(
+                5,
+                2,
+                failed(),
+                failed(),
+                fault="no verdict came",
+                train=False,
+                dropped_because="bad row",
+                scored=[scored("y_o", [9.0] * len(WRONG), trained=False)],
+            ),
         ],
     )
 

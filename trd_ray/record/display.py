@@ -173,9 +173,9 @@ class Display:
         """What comes now, until the next step has ended, is no sign of the pace."""
         self.time_left.stands_still()
 
-    def warn(self, found: dict[str, str]) -> list[str]:
+    def warn(self, found: dict[str, str], what: str = "warning") -> list[str]:
         """Show each kind of warning once, in lines that stay, and return them; `found` maps kinds to sentences."""
-        new = [f"warning: {text}" for kind, text in found.items() if kind not in self._warned]
+        new = [f"{what}: {text}" for kind, text in found.items() if kind not in self._warned]
         self._warned |= found.keys()
         for text in new:
             self._print(text, style="yellow")

@@ -220,8 +220,8 @@ def _kl_by_row(run: RecordedRows, file: Path) -> dict[int, float]:
     found = {}
     table = run.read(file, ["row", "scored"])
     for row, scored in zip(table["row"].to_pylist(), table["scored"], strict=True):
-        if scored.is_valid and len(scored.values):
-            # The first one is what was trained on.
+        # What was trained on is the first one; others may be scored too.
+        if scored.is_valid and len(scored.values) and scored.values.field("trained")[0].as_py():
             kl = np.asarray(scored.values.field("kl")[0].values or [], dtype=np.float64)
             if np.isfinite(kl).any():
                 found[row] = float(np.nanmean(np.where(np.isfinite(kl), kl, np.nan)))
