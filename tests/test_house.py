@@ -24,6 +24,7 @@ FLOORS = [
         "analyse",
         "check",
         "review",
+        "show",
     ],  # doctor starts others by command lines
     ["train", "evaluate"],
     ["session"],

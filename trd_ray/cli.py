@@ -1,7 +1,7 @@
 """The command line: `trd train | refine RECIPE key.sub=value ...`, `trd evaluate MODEL|RECIPE [BENCHMARK ...]
-key.sub=value ...`, `trd check`, `trd review`, `trd analyse`, `trd compare`, `trd reproduce`, `trd export`, `trd chat`,
-`trd init`, `trd recipes`, `trd doctor` and `trd miniature build`; and for a run that goes on `trd status | logs |
-stop | pause | unpause | checkpoint | scale RUN`.
+key.sub=value ...`, `trd check`, `trd show`, `trd analyse`, `trd review`, `trd compare`, `trd reproduce`, `trd export`,
+`trd chat`, `trd init`, `trd recipes`, `trd doctor` and `trd miniature build`; and for a run that goes on `trd status |
+logs | stop | pause | unpause | checkpoint | scale RUN`.
 
 What a user can fix is one sentence on standard error and exit code 2.
 """
@@ -32,6 +32,7 @@ EXAMPLES = {
     "train": "trd train miniature_opsd",
     "status": "trd status runs/miniature-opsd",
     "logs": "trd logs runs/miniature-opsd sampler-0",
+    "show": "trd show runs/miniature-opsd --worst",
     "stop": "trd stop runs/miniature-opsd",
     "pause": "trd pause runs/miniature-opsd",
     "unpause": "trd unpause runs/miniature-opsd",
@@ -187,6 +188,12 @@ def _job(options: argparse.Namespace) -> int:
         from trd_ray.analyse import command as analyse
 
         return analyse.analyse(options.run, options.what, options.json, options.steps, options.source)
+    if options.command == "show":
+        from trd_ray.show import command as show
+
+        o = options
+        wish = show.WantedRow(o.row, o.step, o.problem, o.source, o.kind, o.worst)
+        return show.show(o.run, wish, o.listing, o.as_json, o.by, o.view, o.top, o.views, o.diff, o.evaluation)
     if options.command == "review":
         from trd_ray.review import command as review
 

@@ -74,6 +74,50 @@ def of_chat(command: argparse.ArgumentParser) -> None:
     command.add_argument("--plain", action="store_true", help="a chat without the recipe's prompts.solve")
 
 
+def of_show(command: argparse.ArgumentParser) -> None:
+    command.formatter_class = argparse.RawDescriptionHelpFormatter
+    command.description = f"{command.description}\n{_SHOW_EXAMPLES}"
+    text = "the directory of a run or corpus, or its name below runs/; it may go on, or have crashed"
+    command.add_argument("run", metavar="RUN", help=text)
+    which = command.add_argument_group("which row (default: the newest repaired one)")
+    which.add_argument("--row", type=_row, metavar="N", help="this one, by its number")
+    text = "an answer of this evaluation of the run, such as trained, or old/trained of its set old"
+    which.add_argument("--evaluation", metavar="NAME", help=text)
+    which.add_argument("--step", type=_whole, metavar="S", help="of this step")
+    which.add_argument("--problem", metavar="ID", help="of this problem_id")
+    which.add_argument("--source", metavar="NAME", help="from this source of data.sources")
+    which.add_argument("--worst", action="store_true", help="the one with the highest mean KL, in place of the newest")
+    kinds = which.add_mutually_exclusive_group()
+    for kind, text in {
+        "repaired": "y_o failed and y_r passed",
+        "broken": "y_o passed and y_r failed",
+        "failed": "nothing of it passed",
+        "passed": "y_o passed",
+        "dropped": "it was not trained on",
+        "cut": "y_o or y_r ended at the length limit",
+    }.items():
+        kinds.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, help=text)
+    text = "a line for each of the newest COUNT (default: 20) that are as asked for"
+    which.add_argument("--list", dest="listing", nargs="?", type=_whole, const=20, metavar="COUNT", help=text)
+    how = command.add_argument_group("what to show of it")
+    text = "what shades a token: its KL, the student's or the teacher's NLL, or words that begin a doubt (default: kl)"
+    how.add_argument("--by", choices=["kl", "student", "teacher", "onset"], default="kl", help=text)
+    text = "the teacher's view under which tokens were scored, where there are several: refine or vanilla"
+    how.add_argument("--view", metavar="NAME", help=text)
+    text = "list the COUNT tokens with the most of it (default: 10 where there are no colors)"
+    how.add_argument("--top", type=_row, metavar="COUNT", help=text)
+    how.add_argument("--diff", action="store_true", help="what y_r left out of y_o, and what it put in")
+    how.add_argument("--views", action="store_true", help="the prompts as they were sent, special tokens in « »")
+    how.add_argument("--json", dest="as_json", action="store_true", help="all of it, for scripts")
+
+
+_SHOW_EXAMPLES = """
+  trd show miniature-opsd --row 17
+  trd show miniature-opsd --worst --diff      the row with the highest KL, and what was refined in it
+  trd show miniature-opsd --broken --list     rows in which the refinement harmed
+"""
+
+
 def of_review(command: argparse.ArgumentParser) -> None:
     text = "the directory of a run of trd refine whose recipe has verify.function=review, or its name below runs/"
     command.add_argument("run", metavar="RUN", help=text)
@@ -124,6 +168,12 @@ def _gib(text: str) -> float:
     if not 0 < gib < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of GiB greater than 0, but is {text}")
     return gib
+
+
+def _row(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, but is {text}")
+    return int(text)
 
 
 def _whole(text: str) -> int:
@@ -204,6 +254,10 @@ OTHERS = {
     "check": (
         "whether verifier, data and prompts of a recipe are sound, on some rows, before anything starts",
         of_check,
+    ),
+    "show": (
+        "one row of a run: problem, y_o, y_r, verdicts, each token colored by its KL",
+        of_show,
     ),
     "review": ("judge the responses of a corpus that wait for a person, one at a time", of_review),
     "analyse": ("where the signal of a run sits, and whether refinement stays near the student", of_analyse),

@@ -53,7 +53,7 @@ def started(monkeypatch):
 def session(tmp_path, gpus: int, *overrides: str) -> Session:
     inputs = prepare(load("miniature_opsd", ["data.limit=64", "cluster.memory_gib=64", *overrides]))
     directory: Any = SimpleNamespace(path=tmp_path)
-    display: Any = SimpleNamespace(starting=lambda _: None, phase=lambda _: None)
+    display: Any = SimpleNamespace(starting=lambda _: None, phase=lambda _: None, where=lambda _: None)
     stop: Any = SimpleNamespace(check=lambda: None)
     return Session(inputs, directory, display, stop, [Machine("a", 16, gpus=gpus, gpu_gib=24)])
 

@@ -73,6 +73,10 @@ def test_the_screen_of_a_run_says_what_it_does_in_one_screen():
             "1 of 2 up",
         ),
         ({"status": {"program": "train", "host": "h", "written": 999.5}}, "in /runs/mine\nstarts\n"),
+        (
+            {"status": {**STATUS, "shown": {**STATUS["shown"], "evaluations_not_in_left_s": 2}}},
+            "step 12 of 40; about 3 min + evaluations; waits",
+        ),
         ({"events": [{"when": 0.0, "kind": "end", "said": "x" * 300}]}, "x ..."),
         ({"name": "a\x1b[2Jb"}, "a\ufffd[2Jb: running"),
     ],

@@ -48,6 +48,18 @@ def test_which_evaluation_is_due_after_which_step():
     assert evaluations(Recorded(held_out=None, every_steps=1)).due(10) is None
 
 
+def test_what_is_planned_is_every_evaluation_that_will_be_due_with_its_samples():
+    session = Recorded(every_steps=4, held_out=SimpleNamespace(num_rows=30), sets={"old": None})
+    session.inputs.held_out_sets = {"old": SimpleNamespace(num_rows=7)}
+    session.recipe.evaluation.of = lambda of: SimpleNamespace(samples=2 if of else 16)
+    planned = evaluations(session).planned()
+    assert [(one.shown, one.steps, one.samples) for one in planned] == [
+        ("step-000004", 4, 480), ("step-000004 on old", 4, 14), ("step-000008", 8, 480), ("step-000008 on old", 8, 14),
+        ("trained", 10, 480), ("trained on old", 10, 14),
+    ]  # fmt: skip
+    assert evaluations(Recorded(held_out=None, every_steps=4)).planned() == []
+
+
 def test_one_that_is_due_gives_the_metrics_and_another_step_none():
     session = Recorded()
     e = evaluations(session)

@@ -10,7 +10,7 @@ from trd_ray.record.clock import Clock
 from trd_ray.record.timeline import Timeline
 from trd_ray.session import pausing
 from trd_ray.session.door import Door
-from trd_ray.train.steering import Pace, Progressed, Steering
+from trd_ray.train.steering import Progressed, Steering
 
 
 class Asked:
@@ -23,7 +23,9 @@ class Asked:
         self.done, self.trained, self.saved = 3, 3, 2
         self.door = Door(tmp_path, "train")
         display = SimpleNamespace(
-            phase=self.phases.append, shown=lambda: {"phase": "training", "steps": [self.done, 8]}
+            phase=self.phases.append,
+            shown=lambda: {"phase": "training", "steps": [self.done, 8]},
+            stands_still=lambda: self.phases.append("stands still"),
         )
         directory: Any = SimpleNamespace(
             event=lambda kind, said, **_: self.events.append(said), checkpoints=lambda: [(2, tmp_path / "step-000002")]
@@ -38,7 +40,7 @@ class Asked:
         policy: Any = SimpleNamespace(watch=self.watch, version=3, served=3)
         self.clock = Clock(Timeline(tmp_path / "timeline.json"))
         self.steering = Steering(
-            session, self.clock, policy, self.checkpoints, 8, lambda: Progressed(self.done, self.trained, {})
+            session, self.clock, policy, self.checkpoints, lambda: Progressed(self.done, self.trained, {})
         )
 
     def watch(self) -> None:
@@ -67,7 +69,7 @@ def test_a_run_rests_between_steps_until_it_is_told_to_go_on(asked):
     assert during == [True] and not rests()
     assert asked.looks == 5
     assert asked.events == ["paused after step 3", "goes on after step 3"]
-    assert asked.phases == ["paused after step 3", "training"]
+    assert asked.phases == ["paused after step 3", "stands still", "training"]
     assert [span.name for span in asked.clock.spans] == ["pause"]
     assert asked.ask("unpause") == "it does not rest"
 
@@ -131,13 +133,3 @@ def test_what_the_rows_wait_for_is_the_last_pool_that_has_requests(asked):
         assert doing()["waits_for"] == "refiner"
     with asked.clock.span("train"):
         assert doing()["what"] == "train"
-
-
-def test_the_time_left_is_that_of_the_median_step():
-    pace = Pace()
-    ends = {1: 0.0, 2: 10.0, 3: 20.0, 4: 90.0, 5: 100.0}
-    left = [pace.left_s(done, 8, now) for done, now in ends.items()]
-    assert left == [None, None, 50.0, pytest.approx(160.0), pytest.approx(30.0)]
-    assert pace.left_s(8, 8, 130.0) == 0.0
-    pace.forget()
-    assert pace.left_s(5, 8, 500.0) is None

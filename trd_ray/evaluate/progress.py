@@ -8,11 +8,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from trd_ray.record import live_panel
 from trd_ray.record.display import Display
+from trd_ray.record.time_left import duration, elapsed
 
 LINE_S = 15.0
 
@@ -41,8 +43,8 @@ class Progress(Display):
     def __init__(self, benchmarks: dict[str, tuple[int, int]], console: Console | None = None):
         super().__init__(sum(problems * samples for problems, samples in benchmarks.values()), console)
         self.counts = {name: Count(*sizes) for name, sizes in benchmarks.items()}
-        self._began: float | None = None  # when the first request of this start went out
-        self._made = self._tokens = 0  # since then
+        self._sampling_since: float | None = None  # when the first request of this start went out
+        self._made = self._tokens = 0  # since then: samples of an earlier start say nothing about the pace of this one
         self._last = self._shown = 0.0
 
     def kept(self, benchmark: str, problem_id: str, passed: bool | None) -> None:
@@ -53,9 +55,7 @@ class Progress(Display):
 
     def begin(self) -> None:
         self._end_start()
-        self._began = self._shown = time.monotonic()
-        # Samples of an earlier start say nothing about the pace of this one.
-        self._progress.reset(self._task, completed=sum(c.verified for c in self.counts.values()))
+        self._sampling_since = self._shown = time.monotonic()
 
     def sampled(self, benchmark: str, tokens: int) -> None:
         self.counts[benchmark].sampled += 1
@@ -71,7 +71,7 @@ class Progress(Display):
         count.verified += 1
         count.passed += passed
         count.by_problem[problem_id] += 1
-        self._progress.update(self._task, completed=sum(c.verified for c in self.counts.values()))
+        self._done = sum(c.verified for c in self.counts.values())
 
     def look(self) -> None:
         """Print the lines in a log if it is time for them; the panel in a terminal needs no call."""
@@ -94,41 +94,52 @@ class Progress(Display):
 
     def _seconds(self) -> float:
         """How long this start has been sampling."""
-        if self._began is None:
+        if self._sampling_since is None:
             return 0.0
-        return (time.monotonic() if self._left() else self._last) - self._began
+        return (time.monotonic() if self._left() else self._last) - self._sampling_since
 
     def _left(self) -> int:
         return sum(c.total - c.sampled for c in self.counts.values())
 
     def _left_text(self) -> str:
         """The time left at the mean pace of this start; short answers come first, so it begins too low."""
-        if not self._made:
-            return "time left unknown"
-        return f"about {_duration(self._left() * self._seconds() / self._made)} left"
+        left = self.left_s()
+        return "time left unknown" if left is None else f"about {elapsed(left)} left"
 
-    def _panel(self) -> Group:
-        drawn = Table("benchmark", box=None, padding=(0, 2))
-        for column in ("problems", "samples", "verified", "passed so far"):
-            drawn.add_column(column, justify="right")
+    def left_s(self) -> float | None:
+        return self._left() * self._seconds() / self._made if self._made else None
+
+    def _counted(self) -> RenderableType:
+        left = self.left_s()
+        tail = "" if left is None else f"about {duration(left)} left"
+        clock = elapsed(time.monotonic() - self._began)
+        return live_panel.progress_line(self.COUNTED, self._done, self.total_steps, tail, clock, self._narrow)
+
+    def _body(self) -> list[RenderableType]:
+        plain = self.console.options.ascii_only
+        pace = f"{self._rate():.0f} tokens/s in the mean" if self._sampling_since is not None else ""
+        return [
+            live_panel.pool_table(dict(self._pools), self._narrow, plain), Text(""),
+            self._benchmarks(), Text(pace, style="dim"),
+        ]  # fmt: skip
+
+    def _benchmarks(self) -> Table:
+        drawn = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        drawn.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        for width in (9, 11, 8, 6):
+            drawn.add_column(justify="right", min_width=width, no_wrap=True)
+        header = ("benchmark", "problems", "samples", "verified", "passed")
+        drawn.add_row(*(Text(word, style="dim") for word in header))
         for name, c in self.counts.items():
             cells = (f"{c.problems_done}/{c.problems}", f"{c.sampled}/{c.total}", str(c.verified), _share(c))
-            drawn.add_row(Text(name), *cells)
-        pace = f"{self._rate():.0f} tokens/s" if self._began is not None else ""
-        start = [self._start()] if self._is_starting() else []
-        return Group(self._phase, self._progress, drawn, Text(pace), *start)
+            drawn.add_row(live_panel.one_line(name), *map(Text, cells))
+        return drawn
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, trace: TracebackType | None) -> None:
-        if self._live is None and self._began is not None:
+        if self._live is None and self._sampling_since is not None:
             self.lines()
         super().__exit__(kind, e, trace)
 
 
 def _share(c: Count) -> str:
     return f"{c.passed / c.verified:.1%}" if c.verified else "-"
-
-
-def _duration(seconds: float) -> str:
-    minutes, s = divmod(round(seconds), 60)
-    hours, m = divmod(minutes, 60)
-    return f"{hours}:{m:02d}:{s:02d}"

@@ -13,6 +13,7 @@ from trd_ray.record import warnings
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
 from trd_ray.record.guards import difference, is_lost, of_guards, of_loss
+from trd_ray.record.time_left import shown_name
 from trd_ray.score import stats
 from trd_ray.stream.answers import evaluation_rows
 from trd_ray.stream.judging import JudgeAt
@@ -46,8 +47,9 @@ def evaluated(
     """
     r = session.recipe
     e = r.evaluation.of(of)
-    shown = f"{name} on {of}" if of else name
+    shown = shown_name(name, of)
     session.display.phase(f"evaluating {shown}: {problems.num_rows} problems x {e.samples} samples")
+    session.display.evaluating(shown, 0, problems.num_rows * e.samples, 0)
     rows = evaluation_rows(
         r.model_copy(update={"evaluation": e}), problems, session.views, session.pools["sampler"], step=step,
         min_version=version, judge=session.judge(), while_waiting=while_waiting,

@@ -50,6 +50,7 @@ class Pausing:
         directory.event("pause", said=said, step=step)
         self.resting = True
         display.phase(said)
+        display.stands_still()
         try:
             while self.asked:
                 look()

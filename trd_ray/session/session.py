@@ -74,7 +74,6 @@ class Session:
         self.pulse = PoolPulse(self.pools, self.recipe.heartbeat_s, self._tell_of_pool)
         self.to_start: list[str] = []  # pools whose turn has not come
         self.starting: list[Any] = []
-        self.seen: dict[str, tuple[float, dict]] = {}  # name -> when, status
         self.lender: Session | None = None  # of the pools, if they are another's
         self.mirror: Mirror | None = None
         self.notices = None if is_local(self.recipe) else Notices(self._nodes, this_node())
@@ -83,6 +82,7 @@ class Session:
         self.room = Room(directory.path, look=self.check, tell=self._tell_of_room)
         places = {name: engine.max_concurrent for name, engine in self.recipe.engines.items()}
         self.figures = PoolFigures(self.pools, places)
+        display.where(directory.path)
         self.followers = Followers(self.recipe, directory, stop, lambda text: self.display.say(text), self.warn)
         self._open_door()
 
@@ -91,6 +91,7 @@ class Session:
         self.door.tell = lambda text: self.display.say(text)
         self.door.on("stop", self._asked_to_stop)
         self.door.shows("shown", lambda: self.display.shown())
+        self.door.shows("left_s", lambda: self.display.left_s())
         self.door.shows("pools", lambda: self.followers.pools(self.figures.latest()))
 
     def _asked_to_stop(self, arguments: dict[str, Any]) -> str:
@@ -346,17 +347,10 @@ class Session:
         self.seated_s = time.monotonic()
 
     def statuses(self, while_waiting: Callable[[], object] | None = None) -> dict[str, dict]:
-        now = time.time()
-        shown: dict[str, dict[str, float]] = {}
         statuses = self.pulse.statuses(while_waiting or self.door.look)
         for name, status in statuses.items():
-            then, before = self.seen.get(name, (now, status))
-            rate = max(0.0, status["tokens"] - before["tokens"]) / (now - then) if now > then else 0.0
             self.figures.heard(name, status)
-            shown[name] = {"running": status["running"], "waiting": status["waiting"], "tokens_per_s": rate}
-            if now - then > 2 or name not in self.seen:
-                self.seen[name] = (now, status)
-        self.display.pools(shown)
+        self.display.pools(self.figures.last)
         return statuses
 
     def _tell_of_pool(self, name: str, said: str, facts: dict[str, Any]) -> None:

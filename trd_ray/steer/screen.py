@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trd_ray.record.markdown import visible
+from trd_ray.record.time_left import Left, duration
 
 DOING = {
     "start": "starts engines and learner",
@@ -122,7 +123,7 @@ def _progress(status: dict[str, Any], now: float) -> str:
         if what in shown:
             parts.append(f"{what.removesuffix('s')} {shown[what][0]} of {shown[what][1]}")
     if status.get("left_s") is not None:
-        parts.append(f"about {duration(status['left_s'])} left")
+        parts.append(str(Left(status["left_s"], shown.get("evaluations_not_in_left_s", 0))))
     doing = status.get("doing")
     if "starting" in shown:
         parts.append(shown.get("phase", "starting"))
@@ -203,13 +204,3 @@ def aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 36 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.1f} days"

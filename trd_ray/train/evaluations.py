@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from trd_ray.config import evaluated, lost
 from trd_ray.record.guards import is_lost
+from trd_ray.record.time_left import Due
 from trd_ray.score.stats import Score
 from trd_ray.session.session import Session
 from trd_ray.train.policy import Policy
@@ -48,6 +49,12 @@ class Evaluations:
             return "trained"
         return f"step-{steps:06d}" if e.every_steps and steps % e.every_steps == 0 else None
 
+    def planned(self) -> list[Due]:
+        """Every evaluation after a step, of every set."""
+        samples = {of: rows.num_rows * self.recipe.of(of).samples for of, rows in self.problems.items()}
+        names = {steps: self.due(steps) for steps in range(1, self.total_steps + 1)}
+        return [Due(steps, name, of, n) for steps, name in names.items() if name for of, n in samples.items()]
+
     def if_due(self, steps: int) -> dict[str, float]:
         """Evaluate the newest weights if that is due after `steps` steps; returns the metrics of all sets, or {}."""
         name = self.due(steps)
@@ -80,7 +87,8 @@ class Evaluations:
             }
             if of and self.recipe.sets[of].guard:
                 found[lost(of)] = float(is_lost(score))
-        self.session.display.phase("training")
+        if steps < self.total_steps:
+            self.session.display.phase("training")
         return found
 
     def _is_scored(self, name: str, of: str) -> bool:

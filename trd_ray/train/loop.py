@@ -125,11 +125,14 @@ class Training:
             drains=r.sync.in_flight == "drain" and r.sync.lora != "adapter",
         )  # fmt: skip
         self.evaluations = Evaluations(session, self.policy, self.clock.timeline.rows, hooks.evaluation)
+        session.display.plans(self.evaluations.planned())
+        session.display.remember(session.directory.read_metrics())
+        session.display.checkpoint(done)
         self.rows_sha256 = sha256_of(session.directory, done, checkpoint)  # of the steps that are recorded
         self.checkpoints = Checkpoints(
             r, session.directory, self.trainer, saved=done, show=session.display.phase, say=session.display.say,
             outlive=self.learner.outlive, rows_sha256=lambda: self.rows_sha256, room=session.room,
-            committed=hooks.checkpoint,
+            committed=self.checkpointed,
         )  # fmt: skip
         self.learner.on_restart.append(self.checkpoints.forget)
         self.diagnosing = Diagnosing(r, session.taught, bounds_of(session))
@@ -144,11 +147,15 @@ class Training:
         self.trainer.look = session.glance
         session.on_notice = self.checkpoints.hurry
         self.steering = Steering(
-            session, self.clock, self.policy, self.checkpoints, self.total_steps,
+            session, self.clock, self.policy, self.checkpoints,
             now=lambda: Progressed(self.done, self.trained, self.recorded),
         )  # fmt: skip
         self.alarms = Alarming(session, done, self.steering.doing)
         session.door.shows("alarms", self.alarms.lasting)
+
+    def checkpointed(self, steps: int, folder: Path) -> None:
+        self.session.display.checkpoint(steps)
+        self.hooks.checkpoint(steps, folder)
 
     def start(self, resumed: bool) -> None:
         """Start engines, learner and stream, and make the evaluation that comes before the first step."""
@@ -193,6 +200,7 @@ class Training:
             self.step(step)
             self.resize_if_due()
         self.steering.over()
+        self.session.display.phase("finishing the last checkpoint")
         self.checkpoints.finish(wait=True)
 
     def step(self, step: int) -> None:

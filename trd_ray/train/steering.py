@@ -4,10 +4,7 @@ Training --> Steering --> session.door: status.json
                       <-- "pause", "unpause", "checkpoint"
 """
 
-import time
-from collections import deque
 from collections.abc import Callable
-from statistics import median
 from typing import Any, NamedTuple
 
 from trd_ray.config import role_of
@@ -17,7 +14,6 @@ from trd_ray.session.session import Session
 from trd_ray.train.checkpoints import Checkpoints
 from trd_ray.train.policy import Policy
 
-PACE_STEPS = 10  # how many of the last steps say how long the others will take
 # The metrics of the last step that a screen has room for, and those that say what took its time.
 SHOWN = ("y_o/passed", "y_r/passed", "kl/mean", "loss", "sync/gap_mean", "staleness/mean", "evaluation/avg")
 
@@ -35,20 +31,16 @@ class Steering:
         clock: Clock,
         policy: Policy,
         checkpoints: Checkpoints,
-        total_steps: int,
         now: Callable[[], Progressed],
     ):
         self.session = session
         self.clock = clock
         self.policy = policy
         self.checkpoints = checkpoints
-        self.total_steps = total_steps
         self.now = now
-        self.pace = Pace()
         self.pausing = Pausing(session)
         session.door.on("checkpoint", self._checkpoint)
         session.door.shows("doing", self.doing)
-        session.door.shows("left_s", lambda: self.pace.left_s(now().done, total_steps, time.monotonic()))
         session.door.shows("last_step", self._last_step)
         session.door.shows("version", lambda: {"learner": policy.version, "served": policy.served})
         session.door.shows("checkpoint", self._newest)
@@ -66,7 +58,6 @@ class Steering:
         if self.pausing.asked:
             with self.clock.span("pause"):
                 self.pausing.rest(look)
-            self.pace.forget()
 
     def over(self) -> None:
         """No step comes any more."""
@@ -109,28 +100,3 @@ class Steering:
             "writing": c.writing[0] if c.writing else None,
             "asked": c.asked,
         }
-
-
-class Pace:
-    """How long the steps that are left will take, by the last ones of this start."""
-
-    def __init__(self) -> None:
-        self.met: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS + 1)  # steps that were done, and since when
-
-    def forget(self) -> None:
-        """Something that is no step came between the last step and the next."""
-        self.met.clear()
-
-    def left_s(self, done: int, total: int, now: float) -> float | None:
-        """Seconds, called about once a second; None before two ends of steps were met.
-
-        The median leaves out the one step that waited for an engine to start.
-        """
-        if done >= total:
-            return 0.0
-        if not self.met or self.met[-1][0] != done:
-            self.met.append((done, now))
-        # What was met first did not end when it was met.
-        met = list(self.met)[0 if len(self.met) == self.met.maxlen else 1 :]
-        took = [(t - s) / (later - earlier) for (earlier, s), (later, t) in zip(met, met[1:], strict=False)]
-        return round((total - done) * median(took), 1) if took else None
