@@ -23,7 +23,9 @@ class TrackingConfig(Node):
         description="W&B's project and MLflow's experiment; default: WANDB_PROJECT and MLFLOW_EXPERIMENT_NAME, else "
         "trd-ray",
     )
-    name: Annotated[str | None, NOTHING] = Field(default=None, description="the run's name there; default: name")
+    name: Annotated[str | None, NOTHING] = Field(
+        default=None, description="the run's name there; default: WANDB_NAME and MLFLOW_RUN_NAME, else name"
+    )
     group: Annotated[str | None, NOTHING] = Field(
         default=None, description="W&B's group, in MLflow the tag group: for runs that belong together"
     )

@@ -98,10 +98,6 @@ class Following:
         """What trackers have said since the last call: (whether it is a warning, the sentence)."""
         return [one for tracker in self.trackers for one in tracker.news()]
 
-    def shown(self) -> dict[str, dict[str, Any]]:
-        """Each tracker, for status.json."""
-        return {tracker.name: {"gone": tracker.gone, "dropped": tracker.dropped} for tracker in self.trackers}
-
     def _put(self, message: dict[str, Any]) -> None:
         for tracker in self.trackers:
             tracker.put(message)

@@ -47,17 +47,15 @@ class MlflowRun:
         self.client = self.new_client(tracking_uri=uri)
         given = facts["tracking"]
         project = given["project"] or os.environ.get("MLFLOW_EXPERIMENT_NAME") or DEFAULT_EXPERIMENT
-        found = self.client.get_experiment_by_name(project)
-        experiment = found.experiment_id if found else self.client.create_experiment(project)
         where = f"{uri} {project}"
-        known: dict[str, str] = {}
-        if kept.find(where) and (run := self._kept(kept.id)) is not None:
-            known = run.data.params
+        run = self._kept(kept.id) if kept.find(where) else None
+        if run is not None:
             self.client.update_run(run.info.run_id, status="RUNNING")
         else:
-            run = self.client.create_run(experiment, run_name=given["name"] or facts["name"])
+            run = self._new(project, given["name"] or os.environ.get("MLFLOW_RUN_NAME") or facts["name"])
             kept.begin(run.info.run_id, where)
         self.id = run.info.run_id
+        known = run.data.params
         params = {_name(key): _cut(value) for key, value in flat(facts["recipe"])}
         self._params({key: value for key, value in params.items() if key not in known})
         changed = {f"changed.{key}": value for key, value in params.items() if known.get(key, value) != value}
@@ -67,6 +65,11 @@ class MlflowRun:
         for key, value in tags.items():
             self.client.set_tag(self.id, _name(key), value)
         return f"{uri}, experiment {project}, run {self.id}"
+
+    def _new(self, project: str, name: str) -> Any:
+        found = self.client.get_experiment_by_name(project)
+        experiment = found.experiment_id if found else self.client.create_experiment(project)
+        return self.client.create_run(experiment, run_name=name)
 
     def _kept(self, run_id: str) -> Any:
         from mlflow.exceptions import MlflowException

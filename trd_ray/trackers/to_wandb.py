@@ -29,17 +29,18 @@ class WandbRun:
         self.run: Any = None
 
     def begin(self, facts: dict[str, Any], kept: KeptRun) -> str:
-        given = facts["tracking"]
-        project = given["project"] or os.environ.get("WANDB_PROJECT") or DEFAULT_PROJECT
-        where = "/".join(filter(None, [os.environ.get("WANDB_ENTITY"), project]))
+        given, outside = facts["tracking"], os.environ.get
+        project = given["project"] or outside("WANDB_PROJECT") or DEFAULT_PROJECT
+        where = "/".join(filter(None, [outside("WANDB_ENTITY"), project]))
         found = kept.find(where)
-        run_id = kept.id if found else secrets.token_hex(4)
+        run_id = kept.id if found else outside("WANDB_RUN_ID") or secrets.token_hex(4)
         # Not what this process prints, which is its log; and no code, which is the package's.
         settings = self.wandb.Settings(console="off", silent=True, disable_code=True)
         self.run = self.wandb.init(
-            project=project, name=given["name"] or facts["name"], group=given["group"], tags=given["tags"] or None,
-            id=run_id, resume="allow", dir=os.environ.get("WANDB_DIR") or facts["directory"], job_type=facts["program"],
-            config=facts["recipe"], allow_val_change=True, settings=settings,
+            project=project, name=given["name"] or outside("WANDB_NAME") or facts["name"], id=run_id, resume="allow",
+            group=given["group"], tags=given["tags"] or None, job_type=outside("WANDB_JOB_TYPE") or facts["program"],
+            dir=outside("WANDB_DIR") or facts["directory"], config=facts["recipe"], allow_val_change=True,
+            settings=settings,
         )  # fmt: skip
         self.run.config.update({"trd": facts["versions"] | {"directory": facts["directory"]}}, allow_val_change=True)
         if not found:
@@ -58,7 +59,7 @@ class WandbRun:
     def end(self, how: str, said: str, summary: dict[str, float], text: str, files: list[Path]) -> None:
         try:
             self.run.summary.update(summary | {"ended": how})
-            if text:
+            if text and not os.environ.get("WANDB_NOTES"):
                 self.run.notes = text[:LONGEST_NOTE]
             if files:
                 artifact = self.wandb.Artifact(f"run-{self.run.id}", type="report", description=said[:500] or None)
