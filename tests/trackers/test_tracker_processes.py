@@ -251,3 +251,17 @@ def test_a_damaged_or_foreign_note_of_a_run_begins_another(tmp_path):
 
 def test_a_table_has_columns_for_every_cell():
     assert len(set(COLUMNS)) == len(COLUMNS) == 12
+
+
+def test_what_finds_no_room_is_dropped_and_neither_the_first_message_nor_the_last(place):
+    tracker = KeptApart("Notes", "stub_trackers:Notes", place / "logs" / "x.txt", queued=2)
+    for message in [{"do": "begin", "facts": facts() | {"directory": str(place)}}] + [
+        {"do": "step", "step": step, "metrics": {}} for step in (1, 2, 3)
+    ]:
+        tracker.put(message)  # before there is a process that takes any
+    tracker.end({"do": "end", "how": "done", "said": "", "summary": {}, "text": "", "files": []})
+    tracker.start()
+    tracker.wait(lambda: time.monotonic() + 60, lambda: None)
+    assert [step for step, _ in noted(place, "step")] == [1] and noted(place, "begin") and noted(place, "end")
+    warnings = [text for warns, text in tracker.news() if warns]
+    assert tracker.dropped == 2 and "is 2 messages behind" in warnings[0] and "lacks 2 messages" in warnings[-1]

@@ -43,7 +43,8 @@ class KeptApart:
         self.dropped = 0  # messages that found the queue full
         self.gone = False  # its process has ended, or could not start
         self._over = False  # it has said why it ends, or `wait` has ended it
-        self._queue: queue.Queue[bytes | None] = queue.Queue(queued)
+        self._queued = queued
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()  # `put` bounds it
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
         self._hears: threading.Thread | None = None
@@ -76,15 +77,13 @@ class KeptApart:
         """Give the tracker a message, without waiting. What does not fit into the queue is dropped, and counted."""
         if self.gone:
             return
-        try:
-            self._queue.put_nowait(_line(message))
-        except queue.Full:
-            self.dropped += 1
-            if self.dropped == 1:
-                behind = self._queue.maxsize
-                self._warn(
-                    f"is {behind} messages behind: it gets no more until it has caught up; metrics.jsonl has all"
-                )
+        if self._queue.qsize() < self._queued:
+            self._queue.put(_line(message))
+            return
+        self.dropped += 1
+        if self.dropped == 1:
+            behind = self._queued
+            self._warn(f"is {behind} messages behind: it gets no more until it has caught up; metrics.jsonl has all")
 
     def news(self) -> list[News]:
         """What there is to say since the last call."""
@@ -97,15 +96,9 @@ class KeptApart:
     # The end
 
     def end(self, message: dict[str, Any]) -> None:
-        """Put the last message, for which the oldest ones make room."""
-        for line in (_line(message), None):
-            while True:
-                with contextlib.suppress(queue.Full):
-                    self._queue.put_nowait(line)
-                    break
-                with contextlib.suppress(queue.Empty):
-                    self._queue.get_nowait()
-                    self.dropped += 1
+        """Put the last message, for which there is always room."""
+        self._queue.put(_line(message))
+        self._queue.put(None)
 
     def wait(self, until: Callable[[], float], look: Callable[[], object]) -> None:
         """Wait for the process until then (of time.monotonic); then kill it, with all below it. `look` may raise."""
