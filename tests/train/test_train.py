@@ -146,6 +146,26 @@ def test_the_checkpoint_loads_in_transformers_and_differs_from_the_base(opsd):
     assert not torch.allclose(trained(ids).logits, base(ids).logits, atol=1e-3)
 
 
+def test_a_log_says_where_the_run_is_what_evaluations_found_and_training_once(opsd):
+    lines = opsd.output.splitlines()
+    assert f"run directory: {opsd.directory}" in lines and lines.count("training") == 1
+    for name in ("base", "trained"):
+        score = json.loads((opsd.directory / "evaluation" / f"{name}.json").read_text())["scores"]["avg@4"]["value"]
+        assert f"{name}: {score:.1%} of 40 samples passed" in lines
+    assert look_at(opsd.directory)["status"]["left_s"] is not None
+
+
+def test_a_row_of_the_run_is_shown_with_the_numbers_of_its_tokens(opsd, capsys):
+    mean = {row["row"]: fmean(map(float, row["scored"][0]["kl"])) for row in opsd.rows}
+    worst = max(mean, key=lambda row: mean[row])
+    assert main(["show", str(opsd.directory), "--worst", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert mean[told["row"]] == pytest.approx(mean[worst], rel=1e-3)
+    assert len(told["scored"][0]["kl"]) == len(told["y_r"]["ids"]) == told["y_r"]["pieces"][-1][1]
+    assert main(["show", str(opsd.directory), "--row", str(told["row"])]) == 0
+    assert "view, which it trained under: KL " in capsys.readouterr().out
+
+
 def test_a_stopped_run_leaves_a_checkpoint_and_resumes_where_it_was(opsd, tmp_path):
     """The same recipe as `opsd`, so the first step also shows that equal seeds give equal runs."""
     directory = tmp_path / "run"
