@@ -26,6 +26,7 @@ FLOORS = [
     ],  # doctor starts others by command lines
     ["train", "evaluate"],
     ["session"],
+    ["report"],
     ["record"],
     ["score"],
     ["stream"],
