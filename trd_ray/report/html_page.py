@@ -25,7 +25,10 @@ from trd_ray.report.panel import Panel
 
 PAGE = Path(__file__).parent / "page"
 FIRST = ("theme.js",)  # in the head: the page is never seen in the wrong colours
-SCRIPTS = ("vendor/uplot/uPlot.iife.min.js", "shell.js", "charts.js", "curves.js", "lanes.js", "samples.js")
+SCRIPTS = (
+    "vendor/uplot/uPlot.iife.min.js",
+    *("shell.js", "charts.js", "curves.js", "ledger.js", "lanes.js", "diagnosed.js", "samples.js"),
+)
 STYLES = ("vendor/uplot/uPlot.min.css", "shell.css", "panels.css", "samples.css")
 LAST = ("start.js",)
 
