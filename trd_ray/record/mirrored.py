@@ -31,7 +31,7 @@ AT_ONCE = 4  # files that are copied at a time
 # Besides rows, metrics and checkpoints: what is short, and changes while the run goes on.
 SMALL_FILES = (
     *("recipe.yaml", "environment.json", "train.log", "timeline.json", "events.jsonl", "scale.json", "set_aside.jsonl"),
-    *("summary.md", "evaluation/*", "evaluation/*/*", "tensorboard/*", "review/*"),
+    *("summary.md", "report.html", "evaluation/*", "evaluation/*/*", "tensorboard/*", "review/*"),
 )
 
 

@@ -21,13 +21,17 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from trd_ray.record.markdown import visible
 from trd_ray.report.panel import Panel
 
 PAGE = Path(__file__).parent / "page"
+GENERATOR = "trd_ray report"  # by which a page of ours is known
 FIRST = ("theme.js",)  # in the head: the page is never seen in the wrong colours
 SCRIPTS = (
     "vendor/uplot/uPlot.iife.min.js",
-    *("shell.js", "charts.js", "curves.js", "ledger.js", "lanes.js", "diagnosed.js", "samples.js"),
+    *("shell.js", "charts.js", "curves.js", "ledger.js", "lanes.js", "diagnosed.js"),
+    *(f"samples_{part}.js" for part in ("text", "diff", "list", "filter", "detail")),
+    "samples.js",
 )
 STYLES = ("vendor/uplot/uPlot.min.css", "shell.css", "panels.css", "samples.css")
 LAST = ("start.js",)
@@ -41,6 +45,7 @@ def html_page(title: str, panels: list[Panel], subtitle: str = "") -> str:
         templates()
         .get_template("report.html")
         .render(
+            generator=GENERATOR,
             title=visible_line(title),
             subtitle=visible_line(subtitle),
             panels=panels,
@@ -55,10 +60,11 @@ def html_page(title: str, panels: list[Panel], subtitle: str = "") -> str:
 
 @cache
 def templates() -> Environment:
-    """The templates of the page, each of which escapes what it is given unless that is Markup."""
+    """The templates of the page. Each text that they are given is made visible and escaped, unless it is Markup."""
     made = Environment(
-        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else visible(value),
+    )  # fmt: skip
     made.filters["trusted"] = Markup
     return made
 
@@ -78,8 +84,8 @@ def packed(data: Any) -> str:
 
 
 def visible_line(text: str) -> str:
-    """Any text as one line that UTF-8 can hold."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())
+    """Any text as one line that UTF-8 can hold, without what could hide or reorder text."""
+    return " ".join(visible(text).split())
 
 
 def _finite(value: Any) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 
 from trd_ray.errors import UserError
 from trd_ray.record import guards, warnings
-from trd_ray.record.markdown import visible
 from trd_ray.report import thinned
 from trd_ray.report.curve_charts import curves
 from trd_ray.report.drawn import flow, intervals
@@ -22,7 +21,7 @@ from trd_ray.report.html_page import packed
 from trd_ray.report.panel import Panel
 from trd_ray.report.recipe_shown import recipe_panel
 from trd_ray.report.recorded import Recorded, json_of
-from trd_ray.report.rendering import note, rendered
+from trd_ray.report.rendering import note, readable, rendered
 from trd_ray.report.score_panels import scores_panel
 from trd_ray.report.spent import Spent, spent
 
@@ -66,7 +65,7 @@ def _size(panel: Panel) -> int:
 def verdict_panel(run: Recorded, cost: Spent) -> Panel:
     found = helped(run, cost)
     drawn = intervals(moved(run))
-    html = rendered("verdict.html", found=found, drawn=drawn, sentences=[visible(one) for one in found.sentences])
+    html = rendered("verdict.html", found=found, drawn=drawn, sentences=found.sentences)
     return Panel("verdict", "Verdict", "", html)
 
 
@@ -80,21 +79,21 @@ def alarms_panel(run: Recorded) -> Panel:
         warned |= warnings.of_score(scores[-1], run.recipe, limit, where) if scores else {}
     warned |= guards.of_guards(run.sets, run.recipe)
     said = [
-        {"when": run.step_at(event["when"]), "said": visible(str(event.get("said", "")))}
+        {"when": run.step_at(event["when"]), "said": str(event.get("said", ""))}
         for event in run.events
         if event["kind"] == "warning"
     ]
     html = rendered(
         "alarms.html",
         alarms=alarms,
-        warned=[visible(text.replace("`", "")) for text in warned.values()],
+        warned=[text.replace("`", "") for text in warned.values()],
         said=said[-20:],
     )
     return Panel("alarms", "Alarms", "What was wrong, since when, and what to set.", html)
 
 
 def _alarm(found: dict[str, Any]) -> dict[str, Any]:
-    texts = {name: visible(str(found.get(name) or "")) for name in ("name", "sentence", "means", "do")}
+    texts = {name: str(found.get(name) or "") for name in ("name", "sentence", "means", "do")}
     return texts | {"since": found.get("since_step"), "until": found.get("until_step")}
 
 
@@ -109,7 +108,7 @@ def curves_panel(runs: list[Recorded]) -> Panel:
         explains += f" Every {every}th step is drawn."
     if data is None:
         return Panel("curves", "Curves", "", note("No step is finished, so there is no curve."))
-    return Panel("curves", "Curves", explains, data=data)
+    return Panel("curves", "Curves", explains, data=readable(data))
 
 
 def ledger_panel(runs: list[Recorded]) -> Panel:
@@ -123,7 +122,7 @@ def ledger_panel(runs: list[Recorded]) -> Panel:
         for run in runs
     ]
     html = rendered("ledger.html", flows=[one for one in flows if one["flow"]], several=len(runs) > 1)
-    return Panel("ledger", title, explains, html, steps)
+    return Panel("ledger", title, explains, html, readable(steps))
 
 
 def timeline_panel(run: Recorded) -> Panel:
@@ -134,11 +133,11 @@ def timeline_panel(run: Recorded) -> Panel:
         "Who worked when: full bars are work, thin lines are waiting. "
         f"Gaps below {found['resolution_ms']:g} ms are closed; all of it is in timeline.json, for ui.perfetto.dev."
     )
-    return Panel("timeline", "Timeline", explains, data=found)
+    return Panel("timeline", "Timeline", explains, data=readable(found))
 
 
 def diagnostics_panel(run: Recorded) -> Panel | None:
-    found = importlib.import_module(DIAGNOSTICS).of_run(run.path) if _exists(DIAGNOSTICS) else {}
+    found = importlib.import_module(DIAGNOSTICS).of_run(run.path) if exists(DIAGNOSTICS) else {}
     return drawn_diagnostics([(run.label, found)])
 
 
@@ -151,14 +150,14 @@ def drawn_diagnostics(found: list[tuple[str, dict[str, Any]]]) -> Panel:
         for label, tree in found
     ]
     explains = (
-        "Where the training signal sits, and whether refinement stays near the student: as `trd analyse` prints it."
+        "Where the training signal sits, and whether refinement stays near the student: as trd analyse prints it."
     )
-    return Panel("diagnostics", "Diagnostics", explains, data=kept)
+    return Panel("diagnostics", "Diagnostics", explains, data=readable(kept))
 
 
 def samples_panel(run: Recorded, budget: int) -> Panel | None:
     """The sample browser, in at most so many bytes of the page."""
-    if not _exists(SAMPLES):
+    if not exists(SAMPLES):
         return None
     module = importlib.import_module(SAMPLES)
     asked = budget
@@ -170,7 +169,7 @@ def samples_panel(run: Recorded, budget: int) -> Panel | None:
     return None
 
 
-def _exists(module: str) -> bool:
+def exists(module: str) -> bool:
     try:
         return find_spec(module) is not None
     except ModuleNotFoundError:

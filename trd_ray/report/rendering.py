@@ -1,4 +1,4 @@
-"""A template of page/ with its values becomes the markup of a panel; every value is escaped unless it is markup."""
+"""A template of page/ with its values becomes the markup of a panel; every text is escaped, and nothing in it hides."""
 
 import json
 from typing import Any
@@ -15,17 +15,20 @@ def rendered(template: str, **values: Any) -> str:
 
 def note(sentence: str) -> str:
     """A sentence in place of what is absent."""
-    return rendered("note.html", sentence=visible(sentence))
+    return rendered("note.html", sentence=sentence)
 
 
 def shown(value: Any) -> str:
-    """A value of a recipe as a person writes it in YAML, without what could hide or reorder text."""
+    """A value of a recipe as a person writes it in YAML."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     half = LONGEST // 2
-    cut = text if len(text) <= LONGEST else f"{text[:half]} [... {len(text) - LONGEST} characters ...] {text[-half:]}"
-    return visible(cut)
+    return text if len(text) <= LONGEST else f"{text[:half]} [... {len(text) - LONGEST} characters ...] {text[-half:]}"
 
 
-def plain(lines: list[list[str]]) -> list[list[str]]:
-    """A table's cells without what could hide or reorder text."""
-    return [[visible(cell) for cell in line] for line in lines]
+def readable(value: Any) -> Any:
+    """JSON-able data whose texts have nothing in them that could hide or reorder text."""
+    if isinstance(value, dict):
+        return {name: readable(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [readable(one) for one in value]
+    return visible(value) if isinstance(value, str) else value

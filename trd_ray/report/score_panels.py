@@ -11,7 +11,7 @@ from trd_ray.record.summary import SECONDS, first_and_last
 from trd_ray.report.helped import points
 from trd_ray.report.panel import Panel
 from trd_ray.report.recorded import Recorded
-from trd_ray.report.rendering import plain, rendered
+from trd_ray.report.rendering import rendered
 from trd_ray.report.spent import Spent, amount, duration
 from trd_ray.score import buckets
 from trd_ray.score.stats import Score, percent
@@ -30,7 +30,7 @@ def scores_panel(run: Recorded, cost: Spent) -> Panel:
         *_moved(run.evaluations),
         *_cost(run, cost),
     ]
-    html = rendered("tables.html", blocks=[(title, plain(lines), note) for title, lines, note in blocks])
+    html = rendered("tables.html", blocks=blocks)
     return Panel("scores", "Scores and cost", "Each number with its interval, and what the run cost.", html)
 
 

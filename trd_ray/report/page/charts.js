@@ -58,12 +58,9 @@
         const { left, top, width, height } = u.bbox;
         const ratio = devicePixelRatio || 1;
         u.ctx.save();
-        u.ctx.beginPath();
-        u.ctx.rect(left, top, width, height);
-        u.ctx.clip();
         for (const mark of spec.marks || []) {
           const x = u.valToPos(mark.at, "x", true);
-          if (x < left || x > left + width) continue;
+          if (x < left - 1 || x > left + width + 1) continue;
           u.ctx.strokeStyle = u.ctx.fillStyle = trd.colour(mark.kind === "restart" ? "warn" : "muted");
           u.ctx.lineWidth = ratio;
           u.ctx.beginPath();
@@ -90,6 +87,7 @@
           spec.x.forEach((at, i) => {
             if (line.low[i] === null || line.low[i] === undefined) return;
             const x = u.valToPos(at, "x", true);
+            if (x < left - 1 || x > left + width + 1) return;
             u.ctx.beginPath();
             u.ctx.moveTo(x, u.valToPos(line.low[i], "y", true));
             u.ctx.lineTo(x, u.valToPos(line.high[i], "y", true));
@@ -107,6 +105,16 @@
       below = line.y.map((value, i) => (value === null ? null : value + (below ? below[i] ?? 0 : 0)));
       return below;
     });
+  };
+
+  /* Where a log axis has numbers: at powers of ten, and within less than two of them at 2 and 5 as well. */
+  const decades = (min, max) => {
+    const found = [];
+    const parts = max / min < 100 ? [1, 2, 5] : [1];
+    for (let k = Math.floor(Math.log10(min)); k <= Math.ceil(Math.log10(max)); k++) {
+      for (const part of parts) if (part * 10 ** k >= min && part * 10 ** k <= max) found.push(part * 10 ** k);
+    }
+    return found;
   };
 
   const options = (spec, width, values) => {
@@ -129,7 +137,7 @@
       },
       axes: [
         { ...axis(), space: 44, size: 30, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000] },
-        { ...axis(), size: 52, space: 30, values: (u, ticks) => ticks.map((one) => tick(one, spec)) },
+        { ...axis(), size: 52, space: 30, splits: spec.log ? (u, i, min, max) => decades(min, max) : undefined, values: (u, ticks) => ticks.map((one) => tick(one, spec)) },
       ],
       series: [{}, ...spec.lines.map((line) => ({
         label: line.label, stroke: ink(line.colour), width: spec.stacked ? 1 : 1.75, dash: dashOf(line), spanGaps: true,
@@ -161,7 +169,7 @@
       });
     };
     show(null);
-    return { element: trd.el("div", { class: "legend" }, items, at), show };
+    return { element: trd.el("div", { class: "legend" }, items), at, show };
   };
 
   const spoken = (spec) => `${spec.title}: ${spec.lines.map((line) => {
@@ -180,34 +188,37 @@
     details.addEventListener("toggle", () => { if (details.open && details.children.length < 2) details.append(table(spec)); });
     const element = trd.el("figure", { class: "chart", "data-chart": spec.title },
       trd.el("figcaption", {}, trd.el("b", {}, spec.title), spec.unit ? trd.el("small", {}, spec.unit) : null,
-        spec.explains ? trd.el("span", { class: "about" }, spec.explains) : null),
+        legend.at, spec.explains ? trd.el("span", { class: "about" }, spec.explains) : null),
       legend.element, canvas, details);
     root.append(element);
 
     const group = (groups[spec.group || spec.title] ||= []);
-    let zooming = false;
+    const zoomTo = (min, max) => {
+      if (plot && spec.x.length > 1) plot.setScale("x", min === null ? { min: spec.x[0], max: spec.x.at(-1) } : { min, max });
+    };
+    let whole = true;
     const draw = () => {
-      const width = Math.max(180, canvas.clientWidth);
-      const kept = plot && [plot.scales.x.min, plot.scales.x.max];
+      const kept = plot && !whole && [plot.scales.x.min, plot.scales.x.max];
       plot?.destroy();
-      const asked = options(spec, width, values);
-      asked.hooks = {
-        setCursor: [(u) => legend.show(u.cursor.idx ?? null)],
-        setScale: [(u, key) => {
-          if (key !== "x" || zooming) return;
-          for (const other of group) other(u.scales.x.min, u.scales.x.max);
-        }],
-      };
+      const asked = options(spec, Math.max(180, canvas.clientWidth), values);
+      asked.hooks = { setCursor: [(u) => legend.show(u.cursor.idx ?? null)] };
       plot = new uPlot(asked, [spec.x, ...values], canvas);
-      if (kept && kept[0] !== null && spec.x.length > 1) plot.setScale("x", { min: kept[0], max: kept[1] });
+      if (kept) zoomTo(...kept);
     };
     draw();
-    group.push((min, max) => {
-      if (!plot || (plot.scales.x.min === min && plot.scales.x.max === max) || min === null) return;
-      zooming = true;
-      plot.setScale("x", { min, max });
-      zooming = false;
+    group.push((min, max) => { whole = min === null; zoomTo(min, max); });
+    // What a person does to one chart is done to its group, once uPlot has done it.
+    let dragged = false;
+    canvas.addEventListener("mousedown", () => { dragged = true; });
+    addEventListener("mouseup", () => {
+      if (!dragged) return;
+      dragged = false;
+      setTimeout(() => {
+        const { min, max } = plot.scales.x;
+        if (min > spec.x[0] || max < spec.x.at(-1)) group.forEach((other) => other(min, max));
+      });
     });
+    canvas.addEventListener("dblclick", () => setTimeout(() => group.forEach((other) => other(null))));
     canvas.addEventListener("keydown", (event) => {
       const by = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
       if (by === undefined || !plot) return;

@@ -5,16 +5,9 @@
 (() => {
   const ROW = 22, BAR = 14, AXIS = 22, LEAST_MS = 20;
   // Each kind keeps its colour from run to run.
-  const USUAL = ["sample", "refine", "train", "verify y_o", "sync", "evaluate", "checkpoint"];
+  const USUAL = { sample: 0, refine: 1, train: 2, verify: 3, evaluate: 5, sync: 6, start: 4, checkpoint: 4, record: 4 };
 
-  const colourOf = (kind) => {
-    const first = kind.split(" + ")[0].replace(/^step .*/, "step");
-    const known = USUAL.findIndex((one) => first.startsWith(one.split(" ")[0]));
-    if (known >= 0) return known;
-    let sum = 0;
-    for (const c of first) sum = (sum * 31 + c.charCodeAt(0)) % 7;
-    return sum;
-  };
+  const colourOf = (kind) => USUAL[kind.split(" ")[0]] ?? 4;
 
   const clock = (ms) => {
     const s = ms / 1000;
