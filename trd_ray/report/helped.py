@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trd_ray.record.guards import difference, is_lost
-from trd_ray.report.recorded import ENDED, Recorded
+from trd_ray.report.recorded import Recorded
 from trd_ray.report.spent import Spent
 from trd_ray.score.stats import Estimate, Score
 
@@ -109,14 +109,20 @@ def _guards(run: Recorded) -> list[str]:
 
 
 def _state(run: Recorded) -> str:
-    if run.state in ("done", "ended"):
-        return ""
+    """What became of a run that is not done, and how it goes on."""
     of = f" of {run.total_steps}" if run.total_steps else ""
+    at = f"step {run.steps}{of}"
+    said = {
+        "running": f"The run still goes on, at {at}.",
+        "stopped": f"The run was stopped at {at}.",
+        "failed": f"The run failed at {at}.",
+        "ending": f"The run ended early, at {at}.",
+        "dead": f"The run crashed at {at}: its process is gone without a last word.",
+    }.get(run.state, "")
     kept = run.directory.checkpoints()
-    goes_on = f" Checkpoint {kept[-1][0]} is kept: the same command with --resume goes on." if kept else ""
-    return f"The run is {ENDED.get(run.state, run.state)}, at step {run.steps}{of}." + (
-        "" if run.state == "running" else goes_on
-    )
+    if said and run.state != "running" and kept:
+        said += f" Checkpoint {kept[-1][0]} is kept: the same command with --resume goes on."
+    return said
 
 
 def moved(run: Recorded) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@
    trd.chart(root, {
      title, unit, explains,              texts
      x: [1, 2, ...], xName: "step",
-     lines: [{label, y: [...], colour, dash, low, high, points}],   colour and dash are numbers, from 0
+     lines: [{label, y: [...], colour, dash, low, high, points}],   colour and dash are numbers, from 0;
+                                         with `run` and `name` in place of one legend entry a cell of a table
      marks: [{kind, at, said}],          kind: evaluation | checkpoint | restart
      log, share, zero                    log axis; y in percent; the axis holds 0
      group                               charts of one group share cursor and zoom
@@ -150,26 +151,49 @@
     };
   };
 
+  /* Shows the values at an index, or the last ones for null; `places` are the elements of each line's value. */
+  const reading = (spec, at, places) => (index) => {
+    at.textContent = index === null ? "last" : `${spec.xName || "step"} ${trd.number(spec.x[index])}`;
+    spec.lines.forEach((line, i) => {
+      const there = index === null ? lastOf(line.y) : index;
+      places[i].textContent = there === null ? "-" : shown(line.y[there], spec);
+    });
+  };
+
+  const toggle = (children, lines, redraw) => trd.el("button", {
+    type: "button", class: "entry", "aria-pressed": "true",
+    onclick: (event) => {
+      const hidden = event.currentTarget.getAttribute("aria-pressed") === "true";
+      event.currentTarget.setAttribute("aria-pressed", String(!hidden));
+      for (const [i, line] of lines) { line.hidden = hidden; redraw(i, !hidden); }
+    },
+  }, children);
+
+  /* One entry a line; of several runs a row for each run and a column for each metric. */
   const legendOf = (spec, redraw) => {
-    const values = spec.lines.map(() => trd.el("span", { class: "value" }));
+    const places = spec.lines.map(() => trd.el("span", { class: "value" }));
     const at = trd.el("span", { class: "at", role: "status" });
-    const items = spec.lines.map((line, i) => trd.el("button", {
-      type: "button", class: "entry", "aria-pressed": "true",
-      onclick: (event) => {
-        line.hidden = !line.hidden;
-        event.currentTarget.setAttribute("aria-pressed", String(!line.hidden));
-        redraw(i, !line.hidden);
-      },
-    }, sample(line), trd.el("span", {}, line.label), values[i]));
-    const show = (index) => {
-      at.textContent = index === null ? "last" : `${spec.xName || "step"} ${trd.number(spec.x[index])}`;
-      spec.lines.forEach((line, i) => {
-        const there = index === null ? lastOf(line.y) : index;
-        values[i].textContent = there === null ? "-" : shown(line.y[there], spec);
-      });
-    };
+    const numbered = spec.lines.map((line, i) => [i, line]);
+    let element;
+    if (spec.lines.some((line) => line.run)) {
+      const names = [...new Set(spec.lines.map((line) => line.name))], runs = [...new Set(spec.lines.map((line) => line.run))];
+      const cell = (run, name) => numbered.filter(([, line]) => line.run === run && line.name === name).map(([i]) => places[i]);
+      const dash = (name) => spec.lines.find((line) => line.name === name).dash;
+      element = trd.el("div", { class: "legend scrolls" }, trd.el("table", { class: "of-runs" },
+        trd.el("thead", {}, trd.el("tr", {}, trd.el("td"), names.map((name) => trd.el("th", { scope: "col" },
+          names.length > 1 ? sample({ colour: 4, dash: dash(name) }) : null, " ", name)))),
+        trd.el("tbody", {}, runs.map((run) => {
+          const own = numbered.filter(([, line]) => line.run === run);
+          return trd.el("tr", {}, trd.el("th", { scope: "row" }, toggle([sample({ ...own[0][1], dash: 0 }), trd.el("span", {}, run)], own, redraw)),
+            names.map((name) => trd.el("td", {}, cell(run, name))));
+        }))));
+    } else {
+      element = trd.el("div", { class: "legend" }, numbered.map(([i, line]) =>
+        toggle([sample(line), trd.el("span", {}, line.label), places[i]], [[i, line]], redraw)));
+    }
+    const show = reading(spec, at, places);
     show(null);
-    return { element: trd.el("div", { class: "legend" }, items), at, show };
+    return { element, at, show };
   };
 
   const spoken = (spec) => `${spec.title}: ${spec.lines.map((line) => {
@@ -179,7 +203,10 @@
       : `${line.label} from ${shown(line.y[first], spec)} to ${shown(line.y[last], spec)}`;
   }).join("; ")}. Arrow keys read values.`;
 
-  trd.chart = (root, spec) => {
+  trd.chart = (root, asked) => {
+    // A log axis has no place for what is not above 0.
+    const above = asked.lines.some((line) => line.y.some((value) => value > 0));
+    const spec = { ...asked, log: asked.log && above };
     let plot = null;
     const values = spec.stacked ? stackedUp(spec.lines) : spec.lines.map((line) => line.y);
     const legend = legendOf(spec, (i, show) => plot?.setSeries(i + 1, { show }));
@@ -200,9 +227,9 @@
     const draw = () => {
       const kept = plot && !whole && [plot.scales.x.min, plot.scales.x.max];
       plot?.destroy();
-      const asked = options(spec, Math.max(180, canvas.clientWidth), values);
-      asked.hooks = { setCursor: [(u) => legend.show(u.cursor.idx ?? null)] };
-      plot = new uPlot(asked, [spec.x, ...values], canvas);
+      const made = options(spec, Math.max(180, canvas.clientWidth), values);
+      made.hooks = { setCursor: [(u) => legend.show(u.cursor.idx ?? null)] };
+      plot = new uPlot(made, [spec.x, ...values], canvas);
       if (kept) zoomTo(...kept);
     };
     draw();

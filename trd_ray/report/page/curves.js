@@ -15,8 +15,8 @@
   const lines = (x, runs, series) => runs.flatMap((run, r) => series.map((one, s) => {
     const ends = run.intervals[one.name];
     return {
-      label: runs.length > 1 ? `${run.label}: ${one.label}` : one.label,
-      y: onAxis(x, run, run.metrics[one.name]), colour: runs.length > 1 ? r : s, dash: s,
+      label: runs.length > 1 ? `${run.label}: ${one.label}` : one.label, name: one.label,
+      run: runs.length > 1 ? run.label : null, y: onAxis(x, run, run.metrics[one.name]), colour: runs.length > 1 ? r : s, dash: s,
       low: ends && onAxis(x, run, ends[0]), high: ends && onAxis(x, run, ends[1]), points: Boolean(ends),
     };
   })).filter((line) => line.y.some((value) => value !== null));
@@ -26,7 +26,7 @@
     if (!all.length) return null;
     const kinds = Object.keys(KINDS).filter((kind) => all.some((mark) => mark.kind === kind));
     return trd.el("div", { class: "marks" },
-      trd.el("p", {}, kinds.map((kind) => trd.el("span", { class: `mark ${kind}` },
+      runs.length > 1 ? null : trd.el("p", {}, kinds.map((kind) => trd.el("span", { class: `mark ${kind}` },
         trd.el("span", { "aria-hidden": "true" }, KINDS[kind][0]), ` ${KINDS[kind][1]}`))),
       trd.el("details", {}, trd.el("summary", {}, `${all.length} marks`),
         trd.el("ul", {}, all.map((mark) => trd.el("li", {},
@@ -35,7 +35,7 @@
 
   trd.panels.curves = (root, data) => {
     const x = axis(data.runs);
-    const marks = data.runs.flatMap((run) => run.marks);
+    const marks = data.runs.length > 1 ? [] : data.runs[0].marks; // those of several runs hide each other
     const grid = trd.el("div", { class: "charts" });
     root.append(...[marksOf(data.runs), grid].filter(Boolean));
     for (const chart of data.charts) {

@@ -35,7 +35,8 @@
     if (!found.length) return;
     const x = [...new Set(found.flatMap((one) => one.steps))].sort((a, b) => a - b);
     trd.chart(grid, { title, unit, explains, x, group: "steps", share, zero: true, lines: found.map((one) => ({
-      label: runs.length > 1 ? `${one.run}: ${one.label}` : one.label, y: onAxis(x, one.steps, one.y),
+      label: runs.length > 1 ? `${one.run}: ${one.label}` : one.label, name: one.label, run: runs.length > 1 ? one.run : null,
+      y: onAxis(x, one.steps, one.y),
       colour: runs.length > 1 ? one.r : one.i, dash: one.i })) });
   };
 

@@ -116,6 +116,15 @@ const trd = (window.trd = { panels: {}, arrivals: {} });
       for (const one of seen) if (one.isIntersecting) { near.unobserve(one.target); draw(one.target); }
     }, { rootMargin: "600px" });
     places.forEach((place) => near.observe(place));
+    // The section at the top of the view is the current one of the navigation.
+    const links = new Map([...document.querySelectorAll(".top nav a")].map((a) => [a.hash.slice(1), a]));
+    const seen = new IntersectionObserver((entries) => {
+      for (const one of entries) {
+        if (!one.isIntersecting) continue;
+        links.forEach((a, name) => (name === one.target.id ? a.setAttribute("aria-current", "true") : a.removeAttribute("aria-current")));
+      }
+    }, { rootMargin: "-80px 0px -75% 0px" });
+    document.querySelectorAll("section.panel").forEach((section) => seen.observe(section));
     addEventListener("hashchange", arrive);
     arrive();
   };
