@@ -105,7 +105,7 @@ def curves_panel(runs: list[Recorded]) -> Panel:
     )
     every = max((one["every"] for one in data["runs"]), default=1) if data else 1
     if every > 1:
-        explains += f" Every {every}th step is drawn."
+        explains += f" One of {every} steps is drawn."
     if data is None:
         return Panel("curves", "Curves", "", note("No step is finished, so there is no curve."))
     return Panel("curves", "Curves", explains, data=readable(data))
