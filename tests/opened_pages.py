@@ -20,7 +20,10 @@ class Page:
         self.page.goto(place.as_uri())
 
     def draw(self, *panels: str) -> None:
+        """Scroll to each panel, and wait until what its script draws is there; some have nothing to draw."""
         for panel in panels:
+            if not self.page.locator(f"#{panel} [data-panel]").count():
+                continue
             self.page.locator(f"#{panel}").scroll_into_view_if_needed()
             self.page.wait_for_selector(f"#{panel} [data-panel][data-done]", state="attached")
 

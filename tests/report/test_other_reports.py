@@ -1,6 +1,7 @@
 """Pages of everything else: several runs, one that crashed or is damaged, evaluations, comparisons; the command."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -152,11 +153,11 @@ def test_a_run_of_refine_is_a_corpus(tmp_path):
 
 
 def test_gpu_hours_are_what_the_recipe_reserves_times_the_time(tmp_path):
-    run = recorded(tmp_path / "r", steps=360, rollouts=1, evaluated=(), sampler={"replicas": 2}, learner={"workers": 4})
+    run = recorded(tmp_path / "r", steps=3, evaluated=(), sampler={"replicas": 2}, learner={"workers": 4})
     starts = json.loads((run / "environment.json").read_text())
     (run / "environment.json").write_text(json.dumps([{**starts[0], "gpus": ["NVIDIA H100, 81559 MiB"] * 8}]))
-    text = page_text(run, price=2.5)
-    assert "7.00 GPU-hours on 7 GPUs, 17.50 at 2.5 a GPU-hour" in text  # 2 + 1 engines, 4 ranks, 1 hour
+    text = page_text(run, price=24)
+    assert "0.0583 GPU-hours on 7 GPUs, 1.40 at 24 a GPU-hour" in text  # 2 + 1 engines, 4 ranks, half a minute
 
 
 def test_time_between_two_starts_costs_nothing(tmp_path):
@@ -170,15 +171,20 @@ def test_time_between_two_starts_costs_nothing(tmp_path):
 # How large it is
 
 
-def test_a_page_of_300_steps_is_small_and_of_thousands_is_thinned(tmp_path):
-    run = recorded(tmp_path / "r", steps=300, rollouts=2)
-    assert len(written.page_of([run])) < 10_000_000
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    (run / "metrics.jsonl").write_text(
-        "".join(json.dumps(json.loads(lines[i % 300]) | {"step": i + 1}) + "\n" for i in range(6_000))
-    )
-    page = written.page_of([run])
-    assert len(page) < 10_000_000 and "One of 3 steps is drawn." in page
+def test_a_page_of_300_steps_is_small_and_one_of_thousands_is_thinned_and_says_so(tmp_path):
+    run = recorded(tmp_path / "r", steps=3)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    sizes = []
+    for steps in (300, 6_000):
+        noise = random.Random(0)
+        again = (
+            {k: v * noise.uniform(0.9, 1.1) for k, v in lines[i % 3].items()} | {"step": i + 1} for i in range(steps)
+        )
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in again))
+        page = written.page_of([run])
+        sizes.append(len(page))
+        assert ("One of 3 steps is drawn." in page) == (steps == 6_000)
+    assert sizes[0] < 1_000_000 and sizes[1] < 4_000_000
 
 
 # Diagnostics

@@ -157,6 +157,13 @@ def test_work_and_waiting_are_those_of_the_timeline(opened, run):
             assert number(lines[lane][i]) == pytest.approx(sum(spans) / 1e6, abs=0.06)
 
 
+def test_the_kl_signal_is_that_of_the_tokens_that_were_scored(opened, rows):
+    pytest.importorskip("trd_ray.diagnostics.whole")
+    for line in opened.chart("KL signal", "diagnostics")[1:]:
+        of_step = [kl for scored in rows[rows["step"] == int(line[0])]["scored"] for kl in scored[0]["kl"]]
+        assert number(line[1]) == pytest.approx(fmean(map(float, of_step)), rel=2e-3)
+
+
 def test_an_alarm_says_what_it_means_and_what_to_set(opened):
     text = opened.page.locator("#alarms .alarm").inner_text()
     assert "truncation since step 2, and it lasts" in text

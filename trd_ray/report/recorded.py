@@ -123,7 +123,7 @@ class Recorded:
         signs += [one for one in (self.status.get("written"),) if isinstance(one, int | float)]
         starts = [event["when"] for event in self.events if event["kind"] == "start"]
         found = []
-        for begin, until in zip(starts, [*starts[1:], float("inf")], strict=True):
+        for begin, until in zip(starts, [*starts[1:], float("inf")], strict=False):  # the last of them may be none
             found.append((begin, max(when for when in [*signs, begin] if when < until)))
         return found
 
