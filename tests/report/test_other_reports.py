@@ -242,6 +242,7 @@ def an_evaluation(place):
     found |= {"base_differs": [], "settings": {"evaluation": {"max_response_tokens": 64}}}
     found["buckets"] = buckets.to_json(buckets.buckets(base, [mine], resamples=200, seed=0))
     (place / "evaluation" / "aime24.json").write_text(json.dumps(found))
+    (place / "status.json").write_text(json.dumps({"program": "evaluate", "ended": {"how": "done"}}))
     return place
 
 
@@ -249,7 +250,7 @@ def test_an_evaluation_has_a_page_with_its_tables(tmp_path):
     text = page_text(an_evaluation(tmp_path / "e"))
     assert "aime24: mine has Avg@4 68.8" in text and "against base +25.0" in text  # means of the rates above
     assert "by how often base solves a problem" in text and "org/&lt;model&gt;" in text
-    assert "could not be made" not in text
+    assert "could not be made" not in text and "trd evaluate" in text
 
 
 def a_comparison(place):

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from trd_ray.record.markdown import visible
 from trd_ray.report.panel import Panel
@@ -60,13 +59,11 @@ def html_page(title: str, panels: list[Panel], subtitle: str = "") -> str:
 
 @cache
 def templates() -> Environment:
-    """The templates of the page. Each text that they are given is made visible and escaped, unless it is Markup."""
-    made = Environment(
+    """The templates of the page. Each text that they get is made visible and escaped, unless it is marked as safe."""
+    return Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else visible(value),
+        finalize=lambda value: visible(value) if isinstance(value, str) and not hasattr(value, "__html__") else value,
     )  # fmt: skip
-    made.filters["trusted"] = Markup
-    return made
 
 
 def policy(scripts: list[str], styles: list[str]) -> str:

@@ -81,7 +81,7 @@ def commands(run: Recorded) -> list[str]:
 
 def again(run: Recorded) -> str:
     """The command that makes the same run in another place, from every key that was resolved."""
-    job = "train" if run.trains else "refine"
+    job = "evaluate" if run.status.get("program") == "evaluate" else "train" if run.trains else "refine"
     return f"trd {job} {shlex.quote(str(run.path / 'recipe.yaml'))} run_dir=runs/again"
 
 

@@ -177,16 +177,19 @@
     let element;
     if (spec.lines.some((line) => line.run)) {
       const names = [...new Set(spec.lines.map((line) => line.name))], runs = [...new Set(spec.lines.map((line) => line.run))];
-      const cell = (run, name) => numbered.filter(([, line]) => line.run === run && line.name === name).map(([i]) => places[i]);
-      const dash = (name) => spec.lines.find((line) => line.name === name).dash;
+      const of = (run, name) => numbered.filter(([, line]) => line.run === run && line.name === name);
+      const head = (scope) => ({
+        run: (run) => { const own = numbered.filter(([, line]) => line.run === run);
+          return trd.el("th", { scope }, toggle([sample({ ...own[0][1], dash: 0 }), trd.el("span", {}, run)], own, redraw)); },
+        name: (name) => trd.el("th", { scope }, names.length > 1
+          ? sample({ colour: 4, dash: spec.lines.find((line) => line.name === name).dash }) : null, " ", name),
+      });
+      // What there is more of goes down.
+      const down = names.length > runs.length ? ["name", names, "run", runs] : ["run", runs, "name", names];
+      const cell = (a, b) => trd.el("td", {}, (down[0] === "run" ? of(a, b) : of(b, a)).map(([i]) => places[i]));
       element = trd.el("div", { class: "legend scrolls" }, trd.el("table", { class: "of-runs" },
-        trd.el("thead", {}, trd.el("tr", {}, trd.el("td"), names.map((name) => trd.el("th", { scope: "col" },
-          names.length > 1 ? sample({ colour: 4, dash: dash(name) }) : null, " ", name)))),
-        trd.el("tbody", {}, runs.map((run) => {
-          const own = numbered.filter(([, line]) => line.run === run);
-          return trd.el("tr", {}, trd.el("th", { scope: "row" }, toggle([sample({ ...own[0][1], dash: 0 }), trd.el("span", {}, run)], own, redraw)),
-            names.map((name) => trd.el("td", {}, cell(run, name))));
-        }))));
+        trd.el("thead", {}, trd.el("tr", {}, trd.el("td"), down[3].map(head("col")[down[2]]))),
+        trd.el("tbody", {}, down[1].map((a) => trd.el("tr", {}, head("row")[down[0]](a), down[3].map((b) => cell(a, b)))))));
     } else {
       element = trd.el("div", { class: "legend" }, numbered.map(([i, line]) =>
         toggle([sample(line), trd.el("span", {}, line.label), places[i]], [[i, line]], redraw)));

@@ -5,7 +5,7 @@
   const KINDS = { trained: "trained", y_o_refine: "y_o, refine view", y_o_vanilla: "y_o, vanilla view",
     y_r_refine: "y_r, refine view", y_r_vanilla: "y_r, vanilla view" };
   const SIGNAL = [
-    ["KL signal", "nats a token, mean", "mean"], ["KL signal, a trajectory each", "nats a token, mean", "row_mean"],
+    ["KL signal", "nats a token", "mean"], ["KL signal, a trajectory each", "nats a token", "row_mean"],
     ["KL, 95th percentile", "nats", "p95"], ["KL, largest", "nats", "max"],
     ["Perplexity gap", "student - teacher", "ppl_gap"], ["Doubt of the teacher", "probability, per mille", "onset"],
   ];
@@ -22,7 +22,7 @@
   const some = (y) => Array.isArray(y) && y.some((value) => value !== null);
 
   const table = (label, head, rows) => trd.el("div", { class: "scrolls", tabindex: 0, role: "region", "aria-label": label },
-    trd.el("table", { "data-table": label }, trd.el("thead", {}, trd.el("tr", {}, head.map((one) => trd.el("th", { scope: "col" }, one)))),
+    trd.el("table", {}, trd.el("caption", {}, label), trd.el("thead", {}, trd.el("tr", {}, head.map((one) => trd.el("th", { scope: "col" }, one)))),
       trd.el("tbody", {}, rows.map(([first, ...rest]) => trd.el("tr", {}, trd.el("th", { scope: "row" }, first),
         rest.map((one) => trd.el("td", {}, one)))))));
 
@@ -75,7 +75,7 @@
       for (const run of runs) for (const [kind, found] of Object.entries(run.classes || {})) {
         const label = `Token classes, ${KINDS[kind] || kind}${runs.length > 1 ? `, ${run.label}` : ""}`;
         const sorted = Object.entries(found).sort((a, b) => b[1].kl - a[1].kl);
-        root.append(trd.el("h4", {}, label), bars(sorted.map(([name, one]) => [name, [one.kl, one.tokens]]), ["share of all KL", "share of all tokens"]),
+        root.append(bars(sorted.map(([name, one]) => [name, [one.kl, one.tokens]]), ["share of all KL", "share of all tokens"]),
           table(label, ["class", "share of KL", "share of tokens", "mean KL", "tokens"], sorted.map(([name, one]) =>
             [name, percent(one.kl), percent(one.tokens), trd.number(one.mean), trd.number(one.count)])));
       }

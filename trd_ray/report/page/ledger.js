@@ -14,7 +14,7 @@
         title: runs.length > 1 ? `Over the steps: ${run.label}` : "Over the steps", unit: "share of the judged rollouts",
         x: run.steps, share: true, stacked: true, group: "steps",
         lines: CELLS.map(([name, label], i) => ({
-          label, colour: [2, 0, 4, 1][i], dash: [0, 1, 2, 3][i],
+          label, colour: [2, 0, 4, 6][i], dash: [0, 1, 2, 3][i],
           y: run.steps.map((_, k) => (totals[k] ? (run[name][k] ?? 0) / totals[k] : null)),
         })),
       });
