@@ -33,7 +33,7 @@ PATH = re.compile(r"(?<![\w/.~-])(?:trd_ray|jobs|cluster|tests|requirements)/[\w
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
 CODE = re.compile(r"`([^`\n]+)`")
 KEY = re.compile(r"([a-z_]+(?:\.[a-z_]+)+)(?:=.*)?|([a-z_]+)=.*")
-FILES = {".md", ".log", ".json", ".jsonl", ".yaml", ".parquet", ".py", ".lock"}  # of a run directory, or here
+FILES = {".md", ".log", ".json", ".jsonl", ".yaml", ".parquet", ".py", ".lock", ".html"}  # of a run directory, or here
 
 
 def name_of(readme: Path) -> str:
