@@ -7,6 +7,7 @@ The directory tells what it is: comparison.yaml or comparison.json, else recipe.
 benchmark, and no metrics, is one of `trd evaluate`.
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -27,7 +28,8 @@ def report(path: Path) -> None:
     try:
         write_report([path])
     except Exception as e:
-        (path / FILE).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            (path / FILE).unlink(missing_ok=True)
         print(f"{FILE} could not be written ({' '.join(str(e).split())[:300]})")
 
 
