@@ -2,8 +2,8 @@ import json
 import random
 
 import pytest
-from recorded_runs import BEGAN
 
+from recorded_runs import BEGAN
 from trd_ray.record.timeline import Timeline
 from trd_ray.report.drawn import flow, intervals
 from trd_ray.report.thinned import MOST_SLICES, lanes_of
