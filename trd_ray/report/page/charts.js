@@ -23,7 +23,7 @@
   const ink = (number) => trd.colour(`line-${number % COLOURS}`);
   const dashOf = (line) => DASHES[line.dash % DASHES.length];
 
-  const sample = (line) => trd.svg("svg", { width: 26, height: 10, "aria-hidden": "true", class: "sample" },
+  const sample = (line) => trd.svg("svg", { width: 26, height: 10, "aria-hidden": "true", class: "stroke" },
     trd.svg("line", { x1: 1, x2: 25, y1: 5, y2: 5, class: `stroke-${line.colour % COLOURS}`,
       "stroke-dasharray": dashOf(line).join(" ") || null }));
 
@@ -187,11 +187,11 @@
       // What there is more of goes down.
       const down = names.length > runs.length ? ["name", names, "run", runs] : ["run", runs, "name", names];
       const cell = (a, b) => trd.el("td", {}, (down[0] === "run" ? of(a, b) : of(b, a)).map(([i]) => places[i]));
-      element = trd.el("div", { class: "legend scrolls" }, trd.el("table", { class: "of-runs" },
+      element = trd.el("div", { class: "lines-key scrolls" }, trd.el("table", { class: "of-runs" },
         trd.el("thead", {}, trd.el("tr", {}, trd.el("td"), down[3].map(head("col")[down[2]]))),
         trd.el("tbody", {}, down[1].map((a) => trd.el("tr", {}, head("row")[down[0]](a), down[3].map((b) => cell(a, b)))))));
     } else {
-      element = trd.el("div", { class: "legend" }, numbered.map(([i, line]) =>
+      element = trd.el("div", { class: "lines-key" }, numbered.map(([i, line]) =>
         toggle([sample(line), trd.el("span", {}, line.label), places[i]], [[i, line]], redraw)));
     }
     const show = reading(spec, at, places);
