@@ -241,7 +241,7 @@ def test_charts_can_be_read_with_keys_and_lines_differ_by_more_than_colour(opene
     plot.focus()
     opened.page.keyboard.press("Home")
     opened.page.keyboard.press("ArrowRight")
-    opened.page.wait_for_function("document.querySelector('#curves figure[data-chart=KL] .at').textContent !== 'last'")
+    figure.locator(".at", has_text="step").wait_for()
     assert figure.locator(".at").inner_text() == "step 1"
     dashes = figure.locator(".stroke line").evaluate_all("all => all.map(one => one.getAttribute('stroke-dasharray'))")
     assert len(set(dashes)) == len(dashes) == 2
