@@ -99,9 +99,9 @@ def _alarm(found: dict[str, Any]) -> dict[str, Any]:
 
 def curves_panel(runs: list[Recorded]) -> Panel:
     data = curves(runs)
+    shown = "marked with evaluations, checkpoints and restarts" if len(runs) == 1 else "runs by colour, metrics by dash"
     explains = (
-        "Every step from left to right, marked with evaluations, checkpoints and restarts. Drag to zoom, double-click "
-        "to see all, arrow keys to read values."
+        f"Every step from left to right, {shown}. Drag to zoom, double-click to see all, arrow keys to read values."
     )
     every = max((one["every"] for one in data["runs"]), default=1) if data else 1
     if every > 1:
