@@ -28,6 +28,7 @@ FLOORS = [
     ],  # doctor starts others by command lines
     ["train", "evaluate"],
     ["session"],
+    ["report"],
     ["record"],
     ["alarms", "trackers"],
     ["diagnostics"],

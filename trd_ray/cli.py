@@ -42,6 +42,7 @@ EXAMPLES = {
     "analyse": "trd analyse runs/miniature-opsd",
     "chat": "trd chat runs/miniature-opsd --prompt 6+1@1-2-3@2",
     "export": "trd export runs/miniature-opsd --to exports/mine",
+    "report": "trd report runs/miniature-opsd",
     "compare": "trd compare miniature --dry-run",
     "reproduce": "trd reproduce miniature_opsd",
     "refine": "trd refine my.yaml run_dir=runs/corpus",
@@ -198,6 +199,10 @@ def _job(options: argparse.Namespace) -> int:
         from trd_ray.review import command as review
 
         return review.review(options.run, options.reviewer)
+    if options.command == "report":
+        from trd_ray.report import command as report
+
+        return report.run(options.runs, options.to, options.price)
     if options.command == "chat":
         from trd_ray.chat import command as chat
 

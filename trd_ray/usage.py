@@ -141,6 +141,15 @@ def of_analyse(command: argparse.ArgumentParser) -> None:
     command.add_argument("--source", metavar="NAME", help="rows of this one of data.sources alone")
 
 
+def of_report(command: argparse.ArgumentParser) -> None:
+    text = "a run, an evaluation or a comparison: its directory, or its name below runs/; several runs in one page"
+    command.add_argument("runs", nargs="+", metavar="RUN", help=text)
+    text = "where the page goes (default: report.html in the directory; of several runs in this one)"
+    command.add_argument("--to", metavar="FILE", help=text)
+    text = "what a GPU-hour costs, in any currency: the page then says what the run cost"
+    command.add_argument("--price", type=float, metavar="P", help=text)
+
+
 def of_doctor(command: argparse.ArgumentParser) -> None:
     text = "a recipe to look for too: its models and data, a compiler or a sandbox if it needs one"
     command.add_argument("recipe", nargs="?", help=text)
@@ -263,6 +272,7 @@ OTHERS = {
     "analyse": ("where the signal of a run sits, and whether refinement stays near the student", of_analyse),
     "export": ("a checkpoint as a Hugging Face folder, in any type, with a model card", of_export),
     "chat": ("try a checkpoint: ask it in the terminal, or through a pipe", of_chat),
+    "report": ("a page to understand a run by: did it help, what was wrong, curves, samples, cost", of_report),
     "compare": ("several methods, modes and seeds in one table; started again, it goes on", of_compare),
     "reproduce": (
         "run a recipe, evaluate it, put what was reported beside it; started again, it goes on",

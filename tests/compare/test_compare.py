@@ -581,4 +581,7 @@ def test_a_comparison_stops_resumes_and_ends_in_its_table(tmp_path):
     assert not (first.parent / "old").exists(), "learning rates are tuned on evaluation.path alone"
     assert all(line["sets"]["old"]["samples"] == 2 for line in found["modes"]["opsd"].values())
     assert "opsd trd" in (directory / "comparison.md").read_text()
+    page = (directory / "report.html").read_text()
+    assert "Scores on old (guard)" in page and "could not be made" not in page
+    assert all((cell / "report.html").is_file() for cell in cells.values())
     assert to_table(rows["trd"]).num_rows == 32

@@ -73,6 +73,8 @@ def test_an_evaluation_leaves_scores_samples_and_a_report(whole):
     report = (whole.directory / "evaluation.md").read_text()
     for part in ("## Summary", "| mean |", "## own", "## other", "| never |", "Pass@8"):
         assert part in report
+    page = (whole.directory / "report.html").read_text()
+    assert "Problems ever solved" in page and "other: miniature-student has Avg@8" in page
     for part in ("Avg@8", "Pass@2", "Cut at the length limit", "all benchmarks"):
         assert part in whole.output
 

@@ -119,6 +119,7 @@ def test_the_same_command_reads_verdicts_back_without_engines_and_the_corpus_is_
     assert all(m["own/x"] == 1.0 and m["tokens/refined"] == 24 for m in metrics)
     assert [m["step"] for m in metrics] == [1, 2] and [row["step"] for row in rows] == [1] * 4 + [2] * 4
     assert "100.0%" in (recipe.directory / "summary.md").read_text() and not read_queue(recipe.directory)
+    assert "A corpus, not a training" in (recipe.directory / "report.html").read_text()
 
 
 def test_what_still_waits_stays_queued_and_is_told_and_a_broken_line_is_named(recipe, capsys):

@@ -63,6 +63,11 @@ def test_a_run_trains_evaluates_and_leaves_nothing_running(opsd):
     summary = (opsd.directory / "summary.md").read_text()
     for part in ("## Evaluation", "## Ledger", "## Lengths", "## Time", "overhead", "## Repaired examples"):
         assert part in summary
+    page = (opsd.directory / "report.html").read_text()
+    assert f"{STEPS} of {STEPS} steps · done" in page and "could not be made" not in page
+    difference = scores["trained"]["paired_with"]["differences"]["avg@4"]["value"]
+    assert f"held-out problems by {100 * difference:+.1f}" in page
+    assert f"the page to open is {opsd.directory}/report.html" in opsd.output and "`report.html`" in summary
 
 
 def test_every_number_of_a_step_is_one_that_checkpoint_best_may_name(opsd):

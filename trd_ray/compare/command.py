@@ -35,6 +35,7 @@ from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display, console_for_results
 from trd_ray.record.markdown import visible
 from trd_ray.record.summary import write_summary
+from trd_ray.report.written import report as report_html
 from trd_ray.score.stats import Score
 from trd_ray.session.beginning import Running, begin, name_set_aside
 from trd_ray.session.cluster import Connection
@@ -83,6 +84,7 @@ def run(name: str, overrides: list[str]) -> int:
                             work.run(group)
             finally:
                 results = report.write(plan, failures)
+                report_html(plan.path)
     console = console_for_results()
     console.print(report.rendered(results))
     console.print(f"everything is in {plan.path}", soft_wrap=True, markup=False)

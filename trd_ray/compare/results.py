@@ -20,10 +20,10 @@ from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.generated import KINDS, generated
 from trd_ray.record.ledger import facts_of_run
+from trd_ray.report.comparison_tables import STAGES
 from trd_ray.score.stats import LEVEL, Estimate, Score, estimate, measures, paired_difference
 
 BASE = "base"  # beside the methods, of which none may have this name
-STAGES = ["sample", "verify", "refine", "train", "sync", "overhead"]
 TRAINED_ON = {  # name in comparison.json -> metric of a step
     "raw_passed": "y_o/passed",
     "refined_passed": "y_r/passed",

@@ -24,6 +24,7 @@ from trd_ray.evaluate.target import run_of, target
 from trd_ray.evaluate.weights import fingerprint
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import console_for_results
+from trd_ray.report.written import report as report_html
 from trd_ray.session.beginning import Beginning, begin
 from trd_ray.session.cluster import Connection
 from trd_ray.session.dry import DryRun
@@ -64,6 +65,7 @@ def run(argument: str, names: list[str], overrides: list[str], name: str | None,
             evaluation.run(beginning)
         results = [evaluation.finish(exam) for exam in planned.exams]
         place = report.write_markdown(planned.directory, planned.recipe)
+        report_html(planned.directory)
     report.show(console, results, planned.recipe)
     console.print(f"everything is in {planned.directory}, the report is {place.name}", soft_wrap=True, markup=False)
     return 0

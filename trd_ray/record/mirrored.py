@@ -31,7 +31,8 @@ AT_ONCE = 4  # files that are copied at a time
 # Besides rows, metrics and checkpoints: what is short, and changes while the run goes on.
 SMALL_FILES = (
     *("recipe.yaml", "environment.json", "train.log", "timeline.json", "events.jsonl", "scale.json", "set_aside.jsonl"),
-    *("alarms.json", "summary.md", "evaluation/*", "evaluation/*/*", "tensorboard/*", "trackers/*.json", "review/*"),
+    *("alarms.json", "summary.md", "report.html", "evaluation/*", "evaluation/*/*", "tensorboard/*"),
+    *("trackers/*.json", "review/*"),
 )
 
 

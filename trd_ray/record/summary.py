@@ -39,6 +39,7 @@ ORDINARY = ("", "not equal", None)  # details of verdicts that need no mention
 NUMBER = re.compile(r"\d+(\.\d+)?")
 MAX_VERDICTS = 20
 PLACES = {
+    "report.html": "the page of the run: verdict, curves, samples, cost; any browser opens it",
     "recipe.yaml": "the resolved recipe",
     "set_aside.jsonl": "problems of the data that were left out, with the reason",
     "environment.json": "versions, machine and command of every start",

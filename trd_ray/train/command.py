@@ -21,11 +21,13 @@ from trd_ray.record.display import Display
 from trd_ray.record.ledger import row_metrics
 from trd_ray.record.metrics import Metrics
 from trd_ray.record.summary import summarise
+from trd_ray.report.written import report as report_html
 from trd_ray.rows import light
 from trd_ray.session.beginning import Beginning, begin
 from trd_ray.session.cluster import Connection
 from trd_ray.session.dry import DryRun
 from trd_ray.session.inputs import Inputs, prepare
+from trd_ray.session.last_words import beating
 from trd_ray.session.pausing import Pausing
 from trd_ray.session.scaling import Scaling, with_kept_numbers
 from trd_ray.session.session import Session
@@ -157,6 +159,8 @@ def refine_run(
         alarms.close()
         pausing.over()
         feed.close()
+        with beating():
+            report_html(directory.path)
         summarise(directory)
 
 

@@ -43,6 +43,7 @@ from trd_ray.record.ledger import row_metrics
 from trd_ray.record.metrics import Metrics
 from trd_ray.record.summary import summarise
 from trd_ray.record.timeline import Timeline
+from trd_ray.report.written import report
 from trd_ray.rows import light
 from trd_ray.session.endings import cause
 from trd_ray.session.last_words import beating
@@ -97,6 +98,7 @@ def _train(training: "Training", resumed: bool) -> None:
         training.steering.over()
         with beating():  # every wait in it has a deadline
             training.close()
+            report(training.directory.path)
         summarise(training.directory)
 
 

@@ -28,4 +28,6 @@ def show(directory: RunDirectory) -> None:
         avg = last.scores[f"avg@{last.samples}"]
         moved = f", {stats.percent(difference(last), signed=True)} from the base" if last.paired_with else ""
         console.print(f"{name}: Avg@{last.samples} {stats.percent(avg)}{moved}", markup=False)
+    if (page := directory.path / "report.html").is_file():
+        console.print(f"the page to open is {page}", soft_wrap=True, markup=False)
     console.print(f"everything is in {directory.path}", soft_wrap=True, markup=False)

@@ -22,6 +22,7 @@ from trd_ray.record.claim import writing
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.ledger import row_metrics
 from trd_ray.record.summary import summarise
+from trd_ray.report.written import report
 from trd_ray.rows import light
 from trd_ray.session.endings import resuming
 from trd_ray.stream.reviewed import queued, settled_rows, waiting_rows
@@ -80,6 +81,7 @@ class Reviewing:
             self._record_again(again)
             write_queue(self.directory.path, wait)
         if again:
+            report(self.directory.path)
             summarise(self.directory)
 
     def _record_again(self, again: dict[int, dict[str, Any]]) -> None:

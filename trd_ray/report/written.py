@@ -1,0 +1,98 @@
+"""report.html, written: of a run, of several, of an evaluation or of a comparison.
+
+    directory   ->  write_report()  ->  report.html in it
+    at the end  ->  report()        ->  the same, but a page that cannot be made costs no run its end
+
+The directory tells what it is: comparison.yaml or comparison.json, else recipe.yaml; evaluation/*.json with their
+benchmark, and no metrics, is one of `trd evaluate`.
+"""
+
+import contextlib
+import json
+from pathlib import Path
+
+from trd_ray.errors import UserError
+from trd_ray.files import write_atomically
+from trd_ray.record.directory import RunDirectory
+from trd_ray.report.html_page import html_page
+from trd_ray.report.panels_of_results import panels_of_comparison, panels_of_evaluation
+from trd_ray.report.panels_of_run import panels_of_run
+from trd_ray.report.panels_of_runs import labels_of, panels_of_runs
+from trd_ray.report.recorded import ENDED, Recorded
+
+FILE = "report.html"
+
+
+def report(path: Path) -> None:
+    """`write_report`, but if that fails, print why, and delete an older page, which would pass for this one."""
+    try:
+        write_report([path])
+    except Exception as e:
+        with contextlib.suppress(OSError):
+            (path / FILE).unlink(missing_ok=True)
+        print(f"{FILE} could not be written ({' '.join(str(e).split())[:300]})")
+
+
+def write_report(paths: list[Path], to: Path | None = None, price: float | None = None) -> Path:
+    """Write the page and return its place. Raises UserError for what holds no run, and OSError."""
+    place = to or paths[0] / FILE
+    text = page_of(paths, price)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, text)
+    return place
+
+
+def page_of(paths: list[Path], price: float | None = None) -> str:
+    if len(paths) == 1:
+        return _page_of_one(paths[0], price)
+    if odd := [path for path in paths if is_comparison(path) or is_evaluation(path)]:
+        raise UserError(
+            f"{odd[0]} holds no run but {'a comparison' if is_comparison(odd[0]) else 'an evaluation'}: ask for its "
+            "report alone, or name runs"
+        )
+    labels = labels_of([path.name for path in paths])
+    runs = [Recorded(RunDirectory.open(path), label) for path, label in zip(paths, labels, strict=True)]
+    return html_page(" against ".join(labels), panels_of_runs(runs, price), f"{len(runs)} runs of trd_ray")
+
+
+def _page_of_one(path: Path, price: float | None) -> str:
+    if is_comparison(path):
+        name = path.name
+        return html_page(name, panels_of_comparison(path), f"Comparison in {path}")
+    run = Recorded(RunDirectory.open(path), path.name)
+    run.recipe  # noqa: B018 - a recipe that cannot be read is said at once, not in every panel
+    if is_evaluation(path):
+        return html_page(run.recipe.name, panels_of_evaluation(run), f"Evaluation of {run.recipe.student.path}")
+    return html_page(run.recipe.name, panels_of_run(run, price), subtitle(run))
+
+
+def subtitle(run: Recorded) -> str:
+    """Which run it is, in a line: where, what, how far, when."""
+    modes = "/".join(dict.fromkeys(one.teacher.mode.upper() for one in run.recipe.by_teacher.values()))
+    of = f" of {run.total_steps}" if run.total_steps else ""
+    began = run.starts[0].get("started", "") if run.starts else ""
+    parts = [modes, f"student {run.recipe.student.path}", f"{run.steps}{of} steps", ENDED.get(run.state, run.state)]
+    return " · ".join([*parts, *([f"began {began[:16].replace('T', ' ')}"] if began else []), str(run.path)])
+
+
+def is_comparison(path: Path) -> bool:
+    return (path / "comparison.yaml").is_file() or (path / "comparison.json").is_file()
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether `trd evaluate` made it, which has benchmarks and neither steps nor rows."""
+    if (path / "metrics.jsonl").exists() or any((path / "rows").glob("*")):
+        return False
+    status = path / "status.json"
+    if status.is_file():
+        try:
+            if json.loads(status.read_text()).get("program") == "evaluate":
+                return True
+        except (ValueError, AttributeError):
+            pass
+    for place in sorted((path / "evaluation").glob("*.json"))[:1]:
+        try:
+            return "benchmark" in json.loads(place.read_text())
+        except ValueError:
+            return False
+    return False
