@@ -18,6 +18,7 @@ from trd_ray.errors import RunFailed, UserError
 from trd_ray.session.submitted import resume_by_default
 from trd_ray.session.supervise import supervised
 
+READERS = ("export", "analyse", "show", "review", "report", "chat")
 SUPERVISED = ("train", "evaluate", "refine", "compare", "reproduce")
 
 # Anything else that holds "=" is a path.
@@ -180,33 +181,8 @@ def _job(options: argparse.Namespace) -> int:
         return 0
     if options.command == "init":
         return _init(options)
-    if options.command == "export":
-        from trd_ray.export import command as export
-
-        o = options
-        return export.export(o.checkpoint, o.to, o.dtype, o.form, o.best, o.push)
-    if options.command == "analyse":
-        from trd_ray.analyse import command as analyse
-
-        return analyse.analyse(options.run, options.what, options.json, options.steps, options.source)
-    if options.command == "show":
-        from trd_ray.show import command as show
-
-        o = options
-        wish = show.WantedRow(o.row, o.step, o.problem, o.source, o.kind, o.worst)
-        return show.show(o.run, wish, o.listing, o.as_json, o.by, o.view, o.top, o.views, o.diff, o.evaluation)
-    if options.command == "review":
-        from trd_ray.review import command as review
-
-        return review.review(options.run, options.reviewer)
-    if options.command == "report":
-        from trd_ray.report import command as report
-
-        return report.run(options.runs, options.to, options.price)
-    if options.command == "chat":
-        from trd_ray.chat import command as chat
-
-        return chat.chat(options.model, options.prompt, options.plain, options.overrides)
+    if options.command in READERS:
+        return _read(options)
     # Read by Ray when it is imported: a message about its own inner life that looks like an error and is none.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "PYTHON worker processes have been started")
     # Torch, Ray and their like take seconds to import, so what a user wrote is read and checked before that.
@@ -231,6 +207,35 @@ def _job(options: argparse.Namespace) -> int:
     if asked:
         return command.dry_run(recipe, options.command, asked)
     return command.run(recipe, options.command, options.resume)
+
+
+def _read(options: argparse.Namespace) -> int:
+    """What looks at a run, or takes from it, and starts none."""
+    o = options
+    if o.command == "export":
+        from trd_ray.export import command as export
+
+        return export.export(o.checkpoint, o.to, o.dtype, o.form, o.best, o.push)
+    if o.command == "analyse":
+        from trd_ray.analyse import command as analyse
+
+        return analyse.analyse(o.run, o.what, o.json, o.steps, o.source)
+    if o.command == "show":
+        from trd_ray.show import command as show
+
+        wish = show.WantedRow(o.row, o.step, o.problem, o.source, o.kind, o.worst)
+        return show.show(o.run, wish, o.listing, o.as_json, o.by, o.view, o.top, o.views, o.diff, o.evaluation)
+    if o.command == "review":
+        from trd_ray.review import command as review
+
+        return review.review(o.run, o.reviewer)
+    if o.command == "report":
+        from trd_ray.report import command as report
+
+        return report.run(o.runs, o.to, o.price)
+    from trd_ray.chat import command as chat
+
+    return chat.chat(o.model, o.prompt, o.plain, o.overrides)
 
 
 def _doctor(options: argparse.Namespace) -> int:

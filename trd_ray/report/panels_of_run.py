@@ -6,14 +6,13 @@
 A file that is damaged costs the panel that needs it, which then says so.
 """
 
-import importlib
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
+from trd_ray.diagnostics import whole
 from trd_ray.errors import UserError
 from trd_ray.record import guards, warnings
-from trd_ray.report import thinned
+from trd_ray.report import samples, thinned
 from trd_ray.report.curve_charts import curves
 from trd_ray.report.drawn import flow, intervals
 from trd_ray.report.helped import helped, ledger_of, moved
@@ -25,7 +24,6 @@ from trd_ray.report.rendering import note, readable, rendered
 from trd_ray.report.score_panels import scores_panel
 from trd_ray.report.spent import Spent, spent
 
-SAMPLES, DIAGNOSTICS = "trd_ray.report.samples", "trd_ray.diagnostics.whole"
 MEGABYTE = 1_000_000
 FIRST_MB, EACH_STEP_MB, MOST_MB = 1.2, 0.0285, 9.7  # of the whole page: below 2 MB at 25 steps, below 10 MB at 300
 TRIES = 3  # at samples that fit
@@ -137,8 +135,15 @@ def timeline_panel(run: Recorded) -> Panel:
 
 
 def diagnostics_panel(run: Recorded) -> Panel | None:
-    found = importlib.import_module(DIAGNOSTICS).of_run(run.path) if exists(DIAGNOSTICS) else {}
-    return drawn_diagnostics([(run.label, found)])
+    return drawn_diagnostics([(run.label, diagnosed(run))])
+
+
+def diagnosed(run: Recorded) -> dict[str, Any]:
+    """What `diagnostics.whole.of_run` says; nothing of a directory without rows."""
+    try:
+        return whole.of_run(run.path)
+    except UserError:
+        return {}
 
 
 def drawn_diagnostics(found: list[tuple[str, dict[str, Any]]]) -> Panel:
@@ -157,20 +162,10 @@ def drawn_diagnostics(found: list[tuple[str, dict[str, Any]]]) -> Panel:
 
 def samples_panel(run: Recorded, budget: int) -> Panel | None:
     """The sample browser, in at most so many bytes of the page."""
-    if not exists(SAMPLES):
-        return None
-    module = importlib.import_module(SAMPLES)
     asked = budget
     for _ in range(TRIES):
-        panel = module.panel(run.directory, asked)
+        panel = samples.panel(run.directory, asked)
         if panel is None or _size(panel) <= budget:
             return panel
         asked = int(asked * budget / _size(panel) * 0.9)
     return None
-
-
-def exists(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False

@@ -6,14 +6,13 @@ Two runs are compared problem by problem where both were scored on the same prob
 one that the others are compared with. Alarms, samples and timelines are in the page of each run.
 """
 
-import importlib
 from typing import Any
 
 from trd_ray.record.guards import difference
 from trd_ray.report.drawn import intervals
 from trd_ray.report.helped import HEADLINES, kind_of, points
 from trd_ray.report.panel import Panel
-from trd_ray.report.panels_of_run import DIAGNOSTICS, attempt, curves_panel, drawn_diagnostics, exists, ledger_panel
+from trd_ray.report.panels_of_run import attempt, curves_panel, diagnosed, drawn_diagnostics, ledger_panel
 from trd_ray.report.recipe_shown import recipes_panel
 from trd_ray.report.recorded import ENDED, Recorded
 from trd_ray.report.rendering import rendered
@@ -89,8 +88,7 @@ def _verdict(runs: list[Recorded], costs: list[Spent]) -> Panel:
 
 
 def _diagnostics(runs: list[Recorded]) -> Panel:
-    whole = importlib.import_module(DIAGNOSTICS) if exists(DIAGNOSTICS) else None
-    return drawn_diagnostics([(run.label, whole.of_run(run.path) if whole else {}) for run in runs])
+    return drawn_diagnostics([(run.label, diagnosed(run)) for run in runs])
 
 
 def _scores(runs: list[Recorded], costs: list[Spent]) -> Panel:

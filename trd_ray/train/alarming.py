@@ -48,6 +48,7 @@ class Alarming:
         self.spills = StoreSpills()
         self._changes = Changes()
         self._write()
+        session.display.alarms(self.lasting())
         session.door.at_look(self.look)
         if lasting := [alarm for alarm in self.watcher.lasting.values() if self.watcher.is_told(alarm)]:
             names = ", ".join(f"{alarm.name} (since step {alarm.since_step})" for alarm in lasting)
@@ -102,6 +103,7 @@ class Alarming:
             self.session.directory.event("alarm", said=said, over=True, **alarm.as_json())
         if begun or ended:
             self._write()
+            self.session.display.alarms(self.lasting())
         for alarm in changes.begun:  # also of a silent one: it was asked for by name
             if alarm.name in self.stop_on:
                 self.session.stop.ask(f"the alarm {alarm.name} (alarms.stop_on)")
