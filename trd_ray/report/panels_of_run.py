@@ -9,9 +9,11 @@ A file that is damaged costs the panel that needs it, which then says so.
 from collections.abc import Callable
 from typing import Any
 
+from trd_ray.alarms.conditions import TOLD_ELSEWHERE
 from trd_ray.diagnostics import whole
 from trd_ray.errors import UserError
 from trd_ray.record import guards, warnings
+from trd_ray.record.raised import alarms_of
 from trd_ray.report import samples, thinned
 from trd_ray.report.curve_charts import curves
 from trd_ray.report.drawn import flow, intervals
@@ -19,7 +21,7 @@ from trd_ray.report.helped import helped, ledger_of, moved
 from trd_ray.report.html_page import packed
 from trd_ray.report.panel import Panel
 from trd_ray.report.recipe_shown import recipe_panel
-from trd_ray.report.recorded import Recorded, json_of
+from trd_ray.report.recorded import Recorded
 from trd_ray.report.rendering import note, readable, rendered
 from trd_ray.report.score_panels import scores_panel
 from trd_ray.report.spent import Spent, spent
@@ -68,9 +70,9 @@ def verdict_panel(run: Recorded, cost: Spent) -> Panel:
 
 
 def alarms_panel(run: Recorded) -> Panel:
-    found = json_of(run.path / "alarms.json")
-    alarms = [_alarm(one) for one in found if isinstance(one, dict)] if isinstance(found, list) else None
-    warned = {} if alarms is not None else warnings.of_rows(run.facts, run.recipe)
+    told = (one for one in alarms_of(run.path, run.recipe) if one["until_step"] or one["name"] not in TOLD_ELSEWHERE)
+    alarms = [_alarm(one) for one in told]
+    warned: dict[str, str] = {}
     limit = run.recipe.evaluation.max_response_tokens
     for name, scores in {"": run.evaluations, **run.sets}.items():
         where = f"evaluation.sets.{name}" if name else "evaluation.path"
