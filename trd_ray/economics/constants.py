@@ -80,19 +80,20 @@ REFERENCE_TOKENS = 490
 PROBLEM_TOKENS = 250  # of a problem with the words around it
 REFINE_WORDS_TOKENS = 260  # the instructions of a refine prompt
 EVALUATION_LONGER = 1.6  # held-out competition problems take longer answers than DeepScaleR's
-TOKENS_OF_A_SHORT_LIMIT = 0.5  # of the limit, where it is below the assumed lengths' tenth
+TOKENS_OF_A_SHORT_LIMIT = 0.5  # of the limit, where that is less than a quarter of the assumed median
 DRAWS = 3  # of a step's lengths, over which an estimate is the mean
 
 # Rows of data sets that recipes name, where nothing is read (--on).
 ROWS_OF = {"agentica-org/DeepScaleR-Preview-Dataset": 40_245, "BAAI/TACO": 25_443}
 PROBLEMS_OF = {"HuggingFaceH4/aime_2024": 30, "mbpp_plus": 378, "aime24": 30, "aime25": 30}
 
-# A CPU, from `trd train miniature_opsd` on 2 cores of an AMD EPYC (25 steps of 64 rows of about 30 tokens).
-CPU_ITERATION_S = 3.0e-3  # an iteration of vLLM's CPU build, of its own Python
+# A CPU, measured: `trd train miniature_opsd` on 2 cores of an AMD EPYC (steps 3 to 25 of 64 rows of about 30 tokens).
+CPU_ITERATION_S = 2.3e-3  # an iteration of vLLM's CPU build, of its own Python
 CPU_SEQUENCE_S = 10e-6
 CPU_REQUEST_S = 0.05  # a call of the stream to its engine and back, with the block of rows
-CPU_FLOPS = 20e9  # a core's in float32, of small matrices
+CPU_FLOPS = 35e9  # a core's in float32, of small matrices: the learner's 71 GFLOP/s
 CPU_BYTES_S = 8e9
 CPU_UPDATE_S = 0.03
 CPU_SYNC_S = 0.10
-CPU_SCHEDULING_S = 0.25
+CPU_SCHEDULING_S = 0.24
+CPU_VERIFY_S = 0.05  # from the end of a rollout to its request for a refinement

@@ -1,7 +1,7 @@
 """How fast an engine is: seconds of an iteration from its batch, by a roofline, or as a run measured them.
 
-    ModelCosts, Gpu    ->  on_gpu()  -->  EngineSpeed  ->  iteration_s(sequences, tokens in the cache), prefill_s(tokens)
-    ModelCosts, cores  ->  on_cpu()  -/
+    ModelCosts, Gpu    ->  on_gpu()  -->  EngineSpeed  ->  iteration_s(sequences, tokens in the cache)
+    ModelCosts, cores  ->  on_cpu()  -/                ->  prefill_s(tokens)
 
 An iteration reads all weights once and the keys and values of every sequence, and gives each sequence a token. It takes
 the longer of reading the weights and multiplying by them, and then the attention, which is bound by memory.
@@ -51,7 +51,7 @@ def on_gpu(
     model: ModelCosts, gpu: Gpu, *, tensor_parallel: int = 1, cache_gib: float = 0.0, most_sequences: int = 256,
     kv_width: int | None = None,
 ) -> EngineSpeed:  # fmt: skip
-    """An engine on `tensor_parallel` GPUs, each with `cache_gib` of cache. `kv_width` is the bytes of a cached number."""
+    """An engine on `tensor_parallel` GPUs, each with `cache_gib` of cache, whose numbers have `kv_width` bytes."""
     memory = gpu.memory_bytes_s * c.MEMORY_SHARE * tensor_parallel
     flops = gpu.flops * c.MATRIX_SHARE * tensor_parallel
     kv_bytes = model.kv_bytes * (kv_width or model.width) / model.width

@@ -1,4 +1,4 @@
-"""The learner's seconds for a step: forward passes of both models, the student's backward pass, updates, FSDP's gathers.
+"""The learner's seconds for a step: both models' forward passes, the student's backward pass, updates, FSDP's gathers.
 
     lengths of the rows, ModelCosts of both, how it trains  ->  work()           ->  Work: FLOPs and gathered bytes
     Work, LearnerSpeed                                      ->  training_s()     ->  seconds

@@ -77,6 +77,13 @@ def step_cost(setup: Setup, rows: Sequence[Row], train_s: float, earlier: Sequen
     return found if found.step_s >= least else replace(found, step_s=least, rest_s=found.rest_s + least - found.step_s)
 
 
+def of_a_corpus(setup: Setup, train_s: float, rows: Sequence[Row]) -> StepCost:
+    """A step of rows that are there already: training alone, without weights for any engine."""
+    alone = replace(setup, staleness="never", refiner=None)
+    found = _cost(alone, train_s, 0.0, 0.0, 0.0, train_s, {"learner": train_s}, rows)
+    return replace(found, sampled_tokens=0.0)
+
+
 def _sampling(rows: Sequence[Row], samples: int) -> list[Request]:
     return [Request(0.0, row.prompt, row.raw, row.prompt if i % samples else 0) for i, row in enumerate(rows)]
 
@@ -132,7 +139,7 @@ def _full_refiner(s: Setup, rows: Sequence[Row]) -> float:
 
 
 def _flowing(s: Setup, rows: Sequence[Row], earlier: Sequence[Row]) -> float:
-    """Seconds of each engine for a step where two steps' rows are under way: there are always long sequences, no tail."""
+    """Seconds of each engine for a step where two steps' rows are under way, which have no tail."""
     both = [*rows, *(earlier or rows)]
     served = serve_pool(_sampling(both, s.samples), s.sampler.engines, s.sampler.speed)
     again = 0.0

@@ -1,6 +1,6 @@
 """How long the texts of a step are: assumed from the paper, or drawn from those of a recorded run.
 
-    Assumed | Recorded  ->  rows(n, seed)  ->  n Rows of tokens
+Assumed | Recorded  ->  rows(n, seed)  ->  n Rows of tokens
 """
 
 import math
@@ -26,6 +26,9 @@ class Lengths(Protocol):
     def said(self) -> str: ...
 
     def rows(self, n: int, seed: int) -> list[Row]: ...
+
+
+SHORT = 4  # a limit so many times below a median says that the texts are of another kind
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,19 @@ def assumed(
     """The paper's lengths below these limits; where a limit is far below them, half of it."""
     raw = _spread(c.RAW_MEDIAN, c.RAW_SPREAD, most_raw)
     refined = _spread(c.REFINED_MEDIAN, c.REFINED_SPREAD, most_refined)
-    usual = raw.median == c.RAW_MEDIAN
+    whose = (
+        "the paper's, of Qwen3-8B on DeepScaleR"
+        if raw.median == c.RAW_MEDIAN
+        else "half of the limit, since nothing is known"
+    )
     said = (
-        f"lengths are assumed: a median of {raw.median:,.0f} tokens sampled and {refined.median:,.0f} refined, "
-        f"{raw.cut_share:.0%} of the samples cut at {most_raw:,}"
-        + ("; medians of Qwen3-8B on DeepScaleR in the paper" if usual else "; half of the limits, since nothing is known")
-    )  # fmt: skip
+        f"lengths are assumed: medians of {min(raw.median, most_raw):,.0f} tokens sampled ({whose}) and "
+        f"{min(refined.median, most_refined):,.0f} refined, {raw.cut_share:.0%} of the samples cut at {most_raw:,}"
+    )
     shown = c.REFERENCE_TOKENS if reference else 0
     return Assumed(raw, refined, prompt or c.PROBLEM_TOKENS, shown, most_refine_prompt, said)
 
 
 def _spread(median: float, sigma: float, most: int) -> Spread:
     known = Spread(median, sigma, most)
-    return known if most >= median / 10 else replace(known, median=max(1.0, most * c.TOKENS_OF_A_SHORT_LIMIT))
+    return known if most >= median / SHORT else replace(known, median=max(1.0, most * c.TOKENS_OF_A_SHORT_LIMIT))
