@@ -8,6 +8,10 @@ def of_dry_run(command: argparse.ArgumentParser) -> None:
     text = "print what the resolved recipe has that is no default, who would run where, and end"
     command.add_argument("--dry-run", action="store_true", help=text)
     _of_machines(command)
+    text = "for --dry-run: what a GPU costs an hour, in any currency; the estimate then says what the run costs"
+    command.add_argument("--price", type=_price, metavar="AMOUNT", help=text)
+    text = "for --dry-run: estimate with the lengths and rates of this run, a directory or its name below runs/"
+    command.add_argument("--like", metavar="RUN", help=text)
     form = command.add_mutually_exclusive_group()
     form.add_argument("--full", action="store_true", help="for --dry-run: every key of the recipe")
     form.add_argument("--json", action="store_true", help="for --dry-run: everything as JSON, for scripts")
@@ -108,6 +112,16 @@ def _gib(text: str) -> float:
     if not 0 < gib < math.inf:
         raise argparse.ArgumentTypeError(f"must be a number of GiB greater than 0, but is {text}")
     return gib
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 < price < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number greater than 0, such as 2.5, but is {text}")
+    return price
 
 
 def _whole(text: str) -> int:

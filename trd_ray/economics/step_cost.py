@@ -111,9 +111,10 @@ def _separate(s: Setup, rows: Sequence[Row], train_s: float, earlier: Sequence[R
         refined = serve_pool(requests, s.refiner.engines, s.refiner.speed)
     S = sampled.end_s
     ends = max(S, refined.end_s if refined else 0.0) + s.verify_s
-    busy = {"sampler": sampled.mean_busy_s, "learner": train_s}
+    busy = {"sampler": sampled.mean_busy_s}
     if s.refiner:
         busy["refiner"] = refined.mean_busy_s if refined else 0.0
+    busy["learner"] = train_s
     k = s.staleness
     full = _full_refiner(s, rows)
     if k == 0:

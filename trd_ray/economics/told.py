@@ -44,7 +44,8 @@ def render(e: Estimate) -> str:
     lines += [f"  {cost.lengths}", f"  {_step(e)}", *_pools(cost), *_hours(e)]
     if e.plain:
         name = "OPSD" if e.plain_is_opsd else "OPD"
-        lines.append(f"  plain {name} on the same GPUs, in its best split: {_of_change(e, e.plain)}  {e.plain.typed}")
+        where = " on the same GPUs, in its best split" if cost.gpus else ""
+        lines.append(f"  plain {name}{where}: {_of_change(e, e.plain)}  {e.plain.typed}")
     if e.faster:
         lines.append("  faster with the same GPUs:" if cost.gpus else "  faster:")
         lines += [

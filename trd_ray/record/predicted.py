@@ -17,8 +17,7 @@ from trd_ray.config import Recipe, stored
 from trd_ray.economics.calibration import Measured, TimedRow, calibrated, lengths_of
 from trd_ray.economics.run_cost import Case, RunCost, base_of, run_cost, work_of
 from trd_ray.errors import UserError
-from trd_ray.known_models import facts_without_files
-from trd_ray.models import ModelFacts
+from trd_ray.known_models import facts_of
 from trd_ray.preflight import placement
 from trd_ray.preflight.machines import Machine, Seen, with_gpus
 from trd_ray.record import bounds
@@ -28,17 +27,6 @@ from trd_ray.record.markdown import table
 from trd_ray.record.timed_rows import timed_rows
 
 ALWAYS = (-math.inf, math.inf)
-
-
-def facts_of(recipe: Recipe) -> tuple[ModelFacts, dict[str, ModelFacts]]:
-    """Of the student and of every teacher. Raises UserError where nothing is known of one."""
-    s = recipe.student
-    student = facts_without_files(s.path, s.revision, s.trust_remote_code)
-    teachers = {
-        name: facts_without_files(t.path, t.revision, t.trust_remote_code) if (t := one.teacher).path else student
-        for name, one in recipe.by_teacher.items()
-    }
-    return student, teachers
 
 
 def case_of(directory: RunDirectory, recipe: Recipe) -> Case:
