@@ -32,6 +32,7 @@ FLOORS = [
     ["distill"],
     ["engine"],
     ["scale"],
+    ["economics"],
     ["preflight"],
     ["problems"],
     ["miniature"],

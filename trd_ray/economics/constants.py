@@ -63,10 +63,11 @@ REST_S = 12.0  # timeshare: engines rest and wake, with 16 GB over PCIe each way
 
 # The control plane, from jobs/bench_stream.py on 2 cores (jobs/README.md).
 SCHEDULING_S = 1.5  # a step's look-ups, Ray Data's blocks, mailbox, metrics, beside the GPUs
-ROWS_A_SECOND = 51.0  # at which the fullest process, a stage, fills its core with 8 engines; 75 with 256 engines
+ROWS_A_SECOND = 51.0  # blocks of one row at which a stage fills its core, with 8 engines; 75 with 256
 CPU_MS_A_ROW = {"driver": 0.4, "pools": 2.3, "stages": 13.2, "verifiers": 5.4, "Ray": 2.9}  # at 512 rows, 256 engines
-ENGINE_SECONDS = 0.3  # from the sampler being up to the first request, with 256 engines
-PULSE_ENGINES = 4000  # engines whose pulses fill a core of a pool: 256 take 6% of one
+PULSE_SHARE = (0.25 - 0.20) / (256 - 8)  # of a core that an engine takes while no row is on its way
+CALLS_OF_A_SYNC = 6  # to each engine: drained, paused, begun, updated, finished, resumed
+HEAD_STORE_GIB = 30.0  # of the object store of a head with 128 GiB, as Ray sizes it (30% of the memory, with a margin)
 
 # Starting: weights from local disks, compilation, CUDA graphs, Ray Train's group.
 START_S = 240.0

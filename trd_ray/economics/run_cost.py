@@ -88,6 +88,7 @@ class RunCost:
     step: StepCost
     pools: dict[str, PoolCost]
     steps: int | None
+    rollouts: int  # of a step
     gpus: float
     idle: float | None  # share of all GPUs' time; None without GPUs
     mfu: float | None  # of the learner; None without GPUs
@@ -147,6 +148,7 @@ def run_cost(case: Case, draws: int = c.DRAWS) -> RunCost:
         step=step,
         pools=pools,
         steps=case.steps,
+        rollouts=r.rollouts_per_step,
         gpus=gpus,
         idle=max(0.0, 1 - busy / gpus) if gpus else None,
         mfu=flops / (step.train_s * peak) if peak and step.train_s else None,
@@ -283,7 +285,7 @@ def setup_of(case: Case) -> Setup:
         sync_s=_or(measured and measured.sync_s, sync_s),
         scheduling_s=_or(measured and measured.scheduling_s, scheduling),
         verify_s=_or(measured and measured.verify_s, c.CPU_VERIFY_S),
-        rows_a_second=c.ROWS_A_SECOND,
+        rows_a_second=c.ROWS_A_SECOND * block,
         reads_again=r.sync.in_flight == "keep" and not adapter,
         rest_s=c.REST_S if case.on_gpu else 0.0,
     )

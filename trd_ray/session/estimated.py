@@ -49,8 +49,12 @@ def estimate(
     asked: Asked,
     known: Known | None = None,
     longest_sequence_tokens: int = 0,
+    changes: bool = True,
 ) -> told.Estimate | None:
-    """The estimate of a run of `train` or `refine`. Raises UserError for a run of --like that tells nothing."""
+    """The estimate of a run of `train` or `refine`, with `changes` also what would be faster.
+
+    Raises UserError for a run of --like that tells nothing.
+    """
     if not placed.fits or job == "evaluate":
         return None
     known = known or _without_data(recipe)
@@ -63,7 +67,7 @@ def estimate(
             other, student, teachers, placed.machines, job=job, longest_sequence_tokens=longest_sequence_tokens
         )
 
-    trains = job == "train"
+    trains = changes and job == "train"
     return told.Estimate(
         cost=run_cost(case),
         faster=splits.faster(case, plan) if trains else [],
