@@ -19,7 +19,7 @@ QWEN_8B = model_costs(known()["Qwen/Qwen3-8B"])
 
 
 def naive(requests: list[Request], speed: EngineSpeed) -> list[float]:
-    """Every iteration on its own, without a cache that could be full. Those that come later begin an iteration later."""
+    """Every iteration on its own, without a cache that could be full. Who comes in one begins with the next."""
     t, done = 0.0, {}
     waiting = sorted(range(len(requests)), key=lambda i: requests[i].arrives_s)
     left: dict[int, int] = {}

@@ -9,6 +9,7 @@ engines are like those. The control plane's part is what jobs/bench_stream.py me
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from trd_ray.economics import constants as c
 from trd_ray.economics.run_cost import RunCost
@@ -40,6 +41,7 @@ def scaled(
 
     `gpus` and `rollouts` are those of the recipe as it is.
     """
+    cost_of = cache(cost_of)  # beyond SLICE it is asked for the same again
     found: list[Scaled] = []
     for n in GPUS:
         times, rest = divmod(n, gpus)
@@ -87,8 +89,8 @@ def breaks_first(lines: Sequence[Scaled]) -> str:
         last = lines[-1]
         if last.efficiency < LOW:
             return (
-                f"No part of the control plane is full. At {last.gpus} GPUs a step takes the {last.step_s:.0f} s of its "
-                "longest rollouts, which no further engine shortens: raise rollouts_per_step."
+                f"No part of the control plane is full. At {last.gpus} GPUs a step takes the {last.step_s:.0f} s of "
+                "its longest rollouts, which no further engine shortens: raise rollouts_per_step."
             )
         share = last.full[last.fullest]
         return f"Nothing is full up to {last.gpus} GPUs; the fullest is the {last.fullest}, at {share:.0%}."

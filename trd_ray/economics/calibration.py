@@ -26,6 +26,7 @@ from trd_ray.economics.engine_speed import EngineSpeed
 from trd_ray.economics.learning import LearnerSpeed, Trained, Work
 from trd_ray.economics.workload import Recorded, Row
 
+MOST_OF_UPDATES = 0.8  # of the seconds of training: the rest is left to products
 FEWEST_ROWS = 4  # of a step, through which a line is drawn
 
 
@@ -176,14 +177,17 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
 
 
 def _learner(metrics: Sequence[dict], works: dict[int, Work], base: Base) -> tuple[LearnerSpeed, float]:
-    """The FLOPs a second that a rank reached. Updates take what the model says, but at most half of the time."""
+    """The FLOPs a second that a rank reached.
+
+    Updates take what the model says, but at most MOST_OF_UPDATES of the time.
+    """
     rates, seconds = [], []
     for line in metrics:
         work, took = works.get(line["step"]), line.get("seconds/train")
         if work and work.flops and took:
             updates = work.updates * (base.learner.update_s + work.optimizer_bytes / base.learner.memory_bytes_s)
-            rates.append(work.flops / (base.ranks * max(took - updates, took / 2)))
-            seconds.append(min(updates, took / 2) / max(1, work.updates))
+            rates.append(work.flops / (base.ranks * (took - min(updates, MOST_OF_UPDATES * took))))
+            seconds.append(min(updates, MOST_OF_UPDATES * took) / max(1, work.updates))
     if not rates:
         return base.learner, 1.0
     rate = median(rates)

@@ -79,7 +79,7 @@ def work(rows: Sequence[Trained], student: ModelCosts, teacher: ModelCosts, how:
         gathered = batches * sides * (how.ranks - 1) / how.ranks
         if not how.adapters:  # the gradients, in float32
             gathered += how.updates * 4.0 * student.parameters * (how.ranks - 1) / how.ranks
-    return Work(flops, gathered, c.OPTIMIZER_BYTES * how.trained_numbers / how.ranks, how.updates)
+    return Work(flops, gathered, c.OPTIMIZER_BYTES * how.trained_numbers / max(1, how.ranks), how.updates)
 
 
 def training_s(found: Work, speed: LearnerSpeed, ranks: int) -> float:
