@@ -17,7 +17,7 @@ from trd_ray import config  # noqa: E402
 from trd_ray.economics import offline, told  # noqa: E402
 from trd_ray.economics.run_cost import Case  # noqa: E402
 from trd_ray.errors import UserError  # noqa: E402
-from trd_ray.known_models import facts_of  # noqa: E402
+from trd_ray.known_models import facts_of_recipe  # noqa: E402
 from trd_ray.session.dry import placed_elsewhere  # noqa: E402
 from trd_ray.session.estimated import Asked, estimate  # noqa: E402
 
@@ -76,7 +76,7 @@ def offline_hours(name: str, trajectory: str, on: str = "8xH100") -> tuple[float
     """Hours of sampling, refining and training."""
     view = "refine" if trajectory == "y_r" else "vanilla"
     recipe = config.load(name, [f"train.trajectory={trajectory}", f"teacher.view={view}"])
-    student, teachers = facts_of(recipe)
+    student, teachers = facts_of_recipe(recipe)
     resolved, placed = placed_elsewhere(recipe, "train", on)
     return offline.hours(Case(resolved, student, teachers, placed), PROBLEMS, round(placed.has["GPU"]))
 
@@ -101,9 +101,11 @@ def of_recipe(name: str, overrides: list[str], on: str, price: float | None, tit
     return [*row, f"{money:,.0f}"] if money else row
 
 
-def estimated(name: str, overrides: list[str], on: str = "8xH100", price: float | None = None) -> told.Estimate | None:
+def estimated(
+    name: str, overrides: list[str], on: str = "8xH100", price: float | None = None
+) -> told.CostEstimate | None:
     recipe = config.load(name, overrides)
-    student, teachers = facts_of(recipe)
+    student, teachers = facts_of_recipe(recipe)
     resolved, placed = placed_elsewhere(recipe, "train", on)
     return estimate(resolved, student, teachers, placed, "train", Asked(price=price), changes=False)
 

@@ -18,7 +18,7 @@ from trd_ray import config  # noqa: E402
 from trd_ray.economics.at_scale import Scaled, breaks_first, scaled  # noqa: E402
 from trd_ray.economics.run_cost import Case, RunCost, run_cost  # noqa: E402
 from trd_ray.errors import UserError  # noqa: E402
-from trd_ray.known_models import facts_of  # noqa: E402
+from trd_ray.known_models import facts_of_recipe  # noqa: E402
 from trd_ray.session.dry import placed_elsewhere  # noqa: E402
 
 A_NODE = 8
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 def table(name: str, overrides: list[str], kind: str = "H100", strong: bool = False) -> list[Scaled]:
     """A line for each number of GPUs. Raises UserError for a recipe without GPUs, or that does not fit."""
     recipe = config.load(name, overrides)
-    student, teachers = facts_of(recipe)
+    student, teachers = facts_of_recipe(recipe)
     own = _gpus(recipe, kind)
 
     def cost_of(times: int, rollouts: int) -> RunCost | None:

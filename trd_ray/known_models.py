@@ -1,7 +1,7 @@
 """What is known of the models that recipes name, so that a plan needs neither their files nor a network.
 
     a model's name  ->  facts_without_files()  ->  ModelFacts: from known_models.json, else from its config.json
-    a recipe        ->  facts_of()             ->  those of its student and of every teacher
+    a recipe        ->  facts_of_recipe()             ->  those of its student and of every teacher
 
 known_models.json holds what `trd_ray.models.facts` makes of each published config.json.
 """
@@ -35,7 +35,7 @@ def facts_without_files(path: str, revision: str | None = None, trust_remote_cod
     return models.facts(models.resolve(path, revision), revision, trust_remote_code)
 
 
-def facts_of(recipe: "Recipe") -> tuple[ModelFacts, dict[str, ModelFacts]]:
+def facts_of_recipe(recipe: "Recipe") -> tuple[ModelFacts, dict[str, ModelFacts]]:
     """Of the student and, by their names, of the teachers. Raises UserError where nothing is known of one."""
     s = recipe.student
     student = facts_without_files(s.path, s.revision, s.trust_remote_code)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from trd_ray.economics.batching import Request, serve, serve_pool
+from trd_ray.economics.batching import EngineRequest, serve, serve_pool
 from trd_ray.economics.engine_speed import EngineSpeed, gpu_of, on_cpu, on_gpu
 from trd_ray.economics.model_costs import model_costs
 from trd_ray.known_models import known
@@ -18,7 +18,7 @@ H100 = gpu_of("H100", 80)[0]
 QWEN_8B = model_costs(known()["Qwen/Qwen3-8B"])
 
 
-def naive(requests: list[Request], speed: EngineSpeed) -> list[float]:
+def naive(requests: list[EngineRequest], speed: EngineSpeed) -> list[float]:
     """Every iteration on its own, without a cache that could be full. Who comes in one begins with the next."""
     t, done = 0.0, {}
     waiting = sorted(range(len(requests)), key=lambda i: requests[i].arrives_s)
@@ -47,13 +47,13 @@ def naive(requests: list[Request], speed: EngineSpeed) -> list[float]:
 @pytest.mark.parametrize("late", [0.0, 0.4])
 def test_time_that_jumps_from_event_to_event_is_that_of_every_iteration(places, late):
     rng = random.Random(places)
-    requests = [Request(rng.random() * late, rng.randint(5, 90), rng.randint(1, 120)) for _ in range(40)]
+    requests = [EngineRequest(rng.random() * late, rng.randint(5, 90), rng.randint(1, 120)) for _ in range(40)]
     speed = replace(PLAIN, most_sequences=places)
     assert serve(requests, speed).finish_s == pytest.approx(naive(requests, speed), rel=1e-9)
 
 
 def test_one_request_by_hand():
-    found = serve([Request(0.0, 100, 10)], PLAIN)
+    found = serve([EngineRequest(0.0, 100, 10)], PLAIN)
     read = 100 * 2e-5 + 100**2 * 1e-9
     written = sum(1e-3 + 5e-3 + 2e-5 + 5e-8 * (100 + k) for k in range(1, 11))
     assert found.end_s == pytest.approx(read + written) and found.busy_s == pytest.approx(found.end_s)
@@ -61,11 +61,11 @@ def test_one_request_by_hand():
 
 def test_a_full_cache_preempts_and_still_answers_all():
     small = replace(PLAIN, cache_tokens=1000.0)
-    requests = [Request(0.0, 50, 200) for _ in range(12)]
+    requests = [EngineRequest(0.0, 50, 200) for _ in range(12)]
     found = serve(requests, small)
     assert found.preempted > 0 and all(end > 0 for end in found.finish_s)
     assert found.end_s > serve(requests, PLAIN).end_s * 1.5, "four fit at a time, in place of twelve"
-    one = serve([Request(0.0, 50, 2000)], small)
+    one = serve([EngineRequest(0.0, 50, 2000)], small)
     assert one.preempted == 0, "a sequence alone goes on, whatever the cache"
 
 
@@ -92,8 +92,8 @@ def test_at_8k_tokens_of_context_the_cache_costs_more_than_the_weights():
 
 def test_the_tail_of_a_step_costs_almost_as_much_an_iteration_as_its_middle():
     speed = on_gpu(QWEN_8B, H100)
-    alike = [Request(0.0, 250, 8000)] * 64
-    one_long = [*alike[:-1], Request(0.0, 250, 16000)]
+    alike = [EngineRequest(0.0, 250, 8000)] * 64
+    one_long = [*alike[:-1], EngineRequest(0.0, 250, 16000)]
     more = serve(one_long, speed).end_s - serve(alike, speed).end_s
     assert more == pytest.approx(8000 * 7.5e-3, rel=0.1), "8,000 iterations for one sequence alone"
 
@@ -114,21 +114,21 @@ def test_an_fp8_cache_holds_twice_the_tokens():
 
 def test_a_prompt_that_is_known_is_not_read_again():
     speed = on_gpu(QWEN_8B, H100)
-    new, known_one = (serve([Request(0.0, 2000, 1, cached)], speed).end_s for cached in (0, 2000))
+    new, known_one = (serve([EngineRequest(0.0, 2000, 1, cached)], speed).end_s for cached in (0, 2000))
     assert new - known_one == pytest.approx(speed.prefill_s(2000)) and speed.prefill_s(2000, 2000) == 0
 
 
 def test_what_follows_a_request_joins_the_same_engine():
-    alone = Request(0.0, 10, 50)
-    both = Request(0.0, 10, 50, then=Request(0.5, 70, 20))
+    alone = EngineRequest(0.0, 10, 50)
+    both = EngineRequest(0.0, 10, 50, then=EngineRequest(0.5, 70, 20))
     found, first = serve([both], PLAIN), serve([alone], PLAIN)
     assert found.first_s == pytest.approx(first.finish_s)
-    assert found.end_s == pytest.approx(first.end_s + 0.5 + serve([Request(0.0, 70, 20)], PLAIN).end_s)
+    assert found.end_s == pytest.approx(first.end_s + 0.5 + serve([EngineRequest(0.0, 70, 20)], PLAIN).end_s)
     assert found.busy_s == pytest.approx(found.end_s - 0.5)
 
 
 def test_a_pool_of_two_engines_halves_the_work_of_each_and_keeps_the_longest():
-    requests = [Request(0.0, 10, n) for n in range(1, 201)]
+    requests = [EngineRequest(0.0, 10, n) for n in range(1, 201)]
     one, two = (serve_pool(requests, n, PLAIN) for n in (1, 2))
     assert len(two.busy_s) == 2 and two.end_s < one.end_s
     assert two.end_s > 200 * PLAIN.base_s(1)

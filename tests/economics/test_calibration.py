@@ -10,13 +10,13 @@ import pytest
 
 from trd_ray import config
 from trd_ray.economics import learning
-from trd_ray.economics.batching import Request, serve_pool
-from trd_ray.economics.calibration import Base, Measured, Timed, TimedRow, calibrated
+from trd_ray.economics.batching import EngineRequest, serve_pool
+from trd_ray.economics.calibration import Measured, ModelledSpeeds, Timed, TimedRow, calibrated
 from trd_ray.economics.engine_speed import EngineSpeed
 from trd_ray.economics.learning import HowItTrains, LearnerSpeed, Trained
 from trd_ray.economics.model_costs import ModelCosts
 from trd_ray.economics.run_cost import Case, base_of, run_cost, work_of
-from trd_ray.economics.step_cost import Pool, Setup, step_cost
+from trd_ray.economics.step_cost import PoolSetup, Setup, step_cost
 from trd_ray.economics.workload import Row
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import placement
@@ -41,13 +41,15 @@ def made_up_run(slower: float, rows: int, steps: int, seed: int, median_tokens: 
             Row(12, max(2, round(rng.lognormvariate(0, 0.4) * median_tokens)), 70, rng.randint(20, 60))
             for _ in range(rows)
         ]
-        setup = Setup("separate", Pool(1, true), Pool(1, true), 0, True, 1, 1, 0.1, 0.2, 0.04, 1e9, False)
+        setup = Setup("separate", PoolSetup(1, true), PoolSetup(1, true), 0, True, 1, 1, 0.1, 0.2, 0.04, 1e9, False)
         trained = [Trained(12, r.refine_prompt, r.refined) for r in shapes]
         works[step] = learning.work(trained, TINY, TINY, HOW)
         train_s = learning.training_s(works[step], replace(LEARNER, flops=LEARNER.flops / slower), 1)
         cost = step_cost(setup, shapes, train_s)
-        sampled = serve_pool([Request(0.0, r.prompt, r.raw) for r in shapes], 1, true)
-        after = [Request(t + 0.04, r.refine_prompt, r.refined) for t, r in zip(sampled.finish_s, shapes, strict=True)]
+        sampled = serve_pool([EngineRequest(0.0, r.prompt, r.raw) for r in shapes], 1, true)
+        after = [
+            EngineRequest(t + 0.04, r.refine_prompt, r.refined) for t, r in zip(sampled.finish_s, shapes, strict=True)
+        ]
         refined = serve_pool(after, 1, true)
         begin = 100.0 * step
         for r, end, one, last, t in zip(shapes, sampled.finish_s, after, refined.finish_s, trained, strict=True):
@@ -61,7 +63,7 @@ def made_up_run(slower: float, rows: int, steps: int, seed: int, median_tokens: 
 @pytest.mark.parametrize("slower", [0.5, 1.0, 3.0])
 def test_how_much_slower_engines_and_learner_are_is_found(slower):
     rows, metrics, works = made_up_run(slower, 32, 6, seed=1)
-    found = calibrated(rows, metrics, works, Base(SPEED, SPEED, LEARNER, 1), "a run")
+    found = calibrated(rows, metrics, works, ModelledSpeeds(SPEED, SPEED, LEARNER, 1), "a run")
     assert found.slower["sampler"] == pytest.approx(slower, rel=0.05)
     assert found.slower["refiner"] == pytest.approx(slower, rel=0.25), "its requests come one after the other"
     assert found.learner.flops == pytest.approx(LEARNER.flops / slower, rel=0.05)
@@ -76,7 +78,7 @@ def test_how_much_slower_engines_and_learner_are_is_found(slower):
 )
 def test_rates_of_one_run_predict_runs_that_differ_within_30_percent(rows, changes, median_tokens):
     slower = 2.0
-    found = calibrated(*made_up_run(slower, 32, 6, seed=1), Base(SPEED, SPEED, LEARNER, 1), "a run")
+    found = calibrated(*made_up_run(slower, 32, 6, seed=1), ModelledSpeeds(SPEED, SPEED, LEARNER, 1), "a run")
     true = replace(SPEED.slower(slower), request_s=0.03)
     others, _, works = made_up_run(slower, rows, 1, seed=9, median_tokens=median_tokens)
     shapes = [row.lengths for row in others]
@@ -85,8 +87,8 @@ def test_rates_of_one_run_predict_runs_that_differ_within_30_percent(rows, chang
         sampler: EngineSpeed, refiner: EngineSpeed, learner: LearnerSpeed, sync: float, rest: float, verify: float
     ):
         setup = Setup(
-            "separate", Pool(changes.get("sampler", 1), sampler), Pool(1, refiner), changes.get("staleness", 0), True,
-            1, 1, sync, rest, verify, 1e9, False,
+            "separate", PoolSetup(changes.get("sampler", 1), sampler), PoolSetup(1, refiner),
+            changes.get("staleness", 0), True, 1, 1, sync, rest, verify, 1e9, False,
         )  # fmt: skip
         return step_cost(setup, shapes, learning.training_s(works[1], learner, 1)).step_s
 
@@ -98,7 +100,9 @@ def test_rates_of_one_run_predict_runs_that_differ_within_30_percent(rows, chang
 def test_a_hiccup_of_the_machine_does_not_move_the_rates():
     rows, metrics, works = made_up_run(1.0, 32, 6, seed=1)
     late = [r._replace(sampled=r.sampled._replace(seconds=5 * r.sampled.seconds)) if r.step == 3 else r for r in rows]
-    clean, found = (calibrated(some, metrics, works, Base(SPEED, SPEED, LEARNER, 1), "a run") for some in (rows, late))
+    clean, found = (
+        calibrated(some, metrics, works, ModelledSpeeds(SPEED, SPEED, LEARNER, 1), "a run") for some in (rows, late)
+    )
     assert found.slower["sampler"] == pytest.approx(clean.slower["sampler"], rel=0.05)
 
 

@@ -9,7 +9,7 @@ from trd_ray.economics import learning
 from trd_ray.economics.engine_speed import EngineSpeed, gpu_of, on_gpu
 from trd_ray.economics.learning import HowItTrains, Trained
 from trd_ray.economics.model_costs import model_costs
-from trd_ray.economics.step_cost import Pool, Setup, blocks, mean_cost, step_cost, sync_seconds
+from trd_ray.economics.step_cost import PoolSetup, Setup, blocks, mean_cost, step_cost, sync_seconds
 from trd_ray.economics.workload import Row, assumed
 from trd_ray.known_models import known
 
@@ -19,8 +19,8 @@ EVEN = EngineSpeed(
 )  # fmt: skip
 ROWS = [Row(10, 100, 120, 50), Row(10, 400, 420, 50), Row(10, 200, 220, 100)]
 SETUP = Setup(
-    placed="separate", sampler=Pool(1, EVEN), refiner=Pool(1, EVEN), staleness=0, drains=True, block=1, samples=1,
-    sync_s=0.5, scheduling_s=0.25, verify_s=0.0, rows_a_second=1e9, reads_again=False,
+    placed="separate", sampler=PoolSetup(1, EVEN), refiner=PoolSetup(1, EVEN), staleness=0, drains=True, block=1,
+    samples=1, sync_s=0.5, scheduling_s=0.25, verify_s=0.0, rows_a_second=1e9, reads_again=False,
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_without_syncs_the_fullest_pool_binds_alone():
 
 
 def test_one_pool_refines_while_it_samples():
-    shared = Pool(1, EVEN)
+    shared = PoolSetup(1, EVEN)
     found = step(placed="shared", sampler=shared, refiner=shared)
     assert found.refine_ends_s == pytest.approx(4.5), "an even engine gives nobody less for others' requests"
 
@@ -65,6 +65,12 @@ def test_in_turn_is_the_sum_of_the_phases():
     found = step(placed="timeshare", rest_s=2.0)
     assert found.step_s == pytest.approx(4.0 + 1.0 + 3.0 + 0.5 + 0.25 + 2.0)
     assert found.step_s == step(placed="timeshare", rest_s=2.0, staleness=1).step_s
+
+
+def test_who_shares_a_gpu_has_the_sum_of_the_work():
+    found = step(share=True)
+    assert found.step_s == pytest.approx(4.0 + 1.9 + 3.0 + 0.75, abs=0.15), "refining slows the sampling beside it"
+    assert step(share=True, staleness=1).step_s == pytest.approx(found.step_s, rel=0.1), "and staleness hides nothing"
 
 
 def test_rows_without_refinements_wait_for_no_refiner():
@@ -114,10 +120,10 @@ def modelled(size: str, split: tuple[int, int, int], mode: str, rollouts: int, b
     student = teacher if size == "8B" else model_costs(known()["Qwen/Qwen3-1.7B"])
     of_teacher = on_gpu(teacher, gpu, cache_gib=50.7)
     of_student = of_teacher if size == "8B" else on_gpu(student, gpu, cache_gib=62.8)
-    sampler, refiner = Pool(split[0], of_student), Pool(split[1], of_teacher)
+    sampler, refiner = PoolSetup(split[0], of_student), PoolSetup(split[1], of_teacher)
     placed, adapter = "separate", mode.startswith("shared")
     if adapter:
-        placed, sampler = "shared", Pool(split[0], of_student.slower(c.ADAPTER_SLOWER))
+        placed, sampler = "shared", PoolSetup(split[0], of_student.slower(c.ADAPTER_SLOWER))
     elif mode == "in turn":
         placed = "timeshare"
     if size == "8B" and placed != "separate":

@@ -7,7 +7,7 @@ import pytest
 
 from trd_ray import config
 from trd_ray.errors import UserError
-from trd_ray.known_models import facts_of
+from trd_ray.known_models import facts_of_recipe
 from trd_ray.preflight import placement
 from trd_ray.preflight.machines import Machine
 from trd_ray.record import predicted
@@ -106,13 +106,13 @@ def test_a_run_without_times_has_no_such_table(run):
 
 def test_lengths_are_taken_from_any_run_and_rates_from_one_of_the_same_models(run):
     recipe = config.stored(run.path / "recipe.yaml")
-    student, teachers = facts_of(recipe)
+    student, teachers = facts_of_recipe(recipe)
     placed = placement.plan(recipe, student, teachers, [Machine("here", 4.0)])
     same = predicted.Case(recipe, student, teachers, placed)
     found = predicted.measured(run, same)
     assert found.slower and found.error is not None and found.lengths.of_run[0].raw == 100
     other = config.load("paper_opsd_8b")
-    student, teachers = facts_of(other)
+    student, teachers = facts_of_recipe(other)
     found = predicted.measured(run, replace(same, recipe=other, student=student, teachers=teachers))
     assert found.slower is None and found.sampler is None and found.lengths.of_run[0].raw == 100
 

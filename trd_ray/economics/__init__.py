@@ -5,7 +5,7 @@
     lengths, that      -> batching     -> when each request of a step is done (continuous batching, preemption)
     lengths, FLOPs     -> learning     -> seconds of a step's training
     all of it          -> step_cost    -> a step: separate pools, one shared pool, one set of GPUs in turn
-    recipe, placement  -> run_cost     -> hours, tokens a second, idle shares, money  -> told, splits, at_scale
+    recipe, placement  -> run_cost     -> hours, tokens a second, idle shares, money  -> told, same_gpus, at_scale
     a recorded run     -> calibration  -> its lengths and rates, in place of the assumed ones
 
 Pure: no Ray, no torch, no clock, no files.

@@ -21,12 +21,12 @@ from trd_ray.economics.engine_speed import EngineSpeed
 
 
 @dataclass(frozen=True)
-class Request:
+class EngineRequest:
     arrives_s: float
     prompt: int
     answer: int
     cached: int = 0  # of the prompt, known to the prefix cache
-    then: "Request | None" = None  # what follows in the same engine, `arrives_s` after this one is done
+    then: "EngineRequest | None" = None  # what follows in the same engine, `arrives_s` after this one is done
     adapter: bool = False
 
 
@@ -44,12 +44,12 @@ class Served:
 
 
 class _Engine:
-    def __init__(self, requests: Sequence[Request], speed: EngineSpeed):
+    def __init__(self, requests: Sequence[EngineRequest], speed: EngineSpeed):
         self.speed = speed
-        self.waiting: list[tuple[float, int, int, int, int, Request]] = []
+        self.waiting: list[tuple[float, int, int, int, int, EngineRequest]] = []
         for i, r in enumerate(requests):
             heapq.heappush(self.waiting, (r.arrives_s + speed.request_s, i, r.prompt, r.answer, r.cached, r))
-        self.running: dict[int, tuple[int, int, int, Request]] = {}  # id -> prompt, answer left, done at count
+        self.running: dict[int, tuple[int, int, int, EngineRequest]] = {}  # id -> prompt, answer left, done at count
         self.ends: list[tuple[int, int]] = []  # (count at which it is done, id)
         self.count = 0  # iterations so far
         self.t = self.busy = 0.0
@@ -140,7 +140,7 @@ class _Engine:
         heapq.heappush(self.waiting, (-1.0, i, prompt + done, left, 0, request))
 
 
-def serve(requests: Sequence[Request], speed: EngineSpeed) -> Served:
+def serve(requests: Sequence[EngineRequest], speed: EngineSpeed) -> Served:
     """One engine, whose first request may arrive at 0."""
     return _Engine(requests, speed).run()
 
@@ -160,7 +160,7 @@ class PoolServed:
         return sum(self.busy_s) / len(self.busy_s)
 
 
-def serve_pool(requests: Sequence[Request], engines: int, speed: EngineSpeed) -> PoolServed:
+def serve_pool(requests: Sequence[EngineRequest], engines: int, speed: EngineSpeed) -> PoolServed:
     """A pool that gives each request, as they arrive, to the engine with the fewest tokens before it."""
     order = sorted(range(len(requests)), key=lambda i: (requests[i].arrives_s, i))
     at_once = len({r.arrives_s for r in requests}) <= 1

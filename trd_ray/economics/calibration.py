@@ -1,6 +1,6 @@
 """A recorded run's own lengths and rates, in place of assumed ones.
 
-    TimedRows, metrics of the run, its Base (the model's speeds for it)  ->  calibrated()  ->  Measured
+    TimedRows, metrics of the run, its ModelledSpeeds (the model's speeds for it)  ->  calibrated()  ->  Measured
 
 How the rates are found:
 
@@ -21,9 +21,9 @@ from dataclasses import dataclass, replace
 from statistics import fmean, median
 from typing import NamedTuple
 
-from trd_ray.economics.batching import Request, serve_pool
+from trd_ray.economics.batching import EngineRequest, serve_pool
 from trd_ray.economics.engine_speed import EngineSpeed
-from trd_ray.economics.learning import LearnerSpeed, Trained, Work
+from trd_ray.economics.learning import LearnerSpeed, LearnerWork, Trained
 from trd_ray.economics.workload import Recorded, Row
 
 MOST_OF_UPDATES = 0.8  # of the seconds of training: the rest is left to products
@@ -58,7 +58,7 @@ class TimedRow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Base:
+class ModelledSpeeds:
     """The model's speeds for the run that was recorded."""
 
     sampler: EngineSpeed
@@ -91,7 +91,7 @@ def lengths_of(rows: Sequence[TimedRow], run: str) -> Recorded:
 
 
 def calibrated(
-    rows: Sequence[TimedRow], metrics: Sequence[dict], works: dict[int, Work], base: Base, run: str
+    rows: Sequence[TimedRow], metrics: Sequence[dict], works: dict[int, LearnerWork], base: ModelledSpeeds, run: str
 ) -> Measured:
     """Rates of a run of the same models on the same kind of machine. `works` are the learner's, by step."""
     steps = {line["step"] for line in metrics}
@@ -150,7 +150,7 @@ def _speed(steps: Sequence[Sequence[Timed | None]], base: EngineSpeed) -> tuple[
             begin = min(one.start_s for one in some)
             tokens = [float(one.tokens) for one in some]
             recorded = _line(tokens, [one.end_s - begin for one in some])
-            requests = [Request(one.start_s - begin, one.prompt, one.tokens) for one in some]
+            requests = [EngineRequest(one.start_s - begin, one.prompt, one.tokens) for one in some]
             modelled = _line(tokens, serve_pool(requests, 1, bare).finish_s)
             if recorded[0] > 0 and modelled[0] > 0:
                 ratios.append(recorded[0] / modelled[0])
@@ -176,7 +176,9 @@ def _line(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
     return slope, mean_y - slope * mean_x
 
 
-def _learner(metrics: Sequence[dict], works: dict[int, Work], base: Base) -> tuple[LearnerSpeed, float]:
+def _learner(
+    metrics: Sequence[dict], works: dict[int, LearnerWork], base: ModelledSpeeds
+) -> tuple[LearnerSpeed, float]:
     """The FLOPs a second that a rank reached.
 
     Updates take what the model says, but at most MOST_OF_UPDATES of the time.

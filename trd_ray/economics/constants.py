@@ -84,9 +84,8 @@ EVALUATION_LONGER = 1.6  # held-out competition problems take longer answers tha
 TOKENS_OF_A_SHORT_LIMIT = 0.5  # of the limit, where that is less than a quarter of the assumed median
 DRAWS = 3  # of a step's lengths, over which an estimate is the mean
 
-# Rows of data sets that recipes name, where nothing is read (--on).
+# Rows of data sets that recipes name, as published, where nothing is read (--on).
 ROWS_OF = {"agentica-org/DeepScaleR-Preview-Dataset": 40_245, "BAAI/TACO": 25_443}
-PROBLEMS_OF = {"HuggingFaceH4/aime_2024": 30, "mbpp_plus": 378, "aime24": 30, "aime25": 30}
 
 # A CPU, measured: `trd train miniature_opsd` on 2 cores of an AMD EPYC (steps 3 to 25 of 64 rows of about 30 tokens).
 CPU_ITERATION_S = 2.3e-3  # an iteration of vLLM's CPU build, of its own Python

@@ -1,7 +1,7 @@
 """The learner's seconds for a step: both models' forward passes, the student's backward pass, updates, FSDP's gathers.
 
-    lengths of the rows, ModelCosts of both, how it trains  ->  work()           ->  Work: FLOPs and gathered bytes
-    Work, LearnerSpeed                                      ->  training_s()     ->  seconds
+    lengths of the rows, ModelCosts of both, how it trains  ->  work()        ->  LearnerWork: FLOPs, gathered bytes
+    LearnerWork, LearnerSpeed                               ->  training_s()  ->  seconds
 
 FLOPs that are counted, for a token: two a parameter in a forward pass, as many for the gradients that flow back, again
 where weights train and not only adapters on them, and again where activations are computed anew. Logits are counted for
@@ -35,7 +35,7 @@ class HowItTrains:
 
 
 @dataclass(frozen=True)
-class Work:
+class LearnerWork:
     flops: float
     gathered_bytes: float  # that every rank receives and sends
     optimizer_bytes: float  # of each rank
@@ -62,7 +62,7 @@ def on_cpu_speed(cores: float) -> LearnerSpeed:
     return LearnerSpeed(c.CPU_FLOPS * cores, c.CPU_BYTES_S, c.CPU_BYTES_S, c.CPU_UPDATE_S)
 
 
-def work(rows: Sequence[Trained], student: ModelCosts, teacher: ModelCosts, how: HowItTrains) -> Work:
+def work(rows: Sequence[Trained], student: ModelCosts, teacher: ModelCosts, how: HowItTrains) -> LearnerWork:
     passes = 2 + how.checkpointing + (not how.adapters)  # forward, back to the inputs, again, to the weights
     flops = 0.0
     for row in rows:
@@ -79,10 +79,10 @@ def work(rows: Sequence[Trained], student: ModelCosts, teacher: ModelCosts, how:
         gathered = batches * sides * (how.ranks - 1) / how.ranks
         if not how.adapters:  # the gradients, in float32
             gathered += how.updates * 4.0 * student.parameters * (how.ranks - 1) / how.ranks
-    return Work(flops, gathered, c.OPTIMIZER_BYTES * how.trained_numbers / max(1, how.ranks), how.updates)
+    return LearnerWork(flops, gathered, c.OPTIMIZER_BYTES * how.trained_numbers / max(1, how.ranks), how.updates)
 
 
-def training_s(found: Work, speed: LearnerSpeed, ranks: int) -> float:
+def training_s(found: LearnerWork, speed: LearnerSpeed, ranks: int) -> float:
     """Gathers run beside the products, so the longer of the two binds."""
     if not found.flops:
         return 0.0

@@ -3,7 +3,7 @@
 Case, problems, GPUs  ->  hours()  ->  hours of sampling, refining and training, each on all of the GPUs
 """
 
-from trd_ray.economics.batching import Request, serve_pool
+from trd_ray.economics.batching import EngineRequest, serve_pool
 from trd_ray.economics.run_cost import Case, chosen, engine_speed, learner_speed, trained, work_of
 
 A_PART = 10  # of the problems is simulated: a pass has one tail, which is small beside it
@@ -15,13 +15,13 @@ def hours(case: Case, problems: int, gpus: int) -> tuple[float, float, float]:
     rows = chosen(case, case.lengths.rows(max(1, problems // A_PART), 7))
     scale = problems / len(rows) / 3600
     sampling = serve_pool(
-        [Request(0.0, row.prompt, row.raw) for row in rows],
+        [EngineRequest(0.0, row.prompt, row.raw) for row in rows],
         max(1, gpus // r.sampler.tensor_parallel),
         engine_speed(case, "sampler"),
     ).mean_busy_s
     refining = 0.0
     if r.refines:
-        requests = [Request(0.0, row.refine_prompt, row.refined) for row in rows if row.refine_prompt]
+        requests = [EngineRequest(0.0, row.refine_prompt, row.refined) for row in rows if row.refine_prompt]
         engines = max(1, gpus // r.refiner.tensor_parallel)
         refining = serve_pool(requests, engines, engine_speed(case, "refiner")).mean_busy_s
     # FLOPs alone: how many updates a pass has is of no weight.

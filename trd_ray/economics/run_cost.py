@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 from trd_ray.config import SAMPLER, Recipe, role_of
 from trd_ray.economics import constants as c
 from trd_ray.economics import learning
-from trd_ray.economics.batching import Request, serve_pool
-from trd_ray.economics.calibration import Base, Measured
+from trd_ray.economics.batching import EngineRequest, serve_pool
+from trd_ray.economics.calibration import Measured, ModelledSpeeds
 from trd_ray.economics.constants import Gpu
 from trd_ray.economics.engine_speed import EngineSpeed, gpu_of, on_cpu, on_gpu
-from trd_ray.economics.learning import HowItTrains, LearnerSpeed, Trained, Work
+from trd_ray.economics.learning import HowItTrains, LearnerSpeed, LearnerWork, Trained
 from trd_ray.economics.model_costs import ModelCosts, model_costs
-from trd_ray.economics.step_cost import Pool, Setup, StepCost, mean_cost, of_a_corpus, step_cost, sync_seconds
+from trd_ray.economics.step_cost import PoolSetup, Setup, StepCost, mean_cost, of_a_corpus, step_cost, sync_seconds
 from trd_ray.economics.workload import Lengths, Row, assumed
 from trd_ray.models import ModelFacts
 from trd_ray.preflight.memory import BYTES, adapter_parameters
@@ -142,8 +142,6 @@ def run_cost(case: Case, draws: int = c.DRAWS) -> RunCost:
     flops = sum(work.flops for work in works) / draws
     pools = _pool_costs(case, setup, step)
     busy = sum(pool.busy * pool.gpus for pool in pools.values())
-    if setup.placed == "timeshare":
-        gpus = pools["learner"].gpus
     return RunCost(
         step=step,
         pools=pools,
@@ -212,7 +210,7 @@ def how_it_trains(case: Case) -> HowItTrains:
     )
 
 
-def work_of(case: Case, rows: Sequence[Trained]) -> Work:
+def work_of(case: Case, rows: Sequence[Trained]) -> LearnerWork:
     costs = _costs(case)
     return learning.work(rows, costs.student, costs.teacher, how_it_trains(case))
 
@@ -244,14 +242,13 @@ def engine_speed(case: Case, role: str, modelled: bool = False) -> EngineSpeed:
             most_sequences=pool.max_concurrent, kv_width=kv,
         )  # fmt: skip
         adapted = role == SAMPLER and r.sync.lora == "adapter" and r.learner.lora
-        shared = actor.spec.gpus < 1 if actor else False
-        return speed.slower((c.ADAPTER_SLOWER if adapted else 1.0) / (actor.spec.gpus if actor and shared else 1.0))
+        return speed.slower(c.ADAPTER_SLOWER) if adapted else speed
     return on_cpu(costs, case.cores, cache_gib=cache, most_sequences=pool.max_concurrent)
 
 
-def base_of(case: Case) -> Base:
+def base_of(case: Case) -> ModelledSpeeds:
     """The model's speeds for this case, which a recorded run is compared with."""
-    return Base(
+    return ModelledSpeeds(
         engine_speed(case, SAMPLER, True), engine_speed(case, "refiner", True), learner_speed(case, True),
         _count(case, "learner"),
     )  # fmt: skip
@@ -261,13 +258,12 @@ def setup_of(case: Case) -> Setup:
     r = case.recipe
     measured = case.measured
     trains = _count(case, "learner") > 0
-    crowd = 1.0 if case.on_gpu else max(1.0, max(_count(case, SAMPLER), _count(case, "refiner")) / case.cores)
     engines = _count(case, SAMPLER)
-    sampler = Pool(engines, engine_speed(case, SAMPLER).slower(crowd), _gpus_of(case, SAMPLER))
+    sampler = PoolSetup(engines, engine_speed(case, SAMPLER).slower(_crowd(case, SAMPLER)))
     refiner = None
     if r.refines:
         count = _count(case, "refiner") or engines
-        alone = Pool(count, engine_speed(case, "refiner").slower(crowd), _gpus_of(case, "refiner"))
+        alone = PoolSetup(count, engine_speed(case, "refiner").slower(_crowd(case, "refiner")))
         refiner = sampler if r.placement != "separate" and r.teacher.mode == "opsd" else alone
     adapter = r.sync.lora == "adapter" and r.learner.lora is not None
     block = r.stream.rows_per_block or (ROWS_OF_SHORT if r.sampler.response_tokens <= SHORT_TOKENS else 1)
@@ -288,7 +284,17 @@ def setup_of(case: Case) -> Setup:
         rows_a_second=c.ROWS_A_SECOND * block,
         reads_again=r.sync.in_flight == "keep" and not adapter,
         rest_s=c.REST_S if case.on_gpu else 0.0,
+        share=case.on_gpu and any(0 < a.spec.gpus < 1 for a in case.placed.actors),
     )
+
+
+def _crowd(case: Case, role: str) -> float:
+    """How many engines of a pool work at a time on what one of them would have alone: a core, or its GPUs."""
+    if not case.on_gpu:
+        return max(1.0, _count(case, role) / case.cores)
+    wide = case.recipe.sampler.tensor_parallel if role == SAMPLER else case.recipe.refiner.tensor_parallel
+    gpus = _gpus_of(case, role)
+    return max(1.0, _count(case, role) * wide / gpus) if gpus else 1.0
 
 
 def _or(found: float | None, otherwise: float) -> float:
@@ -303,12 +309,16 @@ def _count(case: Case, role: str) -> int:
     return sum(a.spec.replicas for a in case.placed.actors if role_of(a.spec.name) == role)
 
 
-def _gpus_of(case: Case, role: str) -> float:
-    return sum(a.spec.replicas * a.spec.gpus for a in case.placed.actors if role_of(a.spec.name) == role)
+def _gpus_of(case: Case, *roles: str) -> float:
+    """On how many GPUs the actors of these roles sit, those that they share counted once."""
+    seats = {(seat.machine, gpu) for seat in case.placed.seats if role_of(seat.actor) in roles for gpu in seat.gpus}
+    if seats or not case.on_gpu:
+        return float(len(seats))
+    return sum(a.spec.replicas * a.spec.gpus for a in case.placed.actors if role_of(a.spec.name) in roles)
 
 
 def _gpus(case: Case) -> float:
-    return sum(a.spec.replicas * a.spec.gpus for a in case.placed.actors)
+    return _gpus_of(case, *{role_of(a.spec.name) for a in case.placed.actors})
 
 
 def _pool_costs(case: Case, setup: Setup, step: StepCost) -> dict[str, PoolCost]:
@@ -342,14 +352,14 @@ def _evaluation_s(case: Case, setup: Setup) -> float:
     return serve_pool(rows, max(1, setup.sampler.engines), setup.sampler.speed).end_s
 
 
-def _evaluation_lengths(case: Case, most: int, n: int) -> list[Request]:
+def _evaluation_lengths(case: Case, most: int, n: int) -> list[EngineRequest]:
     if case.measured:
         drawn = replace(case.measured.lengths, most_raw=most).rows(n, 0)
-        return [Request(0.0, row.prompt, row.raw) for row in drawn]
+        return [EngineRequest(0.0, row.prompt, row.raw) for row in drawn]
     r = case.recipe
     usual = assumed(most, 1, r.refiner.prompt_tokens, reference=False, prompt=case.prompt_tokens)
     longer = replace(usual, raw=replace(usual.raw, median=min(usual.raw.median * c.EVALUATION_LONGER, most)))
-    return [Request(0.0, row.prompt, row.raw) for row in longer.rows(n, 0)]
+    return [EngineRequest(0.0, row.prompt, row.raw) for row in longer.rows(n, 0)]
 
 
 def _machine(case: Case) -> str:

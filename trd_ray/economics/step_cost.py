@@ -11,6 +11,7 @@ What binds a step, with k = stream.max_staleness:
     k >= 1, keeping      the longest of: the work of each pool, training, and (S + R + T) / (k + 1) of the slowest row;
                          rollouts under way are read again by the engines after each sync
     never                the work of the fullest of the three
+    shares of a GPU      besides, the sum of the work of all that sit on it
     in turn              (timeshare) sampling on all GPUs, refining on all, training on all, and the changes between
 """
 
@@ -19,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from trd_ray.economics import constants as c
-from trd_ray.economics.batching import PoolServed, Request, serve_pool
+from trd_ray.economics.batching import PoolServed, EngineRequest, serve_pool
 from trd_ray.economics.engine_speed import EngineSpeed
 from trd_ray.economics.workload import Row
 
@@ -27,17 +28,16 @@ Placed = Literal["separate", "shared", "timeshare"]
 
 
 @dataclass(frozen=True)
-class Pool:
+class PoolSetup:
     engines: int
     speed: EngineSpeed
-    gpus: float = 1.0  # of an engine
 
 
 @dataclass(frozen=True)
 class Setup:
     placed: Placed
-    sampler: Pool
-    refiner: Pool | None  # None: nothing is refined
+    sampler: PoolSetup
+    refiner: PoolSetup | None  # None: nothing is refined
     staleness: int | Literal["never"]
     drains: bool  # new weights wait for the rollouts under way
     block: int  # rows that go on together
@@ -48,6 +48,7 @@ class Setup:
     rows_a_second: float
     reads_again: bool  # rollouts under way lose their keys and values at a sync
     rest_s: float = 0.0  # timeshare: from engines to learner and back
+    share: bool = False  # pools and learner have shares of the same GPUs: none is fast while another works
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ def of_a_corpus(setup: Setup, train_s: float, rows: Sequence[Row]) -> StepCost:
     return replace(found, sampled_tokens=0.0)
 
 
-def _sampling(rows: Sequence[Row], samples: int) -> list[Request]:
-    return [Request(0.0, row.prompt, row.raw, row.prompt if i % samples else 0) for i, row in enumerate(rows)]
+def _sampling(rows: Sequence[Row], samples: int) -> list[EngineRequest]:
+    return [EngineRequest(0.0, row.prompt, row.raw, row.prompt if i % samples else 0) for i, row in enumerate(rows)]
 
 
 def _refined(rows: Sequence[Row]) -> list[int]:
@@ -106,7 +107,7 @@ def _separate(s: Setup, rows: Sequence[Row], train_s: float, earlier: Sequence[R
     begin = 0.0
     if s.refiner and (chosen := _refined(rows)):
         on = blocks(sampled.finish_s, s.block)
-        requests = [Request(on[i] + s.verify_s, rows[i].refine_prompt, rows[i].refined) for i in chosen]
+        requests = [EngineRequest(on[i] + s.verify_s, rows[i].refine_prompt, rows[i].refined) for i in chosen]
         begin = min(r.arrives_s for r in requests)
         refined = serve_pool(requests, s.refiner.engines, s.refiner.speed)
     S = sampled.end_s
@@ -117,6 +118,9 @@ def _separate(s: Setup, rows: Sequence[Row], train_s: float, earlier: Sequence[R
     busy["learner"] = train_s
     k = s.staleness
     full = _full_refiner(s, rows)
+    engines = sum(busy.values()) - train_s
+    if k == 0 and s.share:
+        ends = max(ends, engines)
     if k == 0:
         work = ends + train_s
     elif k != "never" and s.drains:
@@ -128,6 +132,8 @@ def _separate(s: Setup, rows: Sequence[Row], train_s: float, earlier: Sequence[R
         work = max(least, train_s, busy["sampler"], full)
         if s.refiner:
             busy["refiner"] = max(full, min(busy["refiner"], work))
+    if s.share:
+        work = max(work, sum(busy.values()))
     return _cost(s, work, S, begin, ends, train_s, busy, rows)
 
 
@@ -135,7 +141,7 @@ def _full_refiner(s: Setup, rows: Sequence[Row]) -> float:
     """Seconds of each engine for a step's refinements where enough of them wait: in large batches."""
     if not s.refiner:
         return 0.0
-    requests = [Request(0.0, row.refine_prompt, row.refined) for row in rows if row.refine_prompt]
+    requests = [EngineRequest(0.0, row.refine_prompt, row.refined) for row in rows if row.refine_prompt]
     return serve_pool(requests, s.refiner.engines, s.refiner.speed).mean_busy_s
 
 
@@ -157,7 +163,7 @@ def _together(s: Setup, rows: Sequence[Row], train_s: float, earlier: Sequence[R
     served = _both(s, rows, chosen)
     if in_turn and s.refiner is not s.sampler and s.refiner:  # two models, one after the other
         sampled = serve_pool(_sampling(rows, s.samples), s.sampler.engines, s.sampler.speed)
-        after = [Request(0.0, rows[i].refine_prompt, rows[i].refined) for i in sorted(chosen)]
+        after = [EngineRequest(0.0, rows[i].refine_prompt, rows[i].refined) for i in sorted(chosen)]
         refined = serve_pool(after, s.refiner.engines, s.refiner.speed)
         S, begin, ends = sampled.end_s, sampled.end_s, sampled.end_s + refined.end_s
         busy_s = sampled.mean_busy_s + refined.mean_busy_s
@@ -179,7 +185,7 @@ def _together(s: Setup, rows: Sequence[Row], train_s: float, earlier: Sequence[R
 
 
 def _both(s: Setup, rows: Sequence[Row], chosen: set[int]) -> PoolServed:
-    after = {i: Request(s.verify_s, rows[i].refine_prompt, rows[i].refined) for i in chosen}
+    after = {i: EngineRequest(s.verify_s, rows[i].refine_prompt, rows[i].refined) for i in chosen}
     requests = [replace(one, then=after.get(i)) for i, one in enumerate(_sampling(rows, s.samples))]
     return serve_pool(requests, s.sampler.engines, s.sampler.speed)
 

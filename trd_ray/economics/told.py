@@ -11,7 +11,7 @@ from typing import Any
 
 from trd_ray.economics.calibration import Measured
 from trd_ray.economics.run_cost import RunCost
-from trd_ray.economics.splits import Change
+from trd_ray.economics.same_gpus import Change
 
 TRUST = "read the hours as -10 to +40%, and their order as firm"
 TRUST_CPU = (
@@ -21,7 +21,7 @@ TRUST_CPU = (
 
 
 @dataclass(frozen=True)
-class Estimate:
+class CostEstimate:
     cost: RunCost
     faster: Sequence[Change]
     plain: Change | None  # OPD without refinements
@@ -38,7 +38,7 @@ class Estimate:
         return math.ceil(self.epoch_rollouts / self.rollouts) * self.cost.step.step_s / 3600
 
 
-def render(e: Estimate) -> str:
+def render(e: CostEstimate) -> str:
     cost = e.cost
     lines = [f"cost, from a model of engines and learner on {_gpus(cost)}{cost.machine}, not measured: {_trust(e)}"]
     lines += [f"  {cost.lengths}", f"  {_step(e)}", *_pools(cost), *_hours(e)]
@@ -59,7 +59,7 @@ def _gpus(cost: RunCost) -> str:
     return f"{cost.gpus:g} " if cost.gpus else ""
 
 
-def _trust(e: Estimate) -> str:
+def _trust(e: CostEstimate) -> str:
     m = e.measured
     if m and m.slower:
         off = f", whose own steps it meets within {m.error:.0%}" if m.error is not None else ""
@@ -75,7 +75,7 @@ def hours(value: float) -> str:
     return f"{value:.1f} h" if value >= 1 else f"{60 * value:.1f} min"
 
 
-def _step(e: Estimate) -> str:
+def _step(e: CostEstimate) -> str:
     step = e.cost.step
     parts = [f"sampling {seconds(step.sample_s)}"] if step.sample_s else []
     if step.refine_s:
@@ -98,7 +98,7 @@ def _pools(cost: RunCost) -> list[str]:
     return lines
 
 
-def _hours(e: Estimate) -> list[str]:
+def _hours(e: CostEstimate) -> list[str]:
     cost = e.cost
     found = []
     if cost.training_h is not None and cost.hours is not None:
@@ -118,19 +118,19 @@ def _hours(e: Estimate) -> list[str]:
     return found
 
 
-def _money(e: Estimate, cost: RunCost) -> str:
+def _money(e: CostEstimate, cost: RunCost) -> str:
     money = cost.price(e.price) if e.price is not None and cost.gpus else None
     return f", {money:,.0f} at {e.price:g} a GPU-hour" if money is not None else ""
 
 
-def _of_change(e: Estimate, change: Change) -> str:
+def _of_change(e: CostEstimate, change: Change) -> str:
     cost = change.cost
     if cost.hours is None:
         return f"{seconds(cost.step.step_s)} a step"
     return hours(cost.hours) + _money(e, cost)
 
 
-def as_tree(e: Estimate) -> dict[str, Any]:
+def as_tree(e: CostEstimate) -> dict[str, Any]:
     cost = e.cost
 
     def of_cost(one: RunCost) -> dict[str, Any]:

@@ -32,7 +32,7 @@ SHORT = 4  # a limit so many times below a median says that the texts are of ano
 
 
 @dataclass(frozen=True)
-class Spread:
+class LengthSpread:
     """Lognormal, cut at `most`."""
 
     median: float
@@ -51,8 +51,8 @@ class Spread:
 
 @dataclass(frozen=True)
 class Assumed:
-    raw: Spread
-    refined: Spread
+    raw: LengthSpread
+    refined: LengthSpread
     prompt: int
     reference: int  # in the refine prompt; 0 where it is not shown
     most_refine_prompt: int
@@ -108,6 +108,6 @@ def assumed(
     return Assumed(raw, refined, prompt or c.PROBLEM_TOKENS, shown, most_refine_prompt, said)
 
 
-def _spread(median: float, sigma: float, most: int) -> Spread:
-    known = Spread(median, sigma, most)
+def _spread(median: float, sigma: float, most: int) -> LengthSpread:
+    known = LengthSpread(median, sigma, most)
     return known if most >= median / SHORT else replace(known, median=max(1.0, most * c.TOKENS_OF_A_SHORT_LIMIT))

@@ -17,7 +17,7 @@ from trd_ray.config import Recipe, stored
 from trd_ray.economics.calibration import Measured, TimedRow, calibrated, lengths_of
 from trd_ray.economics.run_cost import Case, RunCost, base_of, run_cost, work_of
 from trd_ray.errors import UserError
-from trd_ray.known_models import facts_of
+from trd_ray.known_models import facts_of_recipe
 from trd_ray.preflight import placement
 from trd_ray.preflight.machines import Machine, Seen, with_gpus
 from trd_ray.record import bounds
@@ -31,7 +31,7 @@ ALWAYS = (-math.inf, math.inf)
 
 def case_of(directory: RunDirectory, recipe: Recipe) -> Case:
     """The run as it was placed, on GPUs of the kind that its machine has. Raises UserError where models are unknown."""
-    student, teachers = facts_of(recipe)
+    student, teachers = facts_of_recipe(recipe)
     starts = json.loads((directory.path / "environment.json").read_text())
     machine = _machine(starts[-1])
     if machine.gpus:  # of a cluster only the driver's node is recorded: as many of the same as the run had

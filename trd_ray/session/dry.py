@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from trd_ray.config import JUDGE_POOL, Recipe, dump, dump_differences
 from trd_ray.economics import told
 from trd_ray.errors import UserError
-from trd_ray.known_models import facts_of, facts_without_files
+from trd_ray.known_models import facts_of_recipe, facts_without_files
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import lengths, placement
 from trd_ray.preflight.lengths_of_each import fit_each
@@ -41,7 +41,7 @@ class DryRun:
         notes: Sequence[str],
         findings: str,
         placed: placement.Placement,
-        cost: told.Estimate | None = None,
+        cost: told.CostEstimate | None = None,
     ) -> int:
         """Print it, and return 0 if the placement fits, else 2."""
         if self.json:
@@ -64,7 +64,7 @@ class DryRun:
         assert self.on is not None
         resolved, placed = placed_elsewhere(recipe, job, self.on)
         hint = sharing(resolved, job)
-        student, teachers = facts_of(recipe)
+        student, teachers = facts_of_recipe(recipe)
         _, longest = _without_data(recipe, student, teachers)
         cost = estimated.estimate(resolved, student, teachers, placed, job, self.costs, longest_sequence_tokens=longest)
         return self.show(resolved, [hint] if hint else [], UNREAD, placed, cost)
@@ -76,7 +76,7 @@ def placed_elsewhere(recipe: Recipe, job: placement.Job, on: str) -> tuple[Recip
     Raises UserError, also for a model of which nothing is known.
     """
     machines = described(on)
-    student, teachers = facts_of(recipe)
+    student, teachers = facts_of_recipe(recipe)
     resolved, longest = _without_data(recipe, student, teachers)
     j = recipe.judge
     asked = j.path and JUDGE_POOL in placement.pools(recipe, job)

@@ -1,6 +1,6 @@
 """What a run would cost, for `--dry-run`: on the cluster at hand or on one that `--on` describes.
 
-    recipe, models, placement, what was read of the data | --like RUN  ->  estimate()  ->  told.Estimate, or why not
+    recipe, models, placement, what was read of the data | --like RUN  ->  estimate()  ->  told.CostEstimate, or why not
 
 A placement that does not fit has no cost.
 """
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trd_ray.config import Recipe, of_each
-from trd_ray.economics import constants, splits, told
+from trd_ray.economics import constants, same_gpus, told
 from trd_ray.economics.calibration import Measured
 from trd_ray.economics.run_cost import Case, run_cost
 from trd_ray.errors import UserError
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import placement
+from trd_ray.problems.benchmarks.catalogue import BY_NAME
 
 if TYPE_CHECKING:
     from trd_ray.session.inputs import Inputs
@@ -50,7 +51,7 @@ def estimate(
     known: Known | None = None,
     longest_sequence_tokens: int = 0,
     changes: bool = True,
-) -> told.Estimate | None:
+) -> told.CostEstimate | None:
     """The estimate of a run of `train` or `refine`, with `changes` also what would be faster.
 
     Raises UserError for a run of --like that tells nothing.
@@ -68,10 +69,10 @@ def estimate(
         )
 
     trains = changes and job == "train"
-    return told.Estimate(
+    return told.CostEstimate(
         cost=run_cost(case),
-        faster=splits.faster(case, plan) if trains else [],
-        plain=splits.plain_opd(case, plan) if trains else None,
+        faster=same_gpus.faster(case, plan) if trains else [],
+        plain=same_gpus.plain_opd(case, plan) if trains else None,
         rollouts=recipe.rollouts_per_step,
         epoch_rollouts=known.epoch_rollouts,
         measured=measured,
@@ -80,7 +81,7 @@ def estimate(
     )
 
 
-def cost_of(inputs: "Inputs", placed: placement.Placement, asked: Asked) -> told.Estimate | None:
+def cost_of(inputs: "Inputs", placed: placement.Placement, asked: Asked) -> told.CostEstimate | None:
     """The estimate of a run whose data was read."""
     findings = inputs.findings
     held_out = {} if inputs.held_out is None else {"": inputs.held_out.num_rows}
@@ -111,6 +112,17 @@ def _like(run: str, case: Case) -> Measured:
     return predicted.measured(RunDirectory.open(place), case)
 
 
+def problems_of(path: str) -> int | None:
+    """How many problems a benchmark has, by its name or its place on the hub; None for other data."""
+    name = path.partition(":")[0]
+    known = [
+        entry.problems
+        for entry in BY_NAME.values()
+        if name == entry.name or path in (entry.repository, *entry.alternatives)
+    ]
+    return known[0] if known else None
+
+
 def _without_data(recipe: Recipe) -> Known:
     """Of data sets and benchmarks that recipes name the numbers of problems are known."""
     rows = constants.ROWS_OF.get(recipe.data.path) if not recipe.data.sources else None
@@ -122,7 +134,6 @@ def _without_data(recipe: Recipe) -> Known:
     found = {}
     for name in e.names:
         one = e.of(name)
-        problems = constants.PROBLEMS_OF.get(one.path or "")
-        if problems:
+        if problems := problems_of(one.path or ""):
             found[name] = min(problems, one.limit or problems)
     return Known(steps, rollouts, found if len(found) == len(e.names) else None)

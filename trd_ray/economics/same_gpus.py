@@ -95,9 +95,11 @@ def _kinds(case: Case) -> Iterator[list[tuple[list[str], str]]]:
     if not case.on_gpu:
         return
     if r.placement == "separate" and r.refines and not r.teachers:
-        both = sum(a.spec.replicas for a in case.placed.actors if a.spec.name in ("sampler", "refiner"))
-        adapter = ["sync.lora=adapter"] if r.learner.lora else []
-        yield [(["placement=shared", *adapter, f"sampler.replicas={both}"], "one pool samples and refines")]
+        shared = ["placement=shared", *(["sync.lora=adapter"] if r.learner.lora else [])]
+        pools = [a.spec for a in case.placed.actors if a.spec.name in ("sampler", "refiner")]
+        if all(spec.gpus >= 1 for spec in pools):  # one engine more where the refiner's had been, else it has its share
+            shared.append(f"sampler.replicas={sum(spec.replicas for spec in pools)}")
+        yield [(shared, "one pool samples and refines")]
     if "timeshare" in _placements() and r.placement != "timeshare" and not r.teachers:
         everywhere = [f"sampler.replicas={gpus}", f"refiner.replicas={gpus}", f"learner.workers={gpus}"]
         yield [(["placement=timeshare", *everywhere], "all GPUs sample, then refine, then train")]
