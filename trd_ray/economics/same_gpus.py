@@ -18,7 +18,8 @@ from trd_ray.preflight.placement import Placement
 
 LEAST_GAIN = 0.03
 SHOWN = 6
-MOST_SPLITS = 24  # that are tried for steps of up to 512 rollouts, fewer for more
+MOST_SPLITS = 12  # that are tried for steps of up to 512 rollouts, fewer for more
+MOST_PLAIN = 6  # splits that are tried without refinements
 MOST_ROLLOUTS = 1024  # of a step, that are proposed: twice the paper's
 Plan = Callable[[Recipe], Placement]
 
@@ -169,6 +170,6 @@ def plain_opd(case: Case, plan: Plan) -> Change | None:
     first = changed(case, [*plain, f"sampler.replicas={max(1, int(taken) // wide)}"], plan)
     if first is None:
         return _tried(case, plain, "", plan, now)
-    tried = [_tried(case, [*plain, *split], "", plan, now) for split in splits(first, gpus)[:10]]
+    tried = [_tried(case, [*plain, *split], "", plan, now) for split in splits(first, gpus)[:MOST_PLAIN]]
     tried.append(_tried(case, [*plain, f"sampler.replicas={max(1, int(taken) // wide)}"], "", plan, now))
     return max((one for one in tried if one), key=lambda change: change.gain, default=None)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from trd_ray.economics import constants as c
-from trd_ray.economics.batching import PoolServed, EngineRequest, serve_pool
+from trd_ray.economics.batching import EngineRequest, PoolServed, serve_pool
 from trd_ray.economics.engine_speed import EngineSpeed
 from trd_ray.economics.workload import Row
 
