@@ -15,6 +15,7 @@ import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from trd_ray.economics import constants as c
 from trd_ray.economics.engine_speed import EngineSpeed
@@ -162,6 +163,11 @@ class PoolServed:
 
 def serve_pool(requests: Sequence[EngineRequest], engines: int, speed: EngineSpeed) -> PoolServed:
     """A pool that gives each request, as they arrive, to the engine with the fewest tokens before it."""
+    return _pool_served(tuple(requests), engines, speed)
+
+
+@lru_cache(maxsize=256)  # changes of one recipe have most of their pools in common
+def _pool_served(requests: tuple[EngineRequest, ...], engines: int, speed: EngineSpeed) -> PoolServed:
     order = sorted(range(len(requests)), key=lambda i: (requests[i].arrives_s, i))
     at_once = len({r.arrives_s for r in requests}) <= 1
     loads = [(0.0, e) for e in range(engines)]

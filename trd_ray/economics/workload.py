@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from trd_ray.economics import constants as c
@@ -59,13 +60,18 @@ class Assumed:
     said: str
 
     def rows(self, n: int, seed: int) -> list[Row]:
-        rng = random.Random(seed)
-        found = []
-        for _ in range(n):
-            raw, refined = self.raw.draw(rng), self.refined.draw(rng)
-            shown = self.prompt + c.REFINE_WORDS_TOKENS + raw + self.reference
-            found.append(Row(self.prompt, raw, min(shown, self.most_refine_prompt), refined))
-        return found
+        return list(_drawn(self, n, seed))
+
+
+@lru_cache(maxsize=64)  # the changes of a recipe are compared on the same rows
+def _drawn(lengths: Assumed, n: int, seed: int) -> tuple[Row, ...]:
+    rng = random.Random(seed)
+    found = []
+    for _ in range(n):
+        raw, refined = lengths.raw.draw(rng), lengths.refined.draw(rng)
+        shown = lengths.prompt + c.REFINE_WORDS_TOKENS + raw + lengths.reference
+        found.append(Row(lengths.prompt, raw, min(shown, lengths.most_refine_prompt), refined))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
