@@ -37,6 +37,7 @@ FLOORS = [
     ["distill"],
     ["engine"],
     ["scale"],
+    ["economics"],
     ["preflight"],
     ["problems"],
     ["miniature"],

@@ -8,6 +8,10 @@ def of_dry_run(command: argparse.ArgumentParser) -> None:
     text = "print what the resolved recipe has that is no default, who would run where, and end"
     command.add_argument("--dry-run", action="store_true", help=text)
     _of_machines(command)
+    text = "for --dry-run: what a GPU costs an hour, in any currency; the estimate then says what the run costs"
+    command.add_argument("--price", type=_price, metavar="AMOUNT", help=text)
+    text = "for --dry-run: estimate with the lengths and rates of this run, a directory or its name below runs/"
+    command.add_argument("--like", metavar="RUN", help=text)
     form = command.add_mutually_exclusive_group()
     form.add_argument("--full", action="store_true", help="for --dry-run: every key of the recipe")
     form.add_argument("--json", action="store_true", help="for --dry-run: everything as JSON, for scripts")
@@ -147,7 +151,7 @@ def of_report(command: argparse.ArgumentParser) -> None:
     text = "where the page goes (default: report.html in the directory; of several runs in this one)"
     command.add_argument("--to", metavar="FILE", help=text)
     text = "what a GPU-hour costs, in any currency: the page then says what the run cost"
-    command.add_argument("--price", type=float, metavar="P", help=text)
+    command.add_argument("--price", type=_price, metavar="P", help=text)
 
 
 def of_doctor(command: argparse.ArgumentParser) -> None:
@@ -183,6 +187,16 @@ def _row(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, but is {text}")
     return int(text)
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = math.nan
+    if not 0 < price < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number greater than 0, such as 2.5, but is {text}")
+    return price
 
 
 def _whole(text: str) -> int:

@@ -8,7 +8,10 @@ from transformers import Qwen3Config
 
 import trd_ray
 from trd_ray import config, models, shipped
+from trd_ray.known_models import facts_of_recipe
 from trd_ray.preflight import placement
+from trd_ray.session.dry import placed_elsewhere
+from trd_ray.session.estimated import Asked, estimate
 
 SHIPPED = sorted(p.stem for p in (Path(trd_ray.__file__).parent / "recipes").glob("*.yaml"))
 SHARED = [name for name in SHIPPED if name.endswith("_shared")]
@@ -147,8 +150,17 @@ def test_the_recipe_for_two_nodes_is_the_paper_s_with_twice_the_actors():
 def test_a_recipe_for_gpus_says_what_it_needs_and_where_its_estimate_comes_from(name):
     header = " ".join(re.match(r"(#.*\n)+", shipped.text(name))[0].replace("#", "").split())
     assert "Needs " in header
-    estimated = re.search(r"Estimate: [^.]*\d+\.\d h", header)
-    assert "simulation" in header if estimated else re.search("no estimate of|No estimate of", header)
+    estimated = re.search(r"Estimate: (\d+\.\d) h for .* on (\d+) H100, (\d+\.\d) with evaluations and start", header)
+    assert bool(estimated) != name.endswith(tuple(CARDS)), "one card's hours hang on its answers alone"
+    if not estimated:
+        assert "--like a short run of this recipe" in header
+        return
+    assert "From a model" in header and "-10 to +40%" in header
+    nodes = int(estimated[2]) // 8
+    recipe = config.load(name)
+    resolved, plan = placed_elsewhere(recipe, "train", f"{nodes}x8xH100")
+    cost = estimate(resolved, *facts_of_recipe(recipe), plan, "train", Asked(), changes=False).cost
+    assert (f"{cost.training_h:.1f}", f"{cost.hours:.1f}") == (estimated[1], estimated[3]), "as --dry-run has it"
 
 
 @pytest.mark.parametrize("name", PAPER)

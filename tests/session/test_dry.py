@@ -143,3 +143,47 @@ def test_what_cannot_be_shown_is_one_sentence(command, arguments, told, capsys):
     assert main([command, "miniature_opsd", *arguments]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1 and told in said[0], said
+
+
+def test_a_dry_run_says_what_a_run_costs(capsys):
+    _, said = dry(capsys, "train", "paper_opsd_8b", "--on", "8xH100", "--price", "2.5")
+    for part in ("a step of 512 rollouts:", "idle:", "79 steps:", "at 2.5 a GPU-hour", "plain OPSD on the same GPUs",
+                 "faster with the same GPUs:", "placement=shared sync.lora=adapter"):  # fmt: skip
+        assert part in said, part
+    assert "assumed" in said and "not measured" in said
+    tree = json.loads(dry(capsys, "train", "paper_opsd_8b", "--on", "8xH100", "--price", "2.5", "--json")[1])
+    assert tree["cost"]["price"] == pytest.approx(20 * tree["cost"]["hours"])
+    assert tree["cost"]["plain"]["hours"] > 0 and tree["cost"]["faster"]
+
+
+def test_what_is_not_known_is_said(capsys):
+    own = ["student.path=Qwen/Qwen3-1.7B", "teacher.path=Qwen/Qwen3-8B", "teacher.mode=opd"]
+    _, said = dry(capsys, "train", "paper_opd_1p7b", "steps=", "data.path=/no/such.jsonl", "--on", "8xH100")
+    assert "how many steps a run has is not known here" in said
+    _, said = dry(capsys, "train", "paper_opd_1p7b", *own, "evaluation.path=/no/such.jsonl", "--on", "8xH100")
+    assert "evaluations are not counted" in said
+
+
+def test_a_placement_that_does_not_fit_has_no_cost(capsys):
+    code, said = dry(capsys, "train", "paper_opsd_8b", "--on", "2xH100")
+    assert code == 2 and "a step of" not in said
+    tree = json.loads(dry(capsys, "train", "paper_opsd_8b", "--on", "2xH100", "--json")[1])
+    assert tree["cost"] is None
+
+
+def test_a_cpu_is_said_to_be_known_from_one_machine_alone(capsys):
+    _, said = dry(capsys, "train", "miniature_opsd", *MACHINE)
+    assert "16 CPU cores, not measured" in said and "off by a factor of 3" in said and "--like RUN" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["train", "paper_opsd_8b", "--dry-run", "--on", "8xH100", "--like", "no/such/run"], "is no run directory"),
+        (["train", "paper_opsd_8b", "--price", "2"], "--price say what --dry-run shows"),
+        (["evaluate", "Qwen/Qwen3-8B", "--dry-run", "--on", "8xH100", "--price", "2"], "trains or refines"),
+    ],
+)
+def test_costs_that_cannot_be_said_are_refused_in_a_sentence(capsys, arguments, why):
+    assert main(arguments) == 2
+    assert why in capsys.readouterr().err

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from trd_ray.config import Recipe, load
 from trd_ray.files import write_atomically
-from trd_ray.record import bounds, guards, raised, warnings
+from trd_ray.record import bounds, guards, predicted, raised, warnings
 from trd_ray.record.by_source import source_table
 from trd_ray.record.by_verifier import verifier_table
 from trd_ray.record.directory import RunDirectory
@@ -80,6 +80,7 @@ def write_summary(directory: RunDirectory) -> str:
         "Generated tokens": _generated(facts),
         "Course of the run": _course(metrics),
         "Time": _time(metrics) + _bound(recipe, metrics, facts),
+        "Cost": predicted.section(directory, recipe, metrics),
         "Verdicts": _verdicts(facts),
         "Engine and learner": _gap(metrics),
         "Repaired examples": _examples(directory, facts),

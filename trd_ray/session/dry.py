@@ -2,22 +2,26 @@
 
 recipe, data, placement at hand  ->  show()       ->  text or JSON, and the exit code
 recipe alone, --on 2x8xH100      ->  elsewhere()  ->  the same without data, tokenizers, network or Ray
+
+What the run would cost comes last: see trd_ray.economics.
 """
 
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trd_ray.config import JUDGE_POOL, Recipe, dump, dump_differences
+from trd_ray.economics import told
 from trd_ray.errors import UserError
-from trd_ray.known_models import facts_without_files
+from trd_ray.known_models import facts_of_recipe, facts_without_files
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import lengths, placement
 from trd_ray.preflight.lengths_of_each import fit_each
 from trd_ray.preflight.machines import described
 from trd_ray.preflight.sharing import sharing
 from trd_ray.preflight.shown import as_json, render
+from trd_ray.session import estimated
 
 PROMPT_TOKENS = 2048  # of a problem, in the paper; where nothing was read
 UNREAD = "data, prompts and benchmarks were not read: --dry-run without --on does that, where they are"
@@ -29,11 +33,20 @@ class DryRun:
     gpu_gib: float | None = None
     full: bool = False
     json: bool = False
+    costs: estimated.Asked = field(default_factory=estimated.Asked)
 
-    def show(self, recipe: Recipe, notes: Sequence[str], findings: str, placed: placement.Placement) -> int:
+    def show(
+        self,
+        recipe: Recipe,
+        notes: Sequence[str],
+        findings: str,
+        placed: placement.Placement,
+        cost: told.CostEstimate | None = None,
+    ) -> int:
         """Print it, and return 0 if the placement fits, else 2."""
         if self.json:
             tree = {"recipe": recipe.model_dump(mode="json"), "notes": list(notes), "found": findings}
+            tree["cost"] = told.as_tree(cost) if cost else None
             print(json.dumps(tree | {"placement": as_json(placed)}, indent=1))
         else:
             for note in notes:
@@ -42,7 +55,8 @@ class DryRun:
                 print(dump(recipe))
             else:
                 print(f"{dump_differences(recipe)}# every other key has its default (--full prints all)\n")
-            print(f"{findings}\n\n{render(placed)}")
+            costs = f"\n{told.render(cost)}\n" if cost else ""
+            print(f"{findings}\n{costs}\n{render(placed)}")
         return 0 if placed.fits else 2
 
     def elsewhere(self, recipe: Recipe, job: placement.Job) -> int:
@@ -50,7 +64,10 @@ class DryRun:
         assert self.on is not None
         resolved, placed = placed_elsewhere(recipe, job, self.on)
         hint = sharing(resolved, job)
-        return self.show(resolved, [hint] if hint else [], UNREAD, placed)
+        student, teachers = facts_of_recipe(recipe)
+        _, longest = _without_data(recipe, student, teachers)
+        cost = estimated.estimate(resolved, student, teachers, placed, job, self.costs, longest_sequence_tokens=longest)
+        return self.show(resolved, [hint] if hint else [], UNREAD, placed, cost)
 
 
 def placed_elsewhere(recipe: Recipe, job: placement.Job, on: str) -> tuple[Recipe, placement.Placement]:
@@ -59,11 +76,7 @@ def placed_elsewhere(recipe: Recipe, job: placement.Job, on: str) -> tuple[Recip
     Raises UserError, also for a model of which nothing is known.
     """
     machines = described(on)
-    student = facts_without_files(recipe.student.path, recipe.student.revision, recipe.student.trust_remote_code)
-    teachers = {
-        name: facts_without_files(t.path, t.revision, t.trust_remote_code) if (t := one.teacher).path else student
-        for name, one in recipe.by_teacher.items()
-    }
+    student, teachers = facts_of_recipe(recipe)
     resolved, longest = _without_data(recipe, student, teachers)
     j = recipe.judge
     asked = j.path and JUDGE_POOL in placement.pools(recipe, job)
@@ -76,12 +89,17 @@ def placed_elsewhere(recipe: Recipe, job: placement.Job, on: str) -> tuple[Recip
 def asked(options: argparse.Namespace) -> DryRun | None:
     """What the command line asks for, None for no dry run. Raises UserError for options that mean nothing then."""
     full, as_json = (vars(options).get(name, False) for name in ("full", "json"))  # which `trd compare` does not take
-    given = [f"--{name}" for name, value in (("on", options.on), ("full", full), ("json", as_json)) if value]
+    like, price = (vars(options).get(name) for name in ("like", "price"))
+    said = {"on": options.on, "full": full, "json": as_json, "like": like, "price": price}
+    given = [f"--{name}" for name, value in said.items() if value]
     if given and not options.dry_run:
         raise UserError(f"{' and '.join(given)} say what --dry-run shows: add --dry-run, or leave {given[0]} out")
     if options.on and options.gpu_gib:
         raise UserError("--gpu-gib and --on both say how large the GPUs are: leave --gpu-gib out")
-    return DryRun(options.on, options.gpu_gib, full, as_json) if options.dry_run else None
+    if (like or price) and options.command == "evaluate":
+        raise UserError("--like and --price are about what a run costs that trains or refines: leave them out")
+    costs = estimated.Asked(like, price)
+    return DryRun(options.on, options.gpu_gib, full, as_json, costs) if options.dry_run else None
 
 
 def _without_data(recipe: Recipe, student: ModelFacts, teachers: Mapping[str, ModelFacts]) -> tuple[Recipe, int]:

@@ -26,6 +26,7 @@ from trd_ray.rows import light
 from trd_ray.session.beginning import Beginning, begin
 from trd_ray.session.cluster import Connection
 from trd_ray.session.dry import DryRun
+from trd_ray.session.estimated import cost_of
 from trd_ray.session.inputs import Inputs, prepare
 from trd_ray.session.last_words import beating
 from trd_ray.session.pausing import Pausing
@@ -49,7 +50,8 @@ def dry_run(recipe: Recipe, job: placement.Job, asked: DryRun | None = None) -> 
         inputs = prepare(recipe, job, asked.gpu_gib, connection)
         placed = inputs.plan(connection.machines(), asked.gpu_gib)
     notes = filter(None, [*inputs.notes, sharing(inputs.recipe, job)])
-    return asked.show(inputs.recipe, list(notes), str(inputs.findings), placed)
+    cost = cost_of(inputs, placed, asked.costs)
+    return asked.show(inputs.recipe, list(notes), str(inputs.findings), placed, cost)
 
 
 def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> int:

@@ -1,0 +1,106 @@
+"""What is proposed loads, fits, and is faster by the model; and the same GPUs without refinements."""
+
+import shlex
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+
+from priced import case, planner
+from trd_ray import config
+from trd_ray.economics import same_gpus, told
+from trd_ray.economics.run_cost import run_cost
+
+AS_IT_STOOD = [
+    "rollouts_per_step=128", "steps=314", "stream={rows_per_block: 32}", "sampler.replicas=3", "refiner.replicas=1",
+    "learner.workers=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def former():
+    of = case("paper_opsd_8b", *AS_IT_STOOD)
+    return of, same_gpus.faster(of, planner(of))
+
+
+def test_every_proposal_can_be_typed_and_is_faster(former):
+    of, found = former
+    now = run_cost(of, draws=1)
+    assert len(found) >= 4 and [one.gain for one in found] == sorted((one.gain for one in found), reverse=True)
+    for one in found:
+        recipe = config.load("paper_opsd_8b", [*AS_IT_STOOD, *shlex.split(one.typed)])
+        typed = case("paper_opsd_8b", *AS_IT_STOOD, *shlex.split(one.typed))
+        assert recipe == config.load("paper_opsd_8b", [*AS_IT_STOOD, *one.overrides])
+        assert sum(a.spec.replicas * a.spec.gpus for a in typed.placed.actors) == 8, one.typed
+        each = run_cost(typed, draws=1).step.step_s / typed.recipe.rollouts_per_step
+        assert each < now.step.step_s / 128 * (1 - same_gpus.LEAST_GAIN) * 1.001
+
+
+def test_what_made_the_former_recipe_slow_is_named(former):
+    typed = " ".join(one.typed for one in former[1])
+    for cure in ("stream.rows_per_block=1", "stream.max_staleness=1", "rollouts_per_step=512", "sampler.replicas="):
+        assert cure in typed
+
+
+def test_a_balanced_recipe_keeps_its_split():
+    of = case("paper_opsd_8b")
+    found = same_gpus.faster(of, planner(of))
+    assert not any("learner.workers" in one.typed for one in found)
+    assert any("placement=shared" in one.typed for one in found)
+    assert any("sync.in_flight=keep" in one.typed for one in found)
+
+
+def test_turns_on_the_same_gpus_are_proposed_as_soon_as_a_recipe_may_take_them():
+    of = case("paper_opsd_8b")
+    kinds = [overrides for group in same_gpus._kinds(of) for overrides, _ in group]
+    there = "timeshare" in get_args(config.Recipe.model_fields["placement"].annotation)
+    assert any("placement=timeshare" in overrides for overrides in kinds) == there
+
+
+def test_splits_take_all_gpus_and_are_few():
+    found = same_gpus.splits(case("paper_opsd_8b"), 8)
+    assert 6 <= len(found) <= same_gpus.MOST_SPLITS
+    for overrides in found:
+        assert sum(int(one.partition("=")[2]) for one in overrides) == 8
+    large = same_gpus.splits(case("paper_opsd_8b", "rollouts_per_step=4096"), 8)
+    assert len(large) == 6
+
+
+def test_a_tensor_parallel_engine_takes_its_gpus_in_a_split():
+    of = case("paper_opsd_8b", "sampler.replicas=2", "sampler.tensor_parallel=2", "refiner.replicas=2")
+    for overrides in same_gpus.splits(of, 7):
+        counts = {key: int(n) for key, _, n in (one.partition("=") for one in overrides)}
+        assert 2 * counts["sampler.replicas"] + counts["refiner.replicas"] + counts["learner.workers"] == 7
+
+
+def test_plain_distillation_on_the_same_gpus_has_no_refiner_and_trains_longer():
+    of = case("paper_opd_1p7b")
+    found = same_gpus.plain_opd(of, planner(of))
+    assert found is not None and "train.trajectory=y_o" in found.typed and "refiner" not in found.cost.pools
+    assert found.cost.gpus == 8
+    assert found.cost.training_h < run_cost(of).training_h, "the paper: 4:40 against 8:10"
+    assert found.cost.step.train_s * found.cost.pools["learner"].engines > run_cost(of).step.train_s
+    plain = replace(of, recipe=config.load("paper_opd_1p7b", ["train.trajectory=y_o", "teacher.view=vanilla"]))
+    assert same_gpus.plain_opd(plain, planner(of)) is None
+
+
+def test_a_proposal_that_is_no_recipe_is_none():
+    of = case("paper_opd_1p7b")
+    assert same_gpus.changed(of, ["placement=shared"], planner(of)) is None, "OPD has two models"
+    assert same_gpus.changed(of, ["learner.workers=60"], planner(of)) is None, "there are no such GPUs"
+
+
+def test_the_text_holds_what_a_reader_needs():
+    of = case("paper_opsd_8b")
+    changes, plain = same_gpus.faster(of, planner(of)), same_gpus.plain_opd(of, planner(of))
+    estimate = told.CostEstimate(run_cost(of), changes, plain, 512, 40_245, price=2.5, plain_is_opsd=True)
+    text = told.render(estimate)
+    for part in (
+        "8 H100, not measured", "-10 to +40%", "a step of 512 rollouts:", "sampling", "refining", "training", "sync",
+        "at work", "tokens/s", "MFU 40%", "idle: 12% of the GPUs' time", "79 steps: 11", "2 evaluations", "GPU-hours",
+        "at 2.5 a GPU-hour", "an epoch of 40,245 rollouts", "plain OPSD on the same GPUs", "faster with the same GPUs",
+    ):  # fmt: skip
+        assert part in text, part
+    tree = told.as_tree(estimate)
+    assert tree["price"] == pytest.approx(tree["hours"] * 8 * 2.5) and tree["faster"][0]["overrides"]
+    assert all(len(line) < 240 for line in text.splitlines())

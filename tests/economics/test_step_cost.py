@@ -1,0 +1,146 @@
+"""What binds a step, and that it agrees with an independent simulation of the same engines."""
+
+from dataclasses import replace
+
+import pytest
+
+from trd_ray.economics import constants as c
+from trd_ray.economics import learning
+from trd_ray.economics.engine_speed import EngineSpeed, gpu_of, on_gpu
+from trd_ray.economics.learning import HowItTrains, Trained
+from trd_ray.economics.model_costs import model_costs
+from trd_ray.economics.step_cost import PoolSetup, Setup, blocks, mean_cost, step_cost, sync_seconds
+from trd_ray.economics.workload import Row, assumed
+from trd_ray.known_models import known
+
+EVEN = EngineSpeed(
+    launch_s=0.01, weights_s=0.0, product_s=0.0, sequence_s=0.0, cached_token_s=0.0, prefill_token_s=0.0,
+    prefill_square_s=0.0,
+)  # fmt: skip
+ROWS = [Row(10, 100, 120, 50), Row(10, 400, 420, 50), Row(10, 200, 220, 100)]
+SETUP = Setup(
+    placed="separate", sampler=PoolSetup(1, EVEN), refiner=PoolSetup(1, EVEN), staleness=0, drains=True, block=1,
+    samples=1, sync_s=0.5, scheduling_s=0.25, verify_s=0.0, rows_a_second=1e9, reads_again=False,
+)  # fmt: skip
+
+
+def step(rows=ROWS, train_s=3.0, **changes):
+    return step_cost(replace(SETUP, **changes), rows, train_s)
+
+
+def test_on_policy_everything_comes_one_after_the_other():
+    found = step()
+    assert found.sample_s == pytest.approx(4.0) and found.refine_ends_s == pytest.approx(4.5)
+    assert found.step_s == pytest.approx(4.5 + 3.0 + 0.5 + 0.25)
+
+
+def test_blocks_keep_refining_from_beginning():
+    assert blocks([1.0, 4.0, 2.0, 3.0, 5.0], 2) == [4.0, 4.0, 3.0, 3.0, 5.0]
+    assert step(block=3).refine_ends_s == pytest.approx(4.0 + 1.0)
+
+
+def test_one_step_of_staleness_hides_training_behind_sampling():
+    assert step(staleness=1).step_s == pytest.approx(max(4.0, 0.5 + 3.0) + 0.75)
+    assert step(staleness=1, train_s=9.0).step_s == pytest.approx(0.5 + 9.0 + 0.75)
+
+
+def test_rollouts_that_go_on_with_new_weights_are_bound_by_work_and_by_the_slowest_row():
+    found = step(staleness=1, drains=False)
+    assert found.step_s == pytest.approx((4.5 + 3.0) / 2 + 0.75)
+    assert step(staleness=3, drains=False).step_s == pytest.approx(3.0 + 0.75), "training binds"
+
+
+def test_without_syncs_the_fullest_pool_binds_alone():
+    found = step(staleness="never", train_s=1.0)
+    assert found.sync_s == 0 and found.step_s == pytest.approx(max(2.0, 1.0) + 0.25, rel=0.05)
+
+
+def test_one_pool_refines_while_it_samples():
+    shared = PoolSetup(1, EVEN)
+    found = step(placed="shared", sampler=shared, refiner=shared)
+    assert found.refine_ends_s == pytest.approx(4.5), "an even engine gives nobody less for others' requests"
+
+
+def test_in_turn_is_the_sum_of_the_phases():
+    found = step(placed="timeshare", rest_s=2.0)
+    assert found.step_s == pytest.approx(4.0 + 1.0 + 3.0 + 0.5 + 0.25 + 2.0)
+    assert found.step_s == step(placed="timeshare", rest_s=2.0, staleness=1).step_s
+
+
+def test_who_shares_a_gpu_has_the_sum_of_the_work():
+    found = step(share=True)
+    assert found.step_s == pytest.approx(4.0 + 1.9 + 3.0 + 0.75, abs=0.15), "refining slows the sampling beside it"
+    assert step(share=True, staleness=1).step_s == pytest.approx(found.step_s, rel=0.1), "and staleness hides nothing"
+
+
+def test_rows_without_refinements_wait_for_no_refiner():
+    plain = [row._replace(refine_prompt=0, refined=0) for row in ROWS]
+    found = step(plain, refiner=None)
+    assert found.step_s == pytest.approx(4.0 + 3.0 + 0.75) and found.refine_s == 0 and "refiner" not in found.busy_s
+
+
+def test_the_control_plane_lets_so_many_rows_through():
+    assert step(rows_a_second=0.1).step_s == pytest.approx(30.0)
+
+
+# Seconds of a step by an independent simulation (continuous batching in chunks of 64 tokens, mean of 3 draws of the
+# lengths): a simulation too, of the same machine, and no measurement. 8 H100; engines, engines, ranks.
+SIMULATED = {
+    ("8B", (3, 1, 4), "on policy", 128, 32): 431,
+    ("8B", (3, 1, 4), "on policy", 128, 1): 321,
+    ("8B", (3, 1, 4), "drain", 128, 32): 264,
+    ("8B", (5, 2, 1), "drain", 128, 1): 225,
+    ("8B", (5, 2, 1), "keep", 128, 1): 157,
+    ("8B", (5, 2, 1), "on policy", 512, 1): 824,
+    ("8B", (5, 2, 1), "drain", 512, 1): 499,
+    ("8B", (8, 8, 8), "in turn", 128, 1): 255,
+    ("8B", (8, 8, 8), "in turn", 512, 1): 478,
+    ("8B", (7, 7, 1), "shared", 512, 1): 441,
+    ("8B", (7, 7, 1), "shared, on policy", 512, 1): 796,
+    ("1.7B", (4, 2, 2), "on policy", 128, 32): 246,
+    ("1.7B", (4, 2, 2), "on policy", 128, 1): 189,
+    ("1.7B", (4, 2, 2), "drain", 128, 32): 130,
+    ("1.7B", (5, 2, 1), "drain", 128, 1): 139,
+    ("1.7B", (5, 2, 1), "keep", 128, 1): 94,
+    ("1.7B", (5, 2, 1), "on policy", 512, 1): 598,
+    ("1.7B", (5, 2, 1), "drain", 512, 1): 346,
+    ("1.7B", (8, 8, 8), "in turn", 128, 1): 157,
+    ("1.7B", (8, 8, 8), "in turn", 512, 1): 338,
+}
+
+
+@pytest.mark.parametrize(("case", "seconds"), SIMULATED.items(), ids=lambda one: str(one))
+def test_a_step_agrees_with_the_simulation_within_a_quarter(case, seconds):
+    assert modelled(*case) == pytest.approx(seconds, rel=0.25)
+
+
+def modelled(size: str, split: tuple[int, int, int], mode: str, rollouts: int, block: int) -> float:
+    gpu = gpu_of("H100", 80)[0]
+    teacher = model_costs(known()["Qwen/Qwen3-8B"])
+    student = teacher if size == "8B" else model_costs(known()["Qwen/Qwen3-1.7B"])
+    of_teacher = on_gpu(teacher, gpu, cache_gib=50.7)
+    of_student = of_teacher if size == "8B" else on_gpu(student, gpu, cache_gib=62.8)
+    sampler, refiner = PoolSetup(split[0], of_student), PoolSetup(split[1], of_teacher)
+    placed, adapter = "separate", mode.startswith("shared")
+    if adapter:
+        placed, sampler = "shared", PoolSetup(split[0], of_student.slower(c.ADAPTER_SLOWER))
+    elif mode == "in turn":
+        placed = "timeshare"
+    if size == "8B" and placed != "separate":
+        refiner = sampler
+    how = HowItTrains(True, True, 1, 38_912, 80_000_000, split[2])
+    setup = Setup(
+        placed=placed, sampler=sampler, refiner=refiner, staleness=0 if "policy" in mode or mode == "in turn" else 1,
+        drains=mode == "drain", block=block, samples=1, rest_s=c.REST_S, scheduling_s=c.SCHEDULING_S, verify_s=0.0,
+        sync_s=sync_seconds("nccl", 2.0 * student.parameters, True, adapter), rows_a_second=c.ROWS_A_SECOND,
+        reads_again=mode == "keep",
+    )  # fmt: skip
+    lengths = assumed(16_384, 16_384, 22_528 if size == "8B" else 18_432, reference=size == "8B")
+    costs = []
+    for seed in range(3):
+        rows = lengths.rows(rollouts, seed)
+        work = learning.work([Trained(r.prompt, r.refine_prompt, r.refined) for r in rows], student, teacher, how)
+        speed = learning.on_gpu_speed(gpu)
+        train_s = learning.training_s(work, speed, split[2]) + learning.probe_flops(8850, 8, student) / speed.flops
+        costs.append(step_cost(setup, rows, train_s, lengths.rows(rollouts, 100 + seed)))
+    return mean_cost(costs).step_s

@@ -1,0 +1,369 @@
+"""A whole run from its recipe and its placement: seconds of a step, hours, tokens a second, idle shares, money.
+
+    Case (recipe, models, placement, lengths | a recorded run)  ->  run_cost()  ->  RunCost
+
+A pool is the sum of its engines; several teachers count as one refiner of all their engines and the largest model.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from trd_ray.config import SAMPLER, Recipe, role_of
+from trd_ray.economics import constants as c
+from trd_ray.economics import learning
+from trd_ray.economics.batching import EngineRequest, serve_pool
+from trd_ray.economics.calibration import Measured, ModelledSpeeds
+from trd_ray.economics.constants import Gpu
+from trd_ray.economics.engine_speed import EngineSpeed, gpu_of, on_cpu, on_gpu
+from trd_ray.economics.learning import HowItTrains, LearnerSpeed, LearnerWork, Trained
+from trd_ray.economics.model_costs import ModelCosts, model_costs
+from trd_ray.economics.step_cost import PoolSetup, Setup, StepCost, mean_cost, of_a_corpus, step_cost, sync_seconds
+from trd_ray.economics.workload import Lengths, Row, assumed
+from trd_ray.models import ModelFacts
+from trd_ray.preflight.memory import BYTES, adapter_parameters
+from trd_ray.preflight.placement import Placement
+
+SHORT_TOKENS, ROWS_OF_SHORT = 512, 32  # stream.rows_per_block, where it is not set
+FP8 = 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """What an estimate is made from."""
+
+    recipe: Recipe  # every length is a number
+    student: ModelFacts
+    teachers: Mapping[str, ModelFacts]
+    placed: Placement
+    steps: int | None = None
+    held_out: Mapping[str, int] = field(default_factory=dict)  # set -> problems
+    prompt_tokens: int | None = None  # of a problem, where the data was read
+    measured: Measured | None = None
+
+    @property
+    def on_gpu(self) -> bool:
+        return any(a.spec.gpus for a in self.placed.actors)
+
+    @property
+    def gpu(self) -> tuple[Gpu, bool]:
+        """The slowest kind that the run uses, and whether it is assumed."""
+        used = {seat.machine for seat in self.placed.seats if seat.gpus}
+        machines = [m for i, m in enumerate(self.placed.machines) if m.gpus and (i in used or not used)]
+        found = [gpu_of(m.gpu_kind, m.gpu_gib) for m in machines] or [gpu_of("", self.placed.gpu_gib)]
+        return min(found, key=lambda one: one[0].memory_bytes_s)
+
+    @property
+    def cores(self) -> float:
+        known = [m.cpus for m in self.placed.machines if math.isfinite(m.cpus)]
+        return sum(known) or 1.0
+
+    @property
+    def several_nodes(self) -> bool:
+        return len({seat.machine for seat in self.placed.seats_of("learner")}) > 1
+
+    @property
+    def lengths(self) -> Lengths:
+        r = self.recipe
+        if self.measured:
+            return replace(
+                self.measured.lengths, most_raw=r.sampler.response_tokens, most_refined=r.refiner.response_tokens
+            )
+        return assumed(
+            r.sampler.response_tokens, r.refiner.response_tokens, r.refiner.prompt_tokens,
+            reference=r.shows_reference, prompt=self.prompt_tokens,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PoolCost:
+    engines: int
+    gpus: float  # in all
+    busy: float  # share of its time
+    tokens_s: float
+
+
+@dataclass(frozen=True)
+class RunCost:
+    step: StepCost
+    pools: dict[str, PoolCost]
+    steps: int | None
+    rollouts: int  # of a step
+    gpus: float
+    idle: float | None  # share of all GPUs' time; None without GPUs
+    mfu: float | None  # of the learner; None without GPUs
+    evaluations: int
+    evaluation_s: float  # of one
+    lengths: str
+    machine: str
+
+    @property
+    def training_h(self) -> float | None:
+        return None if self.steps is None else self.steps * self.step.step_s / 3600
+
+    @property
+    def evaluating_h(self) -> float:
+        return self.evaluations * self.evaluation_s / 3600
+
+    @property
+    def hours(self) -> float | None:
+        """From the start of the engines to the last score."""
+        if self.training_h is None:
+            return None
+        first = self.step.refine_ends_s + self.step.train_s - self.step.step_s  # nothing overlaps the first step
+        start = (c.START_S if self.gpus else 60.0) + max(0.0, first)
+        return self.training_h + self.evaluating_h + start / 3600
+
+    def price(self, a_gpu_hour: float) -> float | None:
+        return None if self.hours is None else self.hours * self.gpus * a_gpu_hour
+
+
+def run_cost(case: Case, draws: int = c.DRAWS) -> RunCost:
+    r = case.recipe
+    setup = setup_of(case)
+    lengths = case.lengths
+    costs, works = [], []
+    speed, ranks = learner_speed(case), _count(case, "learner")
+    for seed in range(draws):
+        rows = chosen(case, lengths.rows(r.rollouts_per_step, seed))
+        earlier = chosen(case, lengths.rows(r.rollouts_per_step, 1000 + seed))
+        work = work_of(case, [trained(case, row) for row in rows])
+        probed = learning.probe_flops(_mean_raw(rows), r.sync.probe_rows, _costs(case).student) / speed.flops
+        on_policy = r.stream.max_staleness != "never" and not (case.measured and case.measured.learner)
+        train_s = (learning.training_s(work, speed, ranks) + (probed if on_policy else 0.0)) if ranks else 0.0
+        if r.data.source == "corpus":
+            costs.append(of_a_corpus(setup, train_s, rows))
+        else:
+            costs.append(step_cost(setup, rows, train_s, earlier))
+        works.append(work)
+    step = mean_cost(costs)
+    gpus = _gpus(case)
+    peak = case.gpu[0].flops * ranks if gpus else 0.0
+    flops = sum(work.flops for work in works) / draws
+    pools = _pool_costs(case, setup, step)
+    busy = sum(pool.busy * pool.gpus for pool in pools.values())
+    return RunCost(
+        step=step,
+        pools=pools,
+        steps=case.steps,
+        rollouts=r.rollouts_per_step,
+        gpus=gpus,
+        idle=max(0.0, 1 - busy / gpus) if gpus else None,
+        mfu=flops / (step.train_s * peak) if peak and step.train_s else None,
+        evaluations=_evaluations(case),
+        evaluation_s=_evaluation_s(case, setup),
+        lengths=lengths.said,
+        machine=_machine(case),
+    )
+
+
+def chosen(case: Case, rows: Sequence[Row]) -> list[Row]:
+    """The rows with refinements where the recipe makes some: of a share of them, where it says so."""
+    r = case.recipe
+    share = r.refined_share if r.train.trajectory != "repair" else 1.0
+    refined = round(share * len(rows))
+    n = max((one.refiner.n for one in r.by_teacher.values()), default=1)
+    found = []
+    for i, row in enumerate(rows):
+        if i >= refined:
+            found.append(row._replace(refine_prompt=0, refined=0))
+        else:
+            # Some refinements of a row share its prompt; the longest of them holds the row up.
+            found.append(row._replace(refined=row.refined * n) if n > 1 else row)
+    return found
+
+
+def trained(case: Case, row: Row) -> Trained:
+    """What the learner gets of a row: the refinement, where there is one, below the teacher's view of it."""
+    r = case.recipe
+    refines = bool(row.refine_prompt) and r.train.trajectory != "y_o"
+    n = max((one.refiner.n for one in r.by_teacher.values()), default=1)
+    response = row.refined // n if refines else row.raw
+    shown = row.prompt + (c.REFERENCE_TOKENS if r.shows_reference and not case.measured else 0)
+    if r.teacher.view == "refine" and refines:
+        shown = row.refine_prompt
+    return Trained(row.prompt, shown, response)
+
+
+@dataclass(frozen=True)
+class _Costs:
+    student: ModelCosts
+    teacher: ModelCosts
+
+
+def _costs(case: Case) -> _Costs:
+    width = BYTES[case.recipe.learner.dtype]
+    largest = max(case.teachers.values(), key=lambda facts: facts.parameters)
+    return _Costs(model_costs(case.student, width), model_costs(largest, width))
+
+
+def how_it_trains(case: Case) -> HowItTrains:
+    learner = case.recipe.learner
+    trained = adapter_parameters(case.student, learner.lora.rank) if learner.lora else case.student.parameters
+    return HowItTrains(
+        adapters=learner.lora is not None,
+        checkpointing=learner.activation_checkpointing,
+        updates=learner.updates_per_step,
+        micro_batch_tokens=learner.tokens_per_micro_batch,
+        trained_numbers=trained,
+        ranks=_count(case, "learner"),
+    )
+
+
+def work_of(case: Case, rows: Sequence[Trained]) -> LearnerWork:
+    costs = _costs(case)
+    return learning.work(rows, costs.student, costs.teacher, how_it_trains(case))
+
+
+def learner_speed(case: Case, modelled: bool = False) -> LearnerSpeed:
+    if case.measured and case.measured.learner and not modelled:
+        return case.measured.learner
+    if case.on_gpu:
+        return learning.on_gpu_speed(case.gpu[0], case.several_nodes)
+    return learning.on_cpu_speed(max(1.0, case.cores / max(1, _count(case, "learner"))))
+
+
+def engine_speed(case: Case, role: str, modelled: bool = False) -> EngineSpeed:
+    """Of a pool's engines; `modelled` without what a run measured."""
+    r = case.recipe
+    pool = r.sampler if role == SAMPLER else next(iter(r.by_teacher.values())).refiner
+    found = case.measured
+    if not modelled and found and (known := found.sampler if role == SAMPLER else found.refiner):
+        return replace(known, most_sequences=pool.max_concurrent)
+    facts = case.student if role == SAMPLER else max(case.teachers.values(), key=lambda one: one.parameters)
+    width = BYTES[pool.dtype or r.learner.dtype]
+    costs = model_costs(facts, width)
+    actor = next((a for a in case.placed.actors if role_of(a.spec.name) == role), None)
+    cache = actor.memory_gib.get("KV cache", 0.0) if actor else 0.0
+    if case.on_gpu:
+        kv = FP8 if str(pool.extra.get("kv_cache_dtype", "")).startswith("fp8") else None
+        speed = on_gpu(
+            costs, case.gpu[0], tensor_parallel=pool.tensor_parallel, cache_gib=cache,
+            most_sequences=pool.max_concurrent, kv_width=kv,
+        )  # fmt: skip
+        adapted = role == SAMPLER and r.sync.lora == "adapter" and r.learner.lora
+        return speed.slower(c.ADAPTER_SLOWER) if adapted else speed
+    return on_cpu(costs, case.cores, cache_gib=cache, most_sequences=pool.max_concurrent)
+
+
+def base_of(case: Case) -> ModelledSpeeds:
+    """The model's speeds for this case, which a recorded run is compared with."""
+    return ModelledSpeeds(
+        engine_speed(case, SAMPLER, True), engine_speed(case, "refiner", True), learner_speed(case, True),
+        _count(case, "learner"),
+    )  # fmt: skip
+
+
+def setup_of(case: Case) -> Setup:
+    r = case.recipe
+    measured = case.measured
+    trains = _count(case, "learner") > 0
+    engines = _count(case, SAMPLER)
+    sampler = PoolSetup(engines, engine_speed(case, SAMPLER).slower(_crowd(case, SAMPLER)))
+    refiner = None
+    if r.refines:
+        count = _count(case, "refiner") or engines
+        alone = PoolSetup(count, engine_speed(case, "refiner").slower(_crowd(case, "refiner")))
+        refiner = sampler if r.placement != "separate" and r.teacher.mode == "opsd" else alone
+    adapter = r.sync.lora == "adapter" and r.learner.lora is not None
+    block = r.stream.rows_per_block or (ROWS_OF_SHORT if r.sampler.response_tokens <= SHORT_TOKENS else 1)
+    weights = case.student.parameters * BYTES[r.learner.dtype]
+    sync_s = sync_seconds(case.placed.sync_backend, weights, case.on_gpu, adapter)
+    scheduling = c.SCHEDULING_S if case.on_gpu else c.CPU_SCHEDULING_S
+    return Setup(
+        placed=r.placement,
+        sampler=sampler,
+        refiner=refiner,
+        staleness=r.stream.max_staleness if trains else "never",
+        drains=r.sync.in_flight == "drain" and not adapter,
+        block=block,
+        samples=r.sampler.n,
+        sync_s=_or(measured and measured.sync_s, sync_s),
+        scheduling_s=_or(measured and measured.scheduling_s, scheduling),
+        verify_s=_or(measured and measured.verify_s, c.CPU_VERIFY_S),
+        rows_a_second=c.ROWS_A_SECOND * block,
+        reads_again=r.sync.in_flight == "keep" and not adapter,
+        rest_s=c.REST_S if case.on_gpu else 0.0,
+        share=case.on_gpu and any(0 < a.spec.gpus < 1 for a in case.placed.actors),
+    )
+
+
+def _crowd(case: Case, role: str) -> float:
+    """How many engines of a pool work at a time on what one of them would have alone: a core, or its GPUs."""
+    if not case.on_gpu:
+        return max(1.0, _count(case, role) / case.cores)
+    wide = case.recipe.sampler.tensor_parallel if role == SAMPLER else case.recipe.refiner.tensor_parallel
+    gpus = _gpus_of(case, role)
+    return max(1.0, _count(case, role) * wide / gpus) if gpus else 1.0
+
+
+def _or(found: float | None, otherwise: float) -> float:
+    return otherwise if found is None else found
+
+
+def _mean_raw(rows: Sequence[Row]) -> float:
+    return sum(row.prompt + row.raw for row in rows) / max(1, len(rows))
+
+
+def _count(case: Case, role: str) -> int:
+    return sum(a.spec.replicas for a in case.placed.actors if role_of(a.spec.name) == role)
+
+
+def _gpus_of(case: Case, *roles: str) -> float:
+    """On how many GPUs the actors of these roles sit, those that they share counted once."""
+    seats = {(seat.machine, gpu) for seat in case.placed.seats if role_of(seat.actor) in roles for gpu in seat.gpus}
+    if seats or not case.on_gpu:
+        return float(len(seats))
+    return sum(a.spec.replicas * a.spec.gpus for a in case.placed.actors if role_of(a.spec.name) in roles)
+
+
+def _gpus(case: Case) -> float:
+    return _gpus_of(case, *{role_of(a.spec.name) for a in case.placed.actors})
+
+
+def _pool_costs(case: Case, setup: Setup, step: StepCost) -> dict[str, PoolCost]:
+    tokens = {"sampler": step.sampled_tokens, "refiner": step.refined_tokens}
+    if setup.refiner is setup.sampler:
+        tokens["sampler"] += step.refined_tokens
+    tokens["learner"] = step.refined_tokens or step.sampled_tokens
+    return {
+        name: PoolCost(_count(case, name), _gpus_of(case, name), step.busy(name), tokens[name] / step.step_s)
+        for name in step.busy_s
+        if _count(case, name)
+    }
+
+
+def _evaluations(case: Case) -> int:
+    e = case.recipe.evaluation
+    if not e.names:
+        return 0
+    between = (case.steps - 1) // e.every_steps if e.every_steps and case.steps else 0
+    return e.before + e.after + between
+
+
+def _evaluation_s(case: Case, setup: Setup) -> float:
+    """The sampler's engines answer all held-out problems at once."""
+    e = case.recipe.evaluation
+    problems = sum(case.held_out.get(name, 0) * e.of(name).samples for name in e.names)
+    if not problems:
+        return 0.0
+    most = e.response_tokens if e.max_response_tokens else case.recipe.sampler.response_tokens
+    rows = _evaluation_lengths(case, most, problems)
+    return serve_pool(rows, max(1, setup.sampler.engines), setup.sampler.speed).end_s
+
+
+def _evaluation_lengths(case: Case, most: int, n: int) -> list[EngineRequest]:
+    if case.measured:
+        drawn = replace(case.measured.lengths, most_raw=most).rows(n, 0)
+        return [EngineRequest(0.0, row.prompt, row.raw) for row in drawn]
+    r = case.recipe
+    usual = assumed(most, 1, r.refiner.prompt_tokens, reference=False, prompt=case.prompt_tokens)
+    longer = replace(usual, raw=replace(usual.raw, median=min(usual.raw.median * c.EVALUATION_LONGER, most)))
+    return [EngineRequest(0.0, row.prompt, row.raw) for row in longer.rows(n, 0)]
+
+
+def _machine(case: Case) -> str:
+    if not case.on_gpu:
+        return f"{case.cores:g} CPU cores"
+    gpu, is_assumed = case.gpu
+    return f"{gpu.name}" + (" (assumed from their memory)" if is_assumed else "")

@@ -1,0 +1,47 @@
+"""What each request of a run took, from its rows, without texts in memory: what costs are calibrated from.
+
+rows/*.parquet  ->  timed_rows()  ->  TimedRows of trd_ray.economics.calibration
+"""
+
+from typing import Any
+
+import pyarrow.compute as pc
+
+from trd_ray.economics.calibration import Timed, TimedRow
+from trd_ray.economics.learning import Trained
+from trd_ray.rows import RowFiles
+
+_LISTS = ("student_prompt_ids", "refine_prompt_ids", "student_ids", "teacher_ids", "response_ids", "y_o.ids", "y_r.ids")
+_PLAIN = (
+    *("step", "train"),
+    *(f"{y}.{name}" for y in ("y_o", "y_r") for name in ("start_s", "seconds", "engine", "verify_seconds")),
+)
+
+
+def timed_rows(stored: RowFiles) -> list[TimedRow]:
+    """The rows whose sampling was timed, in the order of the run."""
+    found = []
+    for table in stored.tables([*_PLAIN, *_LISTS]):
+        columns: dict[str, list[Any]] = {name: table[name].to_pylist() for name in _PLAIN}
+        # pyarrow.compute makes its functions at import, where no type checker sees them.
+        columns |= {name: pc.list_value_length(table[name]).to_pylist() for name in _LISTS}  # pyright: ignore
+        for i in range(table.num_rows):
+            row = {name: values[i] for name, values in columns.items()}
+            sampled = _timed(row, "y_o", "student_prompt_ids")
+            if sampled:
+                refined = _timed(row, "y_r", "refine_prompt_ids")
+                verified = row["y_o.verify_seconds"] or 0.0
+                found.append(TimedRow(row["step"], sampled, refined, _trained(row), verified))
+    return found
+
+
+def _timed(row: dict[str, Any], y: str, prompt: str) -> Timed | None:
+    tokens, start, seconds = row[f"{y}.ids"], row[f"{y}.start_s"], row[f"{y}.seconds"]
+    if tokens is None or start is None or seconds is None:
+        return None
+    return Timed(row[prompt] or 0, tokens, start, seconds, row[f"{y}.engine"] or "engine")
+
+
+def _trained(row: dict[str, Any]) -> Trained | None:
+    lengths = [row[name] for name in ("student_ids", "teacher_ids", "response_ids")]
+    return Trained(*lengths) if row["train"] and None not in lengths else None
