@@ -106,7 +106,7 @@ def test_a_hiccup_of_the_machine_does_not_move_the_rates():
     assert found.slower["sampler"] == pytest.approx(clean.slower["sampler"], rel=0.05)
 
 
-# Recorded: real engines, the real learner.
+# RunFacts: real engines, the real learner.
 RECORDED = json.loads((Path(__file__).parent / "recorded.json").read_text())["runs"]
 STUDENT = ModelFacts(
     path="miniature:student", architecture="Qwen3ForCausalLM", parameters=643_648, hidden_size=128,

@@ -9,7 +9,7 @@ from test_examples import PROMPTS, tokenizer  # noqa: F401 - a fixture
 from trd_ray import config
 from trd_ray.config import ONLY
 from trd_ray.rows import to_table
-from trd_ray.stream.diagnosed import Asked, Bounds, chosen, looks
+from trd_ray.stream.diagnosed import ToScore, Bounds, chosen, looks
 from trd_ray.views import Views
 
 ROOMY = Bounds(1000, {ONLY: 1000})
@@ -47,7 +47,7 @@ def look(tokenizer):  # noqa: F811
     def make(rows: list[dict], count: int = 9, bounds: Bounds = ROOMY, **tree: Any) -> dict[tuple, tuple[str, str]]:
         recipe = config.from_tree({"prompts": PROMPTS} | tree)
         views = {name: Views(one, tokenizer, tokenizer) for name, one in recipe.by_teacher.items()}
-        found: list[Asked] = looks(to_table(rows), count, recipe, views, bounds)
+        found: list[ToScore] = looks(to_table(rows), count, recipe, views, bounds)
         assert [one.example.row for one in found] == list(range(len(found)))
         assert all(tokenizer.decode(one.example.student_ids) == "x" for one in found)
         assert {one.example.teacher for one in found} <= set(recipe.by_teacher)

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from trd_ray.economics.batching import EngineRequest, serve_pool
 from trd_ray.economics.engine_speed import EngineSpeed
 from trd_ray.economics.learning import LearnerSpeed, LearnerWork, Trained
-from trd_ray.economics.workload import Recorded, Row
+from trd_ray.economics.workload import RunFacts, Row
 
 MOST_OF_UPDATES = 0.8  # of the seconds of training: the rest is left to products
 FEWEST_ROWS = 4  # of a step, through which a line is drawn
@@ -70,7 +70,7 @@ class ModelledSpeeds:
 @dataclass(frozen=True)
 class Measured:
     run: str
-    lengths: Recorded
+    lengths: RunFacts
     sampler: EngineSpeed | None = None  # None where the run had other models or machines
     refiner: EngineSpeed | None = None
     learner: LearnerSpeed | None = None
@@ -82,12 +82,12 @@ class Measured:
     error: float | None = None  # of the median step of that very run
 
 
-def lengths_of(rows: Sequence[TimedRow], run: str) -> Recorded:
+def lengths_of(rows: Sequence[TimedRow], run: str) -> RunFacts:
     found = tuple(row.lengths for row in rows)
     raw = median(row.raw for row in found)
     refined = [row.refined for row in found if row.refined]
     said = f"lengths are those of {len(found):,} rows of {run}: a median of {raw:,.0f} tokens sampled"
-    return Recorded(found, said + (f" and {median(refined):,.0f} refined" if refined else ""))
+    return RunFacts(found, said + (f" and {median(refined):,.0f} refined" if refined else ""))
 
 
 def calibrated(

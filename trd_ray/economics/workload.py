@@ -1,6 +1,6 @@
 """How long the texts of a step are: assumed from the paper, or drawn from those of a recorded run.
 
-Assumed | Recorded  ->  rows(n, seed)  ->  n Rows of tokens
+Assumed | RunFacts  ->  rows(n, seed)  ->  n Rows of tokens
 """
 
 import math
@@ -75,7 +75,7 @@ def _drawn(lengths: Assumed, n: int, seed: int) -> tuple[Row, ...]:
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RunFacts:
     """The rows of a run, of which a step's are drawn. Limits below those of the run cut them."""
 
     of_run: tuple[Row, ...]

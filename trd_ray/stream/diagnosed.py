@@ -37,7 +37,7 @@ class Bounds:
     vocabulary: int | None = None  # token ids that both sides have, None: all
 
 
-class Asked(NamedTuple):
+class ToScore(NamedTuple):
     row: int
     trajectory: str
     view: str
@@ -57,9 +57,9 @@ def chosen(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return sorted(in_turn[:count], key=lambda row: row["row"])
 
 
-def looks(table: pa.Table, count: int, recipe: Recipe, views: Each[Views], bounds: Bounds) -> list[Asked]:
+def looks(table: pa.Table, count: int, recipe: Recipe, views: Each[Views], bounds: Bounds) -> list[ToScore]:
     """What is to be scored of `count` of the step's rows; ids are slices of the table's buffers where they can be."""
-    found: list[Asked] = []
+    found: list[ToScore] = []
     for row in chosen(dicts(table, READ), count):
         teacher = (row["teacher"] or ONLY) if recipe.teachers else ONLY
         for y in ("y_o", "y_r"):
@@ -71,7 +71,7 @@ def looks(table: pa.Table, count: int, recipe: Recipe, views: Each[Views], bound
                 seen = _seen(row, view, of_each(views)[teacher], room)
                 if seen is not None:
                     example = Example(len(found), row["student_prompt_ids"], seen, ids, teacher=teacher)
-                    found.append(Asked(row["row"], y, view, example))
+                    found.append(ToScore(row["row"], y, view, example))
     return found
 
 
