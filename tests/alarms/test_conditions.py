@@ -241,6 +241,11 @@ def test_a_lost_guard_is_said_in_the_guard_s_own_words():
     assert not seen.lasting
 
 
+def test_a_held_out_score_that_falls_is_told_where_evaluation_sets_are_scored_after_it():
+    fell = [evaluation(21, 0.41, [-0.06, -0.08, -0.04]), evaluation(21, 0.45, [0.0, -0.1, 0.1], "old")]
+    assert names(run(run(watcher(), 20), 1, fell)) == ["held_out_falls"]
+
+
 def test_a_corpus_in_which_nothing_trains_is_no_alarm():
     seen = run(watcher(), 5, trained_rows=0, lr=None, loss=None, kl__mean=None, grad_norm=None, updates=None)
     assert names(seen) == []

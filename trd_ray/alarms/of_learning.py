@@ -147,9 +147,9 @@ def _waited(wait: float | None, step: float | None) -> float:
 
 def _held_out_falls(h: History) -> str | None:
     """A score below an earlier one, though the KL on the training rows fell meanwhile."""
-    for score in h.scores[-1:]:
+    for score in [one for one in h.scores if not one.get("of")][-1:]:  # those of evaluation.sets come after it
         best = score.get("best")
-        if score.get("of") or not isinstance(best, Mapping):
+        if not isinstance(best, Mapping):
             return None
         value, _, high = best["change"]
         # The best of several was chosen for being high, so the interval is widened.
