@@ -43,7 +43,7 @@ PROVOKED: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {
     "refinement_harms": (
         0, 2, {"ledger__pass_fail": 20, "ledger__fail_pass": 6}, {"ledger__pass_fail": 16, "ledger__fail_pass": 12},
     ),
-    "refinement_leaks": (0, 1, {"support__leak_rate": 0.13}, {"support__leak_rate": 0.07}),
+    "refinement_leaks": (0, 1, {"support__leaks": 0.13}, {"support__leaks": 0.07}),
     "refinement_longer": (0, 1, {"y_r__tokens_mean": 1900.0}, {"y_r__tokens_mean": 1700.0}),
     "all_dropped": (
         3, 1, {"trained_rows": 0, "dropped__refinement failed": ROWS},
