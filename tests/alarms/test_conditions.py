@@ -251,6 +251,17 @@ def test_a_corpus_in_which_nothing_trains_is_no_alarm():
     assert names(seen) == []
 
 
+def test_a_corpus_is_trained_on_without_engines_and_with_old_rows_and_that_is_no_alarm():
+    keys = ("data.source=corpus", "stream.max_staleness=4")
+    changes: dict[str, Any] = {"seconds__sample": 0.0, "seconds__refine": 0.0, "seconds__verify": 0.0}
+    changes |= {"seconds__wait": 0.0, "seconds__train": 115.0, "dropped__bad row": 5, "tokens_per_s__sampler": None}
+    seen = watcher(*keys)
+    for step in range(1, 31):
+        seen.step(step, line(step, **changes, staleness__mean=float(step)))
+    assert names(seen) == []
+    assert {"bad_rows", "engines_wait"} <= {*names(run(watcher("stream.max_staleness=4"), 30, **changes))}
+
+
 def test_a_step_on_policy_may_wait_for_its_rows_and_a_trial_s_step_may_be_all_overhead():
     assert names(run(watcher("stream.max_staleness=0"), 20, seconds__wait=110.0)) == []
     assert names(run(watcher(), 20, seconds__step=5.0, seconds__overhead=4.0, seconds__wait=4.5)) == []

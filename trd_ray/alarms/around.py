@@ -15,6 +15,7 @@ PRECISIONS = ("float32", "float16", "bfloat16", "fp8")  # from fine to coarse
 @dataclass(frozen=True)
 class Around:
     precision: str  # the coarser of engine and learner
+    samples: bool  # whether engines make the rows; those of a corpus are there, as old as they are
     max_staleness: int | None  # None where rows never meet newer weights
     max_bad_rows: int
     checkpoint_every_steps: int
@@ -32,6 +33,7 @@ class Around:
         near = any(r.refiner.max_edited_share is not None for r in recipe.by_teacher.values())
         return cls(
             precision=_precision(recipe),
+            samples=recipe.data.source != "corpus",
             max_staleness=staleness if isinstance(staleness, int) else None,
             max_bad_rows=recipe.data.max_bad_rows,
             checkpoint_every_steps=recipe.checkpoint.every_steps,

@@ -124,7 +124,7 @@ def _gap_is_closed(h: History) -> bool:
 
 def _stale(h: History) -> str | None:
     bound = h.around.max_staleness
-    if bound is None or bound < t.STALE_FROM:
+    if not h.around.samples or bound is None or bound < t.STALE_FROM:
         return None
     stale = h.values("staleness/mean", t.STALE_STEPS)
     waits = [_waited(line.get("seconds/wait"), line.get("seconds/step")) for line in h.newest(t.STALE_STEPS)]

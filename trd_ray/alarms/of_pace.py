@@ -25,8 +25,8 @@ def _stage(name: str) -> Callable[[StepLine], float | None]:
 
 
 def _overlaps(h: History) -> bool:
-    """Whether engines work while the learner trains; on policy, one waits for the other by design."""
-    return h.around.max_staleness != 0
+    """Whether engines work while the learner trains; on policy one waits for the other, and a corpus needs none."""
+    return h.around.samples and h.around.max_staleness != 0
 
 
 def _learner_waits(h: History) -> str | None:

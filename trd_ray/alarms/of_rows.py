@@ -187,6 +187,8 @@ def _drops_all(h: History) -> str | None:
 
 def _bad_rows(h: History) -> str | None:
     most = h.around.max_bad_rows
+    if not h.around.samples:  # those of a corpus were counted when it was made, and end no run
+        return None
     if h.bad_rows < max(t.BAD_ROWS_LEAST, t.BAD_ROWS * most):
         return None
     return f"{h.bad_rows} rows could not be made or judged, and more than {most} end the run"
