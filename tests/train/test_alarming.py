@@ -18,7 +18,7 @@ from trd_ray.session.door import Door
 from trd_ray.session.seen import look_at
 from trd_ray.session.stop import StopSignals
 from trd_ray.steer.screen import screen
-from trd_ray.train import alarming
+from trd_ray.train import alarming, command
 from trd_ray.train.alarming import Alarming, slowest_rank
 from trd_ray.train.store_spills import StoreSpills, spilled_bytes
 
@@ -171,6 +171,40 @@ def test_a_run_in_which_nothing_moves_says_so_in_its_wait_and_that_it_goes_on(ru
     run.figures.last = {"refiner": {"tokens": 6}}
     run.door.look(now=True)
     assert run.alarms.lasting() == [] and [bool(event.get("over")) for event in run.events] == [False, True]
+
+
+def test_a_corpus_for_which_no_row_comes_says_so_too_and_not_once_it_is_over(tmp_path, monkeypatch):
+    one = Run(tmp_path / "r")
+    one.end()
+    session: Any = one
+    session.followers = session.room = SimpleNamespace()
+    session.inputs = SimpleNamespace(total_steps=1, problems=None, rows_in_step=lambda step: 16)
+    session.wait_until_started = session.look = lambda: None
+    now = time.time()
+
+    def looks(seconds: range) -> None:
+        for second in seconds:
+            monkeypatch.setattr("trd_ray.train.alarming.time.time", lambda s=second: now + s)
+            one.door.look(now=True)
+
+    class Silent:
+        def take(self, *_: Any) -> Any:
+            looks(range(0, 1900, 20))
+            raise TimeoutError("no row came")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(command, "start_feed", lambda *_, **__: Silent())
+    for name in ("report_html", "summarise"):
+        monkeypatch.setattr(command, name, lambda *_: None)
+    with pytest.raises(TimeoutError):
+        command.refine_run(session, 0)
+    assert one.said.count("no_progress: Nothing has moved for 30 min: rows are awaited") == 1
+    assert json.loads((one.directory.path / "status.json").read_text())["alarms"] == ["no_progress"]
+    one.figures.last = {}
+    looks(range(1900, 4000, 30))
+    assert one.said.count("no_progress") == 1 and len(one.events) == 1
 
 
 def test_what_the_machines_show_is_a_metric(run):

@@ -46,6 +46,7 @@ class Alarming:
         self.new_events = NewEvents(self.place)
         self.standstill = Standstill()
         self.spills = StoreSpills()
+        self.over = False
         self._changes = Changes()
         self._write()
         session.display.alarms(self.lasting())
@@ -74,6 +75,8 @@ class Alarming:
 
     def look(self) -> None:
         """Whether anything has moved since the last look, in a wait of any kind."""
+        if self.over:  # no row is awaited any more
+            return
         # Tokens are counted when their answer is there; until then it fills the engine's cache.
         tokens = {name: (pool.get("tokens"), pool.get("cache")) for name, pool in self.session.figures.last.items()}
         seen = (self.done, self.session.display.shown(), tokens)
@@ -86,6 +89,8 @@ class Alarming:
         self._tell(changes)
 
     def close(self) -> None:
+        """No step comes any more: nothing that stands still from here on is told."""
+        self.over = True
         self.spills.close()
 
     def lasting(self) -> list[str]:

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 the user can fix it, 128 + n stopped by signal n
 from).
 """
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -137,7 +138,9 @@ def refine_run(
     pausing = Pausing(session)
     hooks = hooks or Hooks()
     reviewing = Reviewing(directory, session.recipe)
-    alarms = Alarming(session, done)
+    since = time.time()
+    alarms = Alarming(session, done, lambda: {"what": "pause" if pausing.resting else "wait", "since": since})
+    session.door.shows("alarms", alarms.lasting)
     try:
         session.wait_until_started()
         session.display.phase("refining")
@@ -157,6 +160,7 @@ def refine_run(
                 alarms.tell()
                 session.followers.recorded(step + 1, record, table)
                 hooks.step(step + 1, record, table)
+                since = time.time()
     finally:
         alarms.close()
         pausing.over()
