@@ -343,3 +343,21 @@ def test_a_page_that_cannot_be_made_fails_no_run_and_leaves_no_older_one(tmp_pat
     written.report(run)
     assert not (run / "report.html").exists()
     assert "report.html could not be written (division by zero)" in capsys.readouterr().out
+
+
+def test_a_run_that_is_to_end_at_once_makes_no_page_and_says_how_to_make_one(tmp_path, monkeypatch, capsys):
+    (tmp_path / "report.html").write_text("of an earlier start")
+    monkeypatch.setattr(written, "page_of", lambda *_: pytest.fail("it takes minutes"))
+    written.report(tmp_path, hurried=True)
+    assert not (tmp_path / "report.html").exists() and f"trd report {tmp_path} makes it" in capsys.readouterr().out
+
+
+def test_a_second_ctrl_c_ends_the_page_that_is_made_and_leaves_no_older_one(tmp_path, monkeypatch):
+    def asked_again(*_: object) -> str:
+        raise KeyboardInterrupt
+
+    (tmp_path / "report.html").write_text("of an earlier start")
+    monkeypatch.setattr(written, "page_of", asked_again)
+    with pytest.raises(KeyboardInterrupt):
+        written.report(tmp_path)
+    assert not (tmp_path / "report.html").exists()

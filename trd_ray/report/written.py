@@ -23,13 +23,20 @@ from trd_ray.report.recorded import ENDED, Recorded
 FILE = "report.html"
 
 
-def report(path: Path) -> None:
-    """`write_report`, but if that fails, print why, and delete an older page, which would pass for this one."""
+def report(path: Path, hurried: bool = False) -> None:
+    """`write_report`, but if that fails, print why, and delete an older page, which would pass for this one.
+
+    Of a long run it takes minutes, so who is `hurried` gets none.
+    """
     try:
+        if hurried:
+            raise UserError(f"the run was to end at once: trd report {path} makes it")
         write_report([path])
-    except Exception as e:
+    except BaseException as e:
         with contextlib.suppress(OSError):
             (path / FILE).unlink(missing_ok=True)
+        if not isinstance(e, Exception):  # a second Ctrl-C
+            raise
         print(f"{FILE} could not be written ({' '.join(str(e).split())[:300]})")
 
 
