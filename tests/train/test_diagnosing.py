@@ -12,7 +12,7 @@ from trd_ray.distill.batches import Example
 from trd_ray.record.directory import RunDirectory
 from trd_ray.rows import light, to_table
 from trd_ray.stream import diagnosed
-from trd_ray.stream.diagnosed import Bounds, Look
+from trd_ray.stream.diagnosed import Bounds, ToScore
 from trd_ray.token_values import FIELDS, NONE, TokenValues
 from trd_ray.train import diagnosing
 from trd_ray.train.diagnosing import Diagnosing
@@ -83,9 +83,9 @@ def test_without_tokens_and_without_looks_every_row_has_null():
 
 def test_looks_come_after_what_trained_also_in_a_row_that_did_not_train(monkeypatch):
     asked = [
-        Look(41, "y_o", "refine", Example(0, [1], [2], [3, 4])),
-        Look(41, "y_o", "vanilla", Example(1, [1], [2], [3, 4])),
-        Look(42, "y_r", "vanilla", Example(2, [1], [2], [3])),
+        ToScore(41, "y_o", "refine", Example(0, [1], [2], [3, 4])),
+        ToScore(41, "y_o", "vanilla", Example(1, [1], [2], [3, 4])),
+        ToScore(42, "y_r", "vanilla", Example(2, [1], [2], [3])),
     ]
     monkeypatch.setattr(diagnosing, "looks", lambda *_: asked)
 
