@@ -149,3 +149,9 @@ def test_the_folders_of_the_tests_are_the_folders_of_the_package():
     tests = Path(__file__).parent
     named = {folder.name for folder in tests.iterdir() if list(folder.glob("test_*.py"))}
     assert named - beside <= {folder.name for folder in ROOT.iterdir()}
+
+
+def test_no_two_files_of_tests_share_a_name():
+    """pytest imports each by its name alone, and a second one ends the whole run."""
+    names = Counter(file.name for file in (ROOT.parent / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
