@@ -168,6 +168,12 @@ def test_time_between_two_starts_costs_nothing(tmp_path):
     assert Recorded(RunDirectory(run), "r").spans == [(BEGAN, BEGAN + 30), (BEGAN + 1e5, BEGAN + 1e5 + 9)]
 
 
+def test_the_time_of_a_run_with_many_events_is_that_of_all_of_them(tmp_path):
+    many = [{"when": BEGAN + 40, "kind": "bad_row", "said": "w" * 10_000}] * 120
+    run = Recorded(RunDirectory(recorded(tmp_path / "r", steps=3, events=many)), "r")
+    assert len(run.events) > 120 and run.spans[0][0] == BEGAN
+
+
 # How large it is
 
 

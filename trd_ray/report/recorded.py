@@ -21,6 +21,7 @@ from trd_ray.record.events import last_events
 from trd_ray.record.ledger import facts_of_run
 from trd_ray.score.stats import Score
 
+MOST_EVENTS = 200_000_000  # bytes: more than a run of a year writes
 ENDED = {
     "done": "done",
     "stopped": "stopped before its end",
@@ -64,7 +65,8 @@ class Recorded:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        return last_events(self.path)
+        """All of them: the time of the run is counted from the first start."""
+        return last_events(self.path, longest=MOST_EVENTS)
 
     @cached_property
     def starts(self) -> list[dict[str, Any]]:
