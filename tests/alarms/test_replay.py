@@ -81,6 +81,28 @@ def test_what_happened_in_steps_that_were_rewound_is_forgotten(run):
     assert [alarm.name for alarm in of_run(run).alarms] == ["engine_restarts"]
 
 
+def test_a_score_belongs_to_its_step_whatever_came_while_it_was_made(run):
+    lost = {
+        "kind": "evaluation",
+        "name": "step-000005",
+        "of": "old",
+        "step": 5,
+        "avg": 0.3,
+        "lost": True,
+        "when": 530.0,
+    }
+    events = [{"kind": "start", "when": 0.0}, {"kind": "warning", "when": 520.0}, lost]
+    write(run, recorded(5), events)
+    assert [(a.name, a.since_step) for a in of_run(run).alarms] == [("guard_lost", 5)], "the last step that is recorded"
+    assert of_run(run, 0).alarms == [], "before the first step"
+    write(run, recorded(8), events)
+    assert [(a.name, a.since_step) for a in of_run(run).alarms] == [("guard_lost", 5)]
+    write(run, recorded(8), [*events, {"kind": "start", "when": 540.0}])
+    assert of_run(run, 4).alarms == [] and [a.since_step for a in of_run(run).alarms] == [5]
+    write(run, recorded(8), [events[0], lost | {"when": 310.0}, {"kind": "start", "when": 320.0}])
+    assert of_run(run).alarms == [], "of a step that was done again"
+
+
 def test_a_standstill_of_an_earlier_start_is_an_alarm_of_the_step_before_which_it_was(run):
     told = {"kind": "alarm", "name": "no_progress", "since_step": 3, "sentence": "Nothing has moved for 10 min"}
     write(run, recorded(5), [told | {"when": 250.0}, told | {"when": 280.0, "over": True}])

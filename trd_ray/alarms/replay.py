@@ -24,13 +24,10 @@ from trd_ray.errors import UserError
 def replayed(recipe: Recipe, lines: Iterable[Mapping[str, Any]], events: Sequence[Mapping[str, Any]] = ()) -> Watcher:
     """A watcher that was fed these lines of metrics.jsonl."""
     watcher = Watcher(Around.of(recipe), recipe.alarms.silent)
-    waiting = list(events)
-    for line in lines:
+    waiting, recorded = list(events), list(lines)
+    for line, after in zip(recorded, [*recorded[1:], {}], strict=False):
         step = int(line["step"])
-        taken = []
-        while waiting and _comes_before(waiting[0], step, line.get("time_s")):
-            event = waiting.pop(0)
-            taken = _kept(taken, step) if event.get("kind") == "start" else [*taken, event]
+        taken, waiting = _of_step(waiting, step, line.get("time_s"), after.get("time_s"))
         watcher.step(step, line, taken)
     return watcher
 
@@ -57,6 +54,27 @@ def json_lines(place: Path) -> list[dict[str, Any]]:
                 one = json.loads(line)
                 found += [one] if isinstance(one, dict) else []
     return found
+
+
+def _of_step(waiting: list[Any], step: int, ended: Any, next_ended: Any) -> tuple[list[Any], list[Any]]:
+    """(events of the step, later ones). An evaluation may stand behind what came while it was made."""
+    taken: list[Any] = []
+    left: list[Any] = []
+    for i, event in enumerate(waiting):
+        if _is_after(event, next_ended):
+            return taken, left + waiting[i:]
+        if not _comes_before(event, step, ended):
+            left.append(event)
+        elif event.get("kind") == "start":  # evaluations that are left are of steps that it does again
+            taken, left = _kept(taken, step), []
+        else:
+            taken.append(event)
+    return taken, left
+
+
+def _is_after(event: Mapping[str, Any], ended: Any) -> bool:
+    when = event.get("when")
+    return isinstance(when, int | float) and isinstance(ended, int | float) and when > ended
 
 
 def _comes_before(event: Mapping[str, Any], step: int, ended: Any) -> bool:
