@@ -14,12 +14,15 @@ from trd_ray.config import load
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.display import Display
 from trd_ray.record.events import last_events
+from trd_ray.record.metrics import Metrics
+from trd_ray.rows import to_table
 from trd_ray.session.door import Door
 from trd_ray.session.seen import look_at
 from trd_ray.session.stop import StopSignals
 from trd_ray.steer.screen import screen
 from trd_ray.train import alarming, command
 from trd_ray.train.alarming import Alarming, slowest_rank
+from trd_ray.train.own_hooks import Hooks
 from trd_ray.train.store_spills import StoreSpills, spilled_bytes
 
 
@@ -207,6 +210,23 @@ def test_a_corpus_for_which_no_row_comes_says_so_too_and_not_once_it_is_over(tmp
     assert one.said.count("no_progress") == 1 and len(one.events) == 1
 
 
+def test_what_befell_a_corpus_is_known_when_it_goes_on(tmp_path):
+    fixed = {"problem_id": "p", "problem": "?", "answer": "", "reference": "", "epoch": 0, "sample_index": 0, "seed": 0}
+    table = to_table([fixed | {"row": 0, "step": 0, "train": False}])
+    one = Run(tmp_path / "r")
+    session: Any = one
+    session.room = SimpleNamespace(having=lambda what, act: act())
+    for n in range(3):
+        one.directory.event("engine", what="restarts", engine=f"sampler-{n}", said="it restarts")
+    with Metrics(one.directory.path, 2, board=False) as metrics:
+        command._keep(session, metrics, 1, table, Hooks(), one.alarms)
+    assert one.alarms.lasting() == ["engine_restarts"]
+    one.end()
+    again = Run(tmp_path / "r", done=1)
+    assert again.alarms.lasting() == ["engine_restarts"]
+    again.end()
+
+
 def test_what_the_machines_show_is_a_metric(run):
     folder = run.directory.path / "checkpoints" / "step-000001"
     folder.mkdir()
@@ -253,6 +273,6 @@ def test_a_raylet_that_does_not_answer_leaves_the_metric_out():
 def test_ray_s_own_reply_has_the_bytes_that_are_read():
     from ray.core.generated import node_manager_pb2
 
-    reply = node_manager_pb2.FormatGlobalMemoryInfoReply()
+    reply = node_manager_pb2.FormatGlobalMemoryInfoReply()  # pyright: ignore - made by protobuf
     reply.store_stats.spilled_bytes_total = 7
     assert spilled_bytes(reply) == 7

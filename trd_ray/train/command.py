@@ -175,7 +175,7 @@ def _keep(
 ) -> dict[str, float]:
     """Write the step's rows and metrics; returns the metrics."""
     rows = light(table)
-    record = row_metrics(rows) | step_metrics(table) | hooks.measured(table)
+    record = row_metrics(rows) | step_metrics(table) | {"time_s": time.time()} | hooks.measured(table)
     record |= alarms.step(step, record, rows)
     session.room.having(f"the rows of step {step}", lambda: session.directory.write_rows(step, table))
     session.room.having(f"the metrics of step {step}", lambda: metrics.log(step, record))
