@@ -9,7 +9,7 @@ from test_examples import PROMPTS, tokenizer  # noqa: F401 - a fixture
 from trd_ray import config
 from trd_ray.config import ONLY
 from trd_ray.rows import to_table
-from trd_ray.stream.diagnosed import ToScore, Bounds, chosen, looks
+from trd_ray.stream.diagnosed import Bounds, ToScore, chosen, looks
 from trd_ray.views import Views
 
 ROOMY = Bounds(1000, {ONLY: 1000})
