@@ -69,6 +69,17 @@ def test_ranks_divide_products_until_the_network_binds():
     assert learning.training_s(work, slow, 8) == pytest.approx(work.gathered_bytes / 1e9, rel=0.01)
 
 
+def test_the_bytes_between_ranks_by_hand():
+    rows = [ROW] * 100  # 60 tokens each: on 4 ranks of 1,000 tokens a micro-batch, 2 of them
+    how = replace(HOW, ranks=4)
+    student, teacher = 1200 * 2, 1200 * 2
+    gathered = 2 * (2 * student + teacher) * 3 / 4  # forward and back, of which each rank has a quarter
+    assert learning.work(rows, SMALL, SMALL, how).gathered_bytes == pytest.approx(gathered)
+    reduced = 2 * 4 * 1200 * 3 / 4  # gradients in float32, after each micro-batch
+    whole = learning.work(rows, SMALL, SMALL, replace(how, adapters=False)).gathered_bytes
+    assert whole == pytest.approx(gathered + reduced)
+
+
 def test_several_updates_cost_their_launches_and_the_optimizer_its_bytes():
     speed = LearnerSpeed(flops=1e9, link_bytes_s=1e9, memory_bytes_s=1e6, update_s=0.5)
     once, four = (

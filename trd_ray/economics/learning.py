@@ -77,8 +77,8 @@ def work(rows: Sequence[Trained], student: ModelCosts, teacher: ModelCosts, how:
         batches = max(how.updates, -(-tokens // (how.ranks * how.micro_batch_tokens)))
         sides = 2 * student.parameters * student.width + teacher.parameters * teacher.width
         gathered = batches * sides * (how.ranks - 1) / how.ranks
-        if not how.adapters:  # the gradients, in float32
-            gathered += how.updates * 4.0 * student.parameters * (how.ranks - 1) / how.ranks
+        if not how.adapters:  # the gradients, in float32, after each micro-batch
+            gathered += batches * 4.0 * student.parameters * (how.ranks - 1) / how.ranks
     return LearnerWork(flops, gathered, c.OPTIMIZER_BYTES * how.trained_numbers / max(1, how.ranks), how.updates)
 
 
