@@ -117,6 +117,15 @@ def test_lengths_are_taken_from_any_run_and_rates_from_one_of_the_same_models(ru
     assert found.slower is None and found.sampler is None and found.lengths.of_run[0].raw == 100
 
 
+def test_rates_of_one_kind_of_gpu_are_not_those_of_another(run):
+    with_gpus(run, *["NVIDIA H100 80GB HBM3, 81559 MiB"] * 8)
+    of = predicted.case_of(run, config.stored(run.path / "recipe.yaml"))
+    assert predicted.measured(run, of).slower
+    with_gpus(run, *["NVIDIA A100-SXM4-80GB, 81920 MiB"] * 8)
+    found = predicted.measured(run, of)
+    assert found.slower is None and found.lengths.of_run[0].raw == 100
+
+
 def test_a_run_without_timed_rows_says_so(tmp_path):
     directory = RunDirectory.create(tmp_path / "r", config.load("paper_opd_1p7b", []))
     with pytest.raises(UserError, match="none of its rows says how long its sampling took"):

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from trd_ray.economics.batching import EngineRequest, serve_pool
 from trd_ray.economics.engine_speed import EngineSpeed
 from trd_ray.economics.learning import LearnerSpeed, LearnerWork, Trained
-from trd_ray.economics.workload import RunFacts, Row
+from trd_ray.economics.workload import Row, RunFacts
 
 MOST_OF_UPDATES = 0.8  # of the seconds of training: the rest is left to products
 FEWEST_ROWS = 4  # of a step, through which a line is drawn

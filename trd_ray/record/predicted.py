@@ -70,7 +70,7 @@ def measured(directory: RunDirectory, of: Case | None = None) -> Measured:
     if of is not None and not _alike(recipe, of.recipe):
         return Measured(name, lengths_of(rows, name))
     case = case_of(directory, recipe)
-    if of is not None and case.on_gpu != of.on_gpu:
+    if of is not None and _kind(case) != _kind(of):
         return Measured(name, lengths_of(rows, name))
     found = calibrated(rows, lines, _works(case, rows), base_of(case), name)
     if not lines or not found.steps:
@@ -85,6 +85,11 @@ def _alike(one: Recipe, other: Recipe) -> bool:
     return one.student.path == other.student.path and {t.teacher.path for t in one.by_teacher.values()} == {
         t.teacher.path for t in other.by_teacher.values()
     }
+
+
+def _kind(case: Case) -> str:
+    """The kind of machine whose rates are the same."""
+    return case.gpu[0].name if case.on_gpu else "CPU"
 
 
 def _works(case: Case, rows: Iterable[TimedRow]) -> dict:
