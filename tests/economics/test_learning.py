@@ -25,6 +25,13 @@ def test_the_flops_of_a_row_by_hand():
     assert learning.work([ROW], SMALL, SMALL, HOW).flops == pytest.approx(student + teacher + heads)
 
 
+def test_what_is_computed_twice_is_told_apart():
+    work = learning.work([ROW], SMALL, SMALL, HOW)
+    assert work.again == pytest.approx(2 * 1000 * 30 + 3.0 * 30**2)
+    once = learning.work([ROW], SMALL, SMALL, replace(HOW, checkpointing=False))
+    assert work.flops - work.again == pytest.approx(once.flops) and once.again == 0
+
+
 def test_all_weights_cost_a_third_more_of_the_student_and_no_checkpointing_a_quarter_less():
     def body(how: HowItTrains) -> float:
         alone = ModelCosts(1000, 1000, 8, 0.0, 0.0, 2, 2)

@@ -50,7 +50,7 @@ def test_idle_is_what_the_pools_leave_of_all_gpus():
     found = run_cost(case("paper_opsd_8b"))
     busy = sum(pool.busy * pool.gpus for pool in found.pools.values())
     assert found.idle == pytest.approx(1 - busy / 8)
-    assert found.mfu == pytest.approx(0.4, abs=0.02)
+    assert 0.35 < found.mfu < 0.4, "40% with what is computed twice"
 
 
 def test_faster_cards_are_faster_and_slower_ones_slower():

@@ -91,7 +91,7 @@ class RunCost:
     rollouts: int  # of a step
     gpus: float
     idle: float | None  # share of all GPUs' time; None without GPUs
-    mfu: float | None  # of the learner; None without GPUs
+    mfu: float | None  # of the learner, without what it computes twice; None without GPUs
     evaluations: int
     evaluation_s: float  # of one
     lengths: str
@@ -139,7 +139,7 @@ def run_cost(case: Case, draws: int = c.DRAWS) -> RunCost:
     step = mean_cost(costs)
     gpus = _gpus(case)
     peak = case.gpu[0].flops * ranks if gpus else 0.0
-    flops = sum(work.flops for work in works) / draws
+    flops = sum(work.flops - work.again for work in works) / draws
     pools = _pool_costs(case, setup, step)
     busy = sum(pool.busy * pool.gpus for pool in pools.values())
     return RunCost(

@@ -150,17 +150,16 @@ def _as_it_was_said(case: Case) -> str:
 
 def _learner(case: Case, own: RunCost, rows: Sequence[TimedRow], lines: Sequence[dict]) -> list[list[str]]:
     works = _works(case, rows)
-    flops = [works[line["step"]].flops for line in lines if line["step"] in works and line.get("seconds/train")]
-    took = [line["seconds/train"] for line in lines if line["step"] in works and line.get("seconds/train")]
-    if not flops:
+    found = [(works[n], took) for line in lines if (n := line["step"]) in works and (took := line.get("seconds/train"))]
+    if not found:
         return []
     ranks = case.recipe.learner.ranks
-    reached = sum(flops) / sum(took) / ranks
     if not case.on_gpu:
-        expected = fmean(flops) / own.step.train_s / ranks if own.step.train_s else 0.0
+        reached = median(work.flops / took for work, took in found) / ranks
+        expected = median(work.flops for work, _ in found) / own.step.train_s / ranks if own.step.train_s else 0.0
         return [["learner, GFLOP/s a rank", f"{expected / 1e9:.1f}", f"{reached / 1e9:.1f}"]]
-    peak = case.gpu[0].flops
-    return [["learner MFU", f"{own.mfu:.0%}" if own.mfu is not None else "-", f"{reached / peak:.0%}"]]
+    reached = median((work.flops - work.again) / took for work, took in found) / ranks / case.gpu[0].flops
+    return [["learner MFU", f"{own.mfu:.0%}" if own.mfu is not None else "-", f"{reached:.0%}"]]
 
 
 def idle_shares(rows: Sequence[TimedRow], lines: Sequence[dict]) -> dict[str, float]:
