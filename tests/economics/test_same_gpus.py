@@ -45,11 +45,18 @@ def test_what_made_the_former_recipe_slow_is_named(former):
 
 
 def test_a_balanced_recipe_keeps_its_split():
-    of = case("paper_opsd_8b")
+    of = case("paper_opsd_8b", "sync.in_flight=drain")
     found = same_gpus.faster(of, planner(of))
     assert not any("learner.workers" in one.typed for one in found)
     assert any("placement=shared" in one.typed for one in found)
     assert any("sync.in_flight=keep" in one.typed for one in found)
+
+
+def test_one_pool_is_tried_where_rollouts_go_on_with_newer_weights_too():
+    of = case("paper_opsd_8b", "sync.in_flight=keep")
+    overrides = next(o for group in same_gpus._kinds(of) for o, _ in group if "placement=shared" in o)
+    found = same_gpus.changed(of, overrides, planner(of))
+    assert found is not None and found.recipe.sync.in_flight == "drain"
 
 
 def test_turns_on_the_same_gpus_are_proposed_as_soon_as_a_recipe_may_take_them():

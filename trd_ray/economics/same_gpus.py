@@ -107,6 +107,8 @@ def _kinds(case: Case) -> Iterator[list[tuple[list[str], str]]]:
         return
     if r.placement == "separate" and r.refines and not r.teachers:
         shared = ["placement=shared", *(["sync.lora=adapter"] if r.learner.lora else [])]
+        if r.sync.in_flight == "keep" and r.learner.lora:  # refused beside adapters, which wait for nothing
+            shared.append("sync.in_flight=drain")
         pools = [a.spec for a in case.placed.actors if a.spec.name in ("sampler", "refiner")]
         if all(spec.gpus >= 1 for spec in pools):  # one engine more where the refiner's had been, else it has its share
             shared.append(f"sampler.replicas={sum(spec.replicas for spec in pools)}")
