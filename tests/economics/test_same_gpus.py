@@ -106,7 +106,7 @@ def test_the_text_holds_what_a_reader_needs():
     text = told.render(estimate)
     for part in (
         "8 H100, not measured", "-10 to +40%", "a step of 512 rollouts:", "sampling", "refining", "training", "sync",
-        "at work", "tokens/s", "MFU 3", "idle: 12% of the GPUs' time", "79 steps: 11", "2 evaluations", "GPU-hours",
+        "at work", "tokens/s", "MFU 3", "idle: 5% of the GPUs' time", "79 steps: 10", "2 evaluations", "GPU-hours",
         "at 2.5 a GPU-hour", "an epoch of 40,245 rollouts", "plain OPSD on the same GPUs", "faster with the same GPUs",
     ):  # fmt: skip
         assert part in text, part

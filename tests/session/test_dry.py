@@ -148,7 +148,7 @@ def test_what_cannot_be_shown_is_one_sentence(command, arguments, told, capsys):
 def test_a_dry_run_says_what_a_run_costs(capsys):
     _, said = dry(capsys, "train", "paper_opsd_8b", "--on", "8xH100", "--price", "2.5")
     for part in ("a step of 512 rollouts:", "idle:", "79 steps:", "at 2.5 a GPU-hour", "plain OPSD on the same GPUs",
-                 "faster with the same GPUs:", "placement=shared sync.lora=adapter"):  # fmt: skip
+                 "faster with the same GPUs:", "sampler.extra="):  # fmt: skip
         assert part in said, part
     assert "assumed" in said and "not measured" in said
     tree = json.loads(dry(capsys, "train", "paper_opsd_8b", "--on", "8xH100", "--price", "2.5", "--json")[1])
