@@ -66,6 +66,15 @@ def test_turns_on_the_same_gpus_are_proposed_as_soon_as_a_recipe_may_take_them()
     assert any("placement=timeshare" in overrides for overrides in kinds) == there
 
 
+def test_an_engine_s_own_arguments_stay_as_they_are_beside_a_proposed_one():
+    own = {"max_num_batched_tokens": 8192, "seed": None, "quantization": "a, b: c", "compilation_config": {"level": 3}}
+    typed = same_gpus._with(own, "kv_cache_dtype", "fp8")
+    tree = {"sampler": {}}
+    config.apply_override(tree, f"sampler.extra={typed}")
+    assert tree == {"sampler": {"extra": own | {"kv_cache_dtype": "fp8"}}} and "\n" not in typed
+    assert same_gpus._with({}, "kv_cache_dtype", "fp8") == "{kv_cache_dtype: fp8}"
+
+
 def test_splits_take_all_gpus_and_are_few():
     found = same_gpus.splits(case("paper_opsd_8b"), 8)
     assert 6 <= len(found) <= same_gpus.MOST_SPLITS

@@ -6,10 +6,13 @@
 Every change is a recipe that loads and whose placement fits. Hours are compared for as many rollouts as the case has.
 """
 
+import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
+
+import yaml
 
 from trd_ray.config import Recipe, apply_override, from_tree
 from trd_ray.economics import constants
@@ -135,8 +138,7 @@ def _placements() -> tuple[str, ...]:
 
 
 def _with(extra: dict[str, Any], key: str, value: str) -> str:
-    inside = ", ".join(f"{name}: {one}" for name, one in (extra | {key: value}).items())
-    return "{" + inside + "}"
+    return yaml.safe_dump(extra | {key: value}, default_flow_style=True, sort_keys=False, width=math.inf).strip()
 
 
 def splits(case: Case, gpus: int) -> list[list[str]]:
