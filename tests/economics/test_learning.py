@@ -1,10 +1,11 @@
 """Seconds of training, by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from trd_ray.economics import learning
+from trd_ray.economics import constants, learning
 from trd_ray.economics.engine_speed import gpu_of
 from trd_ray.economics.learning import HowItTrains, LearnerSpeed, Trained
 from trd_ray.economics.model_costs import ModelCosts, model_costs
@@ -14,6 +15,14 @@ SMALL = ModelCosts(parameters=1200, body=1000, kv_bytes=8, attention=3.0, head=2
 HOW = HowItTrains(adapters=True, checkpointing=True, updates=1, micro_batch_tokens=1000, trained_numbers=10, ranks=1)
 ROW = Trained(student_prompt=10, teacher_prompt=40, response=20)
 H100 = gpu_of("H100", 80)[0]
+
+
+def test_no_number_is_assumed_that_nothing_uses():
+    package = Path(learning.__file__).parents[1]
+    text = " ".join(path.read_text() for path in package.rglob("*.py") if path.name != "constants.py")
+    names = {name for name in vars(constants) if name.isupper()}
+    own = Path(constants.__file__).read_text()
+    assert {name for name in names if name not in text and own.count(name) < 2} == set()
 
 
 def test_the_flops_of_a_row_by_hand():
