@@ -131,7 +131,7 @@ def test_a_recipe_without_lengths_is_planned_by_those_that_its_context_leaves(ca
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--on", "8xH100"], "--on say what --dry-run shows: add --dry-run"),
+        (["--on", "8xH100"], "--on says what --dry-run shows: add --dry-run"),
         (["--json"], "add --dry-run, or leave --json out"),
         (["--dry-run", "--on", "8x80"], "--on 8x80 does not say which GPUs: describe a cluster as"),
         (["--dry-run", "--on", "8xH100", "--gpu-gib", "40"], "leave --gpu-gib out"),
@@ -180,7 +180,8 @@ def test_a_cpu_is_said_to_be_known_from_one_machine_alone(capsys):
     ("arguments", "why"),
     [
         (["train", "paper_opsd_8b", "--dry-run", "--on", "8xH100", "--like", "no/such/run"], "is no run directory"),
-        (["train", "paper_opsd_8b", "--price", "2"], "--price say what --dry-run shows"),
+        (["train", "paper_opsd_8b", "--price", "2", "--json"], "--json and --price say what --dry-run shows"),
+        (["train", "paper_opsd_8b", "--price", "2"], "--price says what --dry-run shows"),
         (["evaluate", "Qwen/Qwen3-8B", "--dry-run", "--on", "8xH100", "--price", "2"], "trains or refines"),
     ],
 )
