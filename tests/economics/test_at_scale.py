@@ -41,7 +41,7 @@ def test_a_step_is_never_shorter_than_the_fullest_process_lets_rows_through(weak
 
 
 def test_the_same_rollouts_on_more_gpus_are_bound_by_the_longest_of_them():
-    lines = scale.table("paper_opsd_8b", [], strong=True)
+    lines = scale.table("paper_opsd_8b", ["sync.in_flight=drain"], strong=True)
     assert all(one.rollouts == 512 for one in lines)
     assert lines[-1].efficiency < 0.1 and lines[-1].step_s > 16_384 * 7e-3, "a rollout of 16,384 tokens alone"
     assert "raise rollouts_per_step" in breaks_first(lines)

@@ -145,6 +145,11 @@ def test_the_names_that_nvml_gives_are_found(kind, gib, name):
     assert gpu.name == name and not is_assumed
 
 
+@pytest.mark.parametrize("kind", ["RTX A4000", "NVIDIA RTX A4000", "L400"])
+def test_a_card_whose_name_begins_like_another_s_is_not_taken_for_it(kind):
+    assert gpu_of(kind, 16)[1]
+
+
 @pytest.mark.parametrize(("gib", "name"), [(80, "H100"), (140, "H200"), (40, "A100-40G"), (24, "RTX4090"), (8, "L4")])
 def test_a_gpu_of_which_only_the_memory_is_known_is_said_to_be_assumed(gib, name):
     assert (gpu_of("", gib)[0].name, gpu_of("", gib)[1]) == (name, True)

@@ -8,6 +8,7 @@ from statistics import median
 
 import pytest
 
+from priced import case as case_on_gpus
 from trd_ray import config
 from trd_ray.economics import learning
 from trd_ray.economics.batching import EngineRequest, serve_pool
@@ -15,7 +16,7 @@ from trd_ray.economics.calibration import Measured, ModelledSpeeds, Timed, Timed
 from trd_ray.economics.engine_speed import EngineSpeed
 from trd_ray.economics.learning import HowItTrains, LearnerSpeed, Trained
 from trd_ray.economics.model_costs import ModelCosts
-from trd_ray.economics.run_cost import Case, base_of, run_cost, work_of
+from trd_ray.economics.run_cost import Case, base_of, engine_speed, learner_speed, run_cost, work_of
 from trd_ray.economics.step_cost import PoolSetup, Setup, step_cost
 from trd_ray.economics.workload import Row
 from trd_ray.models import ModelFacts
@@ -154,6 +155,39 @@ def test_a_recorded_cpu_run_predicts_another_within_30_percent(like, predicts, o
     again = run_cost(replace(miniature(), measured=measured)).step.step_s
     assert again == pytest.approx(own, rel=0.15), "its own steps"
     assert run_cost(replace(case, measured=measured)).step.step_s == pytest.approx(recorded_s(predicts), rel=0.3)
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["sampler.replicas=4", "refiner.replicas=3"], ["learner.workers=2"]], ids=" ".join
+)
+def test_a_run_as_fast_as_the_model_says_changes_no_estimate_of_others(overrides):
+    like = base_of(miniature())
+    even = Measured(
+        "a run", miniature().lengths, like.sampler, like.refiner, like.learner,
+        slower={"sampler": 1.0, "refiner": 1.0, "learner": 1.0},
+    )  # fmt: skip
+    case = miniature(*overrides)
+    known = replace(case, measured=even)
+    assert engine_speed(known, "sampler") == engine_speed(case, "sampler")
+    assert engine_speed(known, "refiner") == engine_speed(case, "refiner")
+    assert learner_speed(known) == learner_speed(case), "two ranks have a core each, whatever the run had"
+
+
+def test_engines_that_crowd_their_cores_are_not_slowed_down_twice():
+    crowded = miniature("sampler.replicas=4")
+    assert base_of(crowded).sampler.launch_s == pytest.approx(2 * base_of(miniature()).sampler.launch_s)
+
+
+def test_a_cache_of_half_the_width_is_faster_with_the_rates_of_a_run_too():
+    of = case_on_gpus("paper_opd_1p7b")
+    like = base_of(of)
+    slow = Measured("a run", of.lengths, like.sampler, like.refiner, like.learner,
+                    slower={"sampler": 2.0, "refiner": 1.0, "learner": 1.0})  # fmt: skip
+    narrow = case_on_gpus("paper_opd_1p7b", "sampler.extra={kv_cache_dtype: fp8}")
+    before, after = (engine_speed(replace(one, measured=slow), "sampler") for one in (of, narrow))
+    assert before.cached_token_s == pytest.approx(2 * like.sampler.cached_token_s)
+    assert after.cached_token_s == pytest.approx(before.cached_token_s / 2)
+    assert after.cache_tokens == pytest.approx(2 * before.cache_tokens, rel=0.01)
 
 
 def test_measured_cpu_constants_meet_the_recorded_step_without_a_run_to_go_by():

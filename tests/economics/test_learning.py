@@ -1,10 +1,11 @@
 """Seconds of training, by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from trd_ray.economics import learning
+from trd_ray.economics import constants, learning
 from trd_ray.economics.engine_speed import gpu_of
 from trd_ray.economics.learning import HowItTrains, LearnerSpeed, Trained
 from trd_ray.economics.model_costs import ModelCosts, model_costs
@@ -16,6 +17,14 @@ ROW = Trained(student_prompt=10, teacher_prompt=40, response=20)
 H100 = gpu_of("H100", 80)[0]
 
 
+def test_no_number_is_assumed_that_nothing_uses():
+    package = Path(learning.__file__).parents[1]
+    text = " ".join(path.read_text() for path in package.rglob("*.py") if path.name != "constants.py")
+    names = {name for name in vars(constants) if name.isupper()}
+    own = Path(constants.__file__).read_text()
+    assert {name for name in names if name not in text and own.count(name) < 2} == set()
+
+
 def test_the_flops_of_a_row_by_hand():
     student = (
         2 * 1000 * 3 * 30 + 3.0 * (1 + 1 + 2.5) * 30**2
@@ -23,6 +32,13 @@ def test_the_flops_of_a_row_by_hand():
     teacher = 2 * 1000 * 60 + 3.0 * 60**2
     heads = 20 * 200.0 * (1 + 2)
     assert learning.work([ROW], SMALL, SMALL, HOW).flops == pytest.approx(student + teacher + heads)
+
+
+def test_what_is_computed_twice_is_told_apart():
+    work = learning.work([ROW], SMALL, SMALL, HOW)
+    assert work.again == pytest.approx(2 * 1000 * 30 + 3.0 * 30**2)
+    once = learning.work([ROW], SMALL, SMALL, replace(HOW, checkpointing=False))
+    assert work.flops - work.again == pytest.approx(once.flops) and once.again == 0
 
 
 def test_all_weights_cost_a_third_more_of_the_student_and_no_checkpointing_a_quarter_less():
@@ -67,6 +83,17 @@ def test_ranks_divide_products_until_the_network_binds():
     how = replace(HOW, ranks=8, micro_batch_tokens=38_912)
     work = learning.work(rows, costs, costs, how)
     assert learning.training_s(work, slow, 8) == pytest.approx(work.gathered_bytes / 1e9, rel=0.01)
+
+
+def test_the_bytes_between_ranks_by_hand():
+    rows = [ROW] * 100  # 60 tokens each: on 4 ranks of 1,000 tokens a micro-batch, 2 of them
+    how = replace(HOW, ranks=4)
+    student, teacher = 1200 * 2, 1200 * 2
+    gathered = 2 * (2 * student + teacher) * 3 / 4  # forward and back, of which each rank has a quarter
+    assert learning.work(rows, SMALL, SMALL, how).gathered_bytes == pytest.approx(gathered)
+    reduced = 2 * 4 * 1200 * 3 / 4  # gradients in float32, after each micro-batch
+    whole = learning.work(rows, SMALL, SMALL, replace(how, adapters=False)).gathered_bytes
+    assert whole == pytest.approx(gathered + reduced)
 
 
 def test_several_updates_cost_their_launches_and_the_optimizer_its_bytes():

@@ -29,14 +29,15 @@ def test_the_recipes_as_they_stood_would_have_taken_days():
 
 def test_the_recipes_of_today_take_hours_like_the_paper_s_runs():
     opsd, opd = run_cost(case("paper_opsd_8b")), run_cost(case("paper_opd_1p7b"))
-    assert opsd.training_h <= 12 and opd.training_h <= 9
+    assert opsd.hours <= 12 and opd.hours <= 9, "with evaluations and start"
     assert opsd.idle < 0.2 and opd.idle < 0.2
     assert opsd.evaluations == 2 and 0.5 < opsd.evaluating_h < 1.5
     assert opsd.hours == pytest.approx(opsd.training_h + opsd.evaluating_h, abs=0.3)
 
 
 def test_one_pool_for_both_is_faster_and_nothing_waits():
-    apart, shared = run_cost(case("paper_opsd_8b")), run_cost(case("paper_opsd_8b_shared"))
+    apart = run_cost(case("paper_opsd_8b", "sync.in_flight=drain"))
+    shared = run_cost(case("paper_opsd_8b_shared"))
     assert shared.training_h < 0.92 * apart.training_h and shared.idle < 0.08
     assert set(shared.pools) == {"sampler", "learner"} and set(apart.pools) == {"sampler", "refiner", "learner"}
 
@@ -50,7 +51,7 @@ def test_idle_is_what_the_pools_leave_of_all_gpus():
     found = run_cost(case("paper_opsd_8b"))
     busy = sum(pool.busy * pool.gpus for pool in found.pools.values())
     assert found.idle == pytest.approx(1 - busy / 8)
-    assert found.mfu == pytest.approx(0.4, abs=0.02)
+    assert 0.35 < found.mfu < 0.4, "40% with what is computed twice"
 
 
 def test_faster_cards_are_faster_and_slower_ones_slower():

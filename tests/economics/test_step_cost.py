@@ -12,6 +12,7 @@ from trd_ray.economics.model_costs import model_costs
 from trd_ray.economics.step_cost import PoolSetup, Setup, blocks, mean_cost, step_cost, sync_seconds
 from trd_ray.economics.workload import Row, assumed
 from trd_ray.known_models import known
+from trd_ray.record import bounds
 
 EVEN = EngineSpeed(
     launch_s=0.01, weights_s=0.0, product_s=0.0, sequence_s=0.0, cached_token_s=0.0, prefill_token_s=0.0,
@@ -40,8 +41,20 @@ def test_blocks_keep_refining_from_beginning():
 
 
 def test_one_step_of_staleness_hides_training_behind_sampling():
-    assert step(staleness=1).step_s == pytest.approx(max(4.0, 0.5 + 3.0) + 0.75)
-    assert step(staleness=1, train_s=9.0).step_s == pytest.approx(0.5 + 9.0 + 0.75)
+    assert step(staleness=1).step_s == pytest.approx(4.0 + 0.75)
+    found = step(staleness=1, train_s=9.0)
+    assert found.step_s == pytest.approx(9.0 + 0.75), "what is refined in 4.5 s waits for the training before it"
+    assert step(staleness=1, train_s=3.9).step_s == pytest.approx((4.5 + 3.9) / 2 + 0.75)
+
+
+@pytest.mark.parametrize("staleness", [1, 2])
+@pytest.mark.parametrize("in_flight", ["drain", "keep"])
+@pytest.mark.parametrize("train_s", [0.5, 3.0, 3.9, 9.0])
+def test_a_step_is_as_long_as_the_bound_that_summaries_measure_against(staleness, in_flight, train_s):
+    found = step(staleness=staleness, drains=in_flight == "drain", train_s=train_s)
+    slowest = bounds.StepSeconds(4.0, 0.5, train_s)
+    full = 2.0 if in_flight == "keep" else 0.0  # the sampler's mean work, of rollouts under way side by side
+    assert found.step_s - 0.75 == pytest.approx(max(full, bounds.bound(slowest, staleness, in_flight)), rel=0.05)
 
 
 def test_rollouts_that_go_on_with_new_weights_are_bound_by_work_and_by_the_slowest_row():

@@ -82,12 +82,12 @@ def test_idle_shares_are_what_the_requests_leave_of_the_steps(run):
     assert found["learner"] == pytest.approx(1 - TRAIN_S / STEP_S)
 
 
-def test_mfu_is_the_flops_of_the_rows_over_what_the_card_could(run):
+def test_mfu_is_the_flops_of_the_rows_that_no_checkpointing_repeats_over_what_the_card_could(run):
     with_gpus(run, *["NVIDIA H100 80GB HBM3, 81559 MiB"] * 8)
     recipe = config.stored(run.path / "recipe.yaml")
     case = predicted.case_of(run, recipe)
     table = predicted.section(run, recipe, run.read_metrics())
-    flops = 4 * (2 * 1.41e9 * 3 * 30 + 2 * 6.95e9 * 70 + 21 * 2 * 151_936 * (4096 + 2 * 2048))
+    flops = 4 * (2 * 1.41e9 * 2 * 30 + 2 * 6.95e9 * 70 + 21 * 2 * 151_936 * (4096 + 2 * 2048))
     said = [cell.strip() for cell in table.partition("| learner MFU |")[2].partition("\n")[0].split("|")]
     assert said[1] == f"{flops / TRAIN_S / case.gpu[0].flops:.0%}" and case.gpu[0].name == "H100"
 
@@ -96,6 +96,16 @@ def test_without_gpus_the_learner_s_rate_stands_in_place_of_its_share(run):
     recipe = config.stored(run.path / "recipe.yaml")
     table = predicted.section(run, recipe, run.read_metrics())
     assert "GFLOP/s a rank" in table and "MFU" not in table and "CPU cores" in table
+
+
+def test_one_slow_step_does_not_move_the_rate_away_from_the_seconds_that_stand_above_it(run):
+    recipe, metrics = config.stored(run.path / "recipe.yaml"), run.read_metrics()
+    late = [line | {"seconds/train": 40 * TRAIN_S} if line["step"] == 3 else line for line in metrics]
+    usual, found = (
+        predicted.section(run, recipe, lines).partition("GFLOP/s a rank")[2].partition("\n")[0]
+        for lines in (metrics, late)
+    )
+    assert found == usual
 
 
 def test_a_run_without_times_has_no_such_table(run):
@@ -115,6 +125,15 @@ def test_lengths_are_taken_from_any_run_and_rates_from_one_of_the_same_models(ru
     student, teachers = facts_of_recipe(other)
     found = predicted.measured(run, replace(same, recipe=other, student=student, teachers=teachers))
     assert found.slower is None and found.sampler is None and found.lengths.of_run[0].raw == 100
+
+
+def test_rates_of_one_kind_of_gpu_are_not_those_of_another(run):
+    with_gpus(run, *["NVIDIA H100 80GB HBM3, 81559 MiB"] * 8)
+    of = predicted.case_of(run, config.stored(run.path / "recipe.yaml"))
+    assert predicted.measured(run, of).slower
+    with_gpus(run, *["NVIDIA A100-SXM4-80GB, 81920 MiB"] * 8)
+    found = predicted.measured(run, of)
+    assert found.slower is None and found.lengths.of_run[0].raw == 100
 
 
 def test_a_run_without_timed_rows_says_so(tmp_path):

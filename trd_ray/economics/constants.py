@@ -71,7 +71,6 @@ HEAD_STORE_GIB = 30.0  # of the object store of a head with 128 GiB, as Ray size
 
 # Starting: weights from local disks, compilation, CUDA graphs, Ray Train's group.
 START_S = 240.0
-CHECKPOINT_S = 5.0  # that the run waits for each; the writing goes on beside it
 
 # Lengths, where no run gives them: the paper's, of Qwen3-8B on DeepScaleR (arXiv:2606.08432): medians of y_o, y_r, y*.
 # Spreads: y_o's is lognormal with a mean of 8.6k and 12% at the limit of 16,384; y_r's is narrower.

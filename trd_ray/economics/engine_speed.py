@@ -7,6 +7,7 @@ An iteration reads all weights once and the keys and values of every sequence, a
 the longer of reading the weights and multiplying by them, and then the attention, which is bound by memory.
 """
 
+import re
 from dataclasses import dataclass, replace
 
 from trd_ray.economics import constants as c
@@ -89,7 +90,8 @@ def on_cpu(model: ModelCosts, cores: float, *, cache_gib: float = 0.0, most_sequ
 def gpu_of(kind: str, gib: float | None) -> tuple[Gpu, bool]:
     """The GPU of a kind, as NVML or `--on` names it, and whether it had to be assumed from its memory."""
     words = kind.upper().replace("-", " ").replace("_", " ")
-    found = [gpu for gpu in c.GPUS if all(word in words.replace(" ", "") for word in [_plain(gpu.name)])]
+    # Spaces may be anywhere, but no digit may follow: an A4000 is no A40.
+    found = [gpu for gpu in c.GPUS if re.search(" ?".join(_plain(gpu.name)) + r"(?!\d)", words)]
     if "A100" in words and not found:
         found = [gpu for gpu in c.GPUS if gpu.name.startswith("A100") and abs(gpu.gib - (gib or 80)) < 15]
     if found:

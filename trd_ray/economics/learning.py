@@ -37,6 +37,7 @@ class HowItTrains:
 @dataclass(frozen=True)
 class LearnerWork:
     flops: float
+    again: float  # of these, activations that are computed anew: an MFU leaves them out
     gathered_bytes: float  # that every rank receives and sends
     optimizer_bytes: float  # of each rank
     updates: int
@@ -64,11 +65,13 @@ def on_cpu_speed(cores: float) -> LearnerSpeed:
 
 def work(rows: Sequence[Trained], student: ModelCosts, teacher: ModelCosts, how: HowItTrains) -> LearnerWork:
     passes = 2 + how.checkpointing + (not how.adapters)  # forward, back to the inputs, again, to the weights
-    flops = 0.0
+    flops = again = 0.0
     for row in rows:
         seen, taught = row.student_prompt + row.response, row.teacher_prompt + row.response
         flops += 2.0 * student.body * passes * seen
         flops += student.attention * (1 + how.checkpointing + c.ATTENTION_BACKWARD) * seen * seen
+        if how.checkpointing:
+            again += 2.0 * student.body * seen + student.attention * seen * seen
         flops += 2.0 * teacher.body * taught + teacher.attention * taught * taught
         flops += row.response * (teacher.head + student.head * (2 + (not how.adapters)))
     gathered = 0.0
@@ -77,9 +80,9 @@ def work(rows: Sequence[Trained], student: ModelCosts, teacher: ModelCosts, how:
         batches = max(how.updates, -(-tokens // (how.ranks * how.micro_batch_tokens)))
         sides = 2 * student.parameters * student.width + teacher.parameters * teacher.width
         gathered = batches * sides * (how.ranks - 1) / how.ranks
-        if not how.adapters:  # the gradients, in float32
-            gathered += how.updates * 4.0 * student.parameters * (how.ranks - 1) / how.ranks
-    return LearnerWork(flops, gathered, c.OPTIMIZER_BYTES * how.trained_numbers / max(1, how.ranks), how.updates)
+        if not how.adapters:  # the gradients, in float32, after each micro-batch
+            gathered += batches * 4.0 * student.parameters * (how.ranks - 1) / how.ranks
+    return LearnerWork(flops, again, gathered, c.OPTIMIZER_BYTES * how.trained_numbers / max(1, how.ranks), how.updates)
 
 
 def training_s(found: LearnerWork, speed: LearnerSpeed, ranks: int) -> float:

@@ -91,7 +91,7 @@ class RunCost:
     rollouts: int  # of a step
     gpus: float
     idle: float | None  # share of all GPUs' time; None without GPUs
-    mfu: float | None  # of the learner; None without GPUs
+    mfu: float | None  # of the learner, without what it computes twice; None without GPUs
     evaluations: int
     evaluation_s: float  # of one
     lengths: str
@@ -139,7 +139,7 @@ def run_cost(case: Case, draws: int = c.DRAWS) -> RunCost:
     step = mean_cost(costs)
     gpus = _gpus(case)
     peak = case.gpu[0].flops * ranks if gpus else 0.0
-    flops = sum(work.flops for work in works) / draws
+    flops = sum(work.flops - work.again for work in works) / draws
     pools = _pool_costs(case, setup, step)
     busy = sum(pool.busy * pool.gpus for pool in pools.values())
     return RunCost(
@@ -216,20 +216,32 @@ def work_of(case: Case, rows: Sequence[Trained]) -> LearnerWork:
 
 
 def learner_speed(case: Case, modelled: bool = False) -> LearnerSpeed:
-    if case.measured and case.measured.learner and not modelled:
-        return case.measured.learner
     if case.on_gpu:
-        return learning.on_gpu_speed(case.gpu[0], case.several_nodes)
-    return learning.on_cpu_speed(max(1.0, case.cores / max(1, _count(case, "learner"))))
+        speed = learning.on_gpu_speed(case.gpu[0], case.several_nodes)
+    else:
+        speed = learning.on_cpu_speed(max(1.0, case.cores / max(1, _count(case, "learner"))))
+    found = case.measured
+    if modelled or not (found and found.learner and found.slower):
+        return speed
+    return replace(found.learner, flops=speed.flops / found.slower["learner"], link_bytes_s=speed.link_bytes_s)
 
 
 def engine_speed(case: Case, role: str, modelled: bool = False) -> EngineSpeed:
-    """Of a pool's engines; `modelled` without what a run measured."""
+    """Of a pool's engines, as much slower than the model says as those of the run that was measured.
+
+    `modelled` leaves the run out. Engines that a run did not have (another width, cache or placement) differ from its
+    own as the model has it.
+    """
+    speed, found = _modelled_engine(case, role).slower(_crowd(case, role)), case.measured
+    known = found and (found.sampler if role == SAMPLER else found.refiner)
+    if modelled or not (found and found.slower and known):
+        return speed
+    return replace(speed.slower(found.slower["sampler" if role == SAMPLER else "refiner"]), request_s=known.request_s)
+
+
+def _modelled_engine(case: Case, role: str) -> EngineSpeed:
     r = case.recipe
     pool = r.sampler if role == SAMPLER else next(iter(r.by_teacher.values())).refiner
-    found = case.measured
-    if not modelled and found and (known := found.sampler if role == SAMPLER else found.refiner):
-        return replace(known, most_sequences=pool.max_concurrent)
     facts = case.student if role == SAMPLER else max(case.teachers.values(), key=lambda one: one.parameters)
     width = BYTES[pool.dtype or r.learner.dtype]
     costs = model_costs(facts, width)
@@ -259,11 +271,11 @@ def setup_of(case: Case) -> Setup:
     measured = case.measured
     trains = _count(case, "learner") > 0
     engines = _count(case, SAMPLER)
-    sampler = PoolSetup(engines, engine_speed(case, SAMPLER).slower(_crowd(case, SAMPLER)))
+    sampler = PoolSetup(engines, engine_speed(case, SAMPLER))
     refiner = None
     if r.refines:
         count = _count(case, "refiner") or engines
-        alone = PoolSetup(count, engine_speed(case, "refiner").slower(_crowd(case, "refiner")))
+        alone = PoolSetup(count, engine_speed(case, "refiner"))
         refiner = sampler if r.placement != "separate" and r.teacher.mode == "opsd" else alone
     adapter = r.sync.lora == "adapter" and r.learner.lora is not None
     block = r.stream.rows_per_block or (ROWS_OF_SHORT if r.sampler.response_tokens <= SHORT_TOKENS else 1)

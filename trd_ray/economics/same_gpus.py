@@ -6,12 +6,16 @@
 Every change is a recipe that loads and whose placement fits. Hours are compared for as many rollouts as the case has.
 """
 
+import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
+import yaml
+
 from trd_ray.config import Recipe, apply_override, from_tree
+from trd_ray.economics import constants
 from trd_ray.economics.run_cost import Case, RunCost, run_cost
 from trd_ray.errors import UserError
 from trd_ray.preflight.placement import Placement
@@ -57,22 +61,31 @@ def changed(case: Case, overrides: Sequence[str], plan: Plan) -> Case | None:
 
 def faster(case: Case, plan: Plan) -> list[Change]:
     """What saves at least LEAST_GAIN of the time, of each kind of change the best."""
-    now = run_cost(case, draws=1).step.step_s / case.recipe.rollouts_per_step
-    found = []
-    for group in _kinds(case):
-        tried = [one for overrides, note in group if (one := _tried(case, overrides, note, plan, now))]
-        best = max(tried, key=lambda change: change.gain, default=None)
-        if best and best.gain >= LEAST_GAIN:
-            found.append(best)
+    now = _each(run_cost(case), case)
+    bests = [_best(case, group, plan, now) for group in _kinds(case)]
+    found = [one for one in bests if one and one.gain >= LEAST_GAIN]
     return sorted(found, key=lambda change: -change.gain)[:SHOWN]
 
 
-def _tried(case: Case, overrides: Sequence[str], note: str, plan: Plan, now: float) -> Change | None:
+def _best(case: Case, group: Sequence[tuple[Sequence[str], str]], plan: Plan, now: float) -> Change | None:
+    """The fastest, found on one draw of the lengths, and costed on as many as the case itself."""
+    tried = [one for overrides, note in group if (one := _tried(case, overrides, note, plan, now, draws=1))]
+    best = min(tried, key=lambda change: change.s_a_rollout, default=None)
+    return _tried(case, best.overrides, best.note, plan, now) if best else None
+
+
+def _each(cost: RunCost, of: Case) -> float:
+    return cost.step.step_s / of.recipe.rollouts_per_step
+
+
+def _tried(
+    case: Case, overrides: Sequence[str], note: str, plan: Plan, now: float, draws: int = constants.DRAWS
+) -> Change | None:
     other = changed(case, overrides, plan)
     if other is None:
         return None
-    cost = run_cost(other, draws=1)
-    each = cost.step.step_s / other.recipe.rollouts_per_step
+    cost = run_cost(other, draws)
+    each = _each(cost, other)
     return Change(tuple(overrides), cost, each, 1 - each / now, note)
 
 
@@ -97,6 +110,8 @@ def _kinds(case: Case) -> Iterator[list[tuple[list[str], str]]]:
         return
     if r.placement == "separate" and r.refines and not r.teachers:
         shared = ["placement=shared", *(["sync.lora=adapter"] if r.learner.lora else [])]
+        if r.sync.in_flight == "keep" and r.learner.lora:  # refused beside adapters, which wait for nothing
+            shared.append("sync.in_flight=drain")
         pools = [a.spec for a in case.placed.actors if a.spec.name in ("sampler", "refiner")]
         if all(spec.gpus >= 1 for spec in pools):  # one engine more where the refiner's had been, else it has its share
             shared.append(f"sampler.replicas={sum(spec.replicas for spec in pools)}")
@@ -123,8 +138,7 @@ def _placements() -> tuple[str, ...]:
 
 
 def _with(extra: dict[str, Any], key: str, value: str) -> str:
-    inside = ", ".join(f"{name}: {one}" for name, one in (extra | {key: value}).items())
-    return "{" + inside + "}"
+    return yaml.safe_dump(extra | {key: value}, default_flow_style=True, sort_keys=False, width=math.inf).strip()
 
 
 def splits(case: Case, gpus: int) -> list[list[str]]:
@@ -162,14 +176,13 @@ def plain_opd(case: Case, plan: Plan) -> Change | None:
     if r.placement != "separate":
         plain.append("placement=separate")
     gpus = round(sum(a.spec.replicas * a.spec.gpus for a in case.placed.actors))
-    now = run_cost(case, draws=1).step.step_s / r.rollouts_per_step
+    now = _each(run_cost(case), case)
     if not case.on_gpu:
         return _tried(case, plain, "", plan, now)
     taken = sum(a.spec.gpus * a.spec.replicas for a in case.placed.actors if a.spec.name != "learner")
-    wide = r.sampler.tensor_parallel
-    first = changed(case, [*plain, f"sampler.replicas={max(1, int(taken) // wide)}"], plan)
+    apart = [*plain, f"sampler.replicas={max(1, int(taken) // r.sampler.tensor_parallel)}"]
+    first = changed(case, apart, plan)
     if first is None:
         return _tried(case, plain, "", plan, now)
-    tried = [_tried(case, [*plain, *split], "", plan, now) for split in splits(first, gpus)[:MOST_PLAIN]]
-    tried.append(_tried(case, [*plain, f"sampler.replicas={max(1, int(taken) // wide)}"], "", plan, now))
-    return max((one for one in tried if one), key=lambda change: change.gain, default=None)
+    group = [([*plain, *split], "") for split in splits(first, gpus)[:MOST_PLAIN]]
+    return _best(case, [*group, (apart, "")], plan, now)

@@ -6,10 +6,10 @@ What binds a step, with k = stream.max_staleness:
 
     k = 0                sampling, refining (which begins with the first rollout that is done), training, sync: one
                          after the other
-    k >= 1, draining     the longest of: all rollouts of a step sampled; what refining still takes after that, and
-                         training; the work of the fullest pool
-    k >= 1, keeping      the longest of: the work of each pool, training, and (S + R + T) / (k + 1) of the slowest row;
-                         rollouts under way are read again by the engines after each sync
+    k >= 1, draining     the longest of: all rollouts of a step sampled, training, the work of the refiner, and the
+                         three one after the other, divided by k + 1 (see record/bounds.py)
+    k >= 1, keeping      the same, but with the work of the sampler in place of its longest rollout; rollouts under way
+                         are read again by the engines after each sync
     never                the work of the fullest of the three
     shares of a GPU      besides, the sum of the work of all that sit on it
     in turn              (timeshare) sampling on all GPUs, refining on all, training on all, and the changes between
@@ -123,13 +123,12 @@ def _separate(s: Setup, rows: Sequence[Row], train_s: float, earlier: Sequence[R
         ends = max(ends, engines)
     if k == 0:
         work = ends + train_s
-    elif k != "never" and s.drains:
-        tail = max(0.0, ends - S - (k - 1) * S)
-        work = max(S, tail + train_s, full)
     else:
-        busy["sampler"] = _flowing(s, rows, earlier)
+        waits = k != "never" and s.drains
+        if not waits:
+            busy["sampler"] = _flowing(s, rows, earlier)
         least = (ends + train_s) / (k + 1) if k != "never" else 0.0
-        work = max(least, train_s, busy["sampler"], full)
+        work = max(least, train_s, S if waits else busy["sampler"], full)
         if s.refiner:
             busy["refiner"] = max(full, min(busy["refiner"], work))
     if s.share:

@@ -70,7 +70,7 @@ def measured(directory: RunDirectory, of: Case | None = None) -> Measured:
     if of is not None and not _alike(recipe, of.recipe):
         return Measured(name, lengths_of(rows, name))
     case = case_of(directory, recipe)
-    if of is not None and case.on_gpu != of.on_gpu:
+    if of is not None and _kind(case) != _kind(of):
         return Measured(name, lengths_of(rows, name))
     found = calibrated(rows, lines, _works(case, rows), base_of(case), name)
     if not lines or not found.steps:
@@ -85,6 +85,11 @@ def _alike(one: Recipe, other: Recipe) -> bool:
     return one.student.path == other.student.path and {t.teacher.path for t in one.by_teacher.values()} == {
         t.teacher.path for t in other.by_teacher.values()
     }
+
+
+def _kind(case: Case) -> str:
+    """The kind of machine whose rates are the same."""
+    return case.gpu[0].name if case.on_gpu else "CPU"
 
 
 def _works(case: Case, rows: Iterable[TimedRow]) -> dict:
@@ -145,17 +150,16 @@ def _as_it_was_said(case: Case) -> str:
 
 def _learner(case: Case, own: RunCost, rows: Sequence[TimedRow], lines: Sequence[dict]) -> list[list[str]]:
     works = _works(case, rows)
-    flops = [works[line["step"]].flops for line in lines if line["step"] in works and line.get("seconds/train")]
-    took = [line["seconds/train"] for line in lines if line["step"] in works and line.get("seconds/train")]
-    if not flops:
+    found = [(works[n], took) for line in lines if (n := line["step"]) in works and (took := line.get("seconds/train"))]
+    if not found:
         return []
     ranks = case.recipe.learner.ranks
-    reached = sum(flops) / sum(took) / ranks
     if not case.on_gpu:
-        expected = fmean(flops) / own.step.train_s / ranks if own.step.train_s else 0.0
+        reached = median(work.flops / took for work, took in found) / ranks
+        expected = median(work.flops for work, _ in found) / own.step.train_s / ranks if own.step.train_s else 0.0
         return [["learner, GFLOP/s a rank", f"{expected / 1e9:.1f}", f"{reached / 1e9:.1f}"]]
-    peak = case.gpu[0].flops
-    return [["learner MFU", f"{own.mfu:.0%}" if own.mfu is not None else "-", f"{reached / peak:.0%}"]]
+    reached = median((work.flops - work.again) / took for work, took in found) / ranks / case.gpu[0].flops
+    return [["learner MFU", f"{own.mfu:.0%}" if own.mfu is not None else "-", f"{reached:.0%}"]]
 
 
 def idle_shares(rows: Sequence[TimedRow], lines: Sequence[dict]) -> dict[str, float]:

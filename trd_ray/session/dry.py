@@ -93,7 +93,8 @@ def asked(options: argparse.Namespace) -> DryRun | None:
     said = {"on": options.on, "full": full, "json": as_json, "like": like, "price": price}
     given = [f"--{name}" for name, value in said.items() if value]
     if given and not options.dry_run:
-        raise UserError(f"{' and '.join(given)} say what --dry-run shows: add --dry-run, or leave {given[0]} out")
+        say = "says" if len(given) == 1 else "say"
+        raise UserError(f"{' and '.join(given)} {say} what --dry-run shows: add --dry-run, or leave {given[0]} out")
     if options.on and options.gpu_gib:
         raise UserError("--gpu-gib and --on both say how large the GPUs are: leave --gpu-gib out")
     if (like or price) and options.command == "evaluate":
