@@ -1,5 +1,6 @@
 """Pages of everything else: several runs, one that crashed or is damaged, evaluations, comparisons; the command."""
 
+import copy
 import json
 import random
 import re
@@ -219,6 +220,25 @@ def test_the_diagnostics_are_drawn_as_they_were_found_and_what_is_missing_says_h
     assert page.titled("diagnostics", "What train.subset would keep")[1][:4] == ["repaired", "5", "31.3%", "0.0%"]
     assert "Every problem has one rollout: set sampler.n=4" in page.page.locator("[data-part=buckets]").inner_text()
     assert page.said == [] and page.page.locator("#diagnostics i, #diagnostics td b").count() == 0
+    page.context.close()
+
+
+def test_a_kind_that_is_what_trained_is_not_drawn_again_and_other_classes_are_folded(browser, tmp_path):
+    found = copy.deepcopy(FOUND)
+    for tree in (found["signal"]["kinds"], found["signal"]["all"], found["position"], found["classes"]):
+        tree["y_r_refine"] = copy.deepcopy(tree["trained"])
+    found["classes"]["y_o_vanilla"] = {"number": found["classes"]["trained"]["number"]}
+    place = tmp_path / "d.html"
+    place.write_text(html_page("d", [drawn_diagnostics([("d", found)])]))
+    page = Page(browser, place)
+    page.draw("diagnostics")
+    text = page.page.locator("#diagnostics").inner_text()
+    assert text.count("y_r, refine view") == 1 and "What trained is y_r, refine view, which is not repeated." in text
+    assert page.chart("KL signal", "diagnostics")[0] == ["step", "trained", "y_o, vanilla view"]
+    shown = page.page.locator("[data-part=classes] caption").all()
+    assert [one.is_visible() for one in shown] == [True, False]
+    page.page.locator("[data-part=classes] summary").click()
+    assert shown[1].is_visible() and page.said == []
     page.context.close()
 
 
