@@ -11,6 +11,7 @@ from statistics import fmean
 
 import pytest
 
+from browsed import a_run
 from opened_pages import Page, number, per_problem
 from recorded_runs import BEGAN, recorded
 from trd_ray import cli
@@ -363,3 +364,21 @@ def test_a_page_that_cannot_be_made_fails_no_run_and_leaves_no_older_one(tmp_pat
     written.report(run)
     assert not (run / "report.html").exists()
     assert "report.html could not be written (division by zero)" in capsys.readouterr().out
+
+
+def test_the_end_of_a_run_waits_for_its_page_only_so_long(tmp_path, monkeypatch):
+    run = a_run(tmp_path / "r", steps=2).path
+    monkeypatch.setattr(written, "MOST_S", 0.0)
+    written.report(run)
+    text = text_of((run / "report.html").read_text())
+    why = f"This part could not be made (the end of a run has 0 s for its page: trd report {run} takes its time)."
+    assert text.count(why) == 2  # diagnostics and samples, which read every row
+    assert "This part could not be made" not in page_text(run)
+
+
+def test_a_run_that_is_stopped_at_once_writes_no_page_and_keeps_no_older_one(tmp_path, capsys):
+    run = recorded(tmp_path / "r", steps=1)
+    written.report(run)
+    written.report(run, hurried=True)
+    assert not (run / "report.html").exists()
+    assert f"the run was stopped at once: trd report {run} writes it" in capsys.readouterr().out

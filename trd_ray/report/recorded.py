@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +37,7 @@ ENDED = {
 class Recorded:
     directory: RunDirectory
     label: str  # what it is called on the page
+    look: Callable[[], object] = lambda: None  # called while rows are read; may raise
 
     @property
     def path(self) -> Path:

@@ -162,7 +162,7 @@ def refine_run(
         pausing.over()
         feed.close()
         with beating():
-            report_html(directory.path)
+            report_html(directory.path, hurried=session.stop.hurried)
         summarise(directory)
 
 

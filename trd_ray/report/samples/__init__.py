@@ -36,10 +36,13 @@ _PER_ROW, _PER_TOKEN = 300.0, 3.0  # bytes in the page, as a first guess
 _OF_SAMPLE = ("row", "problem", "sample_index", "source", "y_o", "views")
 
 
-def panel(directory: RunDirectory, budget_bytes: int) -> Panel | None:
-    """The sample browser of a run, whose data takes at most `budget_bytes` of the page; None where it has no sample."""
-    stored = StoredRows(directory.row_files())
-    evaluations = StoredEvaluations(directory.path / "evaluation")
+def panel(directory: RunDirectory, budget_bytes: int, look: Callable[[], object] = lambda: None) -> Panel | None:
+    """The sample browser of a run, whose data takes at most `budget_bytes` of the page; None where it has no sample.
+
+    `look` is called between the parts of the files that are read; what it raises ends it.
+    """
+    stored = StoredRows(directory.row_files(), look)
+    evaluations = StoredEvaluations(directory.path / "evaluation", look)
     light, samples = stored.light(), evaluations.in_order()
     if not light and not samples:
         return None
