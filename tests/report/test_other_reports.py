@@ -173,6 +173,16 @@ def test_time_between_two_starts_costs_nothing(tmp_path):
 # How large it is
 
 
+def test_the_first_start_counts_in_the_time_however_many_events_follow_it(tmp_path):
+    run = recorded(tmp_path / "r")
+    before = Recorded(RunDirectory.open(run), "r").spans
+    events = run / "events.jsonl"
+    first, *rest = events.read_text().splitlines(keepends=True)
+    many = json.dumps({"when": json.loads(first)["when"] + 1, "kind": "bad_row", "said": "x" * 1_000}) + "\n"
+    events.write_text("".join([first, *[many] * 1_500, *rest]))
+    assert before and Recorded(RunDirectory.open(run), "r").spans == before
+
+
 def test_a_page_of_300_steps_is_small_and_one_of_thousands_is_thinned_and_says_so(tmp_path):
     run = recorded(tmp_path / "r", steps=3)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -22,6 +22,7 @@ from trd_ray.record.events import last_events
 from trd_ray.record.ledger import facts_of_run
 from trd_ray.score.stats import Score
 
+MOST_EVENTS = 100_000_000  # bytes: the first start lies at the beginning of the file, and counts in what a run cost
 ENDED = {
     "done": "done",
     "stopped": "stopped before its end",
@@ -66,7 +67,7 @@ class Recorded:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        return last_events(self.path)
+        return last_events(self.path, tail=MOST_EVENTS)
 
     @cached_property
     def starts(self) -> list[dict[str, Any]]:
