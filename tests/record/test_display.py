@@ -33,6 +33,16 @@ def test_outside_a_terminal_it_prints_phases_and_a_line_a_step_without_control_c
     assert console.file.getvalue() == f"starting [red]engines[/red]\n{line(STEP, 10)}\n"
 
 
+@pytest.mark.parametrize("console", [Console(file=io.StringIO()), terminal()], ids=["log", "terminal"])
+def test_what_others_wrote_cannot_control_the_terminal(console):
+    hostile = "\x1b]0;owned\x07\x1b[2J\u202e"
+    with Display(10, console) as d:
+        d.say(f"the tracker failed ({hostile})")
+        d.warn({"a": hostile})
+        d.phase(f"evaluating {hostile}")
+    assert not re.search(r"\x1b\]0;|\x1b\[2J|\u202e", console.file.getvalue())
+
+
 def test_in_a_terminal_it_shows_steps_pools_and_pass_rates():
     console = terminal()
     with Display(10, console) as d:

@@ -1,5 +1,6 @@
 """Pages of everything else: several runs, one that crashed or is damaged, evaluations, comparisons; the command."""
 
+import copy
 import json
 import random
 import re
@@ -10,6 +11,7 @@ from statistics import fmean
 
 import pytest
 
+from browsed import a_run
 from opened_pages import Page, number, per_problem
 from recorded_runs import BEGAN, recorded
 from trd_ray import cli
@@ -177,6 +179,16 @@ def test_the_time_of_a_run_with_many_events_is_that_of_all_of_them(tmp_path):
 # How large it is
 
 
+def test_the_first_start_counts_in_the_time_however_many_events_follow_it(tmp_path):
+    run = recorded(tmp_path / "r")
+    before = Recorded(RunDirectory.open(run), "r").spans
+    events = run / "events.jsonl"
+    first, *rest = events.read_text().splitlines(keepends=True)
+    many = json.dumps({"when": json.loads(first)["when"] + 1, "kind": "bad_row", "said": "x" * 1_000}) + "\n"
+    events.write_text("".join([first, *[many] * 1_500, *rest]))
+    assert before and Recorded(RunDirectory.open(run), "r").spans == before
+
+
 def test_a_page_of_300_steps_is_small_and_one_of_thousands_is_thinned_and_says_so(tmp_path):
     run = recorded(tmp_path / "r", steps=3)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -225,6 +237,25 @@ def test_the_diagnostics_are_drawn_as_they_were_found_and_what_is_missing_says_h
     assert page.titled("diagnostics", "What train.subset would keep")[1][:4] == ["repaired", "5", "31.3%", "0.0%"]
     assert "Every problem has one rollout: set sampler.n=4" in page.page.locator("[data-part=buckets]").inner_text()
     assert page.said == [] and page.page.locator("#diagnostics i, #diagnostics td b").count() == 0
+    page.context.close()
+
+
+def test_a_kind_that_is_what_trained_is_not_drawn_again_and_other_classes_are_folded(browser, tmp_path):
+    found = copy.deepcopy(FOUND)
+    for tree in (found["signal"]["kinds"], found["signal"]["all"], found["position"], found["classes"]):
+        tree["y_r_refine"] = copy.deepcopy(tree["trained"])
+    found["classes"]["y_o_vanilla"] = {"number": found["classes"]["trained"]["number"]}
+    place = tmp_path / "d.html"
+    place.write_text(html_page("d", [drawn_diagnostics([("d", found)])]))
+    page = Page(browser, place)
+    page.draw("diagnostics")
+    text = page.page.locator("#diagnostics").inner_text()
+    assert text.count("y_r, refine view") == 1 and "What trained is y_r, refine view, which is not repeated." in text
+    assert page.chart("KL signal", "diagnostics")[0] == ["step", "trained", "y_o, vanilla view"]
+    shown = page.page.locator("[data-part=classes] caption").all()
+    assert [one.is_visible() for one in shown] == [True, False]
+    page.page.locator("[data-part=classes] summary").click()
+    assert shown[1].is_visible() and page.said == []
     page.context.close()
 
 
@@ -351,13 +382,6 @@ def test_a_page_that_cannot_be_made_fails_no_run_and_leaves_no_older_one(tmp_pat
     assert "report.html could not be written (division by zero)" in capsys.readouterr().out
 
 
-def test_a_run_that_is_to_end_at_once_makes_no_page_and_says_how_to_make_one(tmp_path, monkeypatch, capsys):
-    (tmp_path / "report.html").write_text("of an earlier start")
-    monkeypatch.setattr(written, "page_of", lambda *_: pytest.fail("it takes minutes"))
-    written.report(tmp_path, hurried=True)
-    assert not (tmp_path / "report.html").exists() and f"trd report {tmp_path} makes it" in capsys.readouterr().out
-
-
 def test_a_second_ctrl_c_ends_the_page_that_is_made_and_leaves_no_older_one(tmp_path, monkeypatch):
     def asked_again(*_: object) -> str:
         raise KeyboardInterrupt
@@ -367,3 +391,21 @@ def test_a_second_ctrl_c_ends_the_page_that_is_made_and_leaves_no_older_one(tmp_
     with pytest.raises(KeyboardInterrupt):
         written.report(tmp_path)
     assert not (tmp_path / "report.html").exists()
+
+
+def test_the_end_of_a_run_waits_for_its_page_only_so_long(tmp_path, monkeypatch):
+    run = a_run(tmp_path / "r", steps=2).path
+    monkeypatch.setattr(written, "MOST_S", 0.0)
+    written.report(run)
+    text = text_of((run / "report.html").read_text())
+    why = f"This part could not be made (the end of a run has 0 s for its page: trd report {run} takes its time)."
+    assert text.count(why) == 2  # diagnostics and samples, which read every row
+    assert "This part could not be made" not in page_text(run)
+
+
+def test_a_run_that_is_stopped_at_once_writes_no_page_and_keeps_no_older_one(tmp_path, capsys):
+    run = recorded(tmp_path / "r", steps=1)
+    written.report(run)
+    written.report(run, hurried=True)
+    assert not (run / "report.html").exists()
+    assert f"the run was stopped at once: trd report {run} writes it" in capsys.readouterr().out

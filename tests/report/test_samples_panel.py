@@ -1,6 +1,7 @@
 import base64
 import json
 import math
+import random
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -110,6 +111,19 @@ def test_what_is_shown_fits_and_the_sentence_counts_it(run, budget):
     numbers = [row["row"] for row in data["rows"]["all"]]
     assert numbers == sorted(numbers)
     assert data == samples.panel(run, budget).data
+
+
+def test_rows_are_measured_in_the_order_of_the_page():
+    texts = [random.Random(n).randbytes(4_000).hex() for n in range(8)]
+    page_order = range(64)  # alike rows are further apart than a compressor sees
+    alike_together = sorted(page_order, key=lambda n: n % 8)
+
+    def read(some, packing):
+        return ((n, packing.row({"problem_id": str(n), "problem": texts[n % 8]}, [])) for n in some)
+
+    shown = samples.Shown(None, read)
+    shown.fill(alike_together, [8_000] * 64, page_order, 100_000)
+    assert 50_000 < samples.size(shown.packed(page_order)) <= 100_000
 
 
 def gzipped(data) -> bytes:

@@ -54,6 +54,15 @@ class SleepsAtOnce(Notes):
         return ""
 
 
+class LeavesAChild(Notes):
+    """Ends its process, and leaves a child behind that holds its standard input."""
+
+    def begin(self, facts: dict[str, Any], kept: KeptRun) -> str:
+        child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+        (Path(facts["directory"]) / "child").write_text(str(child.pid))
+        os._exit(3)
+
+
 class HoldsTheLock(Notes):
     """Sleeps in C without giving Python's lock away, with a child of its own, and is deaf to SIGTERM."""
 

@@ -140,6 +140,19 @@ def test_a_tracker_that_cannot_begin_or_ends_its_process_is_said_and_the_others_
     assert [step for step, _ in noted(place, "step")] == [1, 2, 3]
 
 
+def test_what_a_tracker_leaves_behind_keeps_no_run_from_its_end(place):
+    f = following("LeavesAChild")
+    with f.during(place, facts(), lambda e: Ending()):
+        for step in range(1, 101):
+            f.step(step, {"a" * 5_000: 1.0})  # more than a pipe holds
+        wait_for(lambda: f.trackers[0].gone)
+        began = time.monotonic()
+    try:
+        assert time.monotonic() - began < 15  # far below the child's minute
+    finally:
+        os.kill(int((place / "child").read_text()), signal.SIGKILL)
+
+
 def test_a_tracker_that_is_not_there_is_a_warning(place):
     _, said = run(following("Absent"), place, range(1, 3))
     [warning] = [text for warns, text in said if warns]

@@ -41,6 +41,7 @@ from trd_ray.session.beginning import Running, begin, name_set_aside
 from trd_ray.session.cluster import Connection
 from trd_ray.session.endings import cause
 from trd_ray.session.inputs import Inputs
+from trd_ray.session.last_words import beating
 from trd_ray.session.session import Session
 from trd_ray.session.stop import Stopped, StopSignals
 from trd_ray.train.loop import train_run
@@ -84,7 +85,8 @@ def run(name: str, overrides: list[str]) -> int:
                             work.run(group)
             finally:
                 results = report.write(plan, failures)
-                report_html(plan.path)
+                with beating():
+                    report_html(plan.path)
     console = console_for_results()
     console.print(report.rendered(results))
     console.print(f"everything is in {plan.path}", soft_wrap=True, markup=False)

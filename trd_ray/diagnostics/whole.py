@@ -7,6 +7,7 @@ README.md has its shape. Nothing is written, and a step is in memory at a time.
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +75,12 @@ def of_run(
     only: tuple[str, ...] = tuple(PARTS),
     steps: tuple[int | None, int | None] = (None, None),
     source: str | None = None,
+    look: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """The parts that are asked for, of the steps between the two (None: no end) and of one source of problems.
 
     Held-out problems (`buckets` of evaluations) know neither steps nor sources. A run without a step has nothing else.
+    `look` is called before each step; what it raises ends the pass.
     Raises UserError for a directory of another kind or with a damaged file, and for steps or a source that no row is
     of.
     """
@@ -85,6 +88,7 @@ def of_run(
     tables = RunTables.of(directory, steps, source)
     passed = _Pass(directory, only, len(tables.files))
     for step, table in tables.each(list(dict.fromkeys(name for part in only for name in PARTS[part]))):
+        look()
         passed.add(step, StepRows(table))
     if not passed.rows and (tables.files or steps != (None, None) or source is not None):
         raise UserError(_no_rows(directory, tables))

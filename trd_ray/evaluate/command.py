@@ -28,6 +28,7 @@ from trd_ray.report.written import report as report_html
 from trd_ray.session.beginning import Beginning, begin
 from trd_ray.session.cluster import Connection
 from trd_ray.session.dry import DryRun
+from trd_ray.session.last_words import beating
 from trd_ray.session.room_beside import wait_for_room
 from trd_ray.session.session import Session
 from trd_ray.stream.answers import Ask, Sampled, answers, seed_of_sample
@@ -65,7 +66,8 @@ def run(argument: str, names: list[str], overrides: list[str], name: str | None,
             evaluation.run(beginning)
         results = [evaluation.finish(exam) for exam in planned.exams]
         place = report.write_markdown(planned.directory, planned.recipe)
-        report_html(planned.directory)
+        with beating():
+            report_html(planned.directory)
     report.show(console, results, planned.recipe)
     console.print(f"everything is in {planned.directory}, the report is {place.name}", soft_wrap=True, markup=False)
     return 0

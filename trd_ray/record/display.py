@@ -27,6 +27,7 @@ from rich.text import Text
 
 from trd_ray.record import live_panel
 from trd_ray.record.live_panel import HISTORY, SPARK, alarm_line, progress_line
+from trd_ray.record.markdown import visible
 from trd_ray.record.metrics import line
 from trd_ray.record.steady_live import SteadyLive, Within
 from trd_ray.record.time_left import Due, TimeLeft, duration, elapsed
@@ -89,6 +90,7 @@ class Display:
 
     def phase(self, text: str) -> None:
         """Say what is being done now, in a few words. A log has no line for a phase that comes back after another."""
+        text = visible(text)  # a set's name is a user's
         comes_back = text == self._before
         self._before, self._phase = self._phase, text
         if self._live is None and not comes_back:
@@ -217,7 +219,7 @@ class Display:
 
     def _print(self, text: str, style: str = "") -> None:
         with contextlib.suppress(*_GONE):
-            self.console.print(Text(text, style=style), soft_wrap=True)
+            self.console.print(Text(visible(text), style=style), soft_wrap=True)
 
     # The panel
 

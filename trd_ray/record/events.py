@@ -32,12 +32,12 @@ def append_event(directory: Path, kind: str, **facts: Any) -> None:
             os.close(file)
 
 
-def last_events(directory: Path, count: int | None = None, longest: int = LONGEST_TAIL) -> list[dict[str, Any]]:
-    """The newest events, oldest first, of the last `longest` bytes; damaged lines are left out."""
+def last_events(directory: Path, count: int | None = None, tail: int = LONGEST_TAIL) -> list[dict[str, Any]]:
+    """The newest events, oldest first, of so many bytes at the end of the file; damaged lines are left out."""
     try:
         with open(directory / FILE, "rb") as file:
             size = file.seek(0, os.SEEK_END)
-            start = max(0, size - longest)
+            start = max(0, size - tail)
             file.seek(start)
             lines = file.read().splitlines()[1 if start else 0 :]
     except OSError:

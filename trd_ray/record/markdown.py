@@ -57,6 +57,8 @@ def side_by_side(left: str, right: str, titles: tuple[str, str], above: str) -> 
 def visible(text: str) -> str:
     """The text with U+FFFD for each character that would move the cursor, or hide or reorder text."""
     text = text.replace("\r\n", "\n").replace("\t", "    ")
+    if text.replace("\n", "").isprintable():  # nearly every text, and no look at each character
+        return text
     return "".join(c if c == "\n" or not _hidden(c) else "\ufffd" for c in text)
 
 

@@ -143,8 +143,9 @@ def diagnostics_panel(run: Recorded) -> Panel | None:
 def diagnosed(run: Recorded) -> dict[str, Any]:
     """What `diagnostics.whole.of_run` says; nothing of a directory without rows."""
     try:
-        return whole.of_run(run.path)
+        return whole.of_run(run.path, look=run.look)
     except UserError:
+        run.look()  # which may have raised it
         return {}
 
 
@@ -166,7 +167,7 @@ def samples_panel(run: Recorded, budget: int) -> Panel | None:
     """The sample browser, in at most so many bytes of the page."""
     asked = budget
     for _ in range(TRIES):
-        panel = samples.panel(run.directory, asked)
+        panel = samples.panel(run.directory, asked, run.look)
         if panel is None or _size(panel) <= budget:
             return panel
         asked = int(asked * budget / _size(panel) * 0.9)

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from trd_ray.record.events import last_events
 from trd_ray.record.ledger import facts_of_run
 from trd_ray.score.stats import Score
 
-MOST_EVENTS = 200_000_000  # bytes: more than a run of a year writes
+MOST_EVENTS = 100_000_000  # bytes: the first start lies at the beginning of the file, and counts in what a run cost
 ENDED = {
     "done": "done",
     "stopped": "stopped before its end",
@@ -37,6 +38,7 @@ ENDED = {
 class Recorded:
     directory: RunDirectory
     label: str  # what it is called on the page
+    look: Callable[[], object] = lambda: None  # called while rows are read; may raise
 
     @property
     def path(self) -> Path:
@@ -65,8 +67,7 @@ class Recorded:
 
     @cached_property
     def events(self) -> list[dict[str, Any]]:
-        """All of them: the time of the run is counted from the first start."""
-        return last_events(self.path, longest=MOST_EVENTS)
+        return last_events(self.path, tail=MOST_EVENTS)
 
     @cached_property
     def starts(self) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ class KeptApart:
         self._news: queue.SimpleQueue[News] = queue.SimpleQueue()
         self._process: subprocess.Popen[bytes] | None = None
         self._hears: threading.Thread | None = None
+        self._writes: threading.Thread | None = None
 
     def start(self) -> None:
         """Start its process; a failure is a warning of `news`."""
@@ -71,7 +72,8 @@ class KeptApart:
         self._process = process
         self._hears = threading.Thread(target=self._hear, args=(process, read), name=f"from {self.name}", daemon=True)
         self._hears.start()
-        threading.Thread(target=self._write, args=(process,), name=f"to {self.name}", daemon=True).start()
+        self._writes = threading.Thread(target=self._write, args=(process,), name=f"to {self.name}", daemon=True)
+        self._writes.start()
 
     def put(self, message: dict[str, Any]) -> None:
         """Give the tracker a message, without waiting. What does not fit into the queue is dropped, and counted."""
@@ -123,8 +125,12 @@ class KeptApart:
         self._process = None
         if self._hears:
             self._hears.join(JOIN_S)
+        if self._writes:
+            self._writes.join(POLL_S)
+        # Something that the process left behind may hold the other end. Who writes into it then waits, and so would
+        # who closes it.
         with contextlib.suppress(OSError):
-            if process.stdin:
+            if process.stdin and self._writes and not self._writes.is_alive():
                 process.stdin.close()
         if self.dropped:
             self._warn(f"lacks {self.dropped} messages for which it had no room")

@@ -166,7 +166,7 @@ def refine_run(
         pausing.over()
         feed.close()
         with beating():
-            report_html(directory.path, session.stop.hurried)
+            report_html(directory.path, hurried=session.stop.hurried)
         summarise(directory)
 
 

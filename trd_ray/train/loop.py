@@ -98,7 +98,7 @@ def _train(training: "Training", resumed: bool) -> None:
         training.steering.over()
         with beating():  # every wait in it has a deadline
             training.close()
-            report(training.directory.path, training.session.stop.hurried)
+            report(training.directory.path, hurried=training.session.stop.hurried)
         summarise(training.directory)
 
 

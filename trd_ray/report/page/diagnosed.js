@@ -73,9 +73,10 @@
     },
     classes: (root, runs) => {
       for (const run of runs) for (const [kind, found] of Object.entries(run.classes || {})) {
+        const at = kind === "trained" ? root : folded(root, `${KINDS[kind] || kind}${runs.length > 1 ? `, ${run.label}` : ""}`);
         const label = `Token classes, ${KINDS[kind] || kind}${runs.length > 1 ? `, ${run.label}` : ""}`;
         const sorted = Object.entries(found).sort((a, b) => b[1].kl - a[1].kl);
-        root.append(bars(sorted.map(([name, one]) => [name, [one.kl, one.tokens]]), ["share of all KL", "share of all tokens"]),
+        at.append(bars(sorted.map(([name, one]) => [name, [one.kl, one.tokens]]), ["share of all KL", "share of all tokens"]),
           table(label, ["class", "share of KL", "share of tokens", "mean KL", "tokens"], sorted.map(([name, one]) =>
             [name, percent(one.kl), percent(one.tokens), trd.number(one.mean), trd.number(one.count)])));
       }
@@ -142,7 +143,28 @@
           class: i ? "outlined" : "full", x: 0, y: 1 + i * 11, height: 8, width: `${(100 * value) / most}%` }))))));
   };
 
-  trd.panels.diagnostics = (root, runs) => {
+  const folded = (root, title) => {
+    const made = trd.el("details", {}, trd.el("summary", {}, title));
+    root.append(made);
+    return made;
+  };
+
+  /* The run without the kinds whose numbers are all those of what trained, and which kinds these are. */
+  const distinct = (run) => {
+    const trees = { kinds: run.signal?.kinds, all: run.signal?.all, position: run.position, classes: run.classes };
+    const same = (tree, kind) => !tree?.[kind] || JSON.stringify(tree[kind]) === JSON.stringify(tree.trained);
+    const repeated = Object.keys(trees.kinds || {}).filter((kind) => kind !== "trained" &&
+      Object.values(trees).every((tree) => same(tree, kind)));
+    const without = (tree) => tree && Object.fromEntries(Object.entries(tree).filter(([kind]) => !repeated.includes(kind)));
+    return { repeated, run: { ...run, position: without(run.position), classes: without(run.classes),
+      signal: run.signal && { ...run.signal, kinds: without(trees.kinds), all: without(trees.all) } } };
+  };
+
+  trd.panels.diagnostics = (root, given) => {
+    const each = given.map(distinct);
+    const runs = each.map((one) => one.run);
+    const repeated = [...new Set(each.flatMap((one) => one.repeated))].map((kind) => KINDS[kind] || kind);
+    if (repeated.length) root.append(trd.el("p", { class: "about" }, `What trained is ${repeated.join(" and ")}, which is not repeated.`));
     for (const [name, draw] of Object.entries(parts)) {
       const has = name === "buckets" ? runs.some((run) => run.buckets?.rows?.length) : runs.some((run) => run[name]);
       const missing = runs.map((run) => run.missing?.[name]).find(Boolean);

@@ -11,8 +11,8 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from trd_ray import models
-from trd_ray.config import Recipe, load
+from trd_ray import config, models
+from trd_ray.config import Recipe
 from trd_ray.record.directory import RunDirectory
 from trd_ray.report.panel import Panel
 from trd_ray.report.samples import choice
@@ -36,10 +36,13 @@ _PER_ROW, _PER_TOKEN = 300.0, 3.0  # bytes in the page, as a first guess
 _OF_SAMPLE = ("row", "problem", "sample_index", "source", "y_o", "views")
 
 
-def panel(directory: RunDirectory, budget_bytes: int) -> Panel | None:
-    """The sample browser of a run, whose data takes at most `budget_bytes` of the page; None where it has no sample."""
-    stored = StoredRows(directory.row_files())
-    evaluations = StoredEvaluations(directory.path / "evaluation")
+def panel(directory: RunDirectory, budget_bytes: int, look: Callable[[], object] = lambda: None) -> Panel | None:
+    """The sample browser of a run, whose data takes at most `budget_bytes` of the page; None where it has no sample.
+
+    `look` is called between the parts of the files that are read; what it raises ends it.
+    """
+    stored = StoredRows(directory.row_files(), look)
+    evaluations = StoredEvaluations(directory.path / "evaluation", look)
     light, samples = stored.light(), evaluations.in_order()
     if not light and not samples:
         return None
@@ -50,15 +53,16 @@ def panel(directory: RunDirectory, budget_bytes: int) -> Panel | None:
     data: dict[str, Any] = {"scale": SCALE, "notes": notes, "evaluations": evaluations.counts}
 
     chosen = Shown(pieces, lambda some, packing: _samples(evaluations, some, packing))
-    chosen.fill(samples, [one.tokens for one in samples], budget_bytes * (OF_EVALUATIONS if light else 0.98))
-    names = list(evaluations.counts)
-    in_files = sorted(samples, key=lambda one: (names.index(one.evaluation), one.place))
+    names = {name: at for at, name in enumerate(evaluations.counts)}
+    in_files = sorted(samples, key=lambda one: (names[one.evaluation], one.place))
+    share = OF_EVALUATIONS if light else 0.98
+    chosen.fill(samples, [one.tokens for one in samples], in_files, budget_bytes * share)
     data |= {"samples": chosen.packed(in_files), "rule_of_samples": _said(len(chosen.taken), samples, evaluations)}
 
     ordered = choice.in_order(light)
     rows = [row for row, _ in ordered]
     shown = Shown(pieces, lambda some, packing: _rows(stored, some, packing))
-    shown.fill(rows, [row.tokens for row in rows], 0.98 * (budget_bytes - size(data)))
+    shown.fill(rows, [row.tokens for row in rows], light, 0.98 * (budget_bytes - size(data)))
     data |= {"rows": shown.packed(light), "rule": choice.said(ordered[: len(shown.taken)], light), "of": len(light)}
     return Panel(name="samples", title="Samples", explains=EXPLAINS, data=data)
 
@@ -80,8 +84,11 @@ class Shown:
         self._rows: dict[Any, dict[str, Any]] = {}
         self.taken: list[Any] = []
 
-    def fill(self, ordered: Sequence[Any], tokens: Sequence[int], budget: float) -> None:
-        """Take the first of these things that fit. Each round takes what is left by the bytes a row seen so far."""
+    def fill(self, ordered: Sequence[Any], tokens: Sequence[int], order: Sequence[Any], budget: float) -> None:
+        """Take the first of `ordered` that fit. Each round takes what is left by the bytes a row seen so far.
+
+        `order` is that of the page, in which they are measured: neighbours that are alike pack better.
+        """
         guesses = [_PER_ROW + _PER_TOKEN * n for n in tokens]
         rate, took = 1.0, 0
         for _ in range(_ROUNDS):
@@ -94,13 +101,13 @@ class Shown:
             some = ordered[begin:end]
             self._rows |= dict(self._read(some, self._packing))
             self.taken += some
-            took = size(self.packed(self.taken))
+            took = size(self.packed(order))
             rate = took / sum(guesses[:end])
             if took > _FULL * budget:
                 break
         while self.taken and took > budget:
             del self.taken[int(_FULL * len(self.taken)) :]
-            took = size(self.packed(self.taken))
+            took = size(self.packed(order))
 
     def packed(self, order: Sequence[Any]) -> dict[str, Any]:
         """The rows in this order, and the problems that they name."""
@@ -144,7 +151,7 @@ def _pieces(directory: RunDirectory) -> tuple[TokenPieces | None, list[str]]:
     """The run's tokenizer, from its newest checkpoint or its student; or None, and why in a sentence."""
     model = "the run"
     try:
-        recipe = load(str(directory.path / "recipe.yaml"))
+        recipe = config.stored(directory.path / "recipe.yaml")
         model = recipe.student.path
         return TokenPieces(_tokenizer(directory, recipe)), []
     except Exception as e:  # a tokenizer is read by its own code, and a page can do without

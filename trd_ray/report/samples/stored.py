@@ -6,7 +6,7 @@
 A file that cannot be read is left out, and `notes` says so.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,15 +31,17 @@ class Sample(NamedTuple):
 
 
 class StoredRows:
-    def __init__(self, files: Sequence[tuple[int, Path]]):
+    def __init__(self, files: Sequence[tuple[int, Path]], look: Callable[[], object] = lambda: None):
         """`files` as (step, file)."""
         self.notes: list[str] = []
+        self._look = look
         self._files = {step: file for step, file in files if _can_be_read(file, self.notes)}
 
     def light(self) -> list[Light]:
         found = []
         columns = ["row", "step", "fault", "y_o.passed", "y_r.passed", "y_o.ids", "y_r.ids", "scored"]
         for table in RowFiles(self._files.values()).tables(columns):
+            self._look()
             table = _with_lengths(_with_lengths(table, "y_o.ids"), "y_r.ids")
             plain = table.drop_columns("scored").to_pylist()
             for row, scored in zip(plain, scored_lists(table["scored"]), strict=True):
@@ -54,13 +56,15 @@ class StoredRows:
         numbers = [row.row for row in wanted]
         files = [self._files[step] for step in sorted({row.step for row in wanted} & self._files.keys())]
         for table in RowFiles(files).tables(COLUMNS, pc.field("row").isin(numbers)):
+            self._look()
             yield from zip(_dicts(table.drop_columns("scored")), scored_lists(table["scored"]), strict=True)
 
 
 class StoredEvaluations:
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, look: Callable[[], object] = lambda: None):
         """`folder` is evaluation/ of a run; the samples of evaluation.sets lie in folders of it."""
         self.notes: list[str] = []
+        self._look = look
         found = {str(file.relative_to(folder).with_suffix("")): file for file in folder.rglob("*.parquet")}
         self._files = {
             name: found[name] for name in sorted(found, key=_course) if _can_be_read(found[name], self.notes)
@@ -74,6 +78,7 @@ class StoredEvaluations:
         for name, file in self._files.items():
             seen = set()
             for table in _tables(file, ["problem_id", "y_o.passed", "y_o.ids"]):
+                self._look()
                 for place, one in enumerate(_with_lengths(table, "y_o.ids").to_pylist(), self.counts[name]):
                     if (key := (one["problem_id"], bool(one["y_o.passed"]))) not in seen:
                         seen.add(key)
@@ -89,6 +94,7 @@ class StoredEvaluations:
         for name, places in wanted.items():
             begin = 0
             for table in _tables(self._files[name], _OF_SAMPLE):
+                self._look()
                 some = [at for at in range(table.num_rows) if begin + at in places]
                 for at, row in zip(some, _dicts(table.take(some)), strict=True):
                     yield name, begin + at, row
