@@ -345,6 +345,12 @@ def test_the_command_writes_the_page_into_the_run_or_where_it_is_told(tmp_path, 
     assert f"the report is {tmp_path}/pages/a.html" in capsys.readouterr().out
 
 
+def test_a_price_is_a_positive_number(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["report", "mine", "--price", "-1"])
+    assert "--price: must be a number greater than 0, such as 2.5, but is -1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -352,7 +358,6 @@ def test_the_command_writes_the_page_into_the_run_or_where_it_is_told(tmp_path, 
         (["."], "holds no run"),
         (["notes.txt"], "is a file"),
         (["mine", "mine"], "is named twice"),
-        (["mine", "--price", "-1"], "is no price"),
         (["mine", "--to", "runs"], "is a folder"),
         (["mine", "--to", "notes.txt"], "is no report of trd"),
         (["mine", "exam"], "holds no run but an evaluation"),

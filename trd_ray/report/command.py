@@ -1,6 +1,5 @@
 """`trd report RUN [RUN ...]`: the page of a run, or of several over each other, whatever state they are in."""
 
-import math
 from pathlib import Path
 
 from trd_ray.errors import UserError
@@ -15,8 +14,6 @@ def run(names: list[str], to: str | None = None, price: float | None = None) -> 
     paths = [place_of(name) for name in names]
     if twice := [path for path in paths if paths.count(path) > 1]:
         raise UserError(f"{twice[0]} is named twice: name each run once")
-    if price is not None and not 0 <= price < math.inf:
-        raise UserError(f"--price {price:g} is no price of a GPU-hour: give a number of at least 0")
     place = Path(to).expanduser().absolute() if to else (paths[0] / FILE if len(paths) == 1 else Path(FILE).absolute())
     _require_ours(place)
     try:
