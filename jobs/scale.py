@@ -48,7 +48,7 @@ def table(name: str, overrides: list[str], kind: str = "H100", strong: bool = Fa
     own = _gpus(recipe, kind)
 
     def cost_of(times: int, rollouts: int) -> RunCost | None:
-        more = {"rollouts_per_step": rollouts, "steps": 1}
+        more: dict[str, object] = {"rollouts_per_step": rollouts, "steps": 1}
         for group in ("sampler", "refiner"):
             engine = getattr(recipe, group)
             more[group] = engine.model_copy(update={"replicas": engine.bounds.start * times})
