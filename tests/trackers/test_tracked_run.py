@@ -41,6 +41,7 @@ def test_a_run_beside_a_tracker_that_hangs_makes_all_its_steps(tmp_path, monkeyp
     assert "was not done in time (tracking.deadline_s)" in " ".join(done.output.split())
 
 
+@pytest.mark.long
 def test_a_stopped_and_resumed_run_is_one_run_of_its_trackers(tmp_path, offline):
     directory = tmp_path / "run"
     arguments = ["trackers=[wandb,mlflow]", *SMALL, *NO_EVALUATION]

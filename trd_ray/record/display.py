@@ -15,6 +15,7 @@ exception or Ctrl-C, the terminal is as it was before, with the last panel in it
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -54,7 +55,8 @@ class Display:
         self._began = time.monotonic()
         self._live: SteadyLive | None = None
         self._pools: Mapping[str, Mapping[str, Any]] = {}
-        self._phase = self._before = ""  # the one under way, and the one before it
+        self._phase = ""
+        self._earlier: deque[str] = deque(maxlen=3)  # an evaluation and a checkpoint may come in between
         self._metrics: dict[str, Any] = {}
         self._history: dict[str, tuple[float, ...]] = {}
         self._rollouts: tuple[int, int] | None = None
@@ -89,10 +91,11 @@ class Display:
     # What a run tells
 
     def phase(self, text: str) -> None:
-        """Say what is being done now, in a few words. A log has no line for a phase that comes back after another."""
+        """Say what is being done now, in a few words. A log has no line for a phase that comes back after others."""
         text = visible(text)  # a set's name is a user's
-        comes_back = text == self._before
-        self._before, self._phase = self._phase, text
+        comes_back = text in self._earlier
+        self._earlier.append(self._phase)
+        self._phase = text
         if self._live is None and not comes_back:
             self._print(text)
 
