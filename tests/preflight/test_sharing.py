@@ -13,6 +13,10 @@ ADAPTERS = {"learner": {"lora": {}}, "sync": {"lora": "adapter"}}
     [
         (ADAPTERS, "placement=shared."),
         ({"learner": {"lora": {}}}, "placement=shared sync.lora=adapter."),
+        (
+            {"learner": {"lora": {}}, "sync": {"in_flight": "keep"}},
+            "placement=shared sync.lora=adapter sync.in_flight=drain.",
+        ),
         ({"teacher": {"follow": "live"}}, "placement=shared."),
         (
             ADAPTERS | {"refiner": {"max_model_len": 512}, "sampler": {"max_model_len": 256}},

@@ -200,7 +200,7 @@ def test_a_corpus_for_which_no_row_comes_says_so_too_and_not_once_it_is_over(tmp
 
     monkeypatch.setattr(command, "start_feed", lambda *_, **__: Silent())
     for name in ("report_html", "summarise"):
-        monkeypatch.setattr(command, name, lambda *_: None)
+        monkeypatch.setattr(command, name, lambda *_, **__: None)
     with pytest.raises(TimeoutError):
         command.refine_run(session, 0)
     assert one.said.count("no_progress: Nothing has moved for 30 min: rows are awaited") == 1
