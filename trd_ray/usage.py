@@ -174,29 +174,27 @@ def of_doctor(command: argparse.ArgumentParser) -> None:
 
 
 def _gib(text: str) -> float:
+    return _positive(text, "a number of GiB greater than 0")
+
+
+def _price(text: str) -> float:
+    return _positive(text, "a number greater than 0, such as 2.5")
+
+
+def _positive(text: str, what: str) -> float:
     try:
-        gib = float(text)
+        number = float(text)
     except ValueError:
-        gib = math.nan
-    if not 0 < gib < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number of GiB greater than 0, but is {text}")
-    return gib
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be {what}, but is {text}")
+    return number
 
 
 def _row(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0, but is {text}")
     return int(text)
-
-
-def _price(text: str) -> float:
-    try:
-        price = float(text)
-    except ValueError:
-        price = math.nan
-    if not 0 < price < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number greater than 0, such as 2.5, but is {text}")
-    return price
 
 
 def _whole(text: str) -> int:
