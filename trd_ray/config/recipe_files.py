@@ -1,7 +1,9 @@
 """Recipes as files: found by name, read, overridden, checked, and written again."""
 
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -154,3 +156,12 @@ def apply_override(tree: dict, override: str) -> None:
         raise UserError(f"override {override!r}: {e}") from e
     except yaml.YAMLError as e:
         raise UserError(f"override {override!r}: the value is not valid YAML") from e
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of a recipe's tree as a dotted name, `learner.lora.rank`, with its value."""
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

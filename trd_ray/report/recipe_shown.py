@@ -5,10 +5,9 @@ recipes of several runs        ->  recipes_panel() ->  the keys in which they di
 """
 
 import shlex
-from collections.abc import Iterator
 from typing import Any
 
-from trd_ray.config import Recipe
+from trd_ray.config import Recipe, flat
 from trd_ray.report.panel import Panel
 from trd_ray.report.recorded import Recorded
 from trd_ray.report.rendering import rendered, shown
@@ -19,9 +18,9 @@ TEXTS = "verify.sources"  # the text of functions, which no table holds
 
 
 def recipe_panel(run: Recorded) -> Panel:
-    defaults = dict(keys_of_tree(Recipe().model_dump(mode="json")))
+    defaults = dict(flat(Recipe().model_dump(mode="json")))
     lines = [["key", "here", "default"]]
-    for key, value in keys_of_tree(run.recipe.model_dump(mode="json", exclude_defaults=True)):
+    for key, value in flat(run.recipe.model_dump(mode="json", exclude_defaults=True)):
         if not key.startswith(TEXTS):
             lines.append([key, shown(value), shown(defaults[key]) if key in defaults else "-"])
     html = rendered(
@@ -56,22 +55,13 @@ def recipes_panel(runs: list[Recorded]) -> Panel:
 
 def differing(runs: list[Recorded]) -> list[list[str]]:
     """Header and rows: each key in which the recipes differ, with its value in each run."""
-    trees = [dict(keys_of_tree(run.recipe.model_dump(mode="json"))) for run in runs]
+    trees = [dict(flat(run.recipe.model_dump(mode="json"))) for run in runs]
     lines = [["key", *(run.label for run in runs)]]
     for key in sorted({key for tree in trees for key in tree}):
         values = [shown(tree[key]) if key in tree else "-" for tree in trees]
         if len(set(values)) > 1 and key not in NAMES and not key.startswith(TEXTS):
             lines.append([key, *values])
     return lines
-
-
-def keys_of_tree(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every key as a dotted name with its value."""
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from keys_of_tree(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def commands(run: Recorded) -> list[str]:

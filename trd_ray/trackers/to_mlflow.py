@@ -13,10 +13,11 @@ import os
 import posixpath
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from trd_ray.config import flat
 from trd_ray.trackers.kept_run import KeptRun
 
 DEFAULT_EXPERIMENT = "trd-ray"
@@ -136,15 +137,6 @@ class Names:
         self._leaves.add(name)
         self._folders.update(above)
         return name
-
-
-def flat(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of a recipe with their groups, `learner.lora.rank`."""
-    for name, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def _name(name: str) -> str:
