@@ -184,6 +184,9 @@ class StruckRun:
 
 
 def _living(seen: Iterable[Seen]) -> list[Seen]:
-    """Those that live; a worker of a cluster that has become idle is the cluster's again."""
-    now = [(one, look(one.pid)) for one in seen if one.lives()]
-    return [one for one, found in now if found and not found.title.startswith("ray::IDLE")]
+    """Those that live, by the names they have now: a process has its parent's until it has become what it is.
+
+    A worker of a cluster that has become idle is the cluster's again.
+    """
+    now = [look(one.pid) for one in seen if one.lives()]
+    return [one for one in now if one and not one.title.startswith("ray::IDLE")]

@@ -22,6 +22,8 @@ def sleeping():
 
     def start(name: str) -> subprocess.Popen:
         made.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", name]))
+        while name not in psutil.Process(made[-1].pid).cmdline():  # Popen returns a moment before it has its name
+            time.sleep(0.01)
         return made[-1]
 
     yield start
