@@ -280,6 +280,9 @@ def an_evaluation(place):
     found["buckets"] = buckets.to_json(buckets.buckets(base, [mine], resamples=200, seed=0))
     (place / "evaluation" / "aime24.json").write_text(json.dumps(found))
     (place / "status.json").write_text(json.dumps({"program": "evaluate", "ended": {"how": "done"}}))
+    (place / "environment.json").write_text(json.dumps([{"gpus": ["NVIDIA H100, 81559 MiB"]}]))
+    events = [{"kind": "start", "when": BEGAN}, {"kind": "end", "when": BEGAN + 3600}]
+    (place / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     return place
 
 
@@ -288,6 +291,12 @@ def test_an_evaluation_has_a_page_with_its_tables(tmp_path):
     assert "aime24: mine has Avg@4 68.8" in text and "against base +25.0" in text  # means of the rates above
     assert "by how often base solves a problem" in text and "org/&lt;model&gt;" in text
     assert "could not be made" not in text and "trd evaluate" in text
+
+
+def test_an_evaluation_says_what_it_cost(tmp_path):
+    text = page_text(an_evaluation(tmp_path / "e"), price=2.5)
+    assert "tokens generated 432 wall time 1 h 00 min" in text  # 12 problems, 4 answers of 9 tokens
+    assert "GPU-hours (1 GPUs reserved) 1.00 money at 2.5 a GPU-hour 2.50" in text  # one engine
 
 
 def a_comparison(place):

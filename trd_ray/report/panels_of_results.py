@@ -20,16 +20,18 @@ from trd_ray.report.panels_of_run import FIRST_MB, MEGABYTE, attempt, curves_pan
 from trd_ray.report.recipe_shown import recipe_panel, recipes_panel
 from trd_ray.report.recorded import Recorded, json_of
 from trd_ray.report.rendering import rendered
+from trd_ray.report.score_panels import of_gpus
+from trd_ray.report.spent import Spent, duration, spent
 from trd_ray.score.stats import Estimate, from_json, percent
 
 MOST_CURVES = 12  # runs of a comparison whose curves can still be told apart
 
 
-def panels_of_evaluation(run: Recorded) -> list[Panel]:
+def panels_of_evaluation(run: Recorded, price: float | None = None) -> list[Panel]:
     results = evaluation_tables.read(run.path)
     return [
         attempt("verdict", "Verdict", lambda: _of_evaluation(run, results)),
-        attempt("scores", "Scores", lambda: _evaluated(run, results)),
+        attempt("scores", "Scores and cost", lambda: _evaluated(run, results, spent(run, price))),
         attempt("samples", "Samples", lambda: samples_panel(run, int(MEGABYTE * FIRST_MB))),
         attempt("recipe", "Recipe", lambda: recipe_panel(run)),
     ]
@@ -55,14 +57,23 @@ def _of_evaluation(run: Recorded, results: list[Result]) -> Panel:
     return Panel("verdict", "Verdict", "", html)
 
 
-def _evaluated(run: Recorded, results: list[Result]) -> Panel | None:
+def _evaluated(run: Recorded, results: list[Result], cost: Spent) -> Panel | None:
     if not results:
         return None
     notes = f"{SUMMARY_NOTE}{f' {MEAN_NOTE}' if len(results) > 1 else ''}"
     blocks = [("Summary", evaluation_tables.summary(results, run.recipe), notes)]
     blocks += [block for found in results for block in evaluation_tables.tables(found)]
+    blocks.append(("Cost", _cost(results, cost), "All starts together. The tokens are those of this model's answers."))
     html = rendered("tables.html", blocks=blocks)
-    return Panel("scores", "Scores", "Each benchmark with its intervals, the base beside it where there is one.", html)
+    about = "Each benchmark with its intervals, the base beside it where there is one, and what it cost."
+    return Panel("scores", "Scores and cost", about, html)
+
+
+def _cost(results: list[Result], cost: Spent) -> list[list[str]]:
+    scores = [from_json(found) for found in results]
+    tokens = sum(score.tokens_mean * score.samples * score.problems for score in scores)
+    lines = [["", ""], ["tokens generated", f"{tokens:,.0f}"], ["wall time", duration(cost.seconds)]]
+    return lines + of_gpus(cost)
 
 
 def panels_of_comparison(path: Path) -> list[Panel]:

@@ -93,7 +93,7 @@ def alarms_panel(run: Recorded) -> Panel:
 
 
 def _alarm(found: dict[str, Any]) -> dict[str, Any]:
-    texts = {name: str(found.get(name) or "") for name in ("name", "sentence", "means", "do")}
+    texts = {name: str(found.get(name) or "").replace("`", "") for name in ("name", "sentence", "means", "do")}
     return texts | {"since": found.get("since_step"), "until": found.get("until_step")}
 
 

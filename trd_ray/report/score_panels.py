@@ -109,6 +109,11 @@ def _base_and_last(found: list[Score]) -> tuple[Score | None, Score | None]:
     return (base, last) if alike else (None, None)
 
 
+def of_gpus(cost: Spent) -> list[list[str]]:
+    lines = [[f"GPU-hours ({cost.gpus:g} GPUs reserved)", amount(cost.gpu_hours) if cost.gpus else "0"]]
+    return lines + ([] if cost.money is None else [[f"money at {cost.price:g} a GPU-hour", f"{cost.money:,.2f}"]])
+
+
 def _cost(run: Recorded, cost: Spent) -> list[Block]:
     trained = run.total("trained_rows") or 0
     lines = [["", "whole run", "for a row that trained"]]
@@ -118,9 +123,7 @@ def _cost(run: Recorded, cost: Spent) -> list[Block]:
         each = f"{cost.trained_tokens / trained:,.0f}" if trained else "-"
         lines.append(["tokens trained on", f"{cost.trained_tokens:,}", each])
     lines.append(["wall time, starts and evaluations included", duration(cost.seconds), "-"])
-    lines.append([f"GPU-hours ({cost.gpus:g} GPUs reserved)", amount(cost.gpu_hours) if cost.gpus else "0", "-"])
-    if cost.money is not None:
-        lines.append([f"money at {cost.price:g} a GPU-hour", f"{cost.money:,.2f}", "-"])
+    lines += [[*line, "-"] for line in of_gpus(cost)]
     blocks: list[Block] = [("Cost", lines, "Tokens of prompts are not counted. Elastic pools count with their start.")]
     seconds = [["seconds a step", "mean", "longest"]]
     for stage in SECONDS:

@@ -86,7 +86,7 @@ def _page_of_one(path: Path, price: float | None, look: Callable[[], object]) ->
     run = Recorded(RunDirectory.open(path), path.name, look)
     run.recipe  # noqa: B018 - a recipe that cannot be read is said at once, not in every panel
     if is_evaluation(path):
-        return html_page(run.recipe.name, panels_of_evaluation(run), f"Evaluation of {run.recipe.student.path}")
+        return html_page(run.recipe.name, panels_of_evaluation(run, price), f"Evaluation of {run.recipe.student.path}")
     return html_page(run.recipe.name, panels_of_run(run, price), subtitle(run))
 
 
