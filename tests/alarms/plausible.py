@@ -16,6 +16,7 @@ def line(step: int, **changes: Any) -> dict[str, Any]:
     made: dict[str, Any] = {"rollouts": ROWS, "trained_rows": ROWS, "refine/cut_rows": 0, "teacher/cut_rows": 0}
     for y, tokens, share in (("y_o", 900.0, passed), ("y_r", 600.0, 0.93)):
         made |= {f"{y}/tokens_mean": tokens, f"{y}/truncated": 0.03, f"{y}/no_answer": 0.04, f"{y}/passed": share}
+        made |= {f"{y}/unanswered": 0.01}
     broken, both = 2, round(ROWS * passed) - 2
     repaired = round(0.93 * ROWS) - both
     made |= {"ledger/pass_pass": both, "ledger/pass_fail": broken, "ledger/fail_pass": repaired}

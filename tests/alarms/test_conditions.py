@@ -27,12 +27,8 @@ def evaluation(step: int, avg: float, change: list[float], of: str = "", **more:
 PROVOKED: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {
     "truncated_y_o": (6, 1, {"y_o__truncated": 0.40}, {"y_o__truncated": 0.30}),
     "truncated_y_r": (0, 1, {"y_r__truncated": 0.40}, {"y_r__truncated": 0.30}),
-    "no_answer_y_o": (
-        0, 1, {"y_o__no_answer": 0.45, "y_o__passed": 0.4}, {"y_o__no_answer": 0.30, "y_o__passed": 0.4},
-    ),
-    "no_answer_y_r": (
-        0, 1, {"y_r__no_answer": 0.45, "y_r__passed": 0.5}, {"y_r__no_answer": 0.30, "y_r__passed": 0.5},
-    ),
+    "no_answer_y_o": (0, 1, {"y_o__unanswered": 0.42}, {"y_o__unanswered": 0.27, "y_o__no_answer": 0.9}),
+    "no_answer_y_r": (0, 1, {"y_r__unanswered": 0.42}, {"y_r__unanswered": 0.27, "y_r__no_answer": 0.9}),
     "length_explosion": (
         6, 1, {"y_o__truncated": 0.6, "y_o__tokens_mean": 2000.0}, {"y_o__truncated": 0.2, "y_o__tokens_mean": 1700.0},
     ),
@@ -203,13 +199,9 @@ def test_what_is_said_names_the_numbers_and_the_keys_of_each_teacher():
 ])  # fmt: skip
 def test_responses_without_an_answer_name_what_the_prompt_must_ask_for(keys, said):
     seen = Watcher(Around.of(load("smollm2_smoke", keys)))
-    [alarm] = run(seen, 1, y_r__no_answer=0.8, y_r__passed=0.1, sync__gap_mean=None).alarms
+    [alarm] = run(seen, 1, y_r__unanswered=0.8, y_r__passed=0.1, sync__gap_mean=None).alarms
     assert alarm.do.startswith("Let prompts.refine ask for") and said in alarm.do
     assert ("answer_in_prose" in alarm.do) == (keys == [])
-
-
-def test_a_passed_response_counts_as_answered_whatever_was_extracted():
-    assert names(run(watcher(), 3, y_o__no_answer=1.0, y_o__passed=0.9)) == []
 
 
 def test_attempts_that_are_all_cut_say_so_and_not_also_that_none_passed_or_answered():
@@ -218,7 +210,8 @@ def test_attempts_that_are_all_cut_say_so_and_not_also_that_none_passed_or_answe
     cells = {"ledger/pass_pass": 0, "ledger/pass_fail": 0, "ledger/fail_pass": 0, "ledger/fail_fail": 8}
     small = {"rollouts": 8, "trained_rows": 8, "y_o/tokens_mean": 64.0, "y_r/tokens_mean": 41.0} | cells
     y_o = {"y_o/truncated": 1.0, "y_o/no_answer": 1.0, "y_o/passed": 0.0}
-    seen.step(1, small | y_o | {"y_r/truncated": 0.0, "y_r/no_answer": 7 / 8, "y_r/passed": 0.0, "lr": 1e-5})
+    y_r = {"y_r/truncated": 0.0, "y_r/no_answer": 7 / 8, "y_r/unanswered": 7 / 8, "y_r/passed": 0.0}
+    seen.step(1, small | y_o | y_r | {"y_o/unanswered": 0.0, "lr": 1e-5})
     assert names(seen) == ["truncated_y_o", "no_answer_y_r"]
     assert "8 of 8 (100%) attempts of step 1 are cut at 64 tokens" in seen.alarms[0].sentence
     assert "7 of 8 (88%) refinements of step 1 that ended by themselves" in seen.alarms[1].sentence

@@ -72,12 +72,14 @@ def test_every_number_of_a_step_counted_by_hand():
         "y_o/tokens_p50": 15,
         "y_o/truncated": pytest.approx(1 / 5),
         "y_o/no_answer": pytest.approx(2 / 5),
+        "y_o/unanswered": pytest.approx(1 / 5),
         "y_o/empty": pytest.approx(1 / 5),
         "y_r/passed": pytest.approx(3 / 5),
         "y_r/tokens_mean": pytest.approx(113 / 5),
         "y_r/tokens_p50": 6,
         "y_r/truncated": pytest.approx(1 / 5),
         "y_r/no_answer": 0,
+        "y_r/unanswered": 0,
         "y_r/empty": 0,
         "ledger/pass_pass": 1,
         "ledger/pass_fail": 1,
@@ -89,6 +91,14 @@ def test_every_number_of_a_step_counted_by_hand():
         "staleness/mean": pytest.approx(2 / 5),
         "staleness/max": 2,
     }
+
+
+def test_what_passed_or_was_cut_is_not_unanswered_whatever_was_extracted():
+    m = row_metrics(lit([
+        row(0, **generation("y_o", 10, True, "stop", "")), row(1, **generation("y_o", 20, False, "length", "")),
+        row(2, **generation("y_o", 30, False, "length")), row(3, **generation("y_o", 30, False, "stop", "")),
+    ]))  # fmt: skip
+    assert m["y_o/no_answer"] == 3 / 4 and m["y_o/unanswered"] == 1 / 4
 
 
 def test_without_refinements_nothing_is_said_about_them():

@@ -30,16 +30,15 @@ def _truncated(y: str) -> AlarmCondition:
 
 
 def _mute(h: History, y: str, rows: int = t.WINDOW_ROWS) -> Share:
-    """Of the responses that ended by themselves, those that surely hold no answer, even if no cut one holds one."""
+    """Of the responses that ended by themselves, those that hold no answer."""
 
     def of(line: StepLine) -> tuple[float | None, int]:
         n = trajectories(line, y)
-        mute, cut, passed = (line.get(f"{y}/{name}") for name in ("no_answer", "truncated", "passed"))
-        if mute is None or cut is None or passed is None:
+        mute, cut = line.get(f"{y}/unanswered"), line.get(f"{y}/truncated")
+        if mute is None or cut is None:
             return None, 0
         ended = round((1 - cut) * n)
-        # One that passed counts as answered, whatever was extracted.
-        return (max(0.0, min(mute - cut, 1 - cut - passed)) * n / ended if ended else None), ended
+        return (mute * n / ended if ended else None), ended
 
     return h.counted(of, rows)
 

@@ -35,7 +35,7 @@ METRICS = (
     *(
         f"{y}/{name}"
         for y in ("y_o", "y_r")
-        for name in ("passed", "tokens_mean", "tokens_p50", "truncated", "no_answer", "empty")
+        for name in ("passed", "tokens_mean", "tokens_p50", "truncated", "no_answer", "unanswered", "empty")
     ),
     *(f"ledger/{raw}_{refined}" for raw in ("pass", "fail") for refined in ("pass", "fail")),
     "verify/deadlines",
@@ -83,7 +83,8 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
     - counts of rows: rollouts, trained_rows, dropped/*, *_rows, and ledger/{raw}_{refined}, whose four cells add up to
       the refined rollouts
     - trained_rows/{trajectory}, where both trained
-    - shares of the trajectories that exist: passed, truncated, no_answer, empty
+    - shares of the trajectories that exist: passed, truncated, no_answer, unanswered (ended by itself, holds no answer
+      and did not pass), empty
     - tokens/*, what all of the rows cost (see generated.py)
     - numbers of tokens, and staleness if `version` is given
     - of each source what `by_source` says, of each of several verifiers what `by_verifier` says
@@ -179,5 +180,10 @@ def _trajectory_metrics(y: str, facts: list[dict]) -> dict[str, float]:
     return found | {
         f"{y}/passed": float(np.mean([f[f"{y}_passed"] for f in judged])),
         f"{y}/no_answer": float(np.mean([not f[f"{y}_extracted"] for f in judged])),
+        f"{y}/unanswered": float(np.mean([_is_unanswered(f, y) for f in judged])),
         f"{y}/empty": float(np.mean([f[f"{y}_detail"] == EMPTY for f in judged])),
     }
+
+
+def _is_unanswered(f: dict, y: str) -> bool:
+    return not (f[f"{y}_finish"] == "length" or f[f"{y}_extracted"] or f[f"{y}_passed"])

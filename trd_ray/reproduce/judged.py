@@ -18,7 +18,7 @@ from trd_ray.score.stats import Estimate, Score, estimate
 
 PASSES, FAILS, UNDECIDED, NOT_MEASURED, SHOWN = "passes", "fails", "undecided", "not measured", "-"
 ROLLOUTS = "rollouts"
-SHARES = ("passed", "truncated", "no_answer", "empty")  # how the names of metrics end that are shares
+SHARES = ("passed", "truncated", "no_answer", "unanswered", "empty")  # how the names of metrics end that are shares
 
 
 @dataclass(frozen=True)
