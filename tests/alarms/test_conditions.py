@@ -196,6 +196,7 @@ def test_what_is_said_names_the_numbers_and_the_keys_of_each_teacher():
 
 @pytest.mark.parametrize(("keys", "said"), [
     ([], "verify.answer_in_prose=true"), (["verify.answer_in_prose=true"], "boxed"), (["prompts.task=code"], "Python"),
+    (["data.path=reasoning_gym:spell_backward"], "the form that its verifier reads"),
 ])  # fmt: skip
 def test_responses_without_an_answer_name_what_the_prompt_must_ask_for(keys, said):
     seen = Watcher(Around.of(load("smollm2_smoke", keys)))

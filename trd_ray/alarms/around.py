@@ -57,6 +57,8 @@ def ask_for_answers(prompt: str, recipe: Recipe) -> str:
         return f"let {prompt} ask for a fenced Python program"
     if recipe.verify.has_own:
         return f"let {prompt} ask for what verify.function accepts"
+    if recipe.task == "plain":
+        return f"let {prompt} ask for the answer in the form that its verifier reads"
     prose = "" if recipe.verify.answer_in_prose else ", or set verify.answer_in_prose=true"
     return f"let {prompt} ask for \\boxed{{}}{prose}"
 
