@@ -1,5 +1,6 @@
 """Numbers of engines that change while a run goes on, in a run whose pools are stand-ins and whose seats are real."""
 
+import asyncio
 import json
 import threading
 import time
@@ -30,6 +31,7 @@ class Pool:
         self.engines = engines
         self.sizes: list[int] = []
         self.problem: Exception | None = None
+        self.up: asyncio.Event | None = None
         self.gone: Exception | None = None
         self.lives: list[dict] = []
         self.loads: list[PoolLoad] = []
@@ -41,6 +43,8 @@ class Pool:
         self.sizes.append(count)
         if self.problem:
             raise self.problem
+        if self.up:
+            await self.up.wait()
 
     async def _give_back(self) -> dict[int, Any]:
         if self.gone:
@@ -375,6 +379,15 @@ def test_a_run_that_goes_on_has_the_engines_that_it_had_as_long_as_its_recipe_as
     assert kept(other).refiner.replicas == 4
     (tmp_path / "scale.json").write_text("{")
     assert kept(recipe) == recipe
+
+
+def test_a_run_that_ends_while_a_new_engine_starts_goes_on_with_it(begun, tmp_path):
+    run, one = begun()
+    run.pools["refiner"].up = asyncio.Event()
+    run.handlers["scale"]({"refiner": 2})
+    until(lambda: run.pools["refiner"].sizes)
+    one.close()
+    assert with_kept_numbers(Inputs(run.recipe), tmp_path).recipe.refiner.replicas == 2  # type: ignore[arg-type]
 
 
 def test_the_numbers_are_kept_however_often_a_run_goes_on(begun, tmp_path):

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from trd_ray.engine.actor import reason
@@ -46,11 +46,18 @@ class EngineRoom(Protocol):
 
 
 class Resizing:
-    def __init__(self, pools: Mapping[str, Any], counts: Mapping[str, int], room: EngineRoom):
-        """`pools` are handles of pools, which have `counts` engines now."""
+    def __init__(
+        self,
+        pools: Mapping[str, Any],
+        counts: Mapping[str, int],
+        room: EngineRoom,
+        grows: Callable[[], object] = lambda: None,
+    ):
+        """`pools` are handles of pools, which have `counts` engines now; `grows` is called when one gets places."""
         self.pools = pools
         self.counts = dict(counts)
         self.room = room
+        self.grows = grows
         self.turn = asyncio.Lock()
         self.queued = 0  # changes that wait for the one under way
         self.late: Counter[str] = Counter()  # engines that did not leave in time, and have their places still
@@ -131,6 +138,7 @@ class Resizing:
         except NoRoom as e:
             return [f"the {pool} stays at {before} engines: {e}"]
         self.counts[pool] += more
+        self.grows()
         try:
             await self.pools[pool].resize.remote(self.counts[pool], places)
         except Exception as e:

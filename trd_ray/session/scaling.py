@@ -51,7 +51,10 @@ class Scaling:
         self.bounds = {name: _bounds(replicas) for name, replicas in self.replicas.items()}
         self.room = SeatedRoom(session)
         self.resizing = Resizing(
-            session.pools, {name: session.plan.specs[name].replicas for name in session.pools}, self.room
+            session.pools,
+            {name: session.plan.specs[name].replicas for name in session.pools},
+            self.room,
+            grows=self._keep,  # a run that ends while a new engine starts goes on with it
         )
         self.room.newer = lambda: self.resizing.queued > 0
         scale = self.recipe.scale
