@@ -276,7 +276,7 @@ def setup_of(case: Case) -> Setup:
     if r.refines:
         count = _count(case, "refiner") or engines
         alone = PoolSetup(count, engine_speed(case, "refiner"))
-        refiner = sampler if r.placement != "separate" and r.teacher.mode == "opsd" else alone
+        refiner = sampler if r.shares_engines else alone
     adapter = r.sync.lora == "adapter" and r.learner.lora is not None
     block = r.stream.rows_per_block or (ROWS_OF_SHORT if r.sampler.response_tokens <= SHORT_TOKENS else 1)
     weights = case.student.parameters * BYTES[r.learner.dtype]
