@@ -74,12 +74,13 @@ def own_adapters(ranks: int = 8, **tree: Any) -> Recipe:
 def test_each_engine_has_the_gpu_of_one_rank():
     found = plan(own_adapters(2), gpus=2)
     assert found.fits and by_gpu(found) == {(0, i): {f"sampler {i}", f"learner {i}"} for i in range(2)}
-    assert found.needs["GPU"] == 2 and found.turns() == {"sampler": 0, "learner": 1}
+    assert found.needs["GPU"] == 2 and found.turns() == {"learner": 0, "sampler": 1}
 
 
 def test_two_pools_and_the_ranks_have_the_same_gpus():
     found = plan(recipe(2, teacher=TEACHES, learner=ADAPTED), gpus=3, student=QWEN3_1P7B)
     assert by_gpu(found) == {(0, i): {f"sampler {i}", f"refiner {i}", f"learner {i}"} for i in range(2)}
+    assert list(found.turns().items()) == [("learner", 0), ("sampler", 1), ("refiner", 2)]
     assert all(seat.share == pytest.approx(1 / 3, abs=1e-4) for seat in found.seats)
     assert found.sync_backend == "ipc", "whole weights go to an engine on the sender's own GPU"
 

@@ -55,9 +55,13 @@ class Placement:
         return [seat for seat in self.seats if seat.actor == actor]
 
     def turns(self) -> dict[str, int]:
-        """Pools and learner -> when they start: after all that share a GPU with them and come before them."""
+        """Pools and learner -> when they start: after all that share a GPU with them and come before them.
+
+        Pools come before the learner, but not engines that rest while it works: they take what it leaves at rest.
+        """
+        in_turn = any(spec.rest for spec in self.specs.values())
         turns: dict[str, int] = {}
-        for name in self.specs:  # pools, then the learner
+        for name in sorted(self.specs, key=lambda name: in_turn and name != LEARNER):
             if name != "verifier":
                 before = [turn for other, turn in turns.items() if self._meet(name, other)]
                 turns[name] = max(before, default=-1) + 1
