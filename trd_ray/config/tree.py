@@ -269,14 +269,19 @@ class Recipe(Node):
         return self.prompts.task or ("plain" if generated else self.verify.usual_task)
 
     @property
-    def refines_without_adapter(self) -> bool:
-        """Whether one pool samples with the newest adapter, and refines with the base model below it."""
-        return self.shares_engines and self.teacher.follow == "frozen"
-
-    @property
     def takes_turns(self) -> bool:
         """Whether engines and learner have the same GPUs in turn: who does not work rests."""
         return self.placement == "timeshare"
+
+    def rest_of(self, pool: str) -> Rest:
+        """What becomes of the weights of a pool that takes turns while the learner works; its KV cache goes anyway."""
+        gets_whole_ones = pool in self.following and self.sync.lora != "adapter"
+        return "drop" if gets_whole_ones and self.stream.max_staleness != "never" else "keep"
+
+    @property
+    def refines_without_adapter(self) -> bool:
+        """Whether one pool samples with the newest adapter, and refines with the base model below it."""
+        return self.shares_engines and self.teacher.follow == "frozen"
 
     @property
     def shares_engines(self) -> bool:
@@ -285,15 +290,6 @@ class Recipe(Node):
             return self.placement == "shared"
         keys = self.teacher, self.sampler, self.refiner, self.learner, self.sync
         return combinations.unshareable(*keys) is None
-
-    def rest_of(self, pool: str) -> Rest:
-        """What becomes of the weights of a pool that takes turns while the learner works; its KV cache goes anyway.
-
-        They go where whole new ones are sent before it wakes, and stay where none or an adapter is sent. If a GPU
-        cannot hold them beside the learner's work, a plan has them wait in host memory (`ActorSpec.rest`).
-        """
-        gets_whole_ones = pool in self.following and self.sync.lora != "adapter"
-        return "drop" if gets_whole_ones and self.stream.max_staleness != "never" else "keep"
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
