@@ -137,8 +137,7 @@ def _in_turn(r: Recipe, gpus: int) -> list[str]:
     adapters = r.learner.lora is not None and r.teacher.mode == "opsd" and r.teacher.follow == "frozen"
     pools = {"sampler": r.sampler} | ({"refiner": r.refiner} if r.refines and r.placement == "separate" else {})
     found = ["placement=timeshare"]
-    if r.stream.max_staleness != "never":
-        found += ["stream.max_staleness=0"] * (r.stream.max_staleness != 0)
+    found += ["stream.max_staleness=0"] * (r.stream.max_staleness not in (0, "never"))
     if adapters and r.sync.lora != "adapter":  # then one pool also refines
         found += ["sync.lora=adapter", *["sync.in_flight=drain"] * (r.sync.in_flight == "keep")]
     found += ["sync.backend=auto"] * (r.sync.backend == "nccl")
