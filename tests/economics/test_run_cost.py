@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from priced import case
-from trd_ray.economics.run_cost import Case, run_cost
+from trd_ray.economics.case import Case
+from trd_ray.economics.run_cost import run_cost
 from trd_ray.preflight import placement
 from trd_ray.preflight.machines import Machine
 
@@ -85,6 +86,15 @@ def test_several_refinements_of_a_row_cost_their_tokens_and_train_one():
     four = run_cost(case("paper_opsd_8b", "refiner.n=4", "refiner.select=first_passed"))
     assert four.step.refined_tokens == pytest.approx(4 * one.step.refined_tokens)
     assert four.step.train_s == pytest.approx(one.step.train_s)
+    assert four.pools["learner"].tokens_s * four.step.step_s == pytest.approx(one.step.refined_tokens), "of one each"
+
+
+def test_candidates_share_their_prompt_and_their_batch():
+    on_policy = ["stream.max_staleness=0", "sync.in_flight=drain"]
+    one = run_cost(case("paper_opsd_8b", *on_policy)).step
+    four = run_cost(case("paper_opsd_8b", *on_policy, "refiner.n=4", "refiner.select=first_passed")).step
+    assert 1.3 * one.busy_s["refiner"] < four.busy_s["refiner"] < 3 * one.busy_s["refiner"]
+    assert four.step_s < 1.5 * one.step_s
 
 
 def test_a_corpus_is_trained_without_sampling():
@@ -93,6 +103,8 @@ def test_a_corpus_is_trained_without_sampling():
     found = run_cost(replace(of, recipe=corpus))
     assert found.step.sample_s == 0 and found.step.sync_s == 0
     assert found.step.step_s == pytest.approx(found.step.train_s + found.step.rest_s)
+    assert found.pools["learner"].tokens_s > 0 and found.pools["sampler"].busy == 0, "engines wait for the evaluation"
+    assert found.idle == pytest.approx(1 - found.pools["learner"].busy / found.gpus)
 
 
 def test_a_corpus_that_is_made_trains_nothing():

@@ -46,7 +46,7 @@ def test_what_made_the_former_recipe_slow_is_named(former):
 def test_a_balanced_recipe_keeps_its_split():
     of = case("paper_opsd_8b", "sync.in_flight=drain")
     found = same_gpus.faster(of, planner(of))
-    assert not any("learner.workers" in one.typed for one in found)
+    assert not any("learner.workers" in one.typed for one in found if "placement" not in one.typed)
     assert any("placement=shared" in one.typed for one in found)
     assert any("sync.in_flight=keep" in one.typed for one in found)
 
@@ -84,6 +84,24 @@ def test_turns_on_the_same_gpus_are_a_recipe_that_loads_and_fits_them(name, over
     assert {(seat.machine, gpu) for seat in found.placed.seats for gpu in seat.gpus} == {(0, i) for i in range(gpus)}
     assert {seat.actor for seat in found.placed.seats} == pools
     assert not any("placement=timeshare" in o for group in same_gpus._kinds(found) for o, _ in group)
+
+
+@pytest.mark.parametrize(
+    ("name", "placement"), [("paper_opsd_8b_onpolicy", "shared"), ("paper_opd_1p7b_onpolicy", "separate")]
+)
+def test_who_takes_turns_is_told_what_gpus_of_their_own_would_bring(name, placement):
+    of = case(name)
+    apart = next(one for one in same_gpus.faster(of, planner(of)) if f"placement={placement}" in one.typed)
+    recipe = config.load(name, list(apart.overrides))
+    assert not recipe.takes_turns and recipe.stream.max_staleness == 1 and apart.cost.gpus == 8
+
+
+def test_two_models_in_turn_refine_in_large_batches():
+    of = case("paper_opd_1p7b_onpolicy", "stream.rows_per_block=null")
+    found = next(one for one in same_gpus.faster(of, planner(of)) if one.overrides == ("stream.rows_per_block=64",))
+    assert found.gain > 0.2
+    now = run_cost(case("paper_opd_1p7b_onpolicy"))
+    assert found.cost.step.step_s == pytest.approx(now.step.step_s), "as the recipe has it"
 
 
 def test_plain_distillation_takes_turns_where_the_recipe_does():
