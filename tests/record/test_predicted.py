@@ -146,6 +146,22 @@ def test_a_run_without_timed_rows_says_so(tmp_path):
     directory.release()
 
 
+def test_in_turn_a_gpu_is_idle_while_neither_engines_nor_learner_work(run):
+    with_gpus(run, *["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2)
+    settled = ["rollouts_per_step=4", "steps=5", "evaluation.path=null", "name=r"]
+    two = ["sampler.replicas=2", "refiner.replicas=2", "learner.workers=2"]
+    recipe = config.load("paper_opd_1p7b_onpolicy", [*settled, *two])
+    (run.path / "recipe.yaml").write_text(config.dump(recipe))
+    case = predicted.case_of(run, recipe)
+    assert case.gpus == 2 and case.gpus_of("sampler") == case.gpus_of("refiner") == case.gpus_of("learner") == 2
+    rows = [row for row in predicted.timed_rows(run.read_rows()) if row.step > 1]
+    lines = predicted.steady(recipe, run.read_metrics())
+    # The first GPU samples for 6 s, and refines from 4 to 9 s; the second samples for 7. Then both train.
+    assert predicted.idle_gpus(case, rows, lines) == pytest.approx(1 - ((9 + 7) / 2 + TRAIN_S) / STEP_S)
+    table = predicted.section(run, recipe, run.read_metrics())
+    assert "| GPUs idle |" in table and "have the same machine in turn" in table
+
+
 def test_a_run_on_a_corpus_has_a_learner_and_no_times_of_who_made_its_rows(run, monkeypatch):
     with_gpus(run, *["NVIDIA H100 80GB HBM3, 81559 MiB"] * 8)
     recipe = config.stored(run.path / "recipe.yaml")

@@ -66,7 +66,10 @@ class Case:
         seats = {(seat.machine, gpu) for seat in self.placed.seats if role_of(seat.actor) in roles for gpu in seat.gpus}
         if seats or not self.on_gpu:
             return float(len(seats))
-        return sum(a.spec.replicas * a.spec.gpus for a in self.placed.actors if role_of(a.spec.name) in roles)
+        specs = [a.spec for a in self.placed.actors if role_of(a.spec.name) in roles]
+        if self.recipe.takes_turns:  # each reserves a share of a GPU that it has the whole of in its turn
+            return float(max((spec.replicas for spec in specs if spec.gpus), default=0))
+        return sum(spec.replicas * spec.gpus for spec in specs)
 
     @property
     def gpus(self) -> float:
