@@ -101,6 +101,15 @@ def test_one_pool_for_both_and_several_refinements_have_one_rate(how, slower):
     assert len(found.lengths.of_run[0].others) == how.get("more", 0)
 
 
+def test_gpus_that_change_hands_are_no_scheduling():
+    rows, metrics, works = made_up_run(1.0, 32, 6, seed=1)
+    base = ModelledSpeeds(SPEED, SPEED, LEARNER, 1)
+    assert calibrated(rows, metrics, works, base, "a run").turn_s is None
+    turns = [line | {"seconds/rest": 0.05, "seconds/wake": 0.1} for line in metrics]
+    found = calibrated(rows, turns, works, base, "a run")
+    assert found.turn_s == pytest.approx(0.15) and found.scheduling_s == pytest.approx(0.3 - 0.1 - 0.15)
+
+
 def test_a_run_that_refined_nothing_tells_how_slow_a_refiner_would_be():
     rows, metrics, works = made_up_run(3.0, 32, 6, seed=1)
     rows = [row._replace(refined=None) for row in rows]

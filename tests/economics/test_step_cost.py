@@ -75,22 +75,22 @@ def test_one_pool_refines_while_it_samples():
 
 
 def test_in_turn_is_the_sum_of_the_phases():
-    found = step(placed="timeshare", rest_s=2.0, block=3)
+    found = step(placed="timeshare", turn_s=2.0, block=3)
     assert found.step_s == pytest.approx(4.0 + 1.0 + 3.0 + 0.5 + 0.25 + 2.0)
     assert found.busy_s == pytest.approx({"sampler": 4.0, "refiner": 1.0, "learner": 3.0})
 
 
 def test_in_turn_one_pool_refines_while_it_samples():
     shared = PoolSetup(1, EVEN)
-    found = step(placed="timeshare", sampler=shared, refiner=shared, rest_s=2.0)
+    found = step(placed="timeshare", sampler=shared, refiner=shared, turn_s=2.0)
     assert found.step_s == pytest.approx(4.5 + 3.0 + 0.5 + 0.25 + 2.0) and "refiner" not in found.busy_s
 
 
 def test_two_models_awake_on_a_gpu_share_its_time_while_both_have_work():
-    found = step(placed="timeshare", rest_s=2.0)
+    found = step(placed="timeshare", turn_s=2.0)
     engines = found.busy_s["sampler"] + found.busy_s["refiner"]
     assert found.refine_ends_s == pytest.approx(engines) == pytest.approx(4.0 + 2.0, abs=0.2)
-    assert found.step_s > step(placed="timeshare", rest_s=2.0, block=3).step_s, "refinements by ones fill no batch"
+    assert found.step_s > step(placed="timeshare", turn_s=2.0, block=3).step_s, "refinements by ones fill no batch"
 
 
 def test_changing_places_costs_what_is_unmapped_and_mapped_and_what_goes_over_the_bus():
@@ -170,19 +170,19 @@ def modelled(size: str, split: tuple[int, int, int], mode: str, rollouts: int, b
     of_student = of_teacher if size == "8B" else on_gpu(student, gpu, cache_gib=62.8)
     sampler, refiner = PoolSetup(split[0], of_student), PoolSetup(split[1], of_teacher)
     placed, adapter = "separate", mode.startswith("shared")
-    sent, way, rest_s = 2.0 * student.parameters, "nccl", 0.0
+    sent, way, turn_s = 2.0 * student.parameters, "nccl", 0.0
     if adapter:
         sent, way = 350e6, "adapter"
         placed, sampler = "shared", PoolSetup(split[0], of_student.slower(c.ADAPTER_SLOWER))
     elif mode == "in turn":
         placed, block = "timeshare", rollouts  # it refines when all is sampled
-        rest_s = turn_seconds(gpu, 0.0 if size == "8B" else 2.0 * teacher.parameters, 0.0)
+        turn_s = turn_seconds(gpu, 0.0 if size == "8B" else 2.0 * teacher.parameters, 0.0)
     if size == "8B" and placed != "separate":
         refiner = sampler
     how = HowItTrains(True, True, 1, 38_912, 80_000_000, split[2])
     setup = Setup(
         placed=placed, sampler=sampler, refiner=refiner, staleness=0 if "policy" in mode or mode == "in turn" else 1,
-        drains=mode == "drain", block=block, samples=1, rest_s=rest_s, scheduling_s=c.SCHEDULING_S, verify_s=0.0,
+        drains=mode == "drain", block=block, samples=1, turn_s=turn_s, scheduling_s=c.SCHEDULING_S, verify_s=0.0,
         sync_s=sync_seconds(way, sent, True), rows_a_second=c.ROWS_A_SECOND,
         reads_again=mode == "keep",
     )  # fmt: skip

@@ -158,8 +158,10 @@ def test_in_turn_a_gpu_is_idle_while_neither_engines_nor_learner_work(run):
     lines = predicted.steady(recipe, run.read_metrics())
     # The first GPU samples for 6 s, and refines from 4 to 9 s; the second samples for 7. Then both train.
     assert predicted.idle_gpus(case, rows, lines) == pytest.approx(1 - ((9 + 7) / 2 + TRAIN_S) / STEP_S)
-    table = predicted.section(run, recipe, run.read_metrics())
+    turns = [line | {"seconds/rest": 1.25, "seconds/wake": 0.5} for line in run.read_metrics()]
+    table = predicted.section(run, recipe, turns)
     assert "| GPUs idle |" in table and "have the same machine in turn" in table
+    assert "| rest and wake, s |" in table and "| 1.75 |" in table
 
 
 def test_a_run_on_a_corpus_has_a_learner_and_no_times_of_who_made_its_rows(run, monkeypatch):

@@ -8,7 +8,7 @@ How the rates are found:
   has it. The ratio of the slopes is how much slower the engines are than the model says, and what is left at no tokens
   is what a request costs besides.
 - Of the learner: the seconds of training that updates do not explain, by the FLOPs of the step.
-- Weight sync, scheduling, verdicts: medians.
+- Weight sync, scheduling, GPUs that change hands, verdicts: medians.
 - Engines that also refine have both kinds of requests side by side, in the model as in the run, and one rate for both.
   A refiner that had nothing to do is as much slower than the model as the sampler.
 
@@ -88,6 +88,7 @@ class Measured:
     learner: LearnerSpeed | None = None
     sync_s: float | None = None
     scheduling_s: float | None = None
+    turn_s: float | None = None  # in which GPUs changed hands; None where nobody took turns
     verify_s: float | None = None
     verdicts_s: float | None = None  # of the verdicts of a row
     slower: dict[str, float] | None = None  # pool -> times the seconds that the model has
@@ -138,6 +139,7 @@ def calibrated(
         learner=learner,
         sync_s=None if corpus else _median(line.get("seconds/sync") for line in metrics),
         scheduling_s=None if corpus else _median(_rest(line) for line in metrics),
+        turn_s=_median(turn_seconds_of(line) for line in metrics),
         verify_s=_median(r.refined.start_s - r.sampled.end_s for r in _last_to_refine(steps)),
         verdicts_s=fmean(row.verified_s for row in known),
         slower={"sampler": times_s, "refiner": times_r, "learner": times_l},
@@ -146,9 +148,15 @@ def calibrated(
 
 
 def _rest(line: dict) -> float | None:
-    """What of a step neither work nor sync explains."""
+    """What of a step neither work, nor sync, nor GPUs that changed hands explain."""
     overhead, sync = line.get("seconds/overhead"), line.get("seconds/sync")
-    return None if overhead is None or sync is None else max(0.0, overhead - sync)
+    return None if overhead is None or sync is None else max(0.0, overhead - sync - (turn_seconds_of(line) or 0.0))
+
+
+def turn_seconds_of(line: dict) -> float | None:
+    """In which GPUs went from the engines to the learner and back; None where nobody takes turns."""
+    known = [line[name] for name in ("seconds/rest", "seconds/wake") if line.get(name) is not None]
+    return sum(known) if known else None
 
 
 def _by_step(rows: Sequence[TimedRow]) -> list[list[TimedRow]]:

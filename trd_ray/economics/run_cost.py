@@ -258,7 +258,7 @@ def setup_of(case: Case) -> Setup:
         verify_s=_or(measured and measured.verify_s, c.CPU_VERIFY_S),
         rows_a_second=c.ROWS_A_SECOND * block,
         reads_again=r.sync.in_flight == "keep" and not adapter,
-        rest_s=_turn_s(case),
+        turn_s=_or(measured and measured.turn_s, _turn_s(case)),
         share=case.on_gpu and not r.takes_turns and any(0 < a.spec.gpus < 1 for a in case.placed.actors),
         ranks=max(1, case.count("learner")),
         cores=math.inf if case.on_gpu else case.cores,

@@ -51,7 +51,7 @@ class Setup:
     verify_s: float  # of a verdict, on the way from sampling to refining
     rows_a_second: float
     reads_again: bool  # rollouts under way lose their keys and values at a sync
-    rest_s: float = 0.0  # timeshare: from engines to learner and back
+    turn_s: float = 0.0  # timeshare: from engines to learner and back
     ranks: int = 1
     cores: float = float("inf")  # that all processes share, where there are no GPUs
     share: bool = False  # pools and learner have shares of the same GPUs: none is fast while another works
@@ -65,7 +65,8 @@ class StepCost:
     refine_ends_s: float  # after the step's first rollout began
     train_s: float  # with the probe of the weights
     sync_s: float
-    rest_s: float  # scheduling, changes of timeshare
+    turn_s: float  # timeshare: engines rest and wake
+    rest_s: float  # scheduling
     busy_s: dict[str, float]  # seconds at work in a step, of each pool's mean engine and of a rank
     sampled_tokens: float
     refined_tokens: float
@@ -92,7 +93,7 @@ def of_a_corpus(setup: Setup, train_s: float, rows: Sequence[Row]) -> StepCost:
     Engines that an evaluation needs wait for it.
     """
     scheduling_s = c.CORPUS_SHARE * setup.scheduling_s
-    alone = replace(setup, staleness="never", refiner=None, rest_s=0.0, scheduling_s=scheduling_s)
+    alone = replace(setup, staleness="never", refiner=None, turn_s=0.0, scheduling_s=scheduling_s)
     found = _cost(alone, train_s, 0.0, 0.0, 0.0, train_s, {"sampler": 0.0, "learner": train_s}, rows)
     return replace(found, sampled_tokens=0.0)
 
@@ -218,16 +219,17 @@ def _cost(
     rows: Sequence[Row],
 ) -> StepCost:  # fmt: skip
     sync_s = 0.0 if s.staleness == "never" else s.sync_s
-    rest = s.scheduling_s + (s.rest_s if s.placed == "timeshare" else 0.0)
+    turn_s = s.turn_s if s.placed == "timeshare" else 0.0
     refined = float(sum(row.all_refined for row in rows)) if s.refiner else 0.0
     return StepCost(
-        step_s=work + sync_s + rest,
+        step_s=work + sync_s + turn_s + s.scheduling_s,
         sample_s=sample_s,
         refine_s=max(0.0, ends - begin) if refined else 0.0,
         refine_ends_s=ends,
         train_s=train_s,
         sync_s=sync_s,
-        rest_s=rest,
+        turn_s=turn_s,
+        rest_s=s.scheduling_s,
         busy_s=busy,
         sampled_tokens=float(sum(row.raw for row in rows)),
         refined_tokens=refined,

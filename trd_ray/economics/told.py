@@ -106,6 +106,7 @@ def _step(e: CostEstimate) -> str:
         parts.append(f"refining {seconds(step.refine_s)} ({seconds(after)} after sampling)")
     parts += [f"training {seconds(step.train_s)}"] if step.train_s else []
     parts += [f"sync {seconds(step.sync_s)}"] if step.sync_s else []
+    parts += [f"turns {seconds(step.turn_s)}"] if step.turn_s else []
     parts.append(f"the rest {seconds(step.rest_s)}")
     return f"a step of {e.rollouts} rollouts: {seconds(step.step_s)}; {', '.join(parts)}"
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from statistics import fmean, median
 
 from trd_ray.config import Recipe, role_of, stored
-from trd_ray.economics.calibration import Measured, TimedRow, calibrated, lengths_of
+from trd_ray.economics.calibration import Measured, TimedRow, calibrated, lengths_of, turn_seconds_of
 from trd_ray.economics.case import Case
 from trd_ray.economics.run_cost import RunCost, base_of, run_cost, work_of
 from trd_ray.errors import UserError
@@ -150,6 +150,8 @@ def _seconds(own: RunCost, lines: Sequence[dict]) -> list[list[str]]:
         took = [line[f"seconds/{name}"] for line in lines if line.get(f"seconds/{name}") is not None]
         if took and (seconds or median(took)):
             found.append([f"{name}, s", f"{seconds:.2f}", f"{median(took):.2f}"])
+    if turns := [took for line in lines if (took := turn_seconds_of(line)) is not None]:
+        found.append(["rest and wake, s", f"{step.turn_s:.2f}", f"{median(turns):.2f}"])
     return found
 
 
