@@ -93,6 +93,13 @@ def test_two_models_awake_on_a_gpu_share_its_time_while_both_have_work():
     assert found.step_s > step(placed="timeshare", turn_s=2.0, block=3).step_s, "refinements by ones fill no batch"
 
 
+def test_in_turn_engines_of_a_cpu_are_at_work_side_by_side():
+    alone, turns = step(cores=64.0), step(placed="timeshare", turn_s=0.5, cores=64.0)
+    assert turns.step_s == pytest.approx(alone.step_s + 0.5) and turns.busy_s == alone.busy_s
+    offline = step(placed="timeshare", cores=64.0, staleness="never")
+    assert offline.sync_s == 0 and offline.step_s == pytest.approx(alone.step_s - 0.5), "without the sync"
+
+
 def test_changing_places_costs_what_is_unmapped_and_mapped_and_what_goes_over_the_bus():
     h100, a100 = gpu_of("H100", 80)[0], gpu_of("A100-80G", 80)[0]
     fixed = c.REST_S + c.WAKE_S

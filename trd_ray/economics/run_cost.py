@@ -13,22 +13,14 @@ from statistics import fmean
 from trd_ray.config import SAMPLER, role_of
 from trd_ray.economics import constants as c
 from trd_ray.economics import learning
+from trd_ray.economics import step_cost as steps
 from trd_ray.economics.batching import EngineRequest, serve_pool
 from trd_ray.economics.calibration import ModelledSpeeds
 from trd_ray.economics.case import Case
 from trd_ray.economics.engine_speed import EngineSpeed, on_cpu, on_gpu
 from trd_ray.economics.learning import HowItTrains, LearnerSpeed, LearnerWork, Trained
 from trd_ray.economics.model_costs import ModelCosts, model_costs
-from trd_ray.economics.step_cost import (
-    PoolSetup,
-    Setup,
-    StepCost,
-    mean_cost,
-    of_a_corpus,
-    step_cost,
-    sync_seconds,
-    turn_seconds,
-)  # fmt: skip
+from trd_ray.economics.step_cost import PoolSetup, Setup, StepCost
 from trd_ray.economics.workload import Row, assumed
 from trd_ray.preflight.memory import BYTES, GIB, adapter_parameters
 
@@ -95,12 +87,12 @@ def run_cost(case: Case, draws: int = c.DRAWS) -> RunCost:
         on_policy = r.stream.max_staleness != "never" and not (case.measured and case.measured.learner)
         train_s = (learning.training_s(work, speed, ranks) + (probed if on_policy else 0.0)) if ranks else 0.0
         if r.data.source == "corpus":
-            costs.append(of_a_corpus(setup, train_s, rows))
+            costs.append(steps.of_a_corpus(setup, train_s, rows))
         else:
-            costs.append(step_cost(setup, rows, train_s, earlier))
+            costs.append(steps.step_cost(setup, rows, train_s, earlier))
         works.append(work)
         responses.append(sum(one.response for one in examples))
-    step = mean_cost(costs)
+    step = steps.mean_cost(costs)
     gpus = case.gpus
     peak = case.gpu[0].flops * ranks if gpus else 0.0
     flops = sum(work.flops - work.again for work in works) / draws
@@ -243,7 +235,7 @@ def setup_of(case: Case) -> Setup:
     adapter = r.learner.lora if r.sync.lora == "adapter" else None
     block = r.stream.rows_per_block or (ROWS_OF_SHORT if r.sampler.response_tokens <= SHORT_TOKENS else 1)
     numbers = adapter_parameters(case.student, adapter.rank) if adapter else case.student.parameters
-    sync_s = sync_seconds(case.placed.sync_backend, numbers * BYTES[r.learner.dtype], case.on_gpu)
+    sync_s = steps.sync_seconds(case.placed.sync_backend, numbers * BYTES[r.learner.dtype], case.on_gpu)
     scheduling = c.SCHEDULING_S if case.on_gpu else c.CPU_SCHEDULING_S
     return Setup(
         placed=r.placement,
@@ -278,7 +270,7 @@ def _turn_s(case: Case) -> float:
                 name: size for name, size in actor.memory_gib.items() if name in ("weights", "optimizer", "average")
             }
             moved += sum(size - actor.rest_gib.get(name, 0.0) for name, size in held.items())
-    return turn_seconds(case.gpu[0], kept * GIB, moved * GIB)
+    return steps.turn_seconds(case.gpu[0], kept * GIB, moved * GIB)
 
 
 def _verifying_s(case: Case) -> float:

@@ -19,6 +19,7 @@ In turn, one pool refines what it sampled as a shared one does. Two models have 
 turns while both have work; if a block is all that an engine samples, one comes after the other.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -53,7 +54,7 @@ class Setup:
     reads_again: bool  # rollouts under way lose their keys and values at a sync
     turn_s: float = 0.0  # timeshare: from engines to learner and back
     ranks: int = 1
-    cores: float = float("inf")  # that all processes share, where there are no GPUs
+    cores: float = math.inf  # that all processes share, where there are no GPUs
     share: bool = False  # pools and learner have shares of the same GPUs: none is fast while another works
 
 
@@ -79,6 +80,10 @@ def step_cost(setup: Setup, rows: Sequence[Row], train_s: float, earlier: Sequen
     """One step of these rows. `earlier` are those of the step before, which are under way with them where k >= 1."""
     if setup.placed == "separate":
         found = _separate(setup, rows, train_s, earlier)
+    elif setup.placed == "timeshare" and setup.refiner is not setup.sampler and math.isfinite(setup.cores):
+        # Engines of a CPU have cores of their own, and are at work side by side until the learner's turn.
+        sync_s = 0.0 if setup.staleness == "never" else setup.sync_s
+        found = _separate(replace(setup, staleness=0, sync_s=sync_s), rows, train_s, ())
     else:
         found = _together(setup, rows, train_s, earlier)
     counts = {"sampler": setup.sampler.engines, "refiner": setup.refiner.engines if setup.refiner else 0}
@@ -201,7 +206,8 @@ def _two_in_turn(s: Setup, rows: Sequence[Row], train_s: float) -> StepCost:
     chosen = _refined(rows)
     after = {i: refinements(rows[i], s.verify_s) for i in chosen}
     requests = [replace(one, then=after.get(i)) for i, one in enumerate(_sampling(rows, s.samples))]
-    sampled, refined = serve_beside(requests, s.sampler.engines, s.sampler.speed, s.refiner.speed, s.block)
+    engines = min(s.sampler.engines, s.refiner.engines)
+    sampled, refined = serve_beside(requests, engines, s.sampler.speed, s.refiner.speed, s.block)
     begin = min((sampled.finish_s[i] for i in chosen), default=0.0)
     ends = max(sampled.end_s, refined.end_s) + s.verify_s
     busy = {"sampler": sampled.mean_busy_s, "refiner": refined.mean_busy_s, "learner": train_s}
