@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from trd_ray import config  # noqa: E402
 from trd_ray.economics import offline, told  # noqa: E402
-from trd_ray.economics.run_cost import Case  # noqa: E402
+from trd_ray.economics.case import Case  # noqa: E402
 from trd_ray.errors import UserError  # noqa: E402
 from trd_ray.known_models import facts_of_recipe  # noqa: E402
 from trd_ray.session.dry import placed_elsewhere  # noqa: E402

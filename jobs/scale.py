@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from trd_ray import config  # noqa: E402
 from trd_ray.economics.at_scale import Scaled, breaks_first, scaled  # noqa: E402
-from trd_ray.economics.run_cost import Case, RunCost, run_cost  # noqa: E402
+from trd_ray.economics.case import Case  # noqa: E402
+from trd_ray.economics.run_cost import RunCost, run_cost  # noqa: E402
 from trd_ray.errors import UserError  # noqa: E402
 from trd_ray.known_models import facts_of_recipe  # noqa: E402
 from trd_ray.session.dry import placed_elsewhere  # noqa: E402

@@ -2,7 +2,7 @@
 
 from trd_ray import config
 from trd_ray.economics import constants as c
-from trd_ray.economics.run_cost import Case
+from trd_ray.economics.case import Case
 from trd_ray.economics.same_gpus import Plan
 from trd_ray.known_models import facts_of_recipe
 from trd_ray.preflight import placement

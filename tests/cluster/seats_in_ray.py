@@ -33,6 +33,7 @@ PLANS: dict[str, dict[str, tuple[int, float]]] = {
     "two nodes": {"sampler": (4, 2), "refiner": (2, 1)},
     "shared": {"sampler": (2, 0.3), "refiner": (2, 0.3), "learner": (2, 0.4)},
     "wide": {"sampler": (1, 6), "refiner": (1, 6), "learner": (4, 1)},
+    "in turn": {"sampler": (2, 0.3333), "refiner": (2, 0.3333), "learner": (2, 0.3333)},  # the learner starts first
 }
 
 
@@ -43,17 +44,24 @@ class Probe:
 
 def plan_of(machines: Sequence[Machine], actors: dict[str, tuple[int, float]]) -> Placement:
     plans = [ActorPlan(ActorSpec(name, n, 0.1, gpus), {}, 0.0) for name, (n, gpus) in actors.items()]
-    seats = seated([Need(name, i, 0.1, gpus) for name, (n, gpus) in actors.items() for i in range(n)], machines)
+    beside = actors is PLANS["in turn"]
+    needs = [
+        Need(name, i, 0.1, gpus, beside_rank=beside and name != LEARNER)
+        for name, (n, gpus) in actors.items()
+        for i in range(n)
+    ]
+    seats = seated(needs, machines)
     assert isinstance(seats, list), seats
     return Placement(plans, {}, {}, 80, "gloo", 0.5, machines=tuple(machines), seats=tuple(seats))
 
 
-def launched(plan: Placement) -> list[dict]:
+def launched(plan: Placement, learner_first: bool = False) -> list[dict]:
     """Each actor with the seat that it was planned, and what it found when it ran."""
     reservation = reserve(plan, 60)
     probes: list[Any] = []
     asked = []
     try:
+        ranks = _ranks_beside(plan, reservation) if learner_first else []
         for pool in [name for name in plan.specs if name != LEARNER]:
             spec = plan.specs[pool]
             for seat, place in zip(plan.seats_of(pool), reservation.places(pool), strict=True):
@@ -61,10 +69,7 @@ def launched(plan: Placement) -> list[dict]:
                 probes.append(ray.remote(Probe).options(**options).remote())
                 asked.append((seat, place, probes[-1].seen.remote()))
         found = [(seat, place.turn, *ray.get(ref, timeout=60)) for seat, place, ref in asked]
-        reservation.admit_learner()
-        if LEARNER in plan.specs:
-            ranks = _ranks(plan, reservation)
-            found += [(seat, 0, *ids) for seat, ids in zip(plan.seats_of(LEARNER), ranks, strict=True)]
+        found += ranks or _ranks_beside(plan, reservation)
     finally:
         for probe in probes:
             ray.kill(probe)
@@ -77,6 +82,14 @@ def launched(plan: Placement) -> list[dict]:
         }
         for seat, turn, node, gpus in found
     ]  # fmt: skip
+
+
+def _ranks_beside(plan: Placement, reservation: Any) -> list[Any]:
+    """The ranks, let in beside what is held for engines, with their seats."""
+    reservation.admit_learner()
+    if LEARNER not in plan.specs:
+        return []
+    return [(seat, 0, *ids) for seat, ids in zip(plan.seats_of(LEARNER), _ranks(plan, reservation), strict=True)]
 
 
 def _ranks(plan: Placement, reservation: Any) -> list[tuple[str, list[int]]]:
@@ -108,7 +121,9 @@ def main() -> dict:
     try:
         nodes = sorted((n for n in ray.nodes() if n["Alive"]), key=lambda n: n["NodeID"] != cluster.head_node.node_id)
         machines = [Machine("ab"[i], 16, gpus=GPUS, node_id=node["NodeID"]) for i, node in enumerate(nodes)]
-        found: dict[str, Any] = {name: launched(plan_of(machines, actors)) for name, actors in PLANS.items()}
+        found: dict[str, Any] = {
+            name: launched(plan_of(machines, actors), learner_first=name == "in turn") for name, actors in PLANS.items()
+        }
         found["asked"] = asked()
         found["held"] = held_by_others(machines)
         found["again"] = a_node_goes(cluster, machines)

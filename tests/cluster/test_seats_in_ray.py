@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PROGRAM = Path(__file__).with_name("seats_in_ray.py")
-PLANS = ("two nodes", "shared", "wide")
+PLANS = ("two nodes", "shared", "wide", "in turn")
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,10 @@ def test_ranks_are_together_where_they_fit_and_only_there(found):
     assert {plan: len(nodes) for plan, nodes in on.items()} == {"shared": 1, "wide": 2}
 
 
-def test_sampler_refiner_and_rank_meet_on_the_gpu_that_they_share(found):
+@pytest.mark.parametrize("plan", ["shared", "in turn"])
+def test_sampler_refiner_and_rank_meet_on_the_gpu_that_they_share(found, plan):
     on = {
-        name: [seat["got"] for seat in found["shared"] if seat["actor"] == name]
+        name: [seat["got"] for seat in found[plan] if seat["actor"] == name]
         for name in ("sampler", "refiner", "learner")
     }
     assert on["sampler"] == on["refiner"] == on["learner"] and len({str(place) for place in on["learner"]}) == 2

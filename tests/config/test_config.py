@@ -117,7 +117,7 @@ def test_every_fault_is_told_at_once():
             {"placement": "shared", "teacher": {"follow": "live"}, "refiner": {"dtype": "float16"}},
             "which compute in bfloat16, but refiner.dtype is float16: leave it out",
         ),
-        ({"placement": "time"}, "placement must be 'separate' or 'shared'"),
+        ({"placement": "time"}, "placement must be 'separate', 'shared' or 'timeshare'"),
         ({"rollouts_per_step": 10, "sampler": {"n": 4}}, "multiple of sampler.n"),
         ({"teacher": {"mode": "opd", "path": "other", "follow": "ema"}}, "set teacher.follow=frozen"),
         (

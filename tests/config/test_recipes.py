@@ -9,13 +9,14 @@ from transformers import Qwen3Config
 import trd_ray
 from trd_ray import config, models, shipped
 from trd_ray.known_models import facts_of_recipe
-from trd_ray.preflight import placement
+from trd_ray.preflight import in_turn, placement
 from trd_ray.session.dry import placed_elsewhere
 from trd_ray.session.estimated import Asked, estimate
 
 SHIPPED = sorted(p.stem for p in (Path(trd_ray.__file__).parent / "recipes").glob("*.yaml"))
 SHARED = [name for name in SHIPPED if name.endswith("_shared")]
-PAPER = [name for name in SHIPPED if name.startswith("paper_") and name not in SHARED]
+IN_TURN = [name for name in SHIPPED if name.endswith("_onpolicy")]
+PAPER = [name for name in SHIPPED if name.startswith("paper_") and name not in (*SHARED, *IN_TURN)]
 NODE = {"CPU": 128.0, "GPU": 8.0, "memory": 512 * 2**30}
 # The GiB that a card of so many GB has at least: an L4 or A10G, an H100.
 CARDS = {"24gb": 22.0, "80gb": 79.0}
@@ -104,6 +105,25 @@ def test_a_recipe_with_shared_engines_is_the_other_but_for_who_refines(name):
     assert f"{plan.needs['CPU']:g} CPUs for its actors" in shipped.text(name)
 
 
+@pytest.mark.parametrize("name", IN_TURN)
+def test_a_recipe_in_turns_is_the_other_but_for_who_has_the_gpus(name):
+    turns, separate = config.load(name), config.load(name.removesuffix("_onpolicy"))
+    assert turns.takes_turns and turns.stream.max_staleness == 0
+    assert turns.sampler.replicas == turns.learner.workers == 8
+    for key in ("temperature", "top_p", "top_k", "n", "max_prompt_tokens", "max_response_tokens", "select", "feedback"):
+        assert getattr(turns.refiner, key) == getattr(separate.refiner, key), key
+    placed_so = {"placement", "name", "sampler", "refiner", "sync", "stream", "learner"}
+    assert turns.model_dump(exclude=placed_so) == separate.model_dump(exclude=placed_so)
+    assert turns.learner == separate.learner.model_copy(update={"workers": 8})
+    plan = placed(name, NODE)
+    assert plan.fits and plan.needs["GPU"] == pytest.approx(8, abs=0.01), plan.reasons
+    assert plan.sync_backend == ("adapter" if turns.shares_engines else "ipc")
+    pools = {"sampler", "learner"} | ({"refiner"} if turns.teacher.mode == "opd" else set())
+    for gpu in range(8):
+        assert {seat.actor for seat in plan.seats if gpu in seat.gpus} == pools
+    assert f"{plan.needs['CPU']:g} CPUs for its actors" in shipped.text(name)
+
+
 @pytest.mark.parametrize("name", PAPER)
 def test_a_paper_recipe_splits_the_gpus_where_its_stages_take_as_long(name):
     """As simulated: five that sample, two that refine and one that trains, while the next step is sampled."""
@@ -123,8 +143,9 @@ def test_a_recipe_for_one_card_fits_the_smallest_that_is_sold_as_that(name):
     assert plan.needs["GPU"] == pytest.approx(1.0, abs=0.03)
     assert plan.sync_backend == "adapter"
     assert recipe.learner.lora and recipe.teacher.mode == "opsd"
-    for pool in (recipe.sampler, recipe.refiner):
-        assert pool.memory_utilization <= pool.gpus, "an engine would take what another was promised"
+    assert recipe.takes_turns and recipe.shares_engines, "no second copy of the frozen teacher"
+    for phase in in_turn.phases(plan.actors):
+        assert phase.total_gib <= CARDS[size], phase
 
 
 def test_there_is_a_recipe_for_each_size_of_card_and_two_models_of_it():

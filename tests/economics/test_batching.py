@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from trd_ray.economics.batching import EngineRequest, serve, serve_pool
+from trd_ray.economics.batching import EngineRequest, serve, serve_beside, serve_pool
 from trd_ray.economics.engine_speed import EngineSpeed, gpu_of, on_cpu, on_gpu
 from trd_ray.economics.model_costs import model_costs
 from trd_ray.known_models import known
@@ -76,11 +76,18 @@ def test_qwen3_8b_at_batch_1_on_an_h100_takes_what_was_published():
 
 def test_a_small_batch_is_bound_by_the_weights_and_a_large_one_by_products():
     speed = replace(on_gpu(QWEN_8B, H100), launch_s=0.0, sequence_s=0.0)
-    read = 8.19e9 * 2 / (0.78 * 3.35e12)
+    read = (8.19e9 - 151_936 * 4096) * 2 / (0.72 * 3.35e12)  # all but the embedding, of which a token has one row
     assert speed.iteration_s(1, 0) == pytest.approx(speed.iteration_s(100, 0)) == pytest.approx(read, rel=1e-3)
     ridge = speed.weights_s / speed.product_s
-    assert 150 < ridge < 250  # 989 TFLOP/s x 0.5 against 3.35 TB/s x 0.78, 2 FLOPs and 2 bytes a parameter
-    assert speed.iteration_s(1024, 0) == pytest.approx(1024 * 2 * 8.19e9 / (0.5 * 989e12), rel=1e-3)
+    assert 150 < ridge < 250  # 989 TFLOP/s x 0.5 against 3.35 TB/s x 0.72, 2 FLOPs and 2 bytes a parameter
+    products = 2 * (6.95e9 + 151_936 * 4096)
+    assert speed.iteration_s(1024, 0) == pytest.approx(1024 * products / (0.5 * 989e12), rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "body"), [("Qwen/Qwen3-8B", 6.95e9), ("Qwen/Qwen3-1.7B", 1.41e9)])
+def test_the_tokens_of_a_prompt_pass_the_layers_and_no_head(name, body):
+    speed = on_gpu(model_costs(known()[name]), H100)
+    assert speed.prefill_token_s == pytest.approx(2 * body / (0.5 * 989e12), rel=5e-3)
 
 
 def test_at_8k_tokens_of_context_the_cache_costs_more_than_the_weights():
@@ -125,6 +132,39 @@ def test_what_follows_a_request_joins_the_same_engine():
     assert found.first_s == pytest.approx(first.finish_s)
     assert found.end_s == pytest.approx(first.end_s + 0.5 + serve([EngineRequest(0.0, 70, 20)], PLAIN).end_s)
     assert found.busy_s == pytest.approx(found.end_s - 0.5)
+
+
+def test_several_answers_to_a_prompt_read_it_once_and_are_given_side_by_side():
+    four = serve([EngineRequest(0.0, 1000, 100, others=(100, 60, 40))], PLAIN)
+    # So many sequences in iteration k, each with the prompt and k tokens.
+    left = [(k, sum(n >= k for n in (100, 100, 60, 40))) for k in range(1, 101)]
+    by_hand = PLAIN.prefill_s(1000) + sum(PLAIN.iteration_s(n, n * (1000 + k)) for k, n in left)
+    assert four.end_s == pytest.approx(by_hand)
+    alone = serve([EngineRequest(0.0, 1000, 100)], PLAIN).end_s
+    assert four.end_s < 1.5 * alone, "not four times as long"
+
+
+def test_the_cache_holds_a_prompt_of_several_answers_once():
+    small = replace(PLAIN, cache_tokens=2000.0)
+    one_prompt = serve([EngineRequest(0.0, 1000, 200, others=(200, 200, 200))], small)
+    four_prompts = serve([EngineRequest(0.0, 1000, 200)] * 4, small)
+    assert one_prompt.preempted == 0 and one_prompt.end_s < 0.6 * four_prompts.end_s
+
+
+def test_two_engines_of_a_gpu_take_turns_and_none_waits_while_there_is_work():
+    short, long = EngineRequest(0.0, 10, 20, then=EngineRequest(0.0, 70, 400)), EngineRequest(0.0, 10, 420)
+    first, second = serve_beside([short, long], 1, PLAIN, PLAIN)
+    assert max(first.end_s, second.end_s) == pytest.approx(first.busy_s[0] + second.busy_s[0])
+    assert first.end_s > 1.8 * serve([replace(short, then=None), long], PLAIN).end_s, (
+        "the refinement takes every other turn"
+    )
+    together, after = serve_beside([short, long], 1, PLAIN, PLAIN, block=2)
+    assert together.end_s == pytest.approx(serve([replace(short, then=None), long], PLAIN).end_s), (
+        "its refinement waits for the long one"
+    )
+    assert after.end_s == pytest.approx(together.end_s + serve([short.then], PLAIN).end_s)
+    apart, beside = serve_beside([long, long], 2, PLAIN, PLAIN)
+    assert apart.end_s == pytest.approx(serve([long], PLAIN).end_s) and beside.busy_s == [0.0, 0.0]
 
 
 def test_a_pool_of_two_engines_halves_the_work_of_each_and_keeps_the_longest():

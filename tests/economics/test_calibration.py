@@ -13,11 +13,12 @@ from trd_ray import config
 from trd_ray.economics import learning
 from trd_ray.economics.batching import EngineRequest, serve_pool
 from trd_ray.economics.calibration import Measured, ModelledSpeeds, Timed, TimedRow, calibrated
+from trd_ray.economics.case import Case
 from trd_ray.economics.engine_speed import EngineSpeed
 from trd_ray.economics.learning import HowItTrains, LearnerSpeed, Trained
 from trd_ray.economics.model_costs import ModelCosts
-from trd_ray.economics.run_cost import Case, base_of, engine_speed, learner_speed, run_cost, work_of
-from trd_ray.economics.step_cost import PoolSetup, Setup, step_cost
+from trd_ray.economics.run_cost import base_of, engine_speed, learner_speed, run_cost, work_of
+from trd_ray.economics.step_cost import PoolSetup, Setup, refinements, step_cost
 from trd_ray.economics.workload import Row
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import placement
@@ -32,29 +33,48 @@ TINY = ModelCosts(parameters=600_000, body=500_000, kv_bytes=512, attention=512.
 HOW = HowItTrains(False, False, 4, 4096, 600_000, 1)
 
 
-def made_up_run(slower: float, rows: int, steps: int, seed: int, median_tokens: int = 40):
-    """A run as its files would have it, of engines and a learner that are so much slower than the model says."""
+def made_up_run(
+    slower: float, rows: int, steps: int, seed: int, median_tokens: int = 40, shared: bool = False, more: int = 0
+):
+    """A run as its files would have it, of engines and a learner that are so much slower than the model says.
+
+    `shared`: one pool samples and refines. `more`: refinements of a row beside the one that trains.
+    """
     rng = random.Random(seed)
     true = replace(SPEED.slower(slower), request_s=0.03)
     found, metrics, works = [], [], {}
     for step in range(1, steps + 1):
         shapes = [
-            Row(12, max(2, round(rng.lognormvariate(0, 0.4) * median_tokens)), 70, rng.randint(20, 60))
+            Row(
+                12,
+                max(2, round(rng.lognormvariate(0, 0.4) * median_tokens)),
+                70,
+                rng.randint(20, 60),
+                tuple(rng.randint(20, 60) for _ in range(more)),
+            )  # fmt: skip
             for _ in range(rows)
         ]
-        setup = Setup("separate", PoolSetup(1, true), PoolSetup(1, true), 0, True, 1, 1, 0.1, 0.2, 0.04, 1e9, False)
+        sampler = PoolSetup(1, true)
+        placed, refiner = ("shared", sampler) if shared else ("separate", PoolSetup(1, true))
+        setup = Setup(placed, sampler, refiner, 0, True, 1, 1, 0.1, 0.2, 0.04, 1e9, False)
         trained = [Trained(12, r.refine_prompt, r.refined) for r in shapes]
         works[step] = learning.work(trained, TINY, TINY, HOW)
         train_s = learning.training_s(works[step], replace(LEARNER, flops=LEARNER.flops / slower), 1)
         cost = step_cost(setup, shapes, train_s)
-        sampled = serve_pool([EngineRequest(0.0, r.prompt, r.raw) for r in shapes], 1, true)
-        after = [
-            EngineRequest(t + 0.04, r.refine_prompt, r.refined) for t, r in zip(sampled.finish_s, shapes, strict=True)
-        ]
-        refined = serve_pool(after, 1, true)
-        begin = 100.0 * step
-        for r, end, one, last, t in zip(shapes, sampled.finish_s, after, refined.finish_s, trained, strict=True):
-            y_r = Timed(r.refine_prompt, r.refined, begin + one.arrives_s, last - one.arrives_s, "refiner-0")
+        after = [refinements(r, 0.04) for r in shapes]
+        both = [EngineRequest(0.0, r.prompt, r.raw, then=one) for r, one in zip(shapes, after, strict=True)]
+        if shared:
+            served = serve_pool(both, 1, true)
+            sampled, refined = served.first_s, served.finish_s
+        else:
+            sampled = serve_pool([replace(one, then=None) for one in both], 1, true).finish_s
+            refined = serve_pool(
+                [refinements(r, t + 0.04) for t, r in zip(sampled, shapes, strict=True)], 1, true
+            ).finish_s
+        begin, engine = 100.0 * step, "sampler-0" if shared else "refiner-0"
+        for r, end, last, t in zip(shapes, sampled, refined, trained, strict=True):
+            start = end + 0.04
+            y_r = Timed(r.refine_prompt, r.refined, begin + start, last - start, engine, r.others)
             found.append(TimedRow(step, Timed(r.prompt, r.raw, begin, end, "sampler-0"), y_r, t, 0.0))
         line = {"step": step, "seconds/step": cost.step_s, "seconds/train": train_s, "seconds/sync": 0.1}
         metrics.append(line | {"seconds/overhead": 0.3})
@@ -70,6 +90,39 @@ def test_how_much_slower_engines_and_learner_are_is_found(slower):
     assert found.learner.flops == pytest.approx(LEARNER.flops / slower, rel=0.05)
     assert (found.sync_s, found.scheduling_s) == (0.1, pytest.approx(0.2))
     assert found.sampler.request_s == pytest.approx(0.03, rel=0.3)
+
+
+@pytest.mark.parametrize("slower", [0.5, 3.0])
+@pytest.mark.parametrize("how", [{"shared": True}, {"more": 3}, {"shared": True, "more": 3}], ids=str)
+def test_one_pool_for_both_and_several_refinements_have_one_rate(how, slower):
+    found = calibrated(*made_up_run(slower, 32, 6, seed=1, **how), ModelledSpeeds(SPEED, SPEED, LEARNER, 1), "a run")
+    assert found.slower["sampler"] == pytest.approx(slower, rel=0.1)
+    assert found.slower["refiner"] == pytest.approx(slower, rel=0.25)
+    assert len(found.lengths.of_run[0].others) == how.get("more", 0)
+
+
+def test_gpus_that_change_hands_are_no_scheduling():
+    rows, metrics, works = made_up_run(1.0, 32, 6, seed=1)
+    base = ModelledSpeeds(SPEED, SPEED, LEARNER, 1)
+    assert calibrated(rows, metrics, works, base, "a run").turn_s is None
+    turns = [line | {"seconds/rest": 0.05, "seconds/wake": 0.1} for line in metrics]
+    found = calibrated(rows, turns, works, base, "a run")
+    assert found.turn_s == pytest.approx(0.15) and found.scheduling_s == pytest.approx(0.3 - 0.1 - 0.15)
+
+
+def test_a_run_that_refined_nothing_tells_how_slow_a_refiner_would_be():
+    rows, metrics, works = made_up_run(3.0, 32, 6, seed=1)
+    rows = [row._replace(refined=None) for row in rows]
+    found = calibrated(rows, metrics, works, ModelledSpeeds(SPEED, SPEED, LEARNER, 1), "a run")
+    assert found.slower["refiner"] == found.slower["sampler"] == pytest.approx(3.0, rel=0.05)
+
+
+def test_a_run_on_a_corpus_tells_of_its_learner_alone():
+    made = made_up_run(3.0, 32, 6, seed=1)
+    found = calibrated(*made, ModelledSpeeds(SPEED, SPEED, LEARNER, 1), "a run", corpus=True)
+    assert found.slower["learner"] == pytest.approx(3.0, rel=0.05)
+    assert found.slower["sampler"] == found.slower["refiner"] == 1.0, "others' engines made its rows"
+    assert found.sync_s is found.scheduling_s is found.verify_s is None
 
 
 @pytest.mark.parametrize(

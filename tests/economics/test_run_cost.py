@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from priced import case
-from trd_ray.economics.run_cost import Case, run_cost
+from trd_ray.economics import constants as c
+from trd_ray.economics.case import Case
+from trd_ray.economics.run_cost import run_cost
 from trd_ray.preflight import placement
 from trd_ray.preflight.machines import Machine
 
@@ -85,6 +87,51 @@ def test_several_refinements_of_a_row_cost_their_tokens_and_train_one():
     four = run_cost(case("paper_opsd_8b", "refiner.n=4", "refiner.select=first_passed"))
     assert four.step.refined_tokens == pytest.approx(4 * one.step.refined_tokens)
     assert four.step.train_s == pytest.approx(one.step.train_s)
+    assert four.pools["learner"].tokens_s * four.step.step_s == pytest.approx(one.step.refined_tokens), "of one each"
+
+
+def test_candidates_share_their_prompt_and_their_batch():
+    on_policy = ["stream.max_staleness=0", "sync.in_flight=drain"]
+    one = run_cost(case("paper_opsd_8b", *on_policy)).step
+    four = run_cost(case("paper_opsd_8b", *on_policy, "refiner.n=4", "refiner.select=first_passed")).step
+    assert 1.3 * one.busy_s["refiner"] < four.busy_s["refiner"] < 3 * one.busy_s["refiner"]
+    assert four.step_s < 1.5 * one.step_s
+
+
+@pytest.mark.parametrize(
+    ("name", "on", "gpus"),
+    [("paper_opsd_8b_onpolicy", "8xH100", 8), ("paper_opd_1p7b_onpolicy", "8xH100", 8), ("qwen3_8b_80gb", "1xH100", 1)],
+)
+def test_in_turn_everybody_has_all_gpus_and_no_phase_overlaps_another(name, on, gpus):
+    of = case(name, on=on)
+    found = run_cost(of)
+    step = found.step
+    assert found.gpus == gpus and all(pool.gpus == gpus for pool in found.pools.values())
+    assert step.step_s == pytest.approx(step.refine_ends_s + step.train_s + step.sync_s + step.turn_s + step.rest_s)
+    assert step.turn_s == pytest.approx(c.REST_S + c.WAKE_S, abs=1.0) and step.rest_s == c.SCHEDULING_S
+    assert found.idle == pytest.approx(1 - sum(pool.busy for pool in found.pools.values())) and found.idle < 0.2
+    assert ("refiner" in found.pools) == (of.recipe.teacher.mode == "opd"), "the frozen student needs no second engine"
+
+
+def test_strictly_on_policy_turns_save_a_third_of_separate_pools():
+    for name in ("paper_opsd_8b", "paper_opd_1p7b"):
+        apart = run_cost(case(name, "stream.max_staleness=0", "sync.in_flight=drain"))
+        assert run_cost(case(f"{name}_onpolicy")).training_h < 0.67 * apart.training_h
+
+
+def test_weights_of_a_learner_that_waits_on_the_host_cost_their_way_there_and_back():
+    adapters = case("paper_opd_1p7b_onpolicy")
+    whole = case("paper_opd_1p7b_onpolicy", "learner.lora=")
+    moved = 12 * 1.72e9 / 8  # weights, two moments in float32, an eighth of them on each GPU
+    more = run_cost(whole).step.turn_s - run_cost(adapters).step.turn_s
+    assert more == pytest.approx(2 * moved / c.PAGEABLE_BYTES_S, rel=0.05)
+
+
+def test_turns_on_a_cpu_have_nothing_to_free():
+    of = case("paper_opsd_8b_onpolicy")
+    placed = placement.plan(of.recipe, of.student, of.teachers, [Machine("here", 64.0)])
+    found = run_cost(Case(of.recipe, of.student, of.teachers, placed, 1))
+    assert found.step.turn_s == 0 and found.idle is None
 
 
 def test_a_corpus_is_trained_without_sampling():
@@ -93,6 +140,8 @@ def test_a_corpus_is_trained_without_sampling():
     found = run_cost(replace(of, recipe=corpus))
     assert found.step.sample_s == 0 and found.step.sync_s == 0
     assert found.step.step_s == pytest.approx(found.step.train_s + found.step.rest_s)
+    assert found.pools["learner"].tokens_s > 0 and found.pools["sampler"].busy == 0, "engines wait for the evaluation"
+    assert found.idle == pytest.approx(1 - found.pools["learner"].busy / found.gpus)
 
 
 def test_a_corpus_that_is_made_trains_nothing():

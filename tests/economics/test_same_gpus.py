@@ -2,7 +2,6 @@
 
 import shlex
 from dataclasses import replace
-from typing import get_args
 
 import pytest
 
@@ -47,7 +46,7 @@ def test_what_made_the_former_recipe_slow_is_named(former):
 def test_a_balanced_recipe_keeps_its_split():
     of = case("paper_opsd_8b", "sync.in_flight=drain")
     found = same_gpus.faster(of, planner(of))
-    assert not any("learner.workers" in one.typed for one in found)
+    assert not any("learner.workers" in one.typed for one in found if "placement" not in one.typed)
     assert any("placement=shared" in one.typed for one in found)
     assert any("sync.in_flight=keep" in one.typed for one in found)
 
@@ -59,11 +58,56 @@ def test_one_pool_is_tried_where_rollouts_go_on_with_newer_weights_too():
     assert found is not None and found.recipe.sync.in_flight == "drain"
 
 
-def test_turns_on_the_same_gpus_are_proposed_as_soon_as_a_recipe_may_take_them():
-    of = case("paper_opsd_8b")
+SHARES = [
+    "placement=separate", "stream.max_staleness=1", "refiner.max_model_len=12288", "sampler.max_model_len=6144",
+    *(f"{pool}.{key}=0.3" for pool in ("sampler", "refiner") for key in ("gpus", "memory_utilization")),
+    "learner.gpus=0.38",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "on", "pools"),
+    [
+        ("paper_opsd_8b", [], "8xH100", {"sampler", "learner"}),  # rollouts go on with newer weights there
+        ("paper_opd_1p7b", ["sync.backend=nccl"], "8xH100", {"sampler", "refiner", "learner"}),
+        ("paper_opsd_8b_shared", [], "8xH100", {"sampler", "learner"}),
+        ("qwen3_0p6b_24gb", SHARES, "1x24GiB", {"sampler", "learner"}),
+    ],
+)
+def test_turns_on_the_same_gpus_are_a_recipe_that_loads_and_fits_them(name, overrides, on, pools):
+    of = case(name, *overrides, on=on)
     kinds = [overrides for group in same_gpus._kinds(of) for overrides, _ in group]
-    there = "timeshare" in get_args(config.Recipe.model_fields["placement"].annotation)
-    assert any("placement=timeshare" in overrides for overrides in kinds) == there
+    [proposed] = [overrides for overrides in kinds if "placement=timeshare" in overrides]
+    found = same_gpus.changed(of, proposed, planner(of))
+    assert found is not None and found.recipe.takes_turns
+    gpus = round(sum(a.spec.replicas * a.spec.gpus for a in of.placed.actors))
+    assert {(seat.machine, gpu) for seat in found.placed.seats for gpu in seat.gpus} == {(0, i) for i in range(gpus)}
+    assert {seat.actor for seat in found.placed.seats} == pools
+    assert not any("placement=timeshare" in o for group in same_gpus._kinds(found) for o, _ in group)
+
+
+@pytest.mark.parametrize(
+    ("name", "placement"), [("paper_opsd_8b_onpolicy", "shared"), ("paper_opd_1p7b_onpolicy", "separate")]
+)
+def test_who_takes_turns_is_told_what_gpus_of_their_own_would_bring(name, placement):
+    of = case(name)
+    apart = next(one for one in same_gpus.faster(of, planner(of)) if f"placement={placement}" in one.typed)
+    recipe = config.load(name, list(apart.overrides))
+    assert not recipe.takes_turns and recipe.stream.max_staleness == 1 and apart.cost.gpus == 8
+
+
+def test_two_models_in_turn_refine_in_large_batches():
+    of = case("paper_opd_1p7b_onpolicy", "stream.rows_per_block=null")
+    found = next(one for one in same_gpus.faster(of, planner(of)) if one.overrides == ("stream.rows_per_block=64",))
+    assert found.gain > 0.2
+    now = run_cost(case("paper_opd_1p7b_onpolicy"))
+    assert found.cost.step.step_s == pytest.approx(now.step.step_s), "as the recipe has it"
+
+
+def test_plain_distillation_takes_turns_where_the_recipe_does():
+    of = case("paper_opd_1p7b_onpolicy")
+    found = same_gpus.plain_opd(of, planner(of))
+    assert found is not None and set(found.cost.pools) == {"sampler", "learner"} and found.cost.gpus == 8
 
 
 def test_an_engine_s_own_arguments_stay_as_they_are_beside_a_proposed_one():

@@ -9,7 +9,7 @@ from trd_ray.economics import learning
 from trd_ray.economics.engine_speed import EngineSpeed, gpu_of, on_gpu
 from trd_ray.economics.learning import HowItTrains, Trained
 from trd_ray.economics.model_costs import model_costs
-from trd_ray.economics.step_cost import PoolSetup, Setup, blocks, mean_cost, step_cost, sync_seconds
+from trd_ray.economics.step_cost import PoolSetup, Setup, blocks, mean_cost, step_cost, sync_seconds, turn_seconds
 from trd_ray.economics.workload import Row, assumed
 from trd_ray.known_models import known
 from trd_ray.record import bounds
@@ -75,9 +75,51 @@ def test_one_pool_refines_while_it_samples():
 
 
 def test_in_turn_is_the_sum_of_the_phases():
-    found = step(placed="timeshare", rest_s=2.0)
+    found = step(placed="timeshare", turn_s=2.0, block=3)
     assert found.step_s == pytest.approx(4.0 + 1.0 + 3.0 + 0.5 + 0.25 + 2.0)
-    assert found.step_s == step(placed="timeshare", rest_s=2.0, staleness=1).step_s
+    assert found.busy_s == pytest.approx({"sampler": 4.0, "refiner": 1.0, "learner": 3.0})
+
+
+def test_in_turn_one_pool_refines_while_it_samples():
+    shared = PoolSetup(1, EVEN)
+    found = step(placed="timeshare", sampler=shared, refiner=shared, turn_s=2.0)
+    assert found.step_s == pytest.approx(4.5 + 3.0 + 0.5 + 0.25 + 2.0) and "refiner" not in found.busy_s
+
+
+def test_two_models_awake_on_a_gpu_share_its_time_while_both_have_work():
+    found = step(placed="timeshare", turn_s=2.0)
+    engines = found.busy_s["sampler"] + found.busy_s["refiner"]
+    assert found.refine_ends_s == pytest.approx(engines) == pytest.approx(4.0 + 2.0, abs=0.2)
+    assert found.step_s > step(placed="timeshare", turn_s=2.0, block=3).step_s, "refinements by ones fill no batch"
+
+
+def test_in_turn_engines_of_a_cpu_are_at_work_side_by_side():
+    alone, turns = step(cores=64.0), step(placed="timeshare", turn_s=0.5, cores=64.0)
+    assert turns.step_s == pytest.approx(alone.step_s + 0.5) and turns.busy_s == alone.busy_s
+    offline = step(placed="timeshare", cores=64.0, staleness="never")
+    assert offline.sync_s == 0 and offline.step_s == pytest.approx(alone.step_s - 0.5), "without the sync"
+
+
+def test_changing_places_costs_what_is_unmapped_and_mapped_and_what_goes_over_the_bus():
+    h100, a100 = gpu_of("H100", 80)[0], gpu_of("A100-80G", 80)[0]
+    fixed = c.REST_S + c.WAKE_S
+    assert turn_seconds(h100, 0, 0) == fixed
+    assert turn_seconds(h100, 16.4e9, 0) - fixed == pytest.approx(2 * 16.4e9 / 55.6e9, rel=0.01)
+    assert turn_seconds(a100, 16.4e9, 0) - fixed == pytest.approx(4 * 16.4e9 / 55.6e9, rel=0.01)
+    assert turn_seconds(h100, 0, 12e9) - fixed == pytest.approx(2 * 1.2), "memory that is not pinned"
+
+
+def test_a_sync_takes_its_calls_and_its_bytes():
+    weights = 2 * 8.19e9
+    assert sync_seconds("nccl", weights, True) == sync_seconds("ipc", weights, True) == pytest.approx(2.52, abs=0.01)
+    assert sync_seconds("gloo", weights, True) == pytest.approx(1.1 + weights / 2.9e9)
+    assert sync_seconds("adapter", 350e6, True) == pytest.approx(1.22, abs=0.01)
+
+
+def test_processes_of_a_cpu_share_its_cores():
+    alone, shared = (step(staleness=1, train_s=3.9, cores=n) for n in (64.0, 1.5))
+    assert alone.step_s == pytest.approx(step(staleness=1, train_s=3.9).step_s)
+    assert shared.step_s == pytest.approx(sum(shared.busy_s.values()) / 1.5) and shared.step_s > alone.step_s
 
 
 def test_who_shares_a_gpu_has_the_sum_of_the_work():
@@ -135,17 +177,20 @@ def modelled(size: str, split: tuple[int, int, int], mode: str, rollouts: int, b
     of_student = of_teacher if size == "8B" else on_gpu(student, gpu, cache_gib=62.8)
     sampler, refiner = PoolSetup(split[0], of_student), PoolSetup(split[1], of_teacher)
     placed, adapter = "separate", mode.startswith("shared")
+    sent, way, turn_s = 2.0 * student.parameters, "nccl", 0.0
     if adapter:
+        sent, way = 350e6, "adapter"
         placed, sampler = "shared", PoolSetup(split[0], of_student.slower(c.ADAPTER_SLOWER))
     elif mode == "in turn":
-        placed = "timeshare"
+        placed, block = "timeshare", rollouts  # it refines when all is sampled
+        turn_s = turn_seconds(gpu, 0.0 if size == "8B" else 2.0 * teacher.parameters, 0.0)
     if size == "8B" and placed != "separate":
         refiner = sampler
     how = HowItTrains(True, True, 1, 38_912, 80_000_000, split[2])
     setup = Setup(
         placed=placed, sampler=sampler, refiner=refiner, staleness=0 if "policy" in mode or mode == "in turn" else 1,
-        drains=mode == "drain", block=block, samples=1, rest_s=c.REST_S, scheduling_s=c.SCHEDULING_S, verify_s=0.0,
-        sync_s=sync_seconds("nccl", 2.0 * student.parameters, True, adapter), rows_a_second=c.ROWS_A_SECOND,
+        drains=mode == "drain", block=block, samples=1, turn_s=turn_s, scheduling_s=c.SCHEDULING_S, verify_s=0.0,
+        sync_s=sync_seconds(way, sent, True), rows_a_second=c.ROWS_A_SECOND,
         reads_again=mode == "keep",
     )  # fmt: skip
     lengths = assumed(16_384, 16_384, 22_528 if size == "8B" else 18_432, reference=size == "8B")

@@ -67,6 +67,7 @@ def test_the_summary_sets_predicted_beside_measured(run):
     text = write_summary(run)
     cost = text.partition("## Cost")[2].partition("\n## ")[0]
     assert "|  | predicted | measured |" in cost and "of H100, with the lengths of this run" in cost
+    assert "| GPUs idle |" in cost
     for line in ("| step, s |", "| sample, s |", "| refine, s |", "| train, s |", "| sync, s |", "| learner MFU |"):
         assert line in cost, line
     assert "| 20.00 |" in cost and "| 5.00 |" in cost
@@ -125,6 +126,7 @@ def test_lengths_are_taken_from_any_run_and_rates_from_one_of_the_same_models(ru
     student, teachers = facts_of_recipe(other)
     found = predicted.measured(run, replace(same, recipe=other, student=student, teachers=teachers))
     assert found.slower is None and found.sampler is None and found.lengths.of_run[0].raw == 100
+    assert "it trained Qwen/Qwen3-1.7B, taught by Qwen/Qwen3-8B, this trains Qwen/Qwen3-8B" in found.differs
 
 
 def test_rates_of_one_kind_of_gpu_are_not_those_of_another(run):
@@ -134,6 +136,7 @@ def test_rates_of_one_kind_of_gpu_are_not_those_of_another(run):
     with_gpus(run, *["NVIDIA A100-SXM4-80GB, 81920 MiB"] * 8)
     found = predicted.measured(run, of)
     assert found.slower is None and found.lengths.of_run[0].raw == 100
+    assert found.differs == "it ran on A100-80G, this is for H100"
 
 
 def test_a_run_without_timed_rows_says_so(tmp_path):
@@ -141,3 +144,46 @@ def test_a_run_without_timed_rows_says_so(tmp_path):
     with pytest.raises(UserError, match="none of its rows says how long its sampling took"):
         predicted.measured(directory)
     directory.release()
+
+
+def test_in_turn_a_gpu_is_idle_while_neither_engines_nor_learner_work(run):
+    with_gpus(run, *["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2)
+    settled = ["rollouts_per_step=4", "steps=5", "evaluation.path=null", "name=r"]
+    two = ["sampler.replicas=2", "refiner.replicas=2", "learner.workers=2"]
+    recipe = config.load("paper_opd_1p7b_onpolicy", [*settled, *two])
+    (run.path / "recipe.yaml").write_text(config.dump(recipe))
+    case = predicted.case_of(run, recipe)
+    assert case.gpus == 2 and case.gpus_of("sampler") == case.gpus_of("refiner") == case.gpus_of("learner") == 2
+    rows = [row for row in predicted.timed_rows(run.read_rows()) if row.step > 1]
+    lines = predicted.steady(recipe, run.read_metrics())
+    # The first GPU samples for 6 s, and refines from 4 to 9 s; the second samples for 7. Then both train.
+    assert predicted.idle_gpus(case, rows, lines) == pytest.approx(1 - ((9 + 7) / 2 + TRAIN_S) / STEP_S)
+    turns = [line | {"seconds/rest": 1.25, "seconds/wake": 0.5} for line in run.read_metrics()]
+    table = predicted.section(run, recipe, turns)
+    assert "| GPUs idle |" in table and "have the same machine in turn" in table
+    assert "| rest and wake, s |" in table and "| 1.75 |" in table
+
+
+def test_a_run_on_a_corpus_has_a_learner_and_no_times_of_who_made_its_rows(run, monkeypatch):
+    with_gpus(run, *["NVIDIA H100 80GB HBM3, 81559 MiB"] * 8)
+    recipe = config.stored(run.path / "recipe.yaml")
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update={"source": "corpus"})})
+    lines = [
+        {k: v for k, v in line.items() if k not in ("seconds/sample", "seconds/refine")} for line in run.read_metrics()
+    ]
+    table = predicted.section(run, recipe, lines)
+    assert "| train, s |" in table and "| learner MFU |" in table and "| learner idle |" in table
+    assert "sampler" not in table and "refine" not in table and "| sample, s |" not in table
+    ranks = recipe.learner.ranks
+    assert f"| {1 - TRAIN_S / STEP_S:.0%} |" in table and f"| {1 - ranks * TRAIN_S / STEP_S / ranks:.0%} |" in table
+
+
+def test_the_gpus_idle_are_those_of_all_pools(run):
+    with_gpus(run, *["NVIDIA H100 80GB HBM3, 81559 MiB"] * 8)
+    case = predicted.case_of(run, config.stored(run.path / "recipe.yaml"))
+    rows, lines = predicted.timed_rows(run.read_rows()), predicted.steady(case.recipe, run.read_metrics())
+    shares = predicted.idle_shares([row for row in rows if row.step > 1], lines)
+    gpus = {pool: case.gpus_of(pool) for pool in shares}
+    assert sum(gpus.values()) == case.gpus == 8
+    found = predicted.idle_gpus(case, [row for row in rows if row.step > 1], lines)
+    assert found == pytest.approx(sum(shares[pool] * n for pool, n in gpus.items()) / 8)

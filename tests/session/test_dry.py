@@ -95,6 +95,14 @@ def test_one_gpu_that_three_share_names_their_turns(capsys):
     assert said.rstrip().endswith("fits: yes")
 
 
+def test_both_phases_of_gpus_that_are_had_in_turn_are_shown(capsys):
+    code, said = dry(capsys, "train", "paper_opd_1p7b_onpolicy", "--on", "8x80GiB")
+    assert code == 0 and "S0 R0 L0  S1 R1 L1" in said and "weights by ipc" in said
+    awake, at_work = (line for line in said.splitlines() if line.startswith(("  engines awake", "  learner at work")))
+    assert awake.count("memory_utilization") == 2 and awake.endswith("at rest")
+    assert "at rest (new weights come), refiner" in at_work
+
+
 def test_engines_without_a_gpu_are_refused_where_vllm_is_a_cuda_build(capsys):
     code, said = dry(capsys, "train", "miniature_opsd", "sampler.gpus=0", "--on", "8xH100")
     assert code == 2 and "sampler.gpus=0 keeps no engine from a GPU" in said and "set sampler.gpus=null" in said

@@ -5,7 +5,7 @@ import json
 import threading
 import time
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,7 +78,7 @@ class Run:
     handlers: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shared = self.recipe.placement == "shared"
+        shared = self.recipe.shares_engines
         engines = {name: keys for name, keys in self.recipe.engines.items() if name == "sampler" or not shared}
         names = {name: keys.bounds.start for name, keys in engines.items()}
         self.pools = {name: Pool(count) for name, count in names.items()}
@@ -263,6 +263,22 @@ def test_nothing_is_changed_before_the_engines_are_up_or_where_each_has_a_rank_o
     with pytest.raises(UserError, match="sync.backend=ipc"):
         one.asked({"sampler": 2})
     assert one.asked({"sampler": 1}) == "sampler stays at 1"
+
+
+def test_engines_that_have_their_gpus_in_turn_with_ranks_keep_their_number(begun):
+    run, one = begun(placement="timeshare")
+    assert one.asked({"refiner": 2}).startswith("refiner 1 -> 2"), "on cores"
+    over(one)
+    actors = [replace(a, spec=replace(a.spec, memory_utilization=0.4)) for a in run.plan.actors]
+    run.plan = replace(run.plan, actors=actors)
+    with pytest.raises(UserError, match="the number of engines is fixed"):
+        one.asked({"refiner": 3})
+
+
+def test_one_pool_in_turn_is_scaled_by_the_sampler_s_name(begun):
+    _, one = begun(placement="timeshare", teacher={"follow": "live"})
+    with pytest.raises(UserError, match=r"also refine in this run \(placement=timeshare\): say sampler=3 instead"):
+        one.asked({"refiner": 3})
 
 
 def test_a_number_without_sense_is_refused_at_once(begun):

@@ -6,13 +6,14 @@ from trd_ray.config.close_words import did_you_mean
 from trd_ray.config.evaluation_keys import EvaluationConfig, evaluated
 from trd_ray.config.rollout_keys import (
     DataConfig,
+    EngineConfig,
     RefinerConfig,
     SamplerConfig,
     StreamConfig,
     StudentConfig,
     TeacherConfig,
 )
-from trd_ray.config.teachers import NAME, NamedTeacherConfig
+from trd_ray.config.teachers import NAME, NamedTeacherConfig, keys_of
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
 from trd_ray.config.verify_keys import VerifyConfig
 
@@ -193,23 +194,81 @@ def require_shareable(
     teacher: TeacherConfig, sampler: SamplerConfig, refiner: RefinerConfig, learner: LearnerConfig, sync: SyncConfig
 ) -> None:
     """One pool that also refines has one model below both roles, and keeps it where the teacher is frozen."""
+    if why := unshareable(teacher, sampler, refiner, learner, sync):
+        raise ValueError(f"placement=shared {why}, or placement=separate")
+
+
+def unshareable(
+    teacher: TeacherConfig, sampler: SamplerConfig, refiner: RefinerConfig, learner: LearnerConfig, sync: SyncConfig
+) -> str | None:
+    """Why one pool could not sample and refine, and what to set; None where it could."""
     if teacher.mode == "opd":
-        raise ValueError(
-            "placement=shared refines on the sampler's engines, but in OPD the teacher is another model: set "
-            "teacher.mode=opsd and leave teacher.path empty, or set placement=separate"
+        return (
+            "refines on the sampler's engines, but in OPD the teacher is another model: set teacher.mode=opsd and "
+            "leave teacher.path empty"
         )
     if teacher.follow == "ema":
-        raise ValueError(
-            "placement=shared refines with the initial student or with the newest one, but teacher.follow=ema with an "
-            "average: set teacher.follow=frozen or teacher.follow=live, or placement=separate"
+        return (
+            "refines with the initial student or with the newest one, but teacher.follow=ema with an average: set "
+            "teacher.follow=frozen or teacher.follow=live"
         )
     if teacher.follow == "frozen" and not (learner.lora and sync.lora == "adapter"):
-        raise ValueError(
-            "placement=shared with teacher.follow=frozen samples with an adapter and refines without it: set "
-            "learner.lora={} and sync.lora=adapter; or set teacher.follow=live, or placement=separate"
+        return (
+            "with teacher.follow=frozen samples with an adapter and refines without it: set learner.lora={} and "
+            "sync.lora=adapter; or set teacher.follow=live"
         )
     if refiner.dtype and refiner.dtype != (sampler.dtype or learner.dtype):
+        return (
+            f"refines on the sampler's engines, which compute in {sampler.dtype or learner.dtype}, but refiner.dtype "
+            f"is {refiner.dtype}: leave it out"
+        )
+    return None
+
+
+def require_turns(
+    engines: Mapping[str, EngineConfig], learner: LearnerConfig, sync: SyncConfig, stream: StreamConfig
+) -> None:
+    """What placement=timeshare cannot have. `engines` are the pools that rest while the learner works."""
+    if stream.max_staleness not in (0, "never"):
         raise ValueError(
-            f"placement=shared refines on the sampler's engines, which compute in {sampler.dtype or learner.dtype}, "
-            f"but refiner.dtype is {refiner.dtype}: leave it out, or set placement=separate"
+            "placement=timeshare has the engines rest while the learner works, so that no rollout is made ahead, but "
+            f"stream.max_staleness is {stream.max_staleness}: set stream.max_staleness=0, or placement=separate"
+        )
+    if sync.backend == "nccl":
+        raise ValueError(
+            "sync.backend=nccl needs GPUs of their own for engines and ranks, but placement=timeshare has them take "
+            "turns on the same: set sync.backend=auto, or placement=separate"
+        )
+    if not isinstance(learner.workers, int):
+        raise ValueError(
+            "placement=timeshare has engines and ranks on the same GPUs, so neither number may change, but "
+            f"learner.workers is a range: set learner.workers={learner.bounds.max}, or placement=separate"
+        )
+    for pool, engine in engines.items():
+        _require_turns_of(keys_of(pool), engine)
+    if learner.gpus is not None:
+        raise _whole_in_turn("learner.gpus", learner.gpus)
+
+
+def _whole_in_turn(key: str, gpus: float) -> ValueError:
+    return ValueError(
+        f"placement=timeshare has engines and ranks take whole GPUs in turn, but {key} is {gpus:g}: leave it out "
+        f"({key}=null)"
+    )
+
+
+def _require_turns_of(group: str, engine: EngineConfig) -> None:
+    """`group` is where the recipe has the keys of this pool."""
+    if not isinstance(engine.replicas, int):
+        raise ValueError(
+            "placement=timeshare has engines and ranks on the same GPUs, so neither number may change, but "
+            f"{group}.replicas is a range: set {group}.replicas={engine.bounds.max}, or placement=separate"
+        )
+    if engine.gpus is not None:
+        raise _whole_in_turn(f"{group}.gpus", engine.gpus)
+    if engine.tensor_parallel > 1:
+        raise ValueError(
+            "placement=timeshare has each engine on the GPU of one rank, since Ray gives an engine a share of one GPU "
+            f"alone, but {group}.tensor_parallel is {engine.tensor_parallel}: set {group}.tensor_parallel=1, or "
+            "placement=separate"
         )

@@ -139,7 +139,10 @@ class EngineConfig(Node):
     )
     max_model_len: Annotated[int | None, ROWS, VERDICTS, ENGINES] = Field(default=None, ge=16)
     memory_utilization: Annotated[float, ENGINES, MACHINES] = Field(
-        default=0.85, gt=0, le=1, description="share of a GPU the engine may use"
+        default=0.85,
+        gt=0,
+        le=1,
+        description="share of a GPU the engine may use; with placement=timeshare the default leaves it to the plan",
     )
     cpu_kv_cache_gib: Annotated[float, ENGINES, MACHINES] = Field(
         default=1.0, gt=0, description="KV cache of a CPU engine"
@@ -167,7 +170,7 @@ class SamplerConfig(EngineConfig, SamplingConfig):
 
 
 class RefinerConfig(EngineConfig, SamplingConfig):
-    """With placement=shared its keys of engines mean nothing: the sampler's engines refine."""
+    """Where one pool samples and refines (`Recipe.shares_engines`), its keys of engines mean nothing."""
 
     select: Annotated[Literal["first", "first_passed", "shortest_passed", "best_score", "nearest"], ROWS] = Field(
         default="first",

@@ -38,6 +38,7 @@ from trd_ray.config.rollout_keys import (
 )
 from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.teachers import (
+    JUDGE_POOL,
     ONLY,
     SAMPLER,
     NamedTeacherConfig,
@@ -52,6 +53,9 @@ from trd_ray.config.tracking_keys import TrackerName, TrackingConfig
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
 from trd_ray.config.verify_keys import VerifyConfig
 from trd_ray.own_code import FORM, checked
+
+# How the weights of an engine rest: on the GPU, nowhere (new ones come), or in host memory.
+Rest = Literal["keep", "drop", "offload"]
 
 
 class ClusterConfig(Node):
@@ -91,11 +95,12 @@ class Recipe(Node):
         default=None, ge=1, description="default: one pass over the problems"
     )
     rollouts_per_step: Annotated[int, ROWS, NUMBERS, COMPARISON] = Field(default=128, ge=1)
-    placement: Annotated[Literal["separate", "shared"], ENGINES] = Field(
+    placement: Annotated[Literal["separate", "shared", "timeshare"], ENGINES] = Field(
         default="separate",
         description="separate: sampler and refiner have engines of their own; shared: the sampler's engines also "
         "refine. That needs OPSD and either learner.lora with sync.lora=adapter and teacher.follow=frozen (they sample "
-        "with the adapter and refine without it), or teacher.follow=live",
+        "with the adapter and refine without it), or teacher.follow=live. timeshare: engines and ranks have the same "
+        "GPUs in turn, strictly on-policy; where shared is possible, one pool does both too",
     )
     student: Annotated[StudentConfig, ROWS, NUMBERS, ANSWERS, ENGINES, COMPARISON] = Field(
         default_factory=StudentConfig
@@ -264,9 +269,27 @@ class Recipe(Node):
         return self.prompts.task or ("plain" if generated else self.verify.usual_task)
 
     @property
+    def takes_turns(self) -> bool:
+        """Whether engines and learner have the same GPUs in turn: who does not work rests."""
+        return self.placement == "timeshare"
+
+    def rest_of(self, pool: str) -> Rest:
+        """What becomes of the weights of a pool that takes turns while the learner works; its KV cache goes anyway."""
+        gets_whole_ones = pool in self.following and self.sync.lora != "adapter"
+        return "drop" if gets_whole_ones and self.stream.max_staleness != "never" else "keep"
+
+    @property
     def refines_without_adapter(self) -> bool:
         """Whether one pool samples with the newest adapter, and refines with the base model below it."""
-        return self.placement == "shared" and self.teacher.follow == "frozen"
+        return self.shares_engines and self.teacher.follow == "frozen"
+
+    @property
+    def shares_engines(self) -> bool:
+        """Whether the sampler's engines also refine: asked for, or in turns wherever that is possible."""
+        if not self.takes_turns or self.teachers:
+            return self.placement == "shared"
+        keys = self.teacher, self.sampler, self.refiner, self.learner, self.sync
+        return combinations.unshareable(*keys) is None
 
     @model_validator(mode="after")
     def _possible(self) -> "Recipe":
@@ -290,6 +313,11 @@ class Recipe(Node):
         require_judge(self.judge, self.verify, (one.verify for one in self.data.sources))
         if self.placement == "shared":
             combinations.require_shareable(self.teacher, self.sampler, self.refiner, self.learner, self.sync)
+        if self.takes_turns:
+            alone = self.shares_engines or not self.refines
+            pools = [SAMPLER] if alone else [pool for pool in self.engines if pool != JUDGE_POOL]
+            engines = {pool: self.engines[pool] for pool in pools}
+            combinations.require_turns(engines, self.learner, self.sync, self.stream)
         if isinstance(self.stream.max_staleness, int) and self.stream.max_staleness < 0:
             raise ValueError("stream.max_staleness must be 0, a positive number of versions, or never")
         return self

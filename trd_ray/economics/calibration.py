@@ -8,7 +8,9 @@ How the rates are found:
   has it. The ratio of the slopes is how much slower the engines are than the model says, and what is left at no tokens
   is what a request costs besides.
 - Of the learner: the seconds of training that updates do not explain, by the FLOPs of the step.
-- Weight sync, scheduling, verdicts: medians.
+- Weight sync, scheduling, GPUs that change hands, verdicts: medians.
+- Engines that also refine have both kinds of requests side by side, in the model as in the run, and one rate for both.
+  A refiner that had nothing to do is as much slower than the model as the sampler.
 
 The first steps and those after an evaluation are left out by the caller. A median over the steps is what counts, so a
 hiccup of the machine counts little. `Measured.error` says how far the model with these rates is from the steps that it
@@ -28,6 +30,7 @@ from trd_ray.economics.workload import Row, RunFacts
 
 MOST_OF_UPDATES = 0.8  # of the seconds of training: the rest is left to products
 FEWEST_ROWS = 4  # of a step, through which a line is drawn
+TRIES, NEAR = 8, 0.01  # of a scale, and how near it is to the last one when it is found
 
 
 class Timed(NamedTuple):
@@ -38,10 +41,18 @@ class Timed(NamedTuple):
     start_s: float
     seconds: float
     engine: str
+    others: tuple[int, ...] = ()  # tokens of further answers to it, where there were several
 
     @property
     def end_s(self) -> float:
         return self.start_s + self.seconds
+
+    @property
+    def longest(self) -> int:
+        return max(self.tokens, *self.others, 0)
+
+    def after(self, begin: float) -> EngineRequest:
+        return EngineRequest(self.start_s - begin, self.prompt, self.tokens, others=self.others)
 
 
 class TimedRow(NamedTuple):
@@ -49,12 +60,13 @@ class TimedRow(NamedTuple):
     sampled: Timed
     refined: Timed | None
     trained: Trained | None
-    verified_s: float  # how long its first verdict took
+    verified_s: float  # how long its verdicts took, one after the other
 
     @property
     def lengths(self) -> Row:
-        after = self.refined
-        return Row(self.sampled.prompt, self.sampled.tokens, after.prompt if after else 0, after.tokens if after else 0)
+        raw, after = self.sampled, self.refined
+        alone = Row(raw.prompt, raw.tokens, 0, 0)
+        return alone._replace(refine_prompt=after.prompt, refined=after.tokens, others=after.others) if after else alone
 
 
 @dataclass(frozen=True)
@@ -76,10 +88,13 @@ class Measured:
     learner: LearnerSpeed | None = None
     sync_s: float | None = None
     scheduling_s: float | None = None
+    turn_s: float | None = None  # in which GPUs changed hands; None where nobody took turns
     verify_s: float | None = None
+    verdicts_s: float | None = None  # of the verdicts of a row
     slower: dict[str, float] | None = None  # pool -> times the seconds that the model has
     steps: int = 0
     error: float | None = None  # of the median step of that very run
+    differs: str = ""  # why its rates are not taken: what it had in place of what is estimated
 
 
 def lengths_of(rows: Sequence[TimedRow], run: str) -> RunFacts:
@@ -91,16 +106,30 @@ def lengths_of(rows: Sequence[TimedRow], run: str) -> RunFacts:
 
 
 def calibrated(
-    rows: Sequence[TimedRow], metrics: Sequence[dict], works: dict[int, LearnerWork], base: ModelledSpeeds, run: str
+    rows: Sequence[TimedRow],
+    metrics: Sequence[dict],
+    works: dict[int, LearnerWork],
+    base: ModelledSpeeds,
+    run: str,
+    corpus: bool = False,
 ) -> Measured:
-    """Rates of a run of the same models on the same kind of machine. `works` are the learner's, by step."""
-    steps = {line["step"] for line in metrics}
-    known = [row for row in rows if row.step in steps]
+    """Rates of a run of the same models on the same kind of machine. `works` are the learner's, by step.
+
+    On a `corpus` the learner alone worked: the times of its rows are those of the run that made them.
+    """
+    numbers = {line["step"] for line in metrics}
+    known = [row for row in rows if row.step in numbers]
     if not known or not metrics:
         return Measured(run, lengths_of(rows, run))
-    sampler, times_s = _speed([[r.sampled for r in some] for some in _by_step(known)], base.sampler)
-    after = [[r.refined for r in some if r.refined] for some in _by_step(known)]
-    refiner, times_r = _speed(after, base.refiner)
+    steps = [] if corpus else _by_step(known)
+    sampled = [[r.sampled for r in some] for some in steps]
+    refined = [[r.refined for r in some if r.refined] for some in steps]
+    one_pool = {r.engine for some in refined for r in some} <= {r.engine for some in sampled for r in some}
+    sampler, times_s = _speed(sampled, base.sampler, beside=refined if one_pool else None)
+    if one_pool:  # also where nothing was refined
+        refiner, times_r = replace(base.refiner.slower(times_s), request_s=sampler.request_s), times_s
+    else:
+        refiner, times_r = _speed(refined, base.refiner)
     learner, times_l = _learner(metrics, works, base)
     return Measured(
         run=run,
@@ -108,18 +137,26 @@ def calibrated(
         sampler=sampler,
         refiner=refiner,
         learner=learner,
-        sync_s=_median(line.get("seconds/sync") for line in metrics),
-        scheduling_s=_median(_rest(line) for line in metrics),
-        verify_s=_median(r.refined.start_s - r.sampled.end_s for r in _last_to_refine(known)),
+        sync_s=None if corpus else _median(line.get("seconds/sync") for line in metrics),
+        scheduling_s=None if corpus else _median(_rest(line) for line in metrics),
+        turn_s=_median(turn_seconds_of(line) for line in metrics),
+        verify_s=_median(r.refined.start_s - r.sampled.end_s for r in _last_to_refine(steps)),
+        verdicts_s=fmean(row.verified_s for row in known),
         slower={"sampler": times_s, "refiner": times_r, "learner": times_l},
-        steps=len(steps),
+        steps=len(numbers),
     )
 
 
 def _rest(line: dict) -> float | None:
-    """What of a step neither work nor sync explains."""
+    """What of a step neither work, nor sync, nor GPUs that changed hands explain."""
     overhead, sync = line.get("seconds/overhead"), line.get("seconds/sync")
-    return None if overhead is None or sync is None else max(0.0, overhead - sync)
+    return None if overhead is None or sync is None else max(0.0, overhead - sync - (turn_seconds_of(line) or 0.0))
+
+
+def turn_seconds_of(line: dict) -> float | None:
+    """In which GPUs went from the engines to the learner and back; None where nobody takes turns."""
+    known = [line[name] for name in ("seconds/rest", "seconds/wake") if line.get(name) is not None]
+    return sum(known) if known else None
 
 
 def _by_step(rows: Sequence[TimedRow]) -> list[list[TimedRow]]:
@@ -129,36 +166,55 @@ def _by_step(rows: Sequence[TimedRow]) -> list[list[TimedRow]]:
     return list(found.values())
 
 
-def _last_to_refine(rows: Sequence[TimedRow]) -> list:
+def _last_to_refine(steps: Sequence[Sequence[TimedRow]]) -> list:
     """In each step the row that was sampled last: nothing else keeps its refinement waiting."""
     found = []
-    for some in _by_step(rows):
+    for some in steps:
         refined = [row for row in some if row.refined]
         if refined:
             found.append(max(refined, key=lambda row: row.sampled.end_s))
     return [row for row in found if row.refined.start_s >= row.sampled.end_s]
 
 
-def _speed(steps: Sequence[Sequence[Timed | None]], base: EngineSpeed) -> tuple[EngineSpeed, float]:
-    """The base's speed scaled to the recorded one, and by how much."""
-    ratios, rests = [], []
-    bare = replace(base, request_s=0.0)
-    for step in steps:
-        for some in _by_engine([one for one in step if one]).values():
-            if len(some) < FEWEST_ROWS or len({one.tokens for one in some}) < 2:
+def _speed(
+    steps: Sequence[Sequence[Timed]], base: EngineSpeed, beside: Sequence[Sequence[Timed]] | None = None
+) -> tuple[EngineSpeed, float]:
+    """The base's speed scaled to the recorded one, and by how much. `beside` is what the same engines had besides.
+
+    Requests come when they came in the run. So how many are served side by side depends on the speed, and the scale is
+    looked for until the model with it is as fast as the run.
+    """
+    times, rest = 1.0, base.request_s
+    for _ in range(TRIES):
+        found = _ratios(steps, replace(base.slower(times), request_s=0.0), beside)
+        if not found:
+            break
+        ratio, rest = (median(values) for values in zip(*found, strict=True))
+        times *= ratio
+        if abs(ratio - 1) < NEAR:
+            break
+    return replace(base.slower(times), request_s=max(0.0, rest)), times
+
+
+def _ratios(
+    steps: Sequence[Sequence[Timed]], speed: EngineSpeed, beside: Sequence[Sequence[Timed]] | None
+) -> list[tuple[float, float]]:
+    """For each step and engine: times the seconds a token that the speed has, and the seconds at no tokens besides."""
+    found = []
+    for i, step in enumerate(steps):
+        more = _by_engine(beside[i]) if beside else {}
+        for engine, some in _by_engine(step).items():
+            if len(some) < FEWEST_ROWS or len({one.longest for one in some}) < 2:
                 continue
             begin = min(one.start_s for one in some)
-            tokens = [float(one.tokens) for one in some]
+            tokens = [float(one.longest) for one in some]
             recorded = _line(tokens, [one.end_s - begin for one in some])
-            requests = [EngineRequest(one.start_s - begin, one.prompt, one.tokens) for one in some]
-            modelled = _line(tokens, serve_pool(requests, 1, bare).finish_s)
+            requests = [one.after(begin) for one in [*some, *more.get(engine, [])]]
+            modelled = _line(tokens, serve_pool(requests, 1, speed).finish_s[: len(some)])
             if recorded[0] > 0 and modelled[0] > 0:
-                ratios.append(recorded[0] / modelled[0])
-                rests.append(recorded[1] - modelled[1] * recorded[0] / modelled[0])
-    if not ratios:
-        return base, 1.0
-    times = median(ratios)
-    return replace(base.slower(times), request_s=max(0.0, median(rests))), times
+                ratio = recorded[0] / modelled[0]
+                found.append((ratio, recorded[1] - modelled[1] * ratio))
+    return found
 
 
 def _by_engine(some: Sequence[Timed]) -> dict[str, list[Timed]]:

@@ -3,8 +3,11 @@
     ModelCosts, Gpu    ->  on_gpu()  -->  EngineSpeed  ->  iteration_s(sequences, tokens in the cache)
     ModelCosts, cores  ->  on_cpu()  -/                ->  prefill_s(tokens)
 
-An iteration reads all weights once and the keys and values of every sequence, and gives each sequence a token. It takes
+An iteration reads the weights once and the keys and values of every sequence, and gives each sequence a token. It takes
 the longer of reading the weights and multiplying by them, and then the attention, which is bound by memory.
+
+The tokens of a prompt pass the layers alone. Logits are made of its last position, and are those of the answer's first
+token, which counts as an iteration like every other token of an answer.
 """
 
 import re
@@ -59,11 +62,11 @@ def on_gpu(
     reduces = 2 * model.layers * c.ALL_REDUCE_S if tensor_parallel > 1 else 0.0
     return EngineSpeed(
         launch_s=c.ITERATION_S + reduces,
-        weights_s=model.parameters * model.width / memory,
-        product_s=2.0 * model.parameters / flops,
+        weights_s=model.read * model.width / memory,
+        product_s=(2.0 * model.body + model.head) / flops,
         sequence_s=c.SEQUENCE_S,
         cached_token_s=kv_bytes / memory,
-        prefill_token_s=2.0 * model.parameters / flops,
+        prefill_token_s=2.0 * model.body / flops,
         prefill_square_s=model.attention / flops,
         cache_tokens=cache_gib * tensor_parallel * 2**30 / kv_bytes if cache_gib else float("inf"),
         most_sequences=most_sequences,
@@ -75,11 +78,11 @@ def on_cpu(model: ModelCosts, cores: float, *, cache_gib: float = 0.0, most_sequ
     flops = c.CPU_FLOPS * cores
     return EngineSpeed(
         launch_s=c.CPU_ITERATION_S,
-        weights_s=model.parameters * model.width / c.CPU_BYTES_S,
-        product_s=2.0 * model.parameters / flops,
+        weights_s=model.read * model.width / c.CPU_BYTES_S,
+        product_s=(2.0 * model.body + model.head) / flops,
         sequence_s=c.CPU_SEQUENCE_S,
         cached_token_s=model.kv_bytes / c.CPU_BYTES_S,
-        prefill_token_s=2.0 * model.parameters / flops,
+        prefill_token_s=2.0 * model.body / flops,
         prefill_square_s=model.attention / flops,
         request_s=c.CPU_REQUEST_S,
         cache_tokens=cache_gib * 2**30 / model.kv_bytes if cache_gib else float("inf"),

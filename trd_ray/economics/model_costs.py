@@ -9,13 +9,18 @@ from trd_ray.models import ModelFacts
 class ModelCosts:
     """Of the whole model, before any tensor parallelism."""
 
-    parameters: int  # read in every iteration
+    parameters: int
     body: int  # of the layers, whose matrices every token meets
     kv_bytes: float  # keys and values of a token
     attention: float  # FLOPs of causal attention over a sequence of n tokens, forward: this times n squared
     head: float  # FLOPs of the logits of a token
     layers: int
     width: int  # bytes of a number
+
+    @property
+    def read(self) -> float:
+        """Numbers that an iteration reads: all but the embedding, of which each token looks up a row."""
+        return self.body + self.head / 2  # the head has two FLOPs a number
 
 
 def model_costs(facts: ModelFacts, width: int = 2, kv_width: int | None = None) -> ModelCosts:

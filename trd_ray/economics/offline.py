@@ -4,7 +4,9 @@ Case, problems, GPUs  ->  hours()  ->  hours of sampling, refining and training,
 """
 
 from trd_ray.economics.batching import EngineRequest, serve_pool
-from trd_ray.economics.run_cost import Case, chosen, engine_speed, learner_speed, trained, work_of
+from trd_ray.economics.case import Case
+from trd_ray.economics.run_cost import chosen, engine_speed, learner_speed, trained, work_of
+from trd_ray.economics.step_cost import refinements
 
 A_PART = 10  # of the problems is simulated: a pass has one tail, which is small beside it
 
@@ -21,7 +23,7 @@ def hours(case: Case, problems: int, gpus: int) -> tuple[float, float, float]:
     ).mean_busy_s
     refining = 0.0
     if r.refines:
-        requests = [EngineRequest(0.0, row.refine_prompt, row.refined) for row in rows if row.refine_prompt]
+        requests = [refinements(row, 0.0) for row in rows if row.refine_prompt]
         engines = max(1, gpus // r.refiner.tensor_parallel)
         refining = serve_pool(requests, engines, engine_speed(case, "refiner")).mean_busy_s
     # FLOPs alone: how many updates a pass has is of no weight.

@@ -6,73 +6,26 @@ A pool is the sum of its engines; several teachers count as one refiner of all t
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
 
-from trd_ray.config import SAMPLER, Recipe, role_of
+from trd_ray.config import SAMPLER, role_of
 from trd_ray.economics import constants as c
 from trd_ray.economics import learning
+from trd_ray.economics import step_cost as steps
 from trd_ray.economics.batching import EngineRequest, serve_pool
-from trd_ray.economics.calibration import Measured, ModelledSpeeds
-from trd_ray.economics.constants import Gpu
-from trd_ray.economics.engine_speed import EngineSpeed, gpu_of, on_cpu, on_gpu
+from trd_ray.economics.calibration import ModelledSpeeds
+from trd_ray.economics.case import Case
+from trd_ray.economics.engine_speed import EngineSpeed, on_cpu, on_gpu
 from trd_ray.economics.learning import HowItTrains, LearnerSpeed, LearnerWork, Trained
 from trd_ray.economics.model_costs import ModelCosts, model_costs
-from trd_ray.economics.step_cost import PoolSetup, Setup, StepCost, mean_cost, of_a_corpus, step_cost, sync_seconds
-from trd_ray.economics.workload import Lengths, Row, assumed
-from trd_ray.models import ModelFacts
-from trd_ray.preflight.memory import BYTES, adapter_parameters
-from trd_ray.preflight.placement import Placement
+from trd_ray.economics.step_cost import PoolSetup, Setup, StepCost
+from trd_ray.economics.workload import Row, assumed
+from trd_ray.preflight.memory import BYTES, GIB, adapter_parameters
 
 SHORT_TOKENS, ROWS_OF_SHORT = 512, 32  # stream.rows_per_block, where it is not set
 FP8 = 1
-
-
-@dataclass(frozen=True)
-class Case:
-    """What an estimate is made from."""
-
-    recipe: Recipe  # every length is a number
-    student: ModelFacts
-    teachers: Mapping[str, ModelFacts]
-    placed: Placement
-    steps: int | None = None
-    held_out: Mapping[str, int] = field(default_factory=dict)  # set -> problems
-    prompt_tokens: int | None = None  # of a problem, where the data was read
-    measured: Measured | None = None
-
-    @property
-    def on_gpu(self) -> bool:
-        return any(a.spec.gpus for a in self.placed.actors)
-
-    @property
-    def gpu(self) -> tuple[Gpu, bool]:
-        """The slowest kind that the run uses, and whether it is assumed."""
-        used = {seat.machine for seat in self.placed.seats if seat.gpus}
-        machines = [m for i, m in enumerate(self.placed.machines) if m.gpus and (i in used or not used)]
-        found = [gpu_of(m.gpu_kind, m.gpu_gib) for m in machines] or [gpu_of("", self.placed.gpu_gib)]
-        return min(found, key=lambda one: one[0].memory_bytes_s)
-
-    @property
-    def cores(self) -> float:
-        known = [m.cpus for m in self.placed.machines if math.isfinite(m.cpus)]
-        return sum(known) or 1.0
-
-    @property
-    def several_nodes(self) -> bool:
-        return len({seat.machine for seat in self.placed.seats_of("learner")}) > 1
-
-    @property
-    def lengths(self) -> Lengths:
-        r = self.recipe
-        if self.measured:
-            return replace(
-                self.measured.lengths, most_raw=r.sampler.response_tokens, most_refined=r.refiner.response_tokens
-            )
-        return assumed(
-            r.sampler.response_tokens, r.refiner.response_tokens, r.refiner.prompt_tokens,
-            reference=r.shows_reference, prompt=self.prompt_tokens,
-        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -92,6 +45,7 @@ class RunCost:
     gpus: float
     idle: float | None  # share of all GPUs' time; None without GPUs
     mfu: float | None  # of the learner, without what it computes twice; None without GPUs
+    verifying_s: float  # that verdicts of a step take on all their tasks; 0.0 where no run says how long one takes
     evaluations: int
     evaluation_s: float  # of one
     lengths: str
@@ -122,25 +76,27 @@ def run_cost(case: Case, draws: int = c.DRAWS) -> RunCost:
     r = case.recipe
     setup = setup_of(case)
     lengths = case.lengths
-    costs, works = [], []
-    speed, ranks = learner_speed(case), _count(case, "learner")
+    costs, works, responses = [], [], []
+    speed, ranks = learner_speed(case), case.count("learner")
     for seed in range(draws):
         rows = chosen(case, lengths.rows(r.rollouts_per_step, seed))
         earlier = chosen(case, lengths.rows(r.rollouts_per_step, 1000 + seed))
-        work = work_of(case, [trained(case, row) for row in rows])
+        examples = [trained(case, row) for row in rows]
+        work = work_of(case, examples)
         probed = learning.probe_flops(_mean_raw(rows), r.sync.probe_rows, _costs(case).student) / speed.flops
         on_policy = r.stream.max_staleness != "never" and not (case.measured and case.measured.learner)
         train_s = (learning.training_s(work, speed, ranks) + (probed if on_policy else 0.0)) if ranks else 0.0
         if r.data.source == "corpus":
-            costs.append(of_a_corpus(setup, train_s, rows))
+            costs.append(steps.of_a_corpus(setup, train_s, rows))
         else:
-            costs.append(step_cost(setup, rows, train_s, earlier))
+            costs.append(steps.step_cost(setup, rows, train_s, earlier))
         works.append(work)
-    step = mean_cost(costs)
-    gpus = _gpus(case)
+        responses.append(sum(one.response for one in examples))
+    step = steps.mean_cost(costs)
+    gpus = case.gpus
     peak = case.gpu[0].flops * ranks if gpus else 0.0
     flops = sum(work.flops - work.again for work in works) / draws
-    pools = _pool_costs(case, setup, step)
+    pools = _pool_costs(case, setup, step, fmean(responses))
     busy = sum(pool.busy * pool.gpus for pool in pools.values())
     return RunCost(
         step=step,
@@ -150,6 +106,7 @@ def run_cost(case: Case, draws: int = c.DRAWS) -> RunCost:
         gpus=gpus,
         idle=max(0.0, 1 - busy / gpus) if gpus else None,
         mfu=flops / (step.train_s * peak) if peak and step.train_s else None,
+        verifying_s=_verifying_s(case),
         evaluations=_evaluations(case),
         evaluation_s=_evaluation_s(case, setup),
         lengths=lengths.said,
@@ -158,31 +115,29 @@ def run_cost(case: Case, draws: int = c.DRAWS) -> RunCost:
 
 
 def chosen(case: Case, rows: Sequence[Row]) -> list[Row]:
-    """The rows with refinements where the recipe makes some: of a share of them, where it says so."""
+    """The rows with refinements where the recipe makes some: of a share of them, where it says so.
+
+    Where a row has several candidates, other rows' refinements say how long those are that do not train.
+    """
     r = case.recipe
     share = r.refined_share if r.train.trajectory != "repair" else 1.0
-    refined = round(share * len(rows))
-    n = max((one.refiner.n for one in r.by_teacher.values()), default=1)
+    refined = rows[: round(share * len(rows))]
+    more = r.most_refinements - 1
     found = []
-    for i, row in enumerate(rows):
-        if i >= refined:
-            found.append(row._replace(refine_prompt=0, refined=0))
-        else:
-            # Some refinements of a row share its prompt; the longest of them holds the row up.
-            found.append(row._replace(refined=row.refined * n) if n > 1 else row)
-    return found
+    for i, row in enumerate(refined):
+        like = (refined[(i + j) % len(refined)].refined for j in range(1, more + 1))
+        found.append(row._replace(others=(*row.others, *like)[:more]))
+    return [*found, *(row._replace(refine_prompt=0, refined=0, others=()) for row in rows[len(refined) :])]
 
 
 def trained(case: Case, row: Row) -> Trained:
     """What the learner gets of a row: the refinement, where there is one, below the teacher's view of it."""
     r = case.recipe
     refines = bool(row.refine_prompt) and r.train.trajectory != "y_o"
-    n = max((one.refiner.n for one in r.by_teacher.values()), default=1)
-    response = row.refined // n if refines else row.raw
     shown = row.prompt + (c.REFERENCE_TOKENS if r.shows_reference and not case.measured else 0)
     if r.teacher.view == "refine" and refines:
         shown = row.refine_prompt
-    return Trained(row.prompt, shown, response)
+    return Trained(row.prompt, shown, row.refined if refines else row.raw)
 
 
 @dataclass(frozen=True)
@@ -206,7 +161,7 @@ def how_it_trains(case: Case) -> HowItTrains:
         updates=learner.updates_per_step,
         micro_batch_tokens=learner.tokens_per_micro_batch,
         trained_numbers=trained,
-        ranks=_count(case, "learner"),
+        ranks=case.count("learner"),
     )
 
 
@@ -219,7 +174,7 @@ def learner_speed(case: Case, modelled: bool = False) -> LearnerSpeed:
     if case.on_gpu:
         speed = learning.on_gpu_speed(case.gpu[0], case.several_nodes)
     else:
-        speed = learning.on_cpu_speed(max(1.0, case.cores / max(1, _count(case, "learner"))))
+        speed = learning.on_cpu_speed(max(1.0, case.cores / max(1, case.count("learner"))))
     found = case.measured
     if modelled or not (found and found.learner and found.slower):
         return speed
@@ -262,25 +217,25 @@ def base_of(case: Case) -> ModelledSpeeds:
     """The model's speeds for this case, which a recorded run is compared with."""
     return ModelledSpeeds(
         engine_speed(case, SAMPLER, True), engine_speed(case, "refiner", True), learner_speed(case, True),
-        _count(case, "learner"),
+        case.count("learner"),
     )  # fmt: skip
 
 
 def setup_of(case: Case) -> Setup:
     r = case.recipe
     measured = case.measured
-    trains = _count(case, "learner") > 0
-    engines = _count(case, SAMPLER)
+    trains = case.count("learner") > 0
+    engines = case.count(SAMPLER)
     sampler = PoolSetup(engines, engine_speed(case, SAMPLER))
     refiner = None
     if r.refines:
-        count = _count(case, "refiner") or engines
+        count = case.count("refiner") or engines
         alone = PoolSetup(count, engine_speed(case, "refiner"))
-        refiner = sampler if r.placement != "separate" and r.teacher.mode == "opsd" else alone
-    adapter = r.sync.lora == "adapter" and r.learner.lora is not None
+        refiner = sampler if r.shares_engines else alone
+    adapter = r.learner.lora if r.sync.lora == "adapter" else None
     block = r.stream.rows_per_block or (ROWS_OF_SHORT if r.sampler.response_tokens <= SHORT_TOKENS else 1)
-    weights = case.student.parameters * BYTES[r.learner.dtype]
-    sync_s = sync_seconds(case.placed.sync_backend, weights, case.on_gpu, adapter)
+    numbers = adapter_parameters(case.student, adapter.rank) if adapter else case.student.parameters
+    sync_s = steps.sync_seconds(case.placed.sync_backend, numbers * BYTES[r.learner.dtype], case.on_gpu)
     scheduling = c.SCHEDULING_S if case.on_gpu else c.CPU_SCHEDULING_S
     return Setup(
         placed=r.placement,
@@ -295,18 +250,46 @@ def setup_of(case: Case) -> Setup:
         verify_s=_or(measured and measured.verify_s, c.CPU_VERIFY_S),
         rows_a_second=c.ROWS_A_SECOND * block,
         reads_again=r.sync.in_flight == "keep" and not adapter,
-        rest_s=c.REST_S if case.on_gpu else 0.0,
-        share=case.on_gpu and any(0 < a.spec.gpus < 1 for a in case.placed.actors),
+        turn_s=_or(measured and measured.turn_s, _turn_s(case)),
+        share=case.on_gpu and not r.takes_turns and any(0 < a.spec.gpus < 1 for a in case.placed.actors),
+        ranks=max(1, case.count("learner")),
+        cores=math.inf if case.on_gpu else case.cores,
     )
+
+
+def _turn_s(case: Case) -> float:
+    """timeshare: what it takes engines and learner to change places, there and back. A CPU has nothing to free."""
+    if not (case.recipe.takes_turns and case.on_gpu):
+        return 0.0
+    kept = moved = 0.0
+    for actor in case.placed.actors:
+        if actor.spec.rest == "offload":
+            kept += actor.memory_gib["weights"]
+        elif actor.spec.name == "learner" and actor.rest_gib:
+            held = {
+                name: size for name, size in actor.memory_gib.items() if name in ("weights", "optimizer", "average")
+            }
+            moved += sum(size - actor.rest_gib.get(name, 0.0) for name, size in held.items())
+    return steps.turn_seconds(case.gpu[0], kept * GIB, moved * GIB)
+
+
+def _verifying_s(case: Case) -> float:
+    """Seconds of a step's verdicts, if as many tasks as may be are at them all the time."""
+    m, verify = case.measured, case.recipe.verify
+    if not (m and m.verdicts_s):
+        return 0.0
+    known = [machine.cpus for machine in case.placed.machines if math.isfinite(machine.cpus)]
+    room = sum(known) // verify.cpus if known and verify.cpus else math.inf
+    return m.verdicts_s * case.recipe.rollouts_per_step / max(1, min(verify.max_tasks, room))
 
 
 def _crowd(case: Case, role: str) -> float:
     """How many engines of a pool work at a time on what one of them would have alone: a core, or its GPUs."""
     if not case.on_gpu:
-        return max(1.0, _count(case, role) / case.cores)
+        return max(1.0, case.count(role) / case.cores)
     wide = case.recipe.sampler.tensor_parallel if role == SAMPLER else case.recipe.refiner.tensor_parallel
-    gpus = _gpus_of(case, role)
-    return max(1.0, _count(case, role) * wide / gpus) if gpus else 1.0
+    gpus = case.gpus_of(role)
+    return max(1.0, case.count(role) * wide / gpus) if gpus else 1.0
 
 
 def _or(found: float | None, otherwise: float) -> float:
@@ -317,31 +300,15 @@ def _mean_raw(rows: Sequence[Row]) -> float:
     return sum(row.prompt + row.raw for row in rows) / max(1, len(rows))
 
 
-def _count(case: Case, role: str) -> int:
-    return sum(a.spec.replicas for a in case.placed.actors if role_of(a.spec.name) == role)
-
-
-def _gpus_of(case: Case, *roles: str) -> float:
-    """On how many GPUs the actors of these roles sit, those that they share counted once."""
-    seats = {(seat.machine, gpu) for seat in case.placed.seats if role_of(seat.actor) in roles for gpu in seat.gpus}
-    if seats or not case.on_gpu:
-        return float(len(seats))
-    return sum(a.spec.replicas * a.spec.gpus for a in case.placed.actors if role_of(a.spec.name) in roles)
-
-
-def _gpus(case: Case) -> float:
-    return _gpus_of(case, *{role_of(a.spec.name) for a in case.placed.actors})
-
-
-def _pool_costs(case: Case, setup: Setup, step: StepCost) -> dict[str, PoolCost]:
+def _pool_costs(case: Case, setup: Setup, step: StepCost, trained_tokens: float) -> dict[str, PoolCost]:
     tokens = {"sampler": step.sampled_tokens, "refiner": step.refined_tokens}
     if setup.refiner is setup.sampler:
         tokens["sampler"] += step.refined_tokens
-    tokens["learner"] = step.refined_tokens or step.sampled_tokens
+    tokens["learner"] = trained_tokens
     return {
-        name: PoolCost(_count(case, name), _gpus_of(case, name), step.busy(name), tokens[name] / step.step_s)
+        name: PoolCost(case.count(name), case.gpus_of(name), step.busy(name), tokens[name] / step.step_s)
         for name in step.busy_s
-        if _count(case, name)
+        if case.count(name)
     }
 
 

@@ -10,13 +10,14 @@ import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 
-from trd_ray.config import Recipe, apply_override, from_tree
+from trd_ray.config import EngineConfig, Recipe, apply_override, from_tree
 from trd_ray.economics import constants
-from trd_ray.economics.run_cost import Case, RunCost, run_cost
+from trd_ray.economics.case import Case
+from trd_ray.economics.run_cost import RunCost, run_cost
 from trd_ray.errors import UserError
 from trd_ray.preflight.placement import Placement
 
@@ -116,9 +117,14 @@ def _kinds(case: Case) -> Iterator[list[tuple[list[str], str]]]:
         if all(spec.gpus >= 1 for spec in pools):  # one engine more where the refiner's had been, else it has its share
             shared.append(f"sampler.replicas={sum(spec.replicas for spec in pools)}")
         yield [(shared, "one pool samples and refines")]
-    if "timeshare" in _placements() and r.placement != "timeshare" and not r.teachers:
-        everywhere = [f"sampler.replicas={gpus}", f"refiner.replicas={gpus}", f"learner.workers={gpus}"]
-        yield [(["placement=timeshare", *everywhere], "all GPUs sample, then refine, then train")]
+    if r.takes_turns:
+        apart = [f"placement={'shared' if r.shares_engines else 'separate'}", "stream.max_staleness=1"]
+        apart += ["stream.rows_per_block=null"] * (r.stream.rows_per_block is not None)
+        yield [([*apart, *split], "GPUs of their own; rollouts are one step old") for split in splits(case, gpus)]
+        if r.refines and not r.shares_engines:
+            yield [([_in_large_batches(r, gpus)], "")]
+    elif not r.teachers:
+        yield [(_in_turn(r, gpus), "all GPUs sample and refine, then train; strictly on-policy")]
     if "kv_cache_dtype" not in r.sampler.extra:
         yield [
             (
@@ -133,8 +139,32 @@ def _steps(case: Case, rollouts: int) -> str:
     return f"steps={steps} for as many rollouts" if case.recipe.steps else f"{steps} steps" if steps else "fewer steps"
 
 
-def _placements() -> tuple[str, ...]:
-    return get_args(Recipe.model_fields["placement"].annotation)
+def _in_turn(r: Recipe, gpus: int) -> list[str]:
+    """All GPUs for every pool and the learner in turn, and what is refused beside that as it has to be."""
+    adapters = r.learner.lora is not None and r.teacher.mode == "opsd" and r.teacher.follow == "frozen"
+    pools = {"sampler": r.sampler} | ({"refiner": r.refiner} if r.refines and r.placement == "separate" else {})
+    found = ["placement=timeshare"]
+    found += ["stream.max_staleness=0"] * (r.stream.max_staleness not in (0, "never"))
+    if adapters and r.sync.lora != "adapter":  # then one pool also refines
+        found += ["sync.lora=adapter", *["sync.in_flight=drain"] * (r.sync.in_flight == "keep")]
+    found += ["sync.backend=auto"] * (r.sync.backend == "nccl")
+    alone = r.teacher.mode == "opsd" and (adapters or r.teacher.follow == "live")
+    length = r.refiner.max_model_len
+    if alone and "refiner" in pools and length and r.sampler.max_model_len and length > r.sampler.max_model_len:
+        found.append(f"sampler.max_model_len={length}")
+    for name, engine in list(pools.items())[: 1 if alone else 2]:
+        found.append(f"{name}.replicas={gpus}")
+        found += [f"{name}.gpus=null"] * (engine.gpus is not None)
+        default = EngineConfig().memory_utilization  # with which it is computed
+        found += [f"{name}.memory_utilization={default}"] * (engine.memory_utilization != default)
+    if "refiner" in pools and not alone:
+        found.append(_in_large_batches(r, gpus))
+    return [*found, f"learner.workers={gpus}", *["learner.gpus=null"] * (r.learner.gpus is not None)]
+
+
+def _in_large_batches(r: Recipe, engines: int) -> str:
+    """Two engines of a GPU: the one refines when the other has sampled all that it has of a step."""
+    return f"stream.rows_per_block={math.ceil(r.rollouts_per_step / engines)}"
 
 
 def _with(extra: dict[str, Any], key: str, value: str) -> str:
@@ -144,8 +174,9 @@ def _with(extra: dict[str, Any], key: str, value: str) -> str:
 def splits(case: Case, gpus: int) -> list[list[str]]:
     """Ways to give so many whole GPUs to engines and ranks, those near an even load of the three first."""
     r = case.recipe
-    wide, wide_r = r.sampler.tensor_parallel, r.refiner.tensor_parallel if r.refines else 1
-    whole = all(a.spec.gpus == int(a.spec.gpus) for a in case.placed.actors)
+    refiner = r.refines and not r.shares_engines
+    wide, wide_r = r.sampler.tensor_parallel, r.refiner.tensor_parallel if refiner else 1
+    whole = r.takes_turns or all(a.spec.gpus == int(a.spec.gpus) for a in case.placed.actors)
     if not whole or not case.on_gpu:
         return []
     now = run_cost(case, draws=1)
@@ -153,7 +184,7 @@ def splits(case: Case, gpus: int) -> list[list[str]]:
     total = sum(load.values()) or 1.0
     found = []
     for ranks in range(1, gpus):
-        for refiners in range(1 if r.refines else 0, (gpus - ranks) // wide_r + 1 if r.refines else 1):
+        for refiners in range(1 if refiner else 0, (gpus - ranks) // wide_r + 1 if refiner else 1):
             left = gpus - ranks - refiners * wide_r
             if left < wide or left % wide:
                 continue
@@ -161,7 +192,7 @@ def splits(case: Case, gpus: int) -> list[list[str]]:
             # How full the fullest would be if work moved with the GPUs.
             fullest = max(load.get(name, 0.0) / n for name, n in took.items() if n)
             overrides = [f"sampler.replicas={left // wide}"]
-            overrides += [f"refiner.replicas={refiners}"] if r.refines else []
+            overrides += [f"refiner.replicas={refiners}"] if refiner else []
             found.append((fullest * gpus / total, [*overrides, f"learner.workers={ranks}"]))
     most = max(6, MOST_SPLITS * 512 // max(512, r.rollouts_per_step))
     return [overrides for _, overrides in sorted(found)[:most]]
@@ -173,11 +204,11 @@ def plain_opd(case: Case, plan: Plan) -> Change | None:
     if not r.refines or r.data.source == "corpus" or r.teachers:
         return None
     plain = ["train.trajectory=y_o", "train.subset=all", "teacher.view=vanilla"]
-    if r.placement != "separate":
+    if r.placement == "shared":
         plain.append("placement=separate")
     gpus = round(sum(a.spec.replicas * a.spec.gpus for a in case.placed.actors))
     now = _each(run_cost(case), case)
-    if not case.on_gpu:
+    if not case.on_gpu or r.takes_turns:
         return _tried(case, plain, "", plan, now)
     taken = sum(a.spec.gpus * a.spec.replicas for a in case.placed.actors if a.spec.name != "learner")
     apart = [*plain, f"sampler.replicas={max(1, int(taken) // r.sampler.tensor_parallel)}"]

@@ -12,15 +12,20 @@ What binds a step, with k = stream.max_staleness:
                          are read again by the engines after each sync
     never                the work of the fullest of the three
     shares of a GPU      besides, the sum of the work of all that sit on it
-    in turn              (timeshare) sampling on all GPUs, refining on all, training on all, and the changes between
+    a CPU                besides, the work of all processes that share its cores
+    in turn              (timeshare) sampling and refining on all GPUs, rest, training on all, waking, sync
+
+In turn, one pool refines what it sampled as a shared one does. Two models have an engine each on every GPU, which take
+turns while both have work; if a block is all that an engine samples, one comes after the other.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from trd_ray.economics import constants as c
-from trd_ray.economics.batching import EngineRequest, PoolServed, serve_pool
+from trd_ray.economics.batching import EngineRequest, PoolServed, serve_beside, serve_pool
 from trd_ray.economics.engine_speed import EngineSpeed
 from trd_ray.economics.workload import Row
 
@@ -40,14 +45,16 @@ class Setup:
     refiner: PoolSetup | None  # None: nothing is refined
     staleness: int | Literal["never"]
     drains: bool  # new weights wait for the rollouts under way
-    block: int  # rows that go on together
+    block: int  # rows that are asked of an engine in one call and go on together
     samples: int  # rollouts of a problem, whose prompt is read once
     sync_s: float
     scheduling_s: float
     verify_s: float  # of a verdict, on the way from sampling to refining
     rows_a_second: float
     reads_again: bool  # rollouts under way lose their keys and values at a sync
-    rest_s: float = 0.0  # timeshare: from engines to learner and back
+    turn_s: float = 0.0  # timeshare: from engines to learner and back
+    ranks: int = 1
+    cores: float = math.inf  # that all processes share, where there are no GPUs
     share: bool = False  # pools and learner have shares of the same GPUs: none is fast while another works
 
 
@@ -59,7 +66,8 @@ class StepCost:
     refine_ends_s: float  # after the step's first rollout began
     train_s: float  # with the probe of the weights
     sync_s: float
-    rest_s: float  # scheduling, changes of timeshare
+    turn_s: float  # timeshare: engines rest and wake
+    rest_s: float  # scheduling
     busy_s: dict[str, float]  # seconds at work in a step, of each pool's mean engine and of a rank
     sampled_tokens: float
     refined_tokens: float
@@ -72,16 +80,26 @@ def step_cost(setup: Setup, rows: Sequence[Row], train_s: float, earlier: Sequen
     """One step of these rows. `earlier` are those of the step before, which are under way with them where k >= 1."""
     if setup.placed == "separate":
         found = _separate(setup, rows, train_s, earlier)
+    elif setup.placed == "timeshare" and setup.refiner is not setup.sampler and math.isfinite(setup.cores):
+        # Engines of a CPU have cores of their own, and are at work side by side until the learner's turn.
+        sync_s = 0.0 if setup.staleness == "never" else setup.sync_s
+        found = _separate(replace(setup, staleness=0, sync_s=sync_s), rows, train_s, ())
     else:
         found = _together(setup, rows, train_s, earlier)
-    least = len(rows) / setup.rows_a_second
+    counts = {"sampler": setup.sampler.engines, "refiner": setup.refiner.engines if setup.refiner else 0}
+    on_cores = sum(found.busy_s[name] * min(counts.get(name, setup.ranks), setup.cores) for name in found.busy_s)
+    least = max(len(rows) / setup.rows_a_second, on_cores / setup.cores)
     return found if found.step_s >= least else replace(found, step_s=least, rest_s=found.rest_s + least - found.step_s)
 
 
 def of_a_corpus(setup: Setup, train_s: float, rows: Sequence[Row]) -> StepCost:
-    """A step of rows that are there already: training alone, without weights for any engine."""
-    alone = replace(setup, staleness="never", refiner=None)
-    found = _cost(alone, train_s, 0.0, 0.0, 0.0, train_s, {"learner": train_s}, rows)
+    """A step of rows that are there already: training alone, without weights for any engine.
+
+    Engines that an evaluation needs wait for it.
+    """
+    scheduling_s = c.CORPUS_SHARE * setup.scheduling_s
+    alone = replace(setup, staleness="never", refiner=None, turn_s=0.0, scheduling_s=scheduling_s)
+    found = _cost(alone, train_s, 0.0, 0.0, 0.0, train_s, {"sampler": 0.0, "learner": train_s}, rows)
     return replace(found, sampled_tokens=0.0)
 
 
@@ -91,6 +109,11 @@ def _sampling(rows: Sequence[Row], samples: int) -> list[EngineRequest]:
 
 def _refined(rows: Sequence[Row]) -> list[int]:
     return [i for i, row in enumerate(rows) if row.refine_prompt]
+
+
+def refinements(row: Row, arrives_s: float) -> EngineRequest:
+    """The request for a row's refinements, which are given side by side."""
+    return EngineRequest(arrives_s, row.refine_prompt, row.refined, others=row.others)
 
 
 def blocks(finish: Sequence[float], size: int) -> list[float]:
@@ -107,7 +130,7 @@ def _separate(s: Setup, rows: Sequence[Row], train_s: float, earlier: Sequence[R
     begin = 0.0
     if s.refiner and (chosen := _refined(rows)):
         on = blocks(sampled.finish_s, s.block)
-        requests = [EngineRequest(on[i] + s.verify_s, rows[i].refine_prompt, rows[i].refined) for i in chosen]
+        requests = [refinements(rows[i], on[i] + s.verify_s) for i in chosen]
         begin = min(r.arrives_s for r in requests)
         refined = serve_pool(requests, s.refiner.engines, s.refiner.speed)
     S = sampled.end_s
@@ -140,7 +163,7 @@ def _full_refiner(s: Setup, rows: Sequence[Row]) -> float:
     """Seconds of each engine for a step's refinements where enough of them wait: in large batches."""
     if not s.refiner:
         return 0.0
-    requests = [EngineRequest(0.0, row.refine_prompt, row.refined) for row in rows if row.refine_prompt]
+    requests = [refinements(row, 0.0) for row in rows if row.refine_prompt]
     return serve_pool(requests, s.refiner.engines, s.refiner.speed).mean_busy_s
 
 
@@ -156,22 +179,16 @@ def _flowing(s: Setup, rows: Sequence[Row], earlier: Sequence[Row]) -> float:
 
 def _together(s: Setup, rows: Sequence[Row], train_s: float, earlier: Sequence[Row]) -> StepCost:
     """The same engines sample and refine: a rollout's refinement joins the batch once it is done."""
+    if s.placed == "timeshare" and s.refiner and s.refiner is not s.sampler:
+        return _two_in_turn(s, rows, train_s)
     chosen = set(_refined(rows)) if s.refiner else set()
     k = s.staleness
-    in_turn = s.placed == "timeshare"
     served = _both(s, rows, chosen)
-    if in_turn and s.refiner is not s.sampler and s.refiner:  # two models, one after the other
-        sampled = serve_pool(_sampling(rows, s.samples), s.sampler.engines, s.sampler.speed)
-        after = [EngineRequest(0.0, rows[i].refine_prompt, rows[i].refined) for i in sorted(chosen)]
-        refined = serve_pool(after, s.refiner.engines, s.refiner.speed)
-        S, begin, ends = sampled.end_s, sampled.end_s, sampled.end_s + refined.end_s
-        busy_s = sampled.mean_busy_s + refined.mean_busy_s
-    else:
-        S = max(served.first_s, default=0.0)
-        begin = min((served.first_s[i] for i in chosen), default=0.0) if chosen else 0.0
-        ends, busy_s = served.end_s + s.verify_s, served.mean_busy_s
-    busy = {"sampler": busy_s, "learner": train_s}
-    if in_turn or k == 0:
+    S = max(served.first_s, default=0.0)
+    begin = min((served.first_s[i] for i in chosen), default=0.0)
+    ends = served.end_s + s.verify_s
+    busy = {"sampler": served.mean_busy_s, "learner": train_s}
+    if s.placed == "timeshare" or k == 0:
         work = ends + train_s
     else:
         if not s.drains or k == "never":
@@ -183,8 +200,22 @@ def _together(s: Setup, rows: Sequence[Row], train_s: float, earlier: Sequence[R
     return _cost(s, work, S, begin, ends, train_s, busy, rows)
 
 
+def _two_in_turn(s: Setup, rows: Sequence[Row], train_s: float) -> StepCost:
+    """timeshare with two models: both have an engine on every GPU, awake until the step's rows are refined."""
+    assert s.refiner
+    chosen = _refined(rows)
+    after = {i: refinements(rows[i], s.verify_s) for i in chosen}
+    requests = [replace(one, then=after.get(i)) for i, one in enumerate(_sampling(rows, s.samples))]
+    engines = min(s.sampler.engines, s.refiner.engines)
+    sampled, refined = serve_beside(requests, engines, s.sampler.speed, s.refiner.speed, s.block)
+    begin = min((sampled.finish_s[i] for i in chosen), default=0.0)
+    ends = max(sampled.end_s, refined.end_s) + s.verify_s
+    busy = {"sampler": sampled.mean_busy_s, "refiner": refined.mean_busy_s, "learner": train_s}
+    return _cost(s, ends + train_s, sampled.end_s, begin, ends, train_s, busy, rows)
+
+
 def _both(s: Setup, rows: Sequence[Row], chosen: set[int]) -> PoolServed:
-    after = {i: EngineRequest(s.verify_s, rows[i].refine_prompt, rows[i].refined) for i in chosen}
+    after = {i: refinements(rows[i], s.verify_s) for i in chosen}
     requests = [replace(one, then=after.get(i)) for i, one in enumerate(_sampling(rows, s.samples))]
     return serve_pool(requests, s.sampler.engines, s.sampler.speed)
 
@@ -194,16 +225,17 @@ def _cost(
     rows: Sequence[Row],
 ) -> StepCost:  # fmt: skip
     sync_s = 0.0 if s.staleness == "never" else s.sync_s
-    rest = s.scheduling_s + (s.rest_s if s.placed == "timeshare" else 0.0)
-    refined = float(sum(row.refined for row in rows)) if s.refiner else 0.0
+    turn_s = s.turn_s if s.placed == "timeshare" else 0.0
+    refined = float(sum(row.all_refined for row in rows)) if s.refiner else 0.0
     return StepCost(
-        step_s=work + sync_s + rest,
+        step_s=work + sync_s + turn_s + s.scheduling_s,
         sample_s=sample_s,
         refine_s=max(0.0, ends - begin) if refined else 0.0,
         refine_ends_s=ends,
         train_s=train_s,
         sync_s=sync_s,
-        rest_s=rest,
+        turn_s=turn_s,
+        rest_s=s.scheduling_s,
         busy_s=busy,
         sampled_tokens=float(sum(row.raw for row in rows)),
         refined_tokens=refined,
@@ -218,11 +250,17 @@ def mean_cost(costs: Sequence[StepCost]) -> StepCost:
     return StepCost(**numbers, busy_s={pool: sum(one.busy_s[pool] for one in costs) / n for pool in costs[0].busy_s})
 
 
-def sync_seconds(backend: str, weights_bytes: float, on_gpu: bool, adapter: bool) -> float:
-    """A weight sync. Gloo copies through the host, at about a quarter of the speed."""
+def sync_seconds(backend: str, sent_bytes: float, on_gpu: bool) -> float:
+    """A sync of so many bytes: the whole weights, or an adapter's, which goes by the host as gloo's tensors do."""
     if not on_gpu:
-        return c.CPU_SYNC_S + weights_bytes / c.CPU_BYTES_S
-    if adapter:
-        return c.ADAPTER_SYNC_S
-    speed = c.SYNC_BYTES_S / 4 if backend == "gloo" else c.SYNC_BYTES_S
-    return c.SYNC_S + weights_bytes / speed
+        return c.CPU_SYNC_S + sent_bytes / c.CPU_BYTES_S
+    return c.SYNC_S + sent_bytes / (c.HOST_SYNC_BYTES_S if backend in ("gloo", "adapter") else c.SYNC_BYTES_S)
+
+
+def turn_seconds(gpu: c.Gpu, kept_bytes: float, learner_bytes: float) -> float:
+    """timeshare: what engines and learner take to change places on a GPU, there and back.
+
+    `kept_bytes` are weights of engines that rest on the host, `learner_bytes` what the learner puts there meanwhile.
+    """
+    pinned, pageable = gpu.host_bytes_s * c.PINNED_SHARE, min(gpu.host_bytes_s, c.PAGEABLE_BYTES_S)
+    return c.REST_S + c.WAKE_S + 2 * (kept_bytes / pinned + learner_bytes / pageable)

@@ -41,7 +41,7 @@ class CostEstimate:
 def render(e: CostEstimate) -> str:
     cost = e.cost
     lines = [f"cost, from a model of engines and learner on {_gpus(cost)}{cost.machine}, not measured: {_trust(e)}"]
-    lines += [f"  {cost.lengths}", f"  {_step(e)}", *_pools(cost), *_hours(e)]
+    lines += [f"  {cost.lengths}", *_differs(e), f"  {_step(e)}", *_pools(cost), *_verifiers(e), *_hours(e)]
     if e.plain:
         name = "OPSD" if e.plain_is_opsd else "OPD"
         where = " on the same GPUs, in its best split" if cost.gpus else ""
@@ -67,6 +67,29 @@ def _trust(e: CostEstimate) -> str:
     return TRUST if e.cost.gpus else TRUST_CPU
 
 
+def _differs(e: CostEstimate) -> list[str]:
+    m = e.measured
+    if not (m and m.differs):
+        return []
+    return [
+        f"  warning: {m.run} gives lengths alone and no rates, since {m.differs}: name with --like a run of the same "
+        "models on the same kind of machine"
+    ]
+
+
+def _verifiers(e: CostEstimate) -> list[str]:
+    """Whether verdicts take longer than the engines, which the seconds of a step leave out."""
+    cost, step = e.cost, e.cost.step
+    while_made = min(step.step_s, step.refine_ends_s)
+    if not e.measured or cost.verifying_s <= while_made:
+        return []
+    return [
+        f"  warning: verdicts as in {e.measured.run} take {seconds(cost.verifying_s)} a step, longer than the "
+        f"{seconds(while_made)} in which its rows are made, which is not counted here: raise verify.max_tasks, or give "
+        "the verifiers more CPUs"
+    ]
+
+
 def seconds(value: float) -> str:
     return f"{value:,.0f} s" if value >= 10 else f"{value:.2f} s"
 
@@ -83,6 +106,7 @@ def _step(e: CostEstimate) -> str:
         parts.append(f"refining {seconds(step.refine_s)} ({seconds(after)} after sampling)")
     parts += [f"training {seconds(step.train_s)}"] if step.train_s else []
     parts += [f"sync {seconds(step.sync_s)}"] if step.sync_s else []
+    parts += [f"turns {seconds(step.turn_s)}"] if step.turn_s else []
     parts.append(f"the rest {seconds(step.rest_s)}")
     return f"a step of {e.rollouts} rollouts: {seconds(step.step_s)}; {', '.join(parts)}"
 
@@ -146,5 +170,6 @@ def as_tree(e: CostEstimate) -> dict[str, Any]:
 
     return of_cost(cost) | {
         "machine": cost.machine, "lengths": cost.lengths, "trust": _trust(e), "epoch_hours": e.epoch_h,
+        "warnings": [line.removeprefix("  warning: ") for line in (*_differs(e), *_verifiers(e))],
         "plain": of_change(e.plain) if e.plain else None, "faster": [of_change(one) for one in e.faster],
     }  # fmt: skip

@@ -14,12 +14,17 @@ from trd_ray.economics import constants as c
 
 
 class Row(NamedTuple):
-    """Tokens of one row. Without a refinement the last two are 0."""
+    """Tokens of one row. Without a refinement all but the first two are 0."""
 
     prompt: int
     raw: int
     refine_prompt: int
     refined: int
+    others: tuple[int, ...] = ()  # refinements that are made beside it, where refiner.n is above 1
+
+    @property
+    def all_refined(self) -> int:
+        return self.refined + sum(self.others)
 
 
 class Lengths(Protocol):

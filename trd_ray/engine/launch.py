@@ -60,14 +60,15 @@ def create_pool(
         max_model_len=config.max_model_len,
         tensor_parallel=config.tensor_parallel,
         on_gpu=actor.gpus > 0,
-        memory_utilization=config.memory_utilization,
+        memory_utilization=actor.memory_utilization or config.memory_utilization,
         cpu_kv_cache_gib=config.cpu_kv_cache_gib,
         max_concurrent=config.max_concurrent,
         seed=recipe.seed,
         version=version,
         transfer_backend=transfer_backend,
         log_path=str(logs),
-        extra=config.extra,
+        # Without it vLLM cannot give memory up; on a CPU it has none to give.
+        extra=config.extra | ({"enable_sleep_mode": True} if actor.rest and actor.gpus else {}),
         max_lora_rank=max_lora_rank(recipe),
         adapters=adapters_at_once(recipe),
     )

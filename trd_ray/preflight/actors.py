@@ -1,6 +1,8 @@
 """What an actor of a plan reserves and holds."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from trd_ray.config import Rest
 
 
 @dataclass(frozen=True)
@@ -11,6 +13,8 @@ class ActorSpec:
     replicas: int
     cpus: float
     gpus: float
+    memory_utilization: float | None = None  # of an engine that takes turns on GPUs; None: as the recipe says
+    rest: Rest | None = None  # how an engine rests that takes turns with the learner
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,7 @@ class ActorPlan:
     note: str = ""
     least_gpu_gib: float = 0.0  # a GPU with less cannot hold it
     first_gib: float = 0.0  # what the first replica takes of the host besides: rank 0 reads the models for all
+    rest_gib: dict[str, float] = field(default_factory=dict)  # of one that takes turns on GPUs: what it holds at rest
 
     @property
     def on_gpu(self) -> bool:
@@ -30,3 +35,7 @@ class ActorPlan:
     @property
     def total_gib(self) -> float:
         return sum(self.memory_gib.values())
+
+    @property
+    def resting_gib(self) -> float:
+        return sum(self.rest_gib.values())

@@ -204,7 +204,7 @@ def _lengths(
         with faults:
             lengths.require_positions("sampler", recipe.sampler.max_model_len, student)
     for name, one in taught.items():
-        if rows[name] and recipe.refines and recipe.placement != "shared":
+        if rows[name] and recipe.refines and not recipe.shares_engines:
             with faults:
                 lengths.require_positions(keys_of(pool_of(name)), one.refiner.max_model_len, teachers[name])
         if one.teacher.mode == "opsd":

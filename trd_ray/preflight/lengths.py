@@ -40,8 +40,7 @@ class Contexts:
     def of(cls, recipe: Recipe, student: ModelFacts, teacher: ModelFacts) -> "Contexts":
         sampler = min(recipe.sampler.max_model_len or student.max_positions, student.max_positions)
         refiner = min(recipe.refiner.max_model_len or teacher.max_positions, teacher.max_positions)
-        shared = recipe.placement == "shared"
-        return cls(sampler, sampler if shared else refiner, student.max_positions, teacher.max_positions)
+        return cls(sampler, sampler if recipe.shares_engines else refiner, student.max_positions, teacher.max_positions)
 
 
 def require_positions(pool: str, max_model_len: int | None, model: ModelFacts) -> None:
@@ -249,7 +248,7 @@ def _refusals(
     group: str,
 ) -> Iterator[str]:
     """A sentence for each limit, but only one about the same few problems."""
-    engine = "sampler" if asked.placement == "shared" else group
+    engine = "sampler" if asked.shares_engines else group
     pools = {"y_r": group, "y_o": "sampler"}
     response = " or ".join(f"{pools[y]}.max_response_tokens" for y in asked.trains_on)
     default = asked.refiner.max_prompt_tokens is None

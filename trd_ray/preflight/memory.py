@@ -9,8 +9,9 @@
 """
 
 import math
+from collections.abc import Mapping
 
-from trd_ray.config import Each, EngineConfig, Recipe, of_each
+from trd_ray.config import Each, EngineConfig, Recipe, Rest, of_each
 from trd_ray.models import ModelFacts
 
 GIB = 2**30
@@ -21,20 +22,27 @@ HOST_OVERHEAD_GIB = {"engine": 2.5, "learner": 1.0, "verifier": 0.4}
 _ENGINE_GPU_OVERHEAD_GIB = 2.0  # CUDA context and graphs, and the logits of vLLM's profiling run
 _LARGE_GPU_GIB = 70  # vLLM prefills in larger chunks on GPUs from this size on
 _PREFILL_TOKENS = {"large": 16384, "small": 8192}  # a chunk, as vLLM chooses it (EngineArgs.get_batch_defaults)
+_TRAINED = ("weights", "optimizer", "average")  # what of a rank's shards waits in host memory if all weights train
 SYNC_BUFFER_BYTES = 256 * 2**20  # of packed tensors, which the transfer sends at once
 _LEARNER_GPU_OVERHEAD_GIB = 2.0  # CUDA and NCCL contexts, fragmentation
+_RESTING_GPU_GIB = {"graphs": 3.0, "context": 1.5}  # of an engine that rests: CUDA graphs and what they work in
 _CHUNK_BYTES = 5  # an entry of [C, V] takes its gradient, and for a quarter of the chunk the logits of both sides
 _CHUNK_GIB = 0.2  # what the elementwise part makes of a block
 
 
 def engine_gib(
-    engine: EngineConfig, recipe: Recipe, model: ModelFacts, gpu_gib: float | None, sync: str | None = None
+    engine: EngineConfig,
+    recipe: Recipe,
+    model: ModelFacts,
+    gpu_gib: float | None,
+    sync: str | None = None,
+    utilization: float | None = None,
 ) -> tuple[dict[str, float], float]:
     """Memory of each GPU of an engine (or of the host, without `gpu_gib`) in GiB, and how much of it is KV cache.
 
-    On a GPU vLLM takes the share memory_utilization and gives the cache what weights and runtime leave, below 0 if they
-    leave nothing. What receives weights, by the backend `sync`, lies outside that share. On a CPU the cache has the
-    size that it is given, in whole GiB.
+    On a GPU vLLM takes the share `utilization`, by default memory_utilization, and gives the cache what weights and
+    runtime leave, below 0 if they leave nothing. What receives weights, by the backend `sync`, lies outside that
+    share. On a CPU the cache has the size that it is given, in whole GiB.
     """
     width = BYTES[engine.dtype or recipe.learner.dtype]
     weights = model.parameters * width / engine.tensor_parallel / GIB
@@ -49,8 +57,14 @@ def engine_gib(
         kv = float(max(1, round(engine.cpu_kv_cache_gib)))
         return parts | {"KV cache": kv, "process": HOST_OVERHEAD_GIB["engine"]} | extra, kv
     runtime = _ENGINE_GPU_OVERHEAD_GIB + _prefill_bytes(engine, model, width, gpu_gib) / GIB
-    kv = engine.memory_utilization * gpu_gib - sum(parts.values()) - runtime
+    kv = (utilization or engine.memory_utilization) * gpu_gib - sum(parts.values()) - runtime
     return parts | {"KV cache": max(0.0, kv), "runtime": runtime} | extra, kv
+
+
+def engine_rest_gib(awake: Mapping[str, float], rest: Rest) -> dict[str, float]:
+    """What is left on each GPU of an engine at rest, of what it holds `awake`. Its KV cache never is."""
+    kept = {part: awake[part] for part in ("weights", "adapters") if rest == "keep" and part in awake}
+    return kept | _RESTING_GPU_GIB
 
 
 def adapters_at_once(recipe: Recipe) -> int:
@@ -128,11 +142,12 @@ def rank_gib(
     on_gpu: bool,
     longest_sequence_tokens: int = 0,
     sync: str | None = None,
+    received_gib: float = 0.0,
 ) -> dict[str, float]:
     """Memory of one FSDP rank: what trains in float32, computation in learner.dtype, heads gathered for the loss.
 
     Every teacher has its shards, and one at a time is gathered. `sync` is the backend that sends the weights, if any
-    does.
+    does. Where an engine that rested without its weights gets them on the same GPU, `received_gib` is what that takes.
     """
     learner = recipe.learner
     width = BYTES[learner.dtype]
@@ -149,7 +164,8 @@ def rank_gib(
     }
     parts = {**shards, **of_a_step}
     # A sync comes between steps, and may use what a step has freed.
-    parts["weight sync"] = max(0, sync_bytes(sync, student, width) - sum(of_a_step.values()))
+    sending = sync_bytes(sync, student, width) + received_gib * GIB
+    parts["weight sync"] = max(0, sending - sum(of_a_step.values()))
     if not on_gpu and learner.ranks == 1:  # only shards are moved to a GPU; of several ranks, see reader_gib
         parts["loading"] = max(0, _loading(recipe, student, teacher, on_gpu) - sum(parts.values()))
     if learner.cpu_offload and on_gpu:
@@ -158,10 +174,26 @@ def rank_gib(
     return gib | ({"runtime": _LEARNER_GPU_OVERHEAD_GIB} if on_gpu else {"process": HOST_OVERHEAD_GIB["learner"]})
 
 
+def rank_rest_gib(recipe: Recipe, student: ModelFacts, teacher: Each[ModelFacts]) -> dict[str, float]:
+    """What is left on the GPU of a rank at rest: what never trains, and adapters with their optimizer.
+
+    Where all weights train, they and their optimizer wait in host memory.
+    """
+    learner = recipe.learner
+    parts = {} if learner.cpu_offload else _shards(recipe, student, teacher)
+    moved = {"gradients"} if learner.lora else {"gradients", *_TRAINED}
+    left = {name: size / GIB for name, size in parts.items() if name not in moved}
+    return left | {"context": _RESTING_GPU_GIB["context"]}
+
+
 def rank_host_gib(recipe: Recipe, student: ModelFacts, teacher: Each[ModelFacts]) -> float:
-    """Host memory of every rank on a GPU: what it saves of its shards, and with cpu_offload the shards themselves."""
+    """Host memory of every rank on a GPU: what it saves of its shards, and the shards themselves that wait there.
+
+    With cpu_offload all do; in turns those of weights that all train.
+    """
     shards = _shards(recipe, student, teacher)
-    offloaded = sum(shards.values()) if recipe.learner.cpu_offload else 0
+    waits = recipe.takes_turns and not recipe.learner.lora
+    offloaded = sum(size for name, size in shards.items() if recipe.learner.cpu_offload or (waits and name in _TRAINED))
     return HOST_OVERHEAD_GIB["learner"] + (_saved(shards) + offloaded) / GIB
 
 

@@ -6,29 +6,29 @@
     Placement                         ->  require()                    ->  UserError
                                           trd_ray.preflight.shown      ->  text or JSON for --dry-run
 
-- Memory is an estimate, in GiB. An actor on GPUs takes it on each of its GPUs, any other actor on the host.
-- An actor that reserves a share of a GPU may use that share of its memory.
+- An actor that reserves a share of a GPU may use that share of its memory; who takes turns, all of it (in_turn.py).
 - Resources are compared with the sums over the cluster, and then with each node: nothing is left for Ray to find.
 - Who shares a GPU starts in turn (`Placement.turns`): vLLM takes for its own what of a GPU's memory changes while it
   starts.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from trd_ray.config import JUDGE_POOL, SAMPLER, Each, EngineConfig, Recipe, keys_of, of_each, teacher_of
+from trd_ray.config import JUDGE_POOL, SAMPLER, Each, EngineConfig, Recipe, of_each
 from trd_ray.errors import UserError
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import memory as estimate
 from trd_ray.preflight import shortages
+from trd_ray.preflight.actor_plans import Facts, actors_of, needs_of
 from trd_ray.preflight.actors import ActorPlan, ActorSpec
+from trd_ray.preflight.in_turn import counted_once
 from trd_ray.preflight.machines import UNKNOWN_GPU_GIB, Machine, one
 from trd_ray.preflight.pools_needed import Job as Job
 from trd_ray.preflight.pools_needed import needs_refiner as needs_refiner
 from trd_ray.preflight.pools_needed import needs_sampler as needs_sampler
 from trd_ray.preflight.pools_needed import pools as pools
-from trd_ray.preflight.seats import LEARNER, Need, Seat, Unseated, seated
+from trd_ray.preflight.seats import LEARNER, Seat, Unseated, seated
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,13 @@ class Placement:
         return [seat for seat in self.seats if seat.actor == actor]
 
     def turns(self) -> dict[str, int]:
-        """Pools and learner -> when they start: after all that share a GPU with them and come before them."""
+        """Pools and learner -> when they start: after all that share a GPU with them and come before them.
+
+        Pools come before the learner, but not engines that rest while it works: they take what it leaves at rest.
+        """
+        in_turn = any(spec.rest for spec in self.specs.values())
         turns: dict[str, int] = {}
-        for name in self.specs:  # pools, then the learner
+        for name in sorted(self.specs, key=lambda name: in_turn and name != LEARNER):
             if name != "verifier":
                 before = [turn for other, turn in turns.items() if self._meet(name, other)]
                 turns[name] = max(before, default=-1) + 1
@@ -72,18 +76,6 @@ def _gpus(seats: Sequence[Seat]) -> set[tuple[int, int]]:
     return {(seat.machine, gpu) for seat in seats for gpu in seat.gpus}
 
 
-def gpus_per_engine(engine: EngineConfig, gpus_available: bool) -> float:
-    if engine.gpus is not None:
-        return engine.gpus
-    return float(engine.tensor_parallel) if gpus_available else 0.0
-
-
-def gpus_per_rank(recipe: Recipe, gpus_available: bool) -> float:
-    if recipe.learner.gpus is not None:
-        return recipe.learner.gpus
-    return 1.0 if gpus_available else 0.0
-
-
 def resources(recipe: Recipe, gpus_available: bool, job: Job = "train") -> dict[str, ActorSpec]:
     """What the actors of a job reserve, by name. Stages of the stream and controllers reserve nothing.
 
@@ -92,13 +84,17 @@ def resources(recipe: Recipe, gpus_available: bool, job: Job = "train") -> dict[
     r = recipe
     specs = [_engines(pool, engine, gpus_available) for pool, engine in pools(r, job).items()]
     if job == "train":
-        specs.append(ActorSpec("learner", r.learner.ranks, r.learner.cpus, gpus_per_rank(r, gpus_available)))
+        gpus = float(gpus_available) if r.learner.gpus is None else r.learner.gpus
+        specs.append(ActorSpec(LEARNER, r.learner.ranks, r.learner.cpus, gpus))
+    if r.takes_turns:
+        specs = counted_once(specs, r, gpus_available)
     specs.append(ActorSpec("verifier", 1, r.verify.cpus, 0.0))
     return {spec.name: spec for spec in specs}
 
 
 def _engines(name: str, engine: EngineConfig, gpus_available: bool) -> ActorSpec:
-    return ActorSpec(name, engine.bounds.start, engine.cpus, gpus_per_engine(engine, gpus_available))
+    gpus = engine.tensor_parallel * float(gpus_available) if engine.gpus is None else engine.gpus
+    return ActorSpec(name, engine.bounds.start, engine.cpus, gpus)
 
 
 def sync_backend(recipe: Recipe, gpus_available: bool, seats: Sequence[Seat] = ()) -> str:
@@ -109,8 +105,9 @@ def sync_backend(recipe: Recipe, gpus_available: bool, seats: Sequence[Seat] = (
     if recipe.sync.lora == "adapter":
         return "adapter"
     asked = recipe.sync.backend
-    per_engine = gpus_per_engine(recipe.sampler, gpus_available)
-    per_rank = gpus_per_rank(recipe, gpus_available)
+    reserved = resources(recipe, gpus_available)
+    per_engine = reserved.get(SAMPLER, _engines(SAMPLER, recipe.sampler, gpus_available)).gpus
+    per_rank = reserved[LEARNER].gpus
     workers = recipe.sampler.bounds.start * recipe.sampler.tensor_parallel
     share = per_engine / recipe.sampler.tensor_parallel + per_rank  # what the two reserve of a GPU that holds both
     on_gpus = per_engine > 0 and per_rank > 0
@@ -123,6 +120,11 @@ def sync_backend(recipe: Recipe, gpus_available: bool, seats: Sequence[Seat] = (
         raise UserError(
             f"sync.backend={asked} needs the sampler and the learner on GPUs, but sampler.gpus is {per_engine:g} and "
             f"learner.gpus is {per_rank:g}: set sync.backend=auto"
+        )
+    if asked == "ipc" and on_gpus and recipe.takes_turns and not colocated:
+        raise UserError(
+            f"sync.backend=ipc needs a sampler engine on the GPU of every learner rank, but there are {workers} for "
+            f"{recipe.learner.ranks} ranks: set sampler.replicas={recipe.learner.ranks}, or sync.backend=auto"
         )
     if asked == "ipc" and not colocated:
         raise UserError(
@@ -185,7 +187,7 @@ def plan(
     `gpu_gib` is the memory of a GPU in place of what the machines tell of theirs.
     `longest_sequence_tokens` is the longest prompt and response together, which may exceed a micro-batch.
     """
-    facts = _Facts(student, of_each(teacher), judge, longest_sequence_tokens)
+    facts = Facts(student, of_each(teacher), judge, longest_sequence_tokens)
     machines = [one(cluster)] if isinstance(cluster, Mapping) else list(cluster)
     fewest, most = recipe.learner.bounds.min, recipe.learner.bounds.max
     numbers = range(most if job == "train" else fewest, fewest, -1)
@@ -194,7 +196,7 @@ def plan(
     return fitting or _plan(recipe.with_ranks(fewest), facts, machines, job, gpu_gib)
 
 
-def _plan(recipe: Recipe, facts: "_Facts", cluster: list[Machine], job: Job, gpu_gib: float | None) -> Placement:
+def _plan(recipe: Recipe, facts: Facts, cluster: list[Machine], job: Job, gpu_gib: float | None) -> Placement:
     student = facts.student
     store = recipe.cluster.object_store_gib or estimate.object_store_gib(recipe, student)
     machines = [_without_store(machine, store) for machine in cluster]
@@ -208,9 +210,10 @@ def _plan(recipe: Recipe, facts: "_Facts", cluster: list[Machine], job: Job, gpu
         specs.pop(JUDGE_POOL, None)
     backend, _ = _way(recipe, has["GPU"] > 0, job)
     smallest = min((m.gpu_gib for m in machines if m.gpus and m.gpu_gib), default=gpu_gib or UNKNOWN_GPU_GIB)
-    actors = _actors(recipe, specs, facts, dict.fromkeys(specs, smallest), backend, [])
+    actors = actors_of(recipe, specs, facts, dict.fromkeys(specs, smallest), backend, [])
     needs = _sums_of(actors)
     reasons = shortages.of_gpu_counts(recipe, specs) + shortages.of_builds(recipe, specs, machines)
+    reasons += shortages.of_turns(recipe, specs)
     reasons += shortages.of_sums(actors, needs, has) + shortages.of_memory(recipe, store, actors, needs, has, machines)
     seats: list[Seat] = []
     if not reasons:
@@ -222,8 +225,8 @@ def _plan(recipe: Recipe, facts: "_Facts", cluster: list[Machine], job: Job, gpu
     gib = {name: _smallest(name, seats, machines, smallest) for name in specs}
     lacking: list[str] = []
     backend, refused = _way(recipe, has["GPU"] > 0, job, seats)
-    actors = _actors(recipe, specs, facts, gib, backend, lacking)
-    reasons += [*lacking, *refused, *shortages.of_gpu_memory(actors, gib)]
+    actors = actors_of(recipe, specs, facts, gib, backend, lacking)
+    reasons += [*lacking, *refused, *shortages.of_gpu_memory(actors, gib), *shortages.of_phases(actors, gib)]
     if reasons:
         reasons = [*unread, *reasons]
         seats = []
@@ -270,114 +273,10 @@ def _sums(recipe: Recipe, machines: Sequence[Machine]) -> dict[str, float]:
     return has
 
 
-@dataclass(frozen=True)
-class _Facts:
-    """What is known of the models and the data."""
-
-    student: ModelFacts
-    teachers: Mapping[str, ModelFacts]
-    judge: ModelFacts | None
-    longest_sequence_tokens: int
-
-
-def _actors(
-    recipe: Recipe,
-    specs: Mapping[str, ActorSpec],
-    facts: _Facts,
-    gpu_gib: Mapping[str, float],
-    sends: str | None,
-    reasons: list[str],
-) -> list[ActorPlan]:
-    """The memory of each actor on GPUs of the sizes `gpu_gib`, where weights travel by the backend `sends`.
-
-    What an engine cannot serve goes to `reasons`.
-    """
-    student, teacher = facts.student, facts.teachers
-    actors = []
-    for name, engine in recipe.engines.items():
-        if name in specs:
-            fixed = {SAMPLER: student, JUDGE_POOL: facts.judge}
-            model = fixed.get(name) or teacher[teacher_of(name)]
-            follows = sends if name in recipe.following else None
-            actors.append(_engine(specs[name], engine, recipe, model, gpu_gib[name], follows, reasons))
-    if LEARNER in specs:
-        on_gpu = specs[LEARNER].gpus > 0
-        memory = estimate.rank_gib(recipe, student, teacher, on_gpu, facts.longest_sequence_tokens, sends)
-        host = estimate.rank_host_gib(recipe, student, teacher) if on_gpu else sum(memory.values())
-        tokens = max(recipe.learner.tokens_per_micro_batch, facts.longest_sequence_tokens)
-        share = min(1.0, specs[LEARNER].gpus)
-        least = sum(memory.values()) / share if on_gpu else 0.0
-        note = f"micro-batches of {tokens} tokens"
-        first = estimate.reader_gib(recipe, student, teacher, on_gpu)
-        actors.append(ActorPlan(specs[LEARNER], memory, host, share, note, least, first))
-    process = estimate.HOST_OVERHEAD_GIB["verifier"]
-    note = f"tasks, up to {recipe.verify.max_tasks} at a time"
-    actors.append(ActorPlan(specs["verifier"], {"process": process}, process, note=note))
-    return actors
-
-
-def needs_of(actors: Sequence[ActorPlan]) -> list[Need]:
-    """What each engine, each rank and the verifier needs of one node."""
-    return [
-        Need(
-            a.spec.name, number, a.spec.cpus, a.spec.gpus, a.host_gib + (a.first_gib if number == 0 else 0.0),
-            a.least_gpu_gib,
-        )
-        for a in actors
-        for number in range(a.spec.replicas)
-    ]  # fmt: skip
-
-
 def _smallest(name: str, seats: Sequence[Seat], machines: Sequence[Machine], default: float) -> float:
     """GiB of the smallest GPU on which an actor of this name sits."""
     found = [machines[seat.machine].gpu_gib for seat in seats if seat.actor == name and seat.gpus]
     return min((gib for gib in found if gib), default=default)
-
-
-def _engine(
-    spec: ActorSpec,
-    engine: EngineConfig,
-    recipe: Recipe,
-    model: ModelFacts,
-    gpu_gib: float,
-    receives: str | None,
-    reasons: list[str],
-) -> ActorPlan:
-    """The plan of one vLLM engine that `receives` weights by this backend. What it cannot serve goes to `reasons`."""
-    name, group = spec.name, keys_of(spec.name)
-    if model.attention_heads % engine.tensor_parallel:
-        reasons.append(
-            f"{group}.tensor_parallel={engine.tensor_parallel} does not divide the {model.attention_heads} attention "
-            f"heads of {model.path}: set it to a divisor"
-        )
-    on_gpu = spec.gpus > 0
-    memory, kv_gib = estimate.engine_gib(engine, recipe, model, gpu_gib if on_gpu else None, receives)
-    length = engine.max_model_len or model.max_positions
-    sequence_gib = estimate.sequence_gib(engine, recipe, model, length)
-    if kv_gib < sequence_gib:
-        keys = f"{group}.tensor_parallel or {group}.memory_utilization" if on_gpu else f"{group}.cpu_kv_cache_gib"
-        reasons.append(
-            f"the {name}'s KV cache has {max(0.0, kv_gib):.1f} GiB, but one sequence of {length} tokens takes "
-            f"{sequence_gib:.1f}: raise {keys}, or lower {group}.max_model_len"
-        )
-    note = f"cache for {max(0, math.floor(kv_gib / sequence_gib))} sequences of {length} tokens"
-    if name == SAMPLER and recipe.placement == "shared" and recipe.refines:
-        note += ", of the refiner too" + " (without the adapter)" * recipe.refines_without_adapter
-    if engine.bounds.min < engine.bounds.max:
-        note += f"; {engine.bounds.min} to {engine.bounds.max} engines, as steps need them"
-    host = estimate.HOST_OVERHEAD_GIB["engine"] if on_gpu else sum(memory.values())
-    share = min(1.0, spec.gpus / engine.tensor_parallel)
-    least = _least_gpu_gib(engine, memory, sequence_gib, share) if on_gpu else 0.0
-    return ActorPlan(spec, memory, host, share, note, least)
-
-
-def _least_gpu_gib(engine: EngineConfig, memory: Mapping[str, float], sequence_gib: float, share: float) -> float:
-    """GiB of a GPU on which vLLM's part has room for one sequence, and the rest of the share for a weight sync."""
-    receiving = memory.get("weight sync", 0.0)
-    fixed = sum(memory.values()) - memory.get("KV cache", 0.0) - receiving
-    least = (fixed + sequence_gib) / engine.memory_utilization
-    rest = share - engine.memory_utilization
-    return max(least, receiving / rest) if rest > 0 else least
 
 
 def require(plan: Placement) -> None:

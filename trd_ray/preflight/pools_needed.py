@@ -19,7 +19,7 @@ def needs_sampler(recipe: Recipe, job: Job = "train") -> bool:
 def needs_refiner(recipe: Recipe, job: Job = "train") -> bool:
     """Whether there is a pool of its own that refines, or one for each teacher."""
     made_here = job == "refine" or (job == "train" and recipe.data.source == "problems")
-    return made_here and recipe.refines and recipe.placement != "shared"
+    return made_here and recipe.refines and not recipe.shares_engines
 
 
 def needs_judge(recipe: Recipe, job: Job = "train") -> bool:

@@ -12,9 +12,10 @@ from dataclasses import replace
 from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 from trd_ray.preflight import shortages
+from trd_ray.preflight.actor_plans import needs_of
 from trd_ray.preflight.actors import ActorPlan
 from trd_ray.preflight.machines import Machine
-from trd_ray.preflight.placement import Placement, needs_of, sync_backend
+from trd_ray.preflight.placement import Placement, sync_backend
 from trd_ray.preflight.seats import EPSILON, LEARNER, Need, Seat, Unseated, seated
 
 Who = tuple[str, int]  # "sampler", "refiner" or "learner", and the number

@@ -5,6 +5,7 @@
 - The learner's ranks sit together on one machine where they fit, since each layer gathers weights from all of them.
 - An engine sits on one machine, with all of its tensor-parallel workers.
 - Two ranks never share a GPU. Two engines of one pool do so only where there is no other place.
+- An engine that has its GPU in turn with a rank sits on that of a rank, and nowhere else.
 - On a machine the GPUs of engines come first, in the order of the pools: `trd_ray.engine.reservation` takes them from
   Ray in that order, and the learner gets what is left.
 """
@@ -31,6 +32,7 @@ class Need:
     gpus: float  # 0, a share of one, or whole ones of one machine
     memory_gib: float = 0.0  # of the host
     least_gpu_gib: float = 0.0  # a GPU with less would be refused
+    beside_rank: bool = False  # it has its GPU in turn with a rank
 
     def __str__(self) -> str:
         return f"{self.actor} {self.number}"
@@ -86,6 +88,8 @@ class _Room:
         fits = [i for i, share in enumerate(self.gpus) if share >= need.gpus - EPSILON]
         if need.actor == LEARNER:
             fits = [i for i in fits if not self.of_one(LEARNER, i)]
+        if need.beside_rank:
+            fits = [i for i in fits if self.of_one(LEARNER, i)]
         best = min(fits, key=lambda i: (self.of_one(need.actor, i), self.gpus[i], i), default=None)
         return None if best is None else [best]
 
@@ -148,7 +152,8 @@ def _orders(needs: Sequence[Need], machines: Sequence[Machine]) -> Iterator[tupl
         for place in range(len(machines)):
             yield [*ranks, *others], place
     yield [*ranks, *others], None
-    yield [*others, *ranks], None
+    if not any(need.beside_rank for need in needs):
+        yield [*others, *ranks], None
 
 
 def _fill(

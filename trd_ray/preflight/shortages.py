@@ -6,8 +6,9 @@ actors, what they need, what there is  ->  a sentence for each thing that is sho
 import math
 from collections.abc import Mapping, Sequence
 
-from trd_ray.config import Recipe, keys_of
+from trd_ray.config import JUDGE_POOL, Recipe, keys_of
 from trd_ray.preflight.actors import ActorPlan, ActorSpec
+from trd_ray.preflight.in_turn import phases
 from trd_ray.preflight.machines import Machine
 from trd_ray.preflight.seats import LEARNER, Unseated
 
@@ -93,7 +94,8 @@ def _cache_gib(engine: ActorPlan) -> float:
 def of_gpu_memory(actors: list[ActorPlan], gpu_gib: Mapping[str, float]) -> list[str]:
     """`gpu_gib` is the memory of the smallest GPU that an actor sits on, by the actor's name."""
     reasons = []
-    for actor in (a for a in actors if a.on_gpu):
+    in_turn = {name for phase in phases(actors) for name in phase.works}
+    for actor in (a for a in actors if a.on_gpu and a.spec.name not in in_turn):
         allowed = gpu_gib[actor.spec.name] * actor.gpu_share
         if actor.total_gib > allowed * 1.001:
             largest = max(actor.memory_gib, key=lambda part: actor.memory_gib[part])
@@ -109,6 +111,45 @@ def of_gpu_memory(actors: list[ActorPlan], gpu_gib: Mapping[str, float]) -> list
                 f"{actor.memory_gib[largest]:.1f}), but may use {allowed:.1f}: {remedy}"
             )
     return reasons
+
+
+def of_phases(actors: list[ActorPlan], gpu_gib: Mapping[str, float]) -> list[str]:
+    """GPUs that are too small for those who have them in turn; `gpu_gib` as in `of_gpu_memory`."""
+    found = {a.spec.name: a for a in actors}
+    reasons = []
+    for phase in phases(actors):
+        there = min(gpu_gib[name] for name in (*phase.works, *phase.rests))
+        if phase.total_gib <= there * 1.001:
+            continue
+        working = ", ".join(f"{name} {gib:.1f}" for name, gib in phase.works.items())
+        resting = ", ".join(f"{name} {gib:.1f}" for name, gib in phase.rests.items())
+        remedy = "lower " + " or ".join(f"{keys_of(name)}.memory_utilization" for name in phase.works)
+        remedy += " (by default it is computed)"
+        if LEARNER in phase.works:
+            parts = found[LEARNER].memory_gib
+            largest = max(parts, key=lambda part: parts[part])
+            working += f", of which {largest} {parts[largest]:.1f}"
+            remedy = (
+                "raise learner.workers, and the engines with it, set learner.activation_checkpointing=true, or lower "
+                "learner.tokens_per_micro_batch or learner.chunk_tokens"
+            )
+        reasons.append(
+            f'a GPU holds about {phase.total_gib:.1f} GiB in the phase "{phase.name}" ({working}'
+            f"{f'; at rest {resting}' if resting else ''}), but has {there:.1f}: {remedy}"
+        )
+    return reasons
+
+
+def of_turns(recipe: Recipe, specs: Mapping[str, ActorSpec]) -> list[str]:
+    """Engines that cannot be spread over the GPUs of the ranks with which they have them in turn."""
+    ranks = specs[LEARNER].replicas if recipe.takes_turns and LEARNER in specs else 0
+    return [
+        "placement=timeshare has the engines on the GPUs of the ranks, one of a pool on each or on every second, third "
+        f"... of them, but {keys_of(pool)}.replicas is {spec.replicas} and learner.workers is {ranks}: set "
+        f"{keys_of(pool)}.replicas={ranks}"
+        for pool, spec in specs.items()
+        if ranks and pool in recipe.engines and pool != JUDGE_POOL and spec.gpus and ranks % spec.replicas
+    ]
 
 
 def of_seat(unseated: Unseated, spec: ActorSpec) -> str:

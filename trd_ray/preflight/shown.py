@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from trd_ray.config import role_of, teacher_of
+from trd_ray.preflight.in_turn import phases
 from trd_ray.preflight.placement import Placement
 from trd_ray.preflight.seats import LEARNER, Seat
 
@@ -35,7 +36,29 @@ def render(plan: Placement) -> str:
     verdict = "fits: yes" if plan.fits else "\n".join(["fits: no", *(f"  - {reason}" for reason in plan.reasons)])
     told = f"in all: {total} GiB of host memory, {plan.object_store_gib:.1f} in the object store; "
     told += f"weights by {plan.sync_backend}"
-    return "\n".join([*_table(rows), told, *_map(plan), verdict])
+    return "\n".join([*_table(rows), told, *_phases(plan), *_map(plan), verdict])
+
+
+def _phases(plan: Placement) -> list[str]:
+    """What each GPU holds of those who have it in turn."""
+    found = phases(plan.actors)
+    lines = [f"in turn, of the {plan.gpu_gib:.0f} GiB of a GPU:"] if found else []
+    for phase in found:
+        parts = [f"{name} {size:.1f}{_share(plan, name)}" for name, size in phase.works.items()]
+        parts += [f"{name} {size:.1f} at rest{_how(plan, name)}" for name, size in phase.rests.items()]
+        lines.append(f"  {phase.name:15}  {phase.total_gib:5.1f}: {', '.join(parts)}")
+    return lines
+
+
+def _share(plan: Placement, name: str) -> str:
+    share = plan.specs[name].memory_utilization
+    return f" (memory_utilization {share:g})" if share else ""
+
+
+def _how(plan: Placement, name: str) -> str:
+    return {"keep": "", "drop": " (new weights come)", "offload": " (weights on the host)", None: ""}[
+        plan.specs[name].rest
+    ]
 
 
 def _of(plan: Placement, kind: str) -> str:
@@ -111,6 +134,7 @@ def as_json(plan: Placement) -> dict[str, Any]:
         {
             "actor": a.spec.name, "count": a.spec.replicas, "cpus": a.spec.cpus, "gpus": a.spec.gpus,
             "on_gpu": a.on_gpu, "gib": a.memory_gib, "host_gib": a.host_gib, "first_gib": a.first_gib, "note": a.note,
+            "rest_gib": a.rest_gib, "rest": a.spec.rest, "memory_utilization": a.spec.memory_utilization,
         }
         for a in plan.actors
     ]  # fmt: skip
@@ -119,6 +143,7 @@ def as_json(plan: Placement) -> dict[str, Any]:
         "fits": plan.fits, "reasons": plan.reasons, "weights_by": plan.sync_backend, "needs": plan.needs,
         "has": plan.has, "machines": [asdict(machine) for machine in plan.machines], "actors": actors, "seats": seats,
         "starts": plan.turns(), "object_store_gib": plan.object_store_gib,
+        "phases": [asdict(phase) for phase in phases(plan.actors)],
     }  # fmt: skip
     return _finite(found)
 

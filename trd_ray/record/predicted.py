@@ -13,9 +13,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean, median
 
-from trd_ray.config import Recipe, stored
-from trd_ray.economics.calibration import Measured, TimedRow, calibrated, lengths_of
-from trd_ray.economics.run_cost import Case, RunCost, base_of, run_cost, work_of
+from trd_ray.config import Recipe, role_of, stored
+from trd_ray.economics.calibration import Measured, TimedRow, calibrated, lengths_of, turn_seconds_of
+from trd_ray.economics.case import Case
+from trd_ray.economics.run_cost import RunCost, base_of, run_cost, work_of
 from trd_ray.errors import UserError
 from trd_ray.known_models import facts_of_recipe
 from trd_ray.preflight import placement
@@ -67,12 +68,14 @@ def measured(directory: RunDirectory, of: Case | None = None) -> Measured:
     if not rows:
         raise UserError(f"--like {directory.path}: none of its rows says how long its sampling took; name another run")
     lines = steady(recipe, directory.read_metrics())
-    if of is not None and not _alike(recipe, of.recipe):
-        return Measured(name, lengths_of(rows, name))
+    if of is not None and (differs := _other_models(recipe, of.recipe)):
+        return Measured(name, lengths_of(rows, name), differs=differs)
     case = case_of(directory, recipe)
     if of is not None and _kind(case) != _kind(of):
-        return Measured(name, lengths_of(rows, name))
-    found = calibrated(rows, lines, _works(case, rows), base_of(case), name)
+        differs = f"it ran on {_kind(case)}, this is for {_kind(of)}"
+        return Measured(name, lengths_of(rows, name), differs=differs)
+    corpus = recipe.data.source == "corpus"
+    found = calibrated(rows, lines, _works(case, rows), base_of(case), name, corpus)
     if not lines or not found.steps:
         return found
     again = run_cost(replace(case, measured=found))
@@ -80,16 +83,22 @@ def measured(directory: RunDirectory, of: Case | None = None) -> Measured:
     return replace(found, error=abs(again.step.step_s / took - 1))
 
 
-def _alike(one: Recipe, other: Recipe) -> bool:
-    """Whether rates of the one are rates of the other: the same models."""
-    return one.student.path == other.student.path and {t.teacher.path for t in one.by_teacher.values()} == {
-        t.teacher.path for t in other.by_teacher.values()
-    }
+def _other_models(one: Recipe, other: Recipe) -> str:
+    """What models the one has in place of the other's; "" where rates of the one are rates of the other."""
+
+    def models(recipe: Recipe) -> tuple[str, str]:
+        taught_by = {by.teacher_path for by in recipe.by_teacher.values()}
+        return recipe.student.path, ", ".join(sorted(taught_by))
+
+    had, has = models(one), models(other)
+    if had == has:
+        return ""
+    return f"it trained {had[0]}, taught by {had[1]}, this trains {has[0]}, taught by {has[1]}"
 
 
 def _kind(case: Case) -> str:
     """The kind of machine whose rates are the same."""
-    return case.gpu[0].name if case.on_gpu else "CPU"
+    return case.gpu[0].name if case.on_gpu else "a CPU"
 
 
 def _works(case: Case, rows: Iterable[TimedRow]) -> dict:
@@ -103,7 +112,7 @@ def _works(case: Case, rows: Iterable[TimedRow]) -> dict:
 def section(directory: RunDirectory, recipe: Recipe, metrics: Sequence[dict]) -> str:
     """The table of summary.md; "" where nothing was timed, or where a model is not known."""
     lines = steady(recipe, metrics)
-    if recipe.data.source == "corpus" or not lines:
+    if not lines:
         return ""
     rows = [row for row in timed_rows(directory.read_rows()) if row.step in {line["step"] for line in lines}]
     if not rows:
@@ -113,7 +122,21 @@ def section(directory: RunDirectory, recipe: Recipe, metrics: Sequence[dict]) ->
     except UserError:
         return ""
     own = run_cost(replace(case, measured=Measured(directory.path.name, lengths_of(rows, directory.path.name))))
-    found = [["", "predicted", "measured"]]
+    found = [["", "predicted", "measured"], *_seconds(own, lines), *_learner(case, own, rows, lines)]
+    if recipe.data.source == "corpus":  # its rows' times are those of the run that made them
+        found += _idle(case, own, [], lines)
+    else:
+        found += _idle(case, own, rows, lines)
+    note = (
+        f"Medians of {len(lines)} steady steps. Predicted is what a model of engines and learner says of "
+        f"{own.machine}, with the lengths of this run; nothing of it was fitted to the run."
+    )
+    if recipe.takes_turns:
+        note += " Engines and learner have the same machine in turn, so each is idle while another works."
+    return f"{table(found)}\n\n{note}{_as_it_was_said(case)}"
+
+
+def _seconds(own: RunCost, lines: Sequence[dict]) -> list[list[str]]:
     step = own.step
     names = {
         "step": step.step_s,
@@ -122,21 +145,24 @@ def section(directory: RunDirectory, recipe: Recipe, metrics: Sequence[dict]) ->
         "train": step.train_s,
         "sync": step.sync_s,
     }
+    found = []
     for name, seconds in names.items():
         took = [line[f"seconds/{name}"] for line in lines if line.get(f"seconds/{name}") is not None]
         if took and (seconds or median(took)):
             found.append([f"{name}, s", f"{seconds:.2f}", f"{median(took):.2f}"])
-    found += _learner(case, own, rows, lines)
-    idle = idle_shares(rows, lines)
-    found += [
+    if turns := [took for line in lines if (took := turn_seconds_of(line)) is not None]:
+        found.append(["rest and wake, s", f"{step.turn_s:.2f}", f"{median(turns):.2f}"])
+    return found
+
+
+def _idle(case: Case, own: RunCost, rows: Sequence[TimedRow], lines: Sequence[dict]) -> list[list[str]]:
+    found = [
         [f"{pool} idle", f"{1 - own.pools[pool].busy:.0%}" if pool in own.pools else "-", f"{share:.0%}"]
-        for pool, share in idle.items()
+        for pool, share in idle_shares(rows, lines).items()
     ]
-    note = (
-        f"Medians of {len(lines)} steady steps. Predicted is what a model of engines and learner says of "
-        f"{own.machine}, with the lengths of this run; nothing of it was fitted to the run."
-    )
-    return f"{table(found)}\n\n{note}{_as_it_was_said(case)}"
+    if own.idle is not None:
+        found.append(["GPUs idle", f"{own.idle:.0%}", f"{idle_gpus(case, rows, lines):.0%}"])
+    return found
 
 
 def _as_it_was_said(case: Case) -> str:
@@ -163,17 +189,46 @@ def _learner(case: Case, own: RunCost, rows: Sequence[TimedRow], lines: Sequence
 
 
 def idle_shares(rows: Sequence[TimedRow], lines: Sequence[dict]) -> dict[str, float]:
-    """The share of these steps in which the mean engine of each pool had no request, and the learner no step."""
+    """The share of these steps in which the mean engine of each pool had no request, and the learner no step.
+
+    The pools of several teachers count as one refiner.
+    """
+    busy: dict[str, list[float]] = defaultdict(list)
+    for engine, spans in _spans(rows).items():
+        busy[_pool(engine)].append(union_seconds(spans, ALWAYS))
     whole = sum(line["seconds/step"] for line in lines)
-    busy: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    found = {pool: max(0.0, 1 - fmean(seconds) / whole) for pool, seconds in busy.items()}
+    found["learner"] = max(0.0, 1 - _trained_s(lines) / whole)
+    return found
+
+
+def idle_gpus(case: Case, rows: Sequence[TimedRow], lines: Sequence[dict]) -> float:
+    """The share of these steps in which the mean GPU had neither a request nor a step of training."""
+    whole = sum(line["seconds/step"] for line in lines)
+    if not case.recipe.takes_turns:
+        shares = idle_shares(rows, lines)
+        return max(0.0, 1 - sum((1 - share) * case.gpus_of(pool) for pool, share in shares.items()) / case.gpus)
+    # Engines of one number have one GPU, where both may have requests at a time.
+    by_gpu: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for engine, spans in _spans(rows).items():
+        by_gpu[engine.rpartition("-")[2]] += spans
+    engines = sum(union_seconds(spans, ALWAYS) for spans in by_gpu.values()) / case.gpus
+    return max(0.0, 1 - (engines + _trained_s(lines)) / whole)
+
+
+def _spans(rows: Sequence[TimedRow]) -> dict[str, list[tuple[float, float]]]:
+    """When each engine had a request."""
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for row in rows:
         for one in (row.sampled, row.refined):
             if one:
-                pool = one.engine.rpartition("-")[0] or one.engine
-                busy[pool][one.engine].append((one.start_s, one.end_s))
-    found = {
-        pool: max(0.0, 1 - fmean(union_seconds(spans, ALWAYS) for spans in engines.values()) / whole)
-        for pool, engines in busy.items()
-    }
-    found["learner"] = max(0.0, 1 - sum(line.get("seconds/train") or 0.0 for line in lines) / whole)
+                found[one.engine].append((one.start_s, one.end_s))
     return found
+
+
+def _pool(engine: str) -> str:
+    return role_of(engine.rpartition("-")[0] or engine)
+
+
+def _trained_s(lines: Sequence[dict]) -> float:
+    return sum(line.get("seconds/train") or 0.0 for line in lines)

@@ -13,7 +13,7 @@ from trd_ray.rows import RowFiles
 
 _LISTS = ("student_prompt_ids", "refine_prompt_ids", "student_ids", "teacher_ids", "response_ids", "y_o.ids", "y_r.ids")
 _PLAIN = (
-    *("step", "train"),
+    *("step", "train", "refine_candidates", "refine_tokens"),
     *(f"{y}.{name}" for y in ("y_o", "y_r") for name in ("start_s", "seconds", "engine", "verify_seconds")),
 )
 
@@ -30,7 +30,9 @@ def timed_rows(stored: RowFiles) -> list[TimedRow]:
             sampled = _timed(row, "y_o", "student_prompt_ids")
             if sampled:
                 refined = _timed(row, "y_r", "refine_prompt_ids")
-                verified = row["y_o.verify_seconds"] or 0.0
+                if refined:
+                    refined = refined._replace(others=_others(row, refined.tokens))
+                verified = sum(row[f"{y}.verify_seconds"] or 0.0 for y in ("y_o", "y_r"))
                 found.append(TimedRow(row["step"], sampled, refined, _trained(row), verified))
     return found
 
@@ -40,6 +42,12 @@ def _timed(row: dict[str, Any], y: str, prompt: str) -> Timed | None:
     if tokens is None or start is None or seconds is None:
         return None
     return Timed(row[prompt] or 0, tokens, start, seconds, row[f"{y}.engine"] or "engine")
+
+
+def _others(row: dict[str, Any], chosen: int) -> tuple[int, ...]:
+    """Tokens of the refinements that were not chosen, of which a row keeps the sum."""
+    more = (row["refine_candidates"] or 1) - 1
+    return (round((row["refine_tokens"] - chosen) / more),) * more if more > 0 else ()
 
 
 def _trained(row: dict[str, Any]) -> Trained | None:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from trd_ray.config import Recipe, of_each
 from trd_ray.economics import constants, same_gpus, told
 from trd_ray.economics.calibration import Measured
-from trd_ray.economics.run_cost import Case, run_cost
+from trd_ray.economics.case import Case
+from trd_ray.economics.run_cost import run_cost
 from trd_ray.errors import UserError
 from trd_ray.models import ModelFacts
 from trd_ray.preflight import placement

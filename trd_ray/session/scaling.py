@@ -119,9 +119,10 @@ class Scaling:
     def _wanted(self, name: str, count: Any) -> int | None:
         """The number that is asked for, None for auto."""
         pool, pools = name, list(self.session.pools)
-        if role_of(pool) == REFINER and pool not in pools and self.recipe.placement == "shared":
+        if role_of(pool) == REFINER and pool not in pools and self.recipe.shares_engines:
             raise UserError(
-                f"the sampler's engines also refine in this run (placement=shared): say sampler={count} instead"
+                f"the sampler's engines also refine in this run (placement={self.recipe.placement}): say "
+                f"sampler={count} instead"
             )
         if pool == REFINER and pool not in pools and self.recipe.teachers:
             each = " or ".join(f"{one}={count}" for one in pools if role_of(one) == REFINER)
@@ -144,6 +145,11 @@ class Scaling:
         """Raise UserError for numbers that this run cannot have, however long one waits."""
         before = self.counts
         changed = {name for name, count in wanted.items() if count != before[name]}
+        if self.recipe.takes_turns and any(self.session.plan.specs[name].memory_utilization for name in changed):
+            raise UserError(
+                "engines and ranks have the same GPUs in turn in this run (placement=timeshare), so the number of "
+                "engines is fixed: begin a run with other numbers, or with placement=separate to change them"
+            )
         if self.session.plan.sync_backend == "ipc" and changed & self.session.following().keys():
             raise UserError(
                 "the engines that get this run's weights share their GPUs with the ranks of the learner, one each "

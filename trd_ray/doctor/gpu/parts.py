@@ -56,6 +56,8 @@ PARTS = (
     Part("ipc", "a run on one GPU, weights by CUDA IPC", "short_runs:ipc", ENGINES),
     Part("ipc-large", "a push by CUDA IPC of Qwen3-8B's embedding", "pushes:run_large_ipc", ENGINES),
     Part("shared", "a run on one GPU, one pool for both roles", "short_runs:one_pool", ENGINES),
+    Part("turns", "a run on one GPU, which engine and learner have in turn", "short_runs:turns", ENGINES),
+    Part("turns-ipc", "the same with two engines and weights by CUDA IPC", "short_runs:turns_by_ipc", ENGINES),
     Part("kill", "an engine killed inside a gloo transfer", "pushes:run_gloo", ENGINES),
     Part("recipe", "the recipe for one card of 24 GB", "short_runs:one_card", ENGINES),
     Part("engine", "vLLM alone at a context of 8k", "lone_engine:run", ENGINES),
@@ -67,6 +69,7 @@ PARTS = (
     Part("tensor-parallel", "an engine on two GPUs over NCCL", "short_runs:tensor_parallel", ENGINES, 3),
     Part("ranks-4", "four FSDP ranks and two engines over NCCL", "short_runs:four_ranks", ENGINES, 6),
     Part("paper", "two short steps of paper_opsd_8b", "short_runs:paper", ENGINES, 8),
+    Part("paper-turns", "two short steps of paper_opsd_8b_onpolicy", "short_runs:paper_in_turn", ENGINES, 8),
 )  # fmt: skip
 
 BY_NAME = {part.name: part for part in PARTS}

@@ -62,6 +62,16 @@ def one_pool(folder: Path) -> Figures:
     return small(folder, *shares, *ADAPTERS, "placement=shared")
 
 
+def turns(folder: Path) -> Figures:
+    """One engine, whose weights stay while the learner has the GPU."""
+    return small(folder, *ADAPTERS, "placement=timeshare")
+
+
+def turns_by_ipc(folder: Path) -> Figures:
+    """Two engines: one drops its weights and gets new ones, the frozen one keeps its own."""
+    return small(folder, "placement=timeshare")
+
+
 def nccl(folder: Path) -> Figures:
     return small(folder, *OWN_GPUS, "learner.workers=1")
 
@@ -90,6 +100,11 @@ def one_card(folder: Path) -> Figures:
 def paper(folder: Path) -> Figures:
     less = ("steps=2", "rollouts_per_step=16", "sampler.max_response_tokens=2048", "evaluation.path=null")
     return of_a_real_model(folder, "paper_opsd_8b", *less)
+
+
+def paper_in_turn(folder: Path) -> Figures:
+    less = ("steps=2", "rollouts_per_step=16", "sampler.max_response_tokens=2048", "evaluation.path=null")
+    return of_a_real_model(folder, "paper_opsd_8b_onpolicy", *less)
 
 
 def small(folder: Path, *overrides: str) -> Figures:
