@@ -1,0 +1,52 @@
+"""What the jobs share that make runs of several seeds in one directory: their arguments, and a run as a process.
+
+parser(name, doc)  ->  --directory, --seeds, key.sub=value ...; the job adds its own
+tree of a recipe   ->  train()  ->  `trd train`, which goes on where an earlier start ended
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from trd_ray.errors import UserError
+from trd_ray.files import write_atomically
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}")
+
+
+def whole(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, but is {text}")
+    return int(text)
+
+
+def folder(text: str) -> Path:
+    place = Path(text).expanduser().absolute()
+    if place.exists() and not place.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a directory, but {text} is a file")
+    return place
+
+
+def parser(name: str, description: str | None, seeds: int | None = 3) -> Parser:
+    """`seeds` is the default of --seeds, which is left out for None. Mistakes raise UserError."""
+    made = Parser(prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--directory", type=folder, required=True, help="of all that is made; started again, it goes on")
+    if seeds is not None:
+        made.add_argument("--seeds", type=whole, default=seeds, help="runs of each kind (default: %(default)s)")
+    made.add_argument("overrides", nargs="*", metavar="key.sub=value", help="of every run")
+    return made
+
+
+def train(tree: Mapping[str, Any]) -> int:
+    """One run, in a process of its own; it goes on where an earlier start ended. Returns its exit code."""
+    recipe = Path(tree["run_dir"]).with_suffix(".yaml")
+    write_atomically(recipe, yaml.safe_dump(dict(tree), sort_keys=False))
+    return subprocess.run([sys.executable, "-m", "trd_ray.cli", "train", str(recipe), "--resume=auto"]).returncode
