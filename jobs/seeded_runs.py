@@ -35,13 +35,14 @@ def folder(text: str) -> Path:
     return place
 
 
-def parser(name: str, description: str | None, seeds: int | None = 3) -> Parser:
+def parser(name: str, description: str | None, *, seeds: int | None = 3, overrides: bool = True) -> Parser:
     """`seeds` is the default of --seeds, which is left out for None. Mistakes raise UserError."""
     made = Parser(prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--directory", type=folder, required=True, help="of all that is made; started again, it goes on")
     if seeds is not None:
         made.add_argument("--seeds", type=whole, default=seeds, help="runs of each kind (default: %(default)s)")
-    made.add_argument("overrides", nargs="*", metavar="key.sub=value", help="of every run")
+    if overrides:
+        made.add_argument("overrides", nargs="*", metavar="key.sub=value", help="of every run")
     return made
 
 
