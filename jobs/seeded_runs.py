@@ -7,10 +7,11 @@ tree of a recipe   ->  train()  ->  `trd train`, which goes on where an earlier 
 import argparse
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import yaml
 
 from trd_ray.errors import UserError
@@ -51,3 +52,8 @@ def train(tree: Mapping[str, Any]) -> int:
     recipe = Path(tree["run_dir"]).with_suffix(".yaml")
     write_atomically(recipe, yaml.safe_dump(dict(tree), sort_keys=False))
     return subprocess.run([sys.executable, "-m", "trd_ray.cli", "train", str(recipe), "--resume=auto"]).returncode
+
+
+def share_by_problem(answers: Sequence[Mapping[str, Sequence[bool]]], problems: Sequence[str]) -> np.ndarray:
+    """[P]: the share of the samples of each of these problems that pass, averaged over the seeds."""
+    return np.mean([[np.mean(one[problem]) for problem in problems] for one in answers], axis=0)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import seeded_runs
+from seeded_runs import share_by_problem
 
 from trd_ray.config import apply_override, from_tree, recipe_tree
 from trd_ray.errors import UserError
@@ -122,11 +123,6 @@ class Line:
     avg: Estimate
     by_seed: list[float]
     both_minus_it: Estimate | None  # paired over problems; None for the run with both itself
-
-
-def share_by_problem(answers: Sequence[Mapping[str, Sequence[bool]]], problems: Sequence[str]) -> np.ndarray:
-    """[P]: the share of the samples of each of these problems that pass, averaged over the seeds."""
-    return np.mean([[np.mean(one[problem]) for problem in problems] for one in answers], axis=0)
 
 
 def lines(found: Mapping[str, Sequence[Mapping[str, Sequence[bool]]]]) -> list[Line]:
