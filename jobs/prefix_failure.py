@@ -39,7 +39,7 @@ from trd_ray.score.stats import percent
 RESAMPLES = 10_000
 KINDS = {"+ and -": "+-", "@": "@"}  # what is seen of a step: facts that everybody knows, and the secret ones
 LINES = ("y_o passed", "y_o failed", "y_r")
-LOOKS = dict(zip(LINES, ("passed", "failed", "refined"), strict=True))
+LOOKS: dict[str, str] = dict(zip(LINES, ("passed", "failed", "refined"), strict=True))
 AT_LEAST = 2  # problems, and rollouts of each: what the gradient of the pass rate needs
 
 

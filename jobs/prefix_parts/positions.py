@@ -44,7 +44,7 @@ class Signal:
 
 
 def steps(models: Models, rows: Sequence[Rollout], mode: str) -> Iterator[Step]:
-    digits = models.tokenizer.convert_tokens_to_ids([str(d) for d in range(10)])
+    vocabulary = models.tokenizer.get_vocab()
     for row, student_TV, teacher_TV in _seen(models, rows, mode):
         tokens = models.tokenizer.convert_ids_to_tokens(row.y_o)
         found = equations(row.chain, tokens)
@@ -53,7 +53,7 @@ def steps(models: Models, rows: Sequence[Rollout], mode: str) -> Iterator[Step]:
         forward_T = divergence(student_TV[places], teacher_TV[places], FORWARD)
         reverse_T = divergence(student_TV[places], teacher_TV[places], REVERSE)
         for i, one in enumerate(found):
-            local, reference = digits[one.local], digits[one.reference]
+            local, reference = vocabulary[str(one.local)], vocabulary[str(one.reference)]
             yield Step(
                 row.problem,
                 one.operator,

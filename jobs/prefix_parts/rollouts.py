@@ -56,7 +56,7 @@ class Models:
         return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
     def written(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def rollouts(models: Models, count: int, each: int, seed: int) -> list[Rollout]:
