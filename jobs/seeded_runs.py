@@ -36,9 +36,14 @@ def folder(text: str) -> Path:
     return place
 
 
+def described(name: str, description: str | None) -> Parser:
+    """A parser without options. Mistakes raise UserError."""
+    return Parser(prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
 def parser(name: str, description: str | None, *, seeds: int | None = 3, overrides: bool = True) -> Parser:
-    """`seeds` is the default of --seeds, which is left out for None. Mistakes raise UserError."""
-    made = Parser(prog=name, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The options that such jobs share. `seeds` is the default of --seeds, which is left out for None."""
+    made = described(name, description)
     made.add_argument("--directory", type=folder, required=True, help="of all that is made; started again, it goes on")
     if seeds is not None:
         made.add_argument("--seeds", type=whole, default=seeds, help="runs of each kind (default: %(default)s)")
