@@ -194,10 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 2
     directory.mkdir(parents=True, exist_ok=True)
-    for tree in [] if given.draw else trees:
-        if not is_done(tree) and seeded_runs.train(tree):
-            print(f"the run {tree['name']} failed: the same command goes on", file=sys.stderr)
-            return 2
+    if not given.draw and not seeded_runs.train_all(trees, is_done):
+        return 2
     found = gathered(directory, seeds)
     if not found:
         print(f"{directory} has no run with diagnostics yet: leave out --draw to make them", file=sys.stderr)

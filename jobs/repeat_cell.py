@@ -110,10 +110,6 @@ def record(found: Mapping[str, Sequence[Score]]) -> None:
     write_atomically(CELLS, json.dumps(tree, indent=2) + "\n")
 
 
-def is_done(tree: Mapping[str, Any]) -> bool:
-    return (Path(tree["run_dir"]) / "evaluation" / "trained.json").is_file()
-
-
 def scored(tree: Mapping[str, Any]) -> Score:
     return next(one for one in RunDirectory(Path(tree["run_dir"])).read_evaluations() if one.name == "trained")
 
@@ -142,10 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 2
     given.directory.mkdir(parents=True, exist_ok=True)
-    for tree in (tree for several in trees.values() for tree in several):
-        if not is_done(tree) and seeded_runs.train(tree):
-            print(f"the run {tree['name']} failed: the same command goes on", file=sys.stderr)
-            return 2
+    if not seeded_runs.train_all(tree for several in trees.values() for tree in several):
+        return 2
     found = {name: [scored(tree) for tree in several] for name, several in trees.items()}
     if given.record:
         record(found)

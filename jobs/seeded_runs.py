@@ -1,13 +1,16 @@
 """What the jobs share that make runs of several seeds in one directory: their arguments, and a run as a process.
 
-parser(name, doc)  ->  --directory, --seeds, key.sub=value ...; the job adds its own
-tree of a recipe   ->  train()  ->  `trd train`, which goes on where an earlier start ended
+    parser(name, doc)                ->  --directory, --seeds, key.sub=value ...; the job adds its own
+    trees of recipes                 ->  train_all()  ->  `trd train` of each that is not done
+    passes of a seed each, problems  ->  share_by_problem()
+
+A run goes on where an earlier start ended. Mistakes in the options raise UserError.
 """
 
 import argparse
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,6 +60,20 @@ def train(tree: Mapping[str, Any]) -> int:
     recipe = Path(tree["run_dir"]).with_suffix(".yaml")
     write_atomically(recipe, yaml.safe_dump(dict(tree), sort_keys=False))
     return subprocess.run([sys.executable, "-m", "trd_ray.cli", "train", str(recipe), "--resume=auto"]).returncode
+
+
+def is_scored(tree: Mapping[str, Any]) -> bool:
+    """Whether the run has its last evaluation."""
+    return (Path(tree["run_dir"]) / "evaluation" / "trained.json").is_file()
+
+
+def train_all(trees: Iterable[Mapping[str, Any]], is_done: Callable[[Mapping[str, Any]], bool] = is_scored) -> bool:
+    """Make the runs that are not done; says so and returns False at the first that fails."""
+    for tree in trees:
+        if not is_done(tree) and train(tree):
+            print(f"the run {tree['name']} failed: the same command goes on", file=sys.stderr)
+            return False
+    return True
 
 
 def share_by_problem(answers: Sequence[Mapping[str, Sequence[bool]]], problems: Sequence[str]) -> np.ndarray:

@@ -205,10 +205,6 @@ def of_runs(trees: Mapping[str, Mapping[str, Any]]) -> tuple[Score, list[Outcome
     ]
 
 
-def is_done(tree: Mapping[str, Any]) -> bool:
-    return (Path(tree["run_dir"]) / "evaluation" / "trained.json").is_file()
-
-
 def settings(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = seeded_runs.parser("smollm2_gym", __doc__, seeds=None)
     parser.add_argument("--family", help=f"of reasoning_gym, without a search among {', '.join(FAMILIES)}")
@@ -238,10 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{text}SmolLM2 solves none of these families sometimes: there is nothing to show here")
         return 1
     trees = {method: run_tree(method, family, given.directory, given.overrides) for method in RUNS}
-    for tree in trees.values():
-        if not is_done(tree) and seeded_runs.train(tree):
-            print(f"the run {tree['name']} failed: the same command goes on", file=sys.stderr)
-            return 2
+    if not seeded_runs.train_all(trees.values()):
+        return 2
     base, outcomes = of_runs(trees)
     recipe = from_tree(dict(trees["trd"]))
     assert recipe.steps

@@ -108,10 +108,6 @@ def write_problems(directory: Path) -> None:
     write_atomically(directory / "problems.jsonl", lines)
 
 
-def is_done(folder: Path) -> bool:
-    return (folder / "evaluation" / "trained.json").is_file()
-
-
 # What is told
 
 
@@ -184,10 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     write_problems(directory)
     make_teachers(directory)
-    for tree in trees:
-        if not is_done(Path(tree["run_dir"])) and seeded_runs.train(tree):
-            print(f"the run {tree['name']} failed: the same command goes on", file=sys.stderr)
-            return 2
+    if not seeded_runs.train_all(trees):
+        return 2
     told = lines(gathered(directory, seeds))
     text = shown(told, from_tree(trees[0]).evaluation.samples)
     write_atomically(directory / "table.md", text + "\n")

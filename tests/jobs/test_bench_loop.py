@@ -168,6 +168,22 @@ def test_a_finished_part_of_another_recipe_is_refused(tmp_path, capsys, monkeypa
 
 
 @pytest.mark.long
+def test_a_whole_run_of_ours_is_set_beside_one_of_trl(tmp_path):
+    pytest.importorskip("trl")
+    asked = ["--directory", str(tmp_path), "--seeds", "1", "--sides", "ours,ours-trd,trl", "--every", "1"]
+    sizes = ["steps=2", "rollouts_per_step=16", "evaluation.limit=10", "cluster.memory_gib=64"]
+    assert bench_loop.main([*asked, "--samples", "2", *sizes]) == 0
+    lines = {line["side"]: line for line in json.loads((tmp_path / "results.json").read_text())["lines"]}
+    for line in lines.values():
+        [part] = line["parts"]
+        assert part["samples"] == 32 and set(line["by_step"]) == {"0", "1", "2"}
+        assert part["start_s"] + sum(part["steps_s"]) < part["whole_s"] and part["peak_mib"] > 300
+    assert lines["ours-trd"]["parts"][0]["tokens"] > 1.5 * lines["ours"]["parts"][0]["tokens"]  # y_r too
+    bases = [line["by_step"]["0"]["value"] for line in lines.values()]
+    assert len(set(bases)) == 1  # one program scores all, with the same seed
+
+
+@pytest.mark.long
 def test_trl_trains_the_miniature_student_and_is_scored_along_the_way(tmp_path):
     pytest.importorskip("trl")
     asked = ["--directory", str(tmp_path), "--seeds", "1", "--sides", "trl", "--every", "1", "--samples", "2"]

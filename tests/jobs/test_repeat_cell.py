@@ -89,6 +89,12 @@ def test_a_mistake_is_told_in_one_sentence_before_anything_starts(options, sente
     assert sentence in told and len(told.splitlines()) == 1 and not (tmp_path / "D").exists()
 
 
+@pytest.mark.long
+def test_a_cell_runs_from_its_start_to_its_line(tmp_path, own_cells, capsys):
+    assert repeat_cell.main(["--directory", str(tmp_path / "D"), "--cells", "opsd-trd", "cluster.memory_gib=64"]) == 0
+    assert "| opsd-trd | 0 | not measured yet | " in capsys.readouterr().out
+
+
 def test_a_key_of_where_a_cell_runs_may_be_set(tmp_path):
     tree = repeat_cell.run_tree("opsd-trd", 0, tmp_path, ["cluster.memory_gib=20"])
     assert tree["cluster"]["memory_gib"] == 20
