@@ -19,15 +19,14 @@ Exit codes: 0 it is drawn, whatever it says, 2 a mistake in the options, a run t
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import line_panels
 import numpy as np
-import yaml
+import seeded_runs
 
 from trd_ray.config import apply_override, from_tree, recipe_tree
 from trd_ray.errors import UserError
@@ -90,13 +89,6 @@ def run_tree(mode: str, run: str, seed: int, directory: Path, overrides: Sequenc
         apply_override(tree, override)
     from_tree(tree)  # a mistake in an override is told before anything starts
     return tree
-
-
-def train(tree: Mapping[str, Any]) -> int:
-    """One run, in a process of its own; it goes on where an earlier start ended. Returns its exit code."""
-    recipe = Path(tree["run_dir"]).with_suffix(".yaml")
-    write_atomically(recipe, yaml.safe_dump(dict(tree), sort_keys=False))
-    return subprocess.run([sys.executable, "-m", "trd_ray.cli", "train", str(recipe), "--resume=auto"]).returncode
 
 
 def is_done(tree: Mapping[str, Any]) -> bool:
@@ -168,118 +160,33 @@ def shown(found: Found) -> str:
 
 # The drawing
 
-WIDTH = 960
-LEFT, TOP = 64, 84  # of the first panel's frame
-PLOT_W, PLOT_H = 246, 168
-BETWEEN, BELOW, MARGIN = 62, 92, 44
-LOOKS = dict(zip([line.name for line in LINES], ("vanilla", "trd", "raw"), strict=True))  # classes of STYLE
-STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #222 } .title { font-size: 14px; font-weight: 600 }
-.end { text-anchor: end } .middle { text-anchor: middle }
-.paper { fill: #fff } .grid { stroke: #ddd } .frame { stroke: #888; fill: none }
-path { fill: none; stroke-width: 2 } .band { fill-opacity: 0.18 } path.grid { stroke-width: 1 }
-.vanilla { stroke: #d55e00 } .band.vanilla { fill: #d55e00 } .trd { stroke: #0072b2 } .band.trd { fill: #0072b2 }
-.raw { stroke: #009e73; stroke-dasharray: 5 3 } .band.raw { fill: #009e73 } .band { stroke: none !important }
-@media (prefers-color-scheme: dark) {
-  text { fill: #e6e6e6 } .paper { fill: #14161a } .grid { stroke: #333 }
-  .vanilla { stroke: #f08a3c } .trd { stroke: #56b4e9 } .raw { stroke: #3ccf9f }
-}
-"""
-
-
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
-    """Round numbers from at most `low` to at least `high`, with about so many steps between them."""
-    raw = (high - low) / about if high > low else max(abs(high), 1.0) / about
-    unit = 10.0 ** np.floor(np.log10(raw))
-    step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= raw * (1 - 1e-9))
-    first, last = int(np.floor(low / step + 1e-9)), int(np.ceil(high / step - 1e-9))
-    return [float(n * step) for n in range(first, max(last, first + 1) + 1)]
+LOOKS = dict(zip([line.name for line in LINES], ("vanilla", "trd", "raw"), strict=True))
 
 
 def drawn(found: Found) -> str:
     """The figure as SVG: a row of panels for each mode that has lines."""
     modes = [mode for mode in MODES if any(key[0] == mode for key in found)]
-    height = TOP + len(modes) * (PLOT_H + BELOW) - BELOW + MARGIN
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        'role="img" aria-label="KL signal, perplexity gap and onset mass over training">',
-        f'<style>{STYLE}</style><rect class="paper" width="{WIDTH}" height="{height}"/>',
-        *_legend(),
-    ]
-    for down, mode in enumerate(modes):
-        for right, panel in enumerate(PANELS):
-            x, y = LEFT + right * (PLOT_W + BETWEEN), TOP + down * (PLOT_H + BELOW)
-            lines = {name: over_seeds(several, panel.values) for (of, name), several in found.items() if of == mode}
-            there = {name: line for name, line in lines.items() if line}  # seeds under way may share no step yet
-            if there:
-                parts += _panel(x, y, f"{mode.upper()}: {panel.title}", panel.unit, there)
-    return "\n".join([*parts, "</svg>", ""])
+    rows = [[_panel(mode, panel, found) for panel in PANELS] for mode in modes]
+    about = "KL signal, perplexity gap and onset mass over training"
+    return line_panels.drawn(rows, LOOKS, about, "step", "mean and range over seeds")
 
 
-def _legend() -> list[str]:
-    parts: list[str] = []
-    x = LEFT
-    for name, looks in LOOKS.items():
-        parts += [f'<path class="{looks}" d="M{x} 24h28"/>', _text(x + 36, 28, name)]
-        x += 64 + 7 * len(name)
-    return [*parts, _text(WIDTH - 20, 28, "mean and range over seeds", "end")]
-
-
-def _panel(
-    x: int, y: int, title: str, unit: str, lines: Mapping[str, list[tuple[int, float, float, float]]]
-) -> list[str]:
-    points = [one for line in lines.values() for one in line]
-    steps = [step for step, *_ in points]
-    first, last = min(steps), max(max(steps), min(steps) + 1)
-    marks = ticks(min(0.0, *(low for *_, low, _ in points)), max(high for *_, high in points))
-    bottom, top = marks[0], marks[-1]
-
-    def across(step: float) -> float:
-        return round(x + (step - first) / (last - first) * PLOT_W, 1)
-
-    def down(value: float) -> float:
-        return round(y + PLOT_H - (value - bottom) / (top - bottom) * PLOT_H, 1)
-
-    def path(looks: str, at: Iterable[tuple[float, float]], end: str = "") -> str:
-        return f'<path class="{looks}" d="M{"L".join(f"{across(s)} {down(value)}" for s, value in at)}{end}"/>'
-
-    parts = [_text(x, y - 24, title, "title"), _text(x, y - 8, unit)]
-    for mark in marks:
-        parts.append(f'<path class="grid" d="M{x} {down(mark)}h{PLOT_W}"/>')
-        parts.append(_text(x - 6, down(mark) + 4, f"{mark:.6g}", "end"))
-    for step in sorted({first, (first + last) // 2, last}):
-        parts.append(_text(across(step), y + PLOT_H + 16, str(step), "middle"))
-    parts.append(_text(x + PLOT_W / 2, y + PLOT_H + 32, "step", "middle"))
-    for name, line in lines.items():
-        there = [(step, low) for step, _, low, _ in line]
-        back = [(step, high) for step, _, _, high in reversed(line)]
-        parts.append(path(f"band {LOOKS[name]}", there + back, end="Z"))
-        parts.append(path(LOOKS[name], [(step, mean) for step, mean, *_ in line]))
-    return [*parts, f'<rect class="frame" x="{x}" y="{y}" width="{PLOT_W}" height="{PLOT_H}"/>']
-
-
-def _text(x: float, y: float, text: str, looks: str = "") -> str:
-    return f'<text x="{x}" y="{y}" class="{looks}">{escape(text)}</text>'
+def _panel(mode: str, panel: Panel, found: Found) -> line_panels.LinePanel:
+    """Seeds under way may share no step yet: such a line has no points."""
+    lines = {name: over_seeds(several, panel.values) for (of, name), several in found.items() if of == mode}
+    return line_panels.LinePanel(f"{mode.upper()}: {panel.title}", panel.unit, lines)
 
 
 def settings(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="figure3", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--directory", type=Path, required=True, help="of the runs and of what is drawn")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default: %(default)s)")
+    parser = seeded_runs.parser("figure3", __doc__)
     parser.add_argument("--draw", action="store_true", help="start nothing: draw what is there")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="of every run")
-    given = parser.parse_args(arguments)
-    if given.seeds < 1:
-        parser.error("there must be 1 seed or more")
-    return given
+    return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = settings(arguments)
-    directory, seeds = given.directory.expanduser().absolute(), range(given.seeds)
     try:
+        given = settings(arguments)
+        directory, seeds = given.directory, range(given.seeds)
         trees = [
             run_tree(mode, run, seed, directory, given.overrides) for seed in seeds for mode in MODES for run in RUNS
         ]
@@ -287,10 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(e, file=sys.stderr)
         return 2
     directory.mkdir(parents=True, exist_ok=True)
-    for tree in [] if given.draw else trees:
-        if not is_done(tree) and train(tree):
-            print(f"the run {tree['name']} failed: the same command goes on", file=sys.stderr)
-            return 2
+    if not given.draw and not seeded_runs.train_all(trees, is_done):
+        return 2
     found = gathered(directory, seeds)
     if not found:
         print(f"{directory} has no run with diagnostics yet: leave out --draw to make them", file=sys.stderr)

@@ -12,9 +12,7 @@ minutes, and the teachers are made once. Overrides (`steps=10`, `cluster.memory_
 Exit codes: 0 both is above either alone, clear of zero, 1 it is not, 2 a mistake in the options or a run that failed.
 """
 
-import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+import seeded_runs
+from seeded_runs import share_by_problem
 
 from trd_ray.config import apply_override, from_tree, recipe_tree
 from trd_ray.errors import UserError
@@ -109,18 +108,6 @@ def write_problems(directory: Path) -> None:
     write_atomically(directory / "problems.jsonl", lines)
 
 
-def train(tree: Mapping[str, Any]) -> int:
-    """One run, in a process of its own; it goes on where an earlier start ended. Returns its exit code."""
-    folder = Path(tree["run_dir"])
-    recipe = folder.with_suffix(".yaml")
-    write_atomically(recipe, yaml.safe_dump(dict(tree), sort_keys=False))
-    return subprocess.run([sys.executable, "-m", "trd_ray.cli", "train", str(recipe), "--resume=auto"]).returncode
-
-
-def is_done(folder: Path) -> bool:
-    return (folder / "evaluation" / "trained.json").is_file()
-
-
 # What is told
 
 
@@ -132,11 +119,6 @@ class Line:
     avg: Estimate
     by_seed: list[float]
     both_minus_it: Estimate | None  # paired over problems; None for the run with both itself
-
-
-def share_by_problem(answers: Sequence[Mapping[str, Sequence[bool]]], problems: Sequence[str]) -> np.ndarray:
-    """[P]: the share of the samples of each of these problems that pass, averaged over the seeds."""
-    return np.mean([[np.mean(one[problem]) for problem in problems] for one in answers], axis=0)
 
 
 def lines(found: Mapping[str, Sequence[Mapping[str, Sequence[bool]]]]) -> list[Line]:
@@ -187,23 +169,10 @@ def gathered(directory: Path, seeds: Sequence[int]) -> dict[str, list[dict[str, 
     return {name: answers for name, answers in found.items() if answers}
 
 
-def settings(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="two_teachers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--directory", type=Path, required=True, help="of the teachers, the runs and the table")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind (default: %(default)s)")
-    parser.add_argument("overrides", nargs="*", metavar="key.sub=value", help="of every run")
-    given = parser.parse_args(arguments)
-    if given.seeds < 1:
-        parser.error("there must be 1 seed or more")
-    return given
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = settings(arguments)
-    directory, seeds = given.directory.expanduser().absolute(), range(given.seeds)
     try:
+        given = seeded_runs.parser("two_teachers", __doc__).parse_args(arguments)
+        directory, seeds = given.directory, range(given.seeds)
         trees = [run_tree(run, seed, directory, given.overrides) for seed in seeds for run in RUNS]
     except UserError as e:
         print(e, file=sys.stderr)
@@ -211,10 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     write_problems(directory)
     make_teachers(directory)
-    for tree in trees:
-        if not is_done(Path(tree["run_dir"])) and train(tree):
-            print(f"the run {tree['name']} failed: the same command goes on", file=sys.stderr)
-            return 2
+    if not seeded_runs.train_all(trees):
+        return 2
     told = lines(gathered(directory, seeds))
     text = shown(told, from_tree(trees[0]).evaluation.samples)
     write_atomically(directory / "table.md", text + "\n")

@@ -190,10 +190,9 @@ def test_what_else_a_readme_says_to_run_is_there(readme):
         script = next((word for word in words if word.startswith("jobs/") and word.endswith(".py")), None)
         if script and script.startswith("jobs/bench"):
             text = (ROOT / script).read_text()
-            for package in re.findall(
-                r"^from (\w+_bench)\.", text, re.MULTILINE
-            ):  # beside the script, and a part of it
-                text += "".join(file.read_text() for file in (ROOT / "jobs" / package).glob("*.py"))
+            for beside in re.findall(r"^(?:from|import) (\w+)", text, re.MULTILINE):  # modules and packages of jobs
+                files = [ROOT / "jobs" / f"{beside}.py", *(ROOT / "jobs" / beside).glob("*.py")]
+                text += "".join(file.read_text() for file in files if file.is_file())
             assert [word for word in words if word.startswith("--") and f'"{word}"' not in text] == [], words
 
 

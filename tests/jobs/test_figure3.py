@@ -116,19 +116,6 @@ def test_the_table_and_the_file_of_results_tell_each_line_of_each_mode(directory
     assert len(results) == 6 and all(len(one["seeds"]) == 3 and len(one["seeds"][0]) == 12 for one in results)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [
-        (0.0, 1.0, [0, 0.25, 0.5, 0.75, 1]),
-        (0.0, 7.3, [0, 2, 4, 6, 8]),
-        (-0.4, 0.9, [-0.5, 0, 0.5, 1]),
-        (0, 0, [0, 0.25]),
-    ],
-)
-def test_axes_have_round_numbers_that_hold_what_is_drawn(low, high, expected):
-    assert figure3.ticks(low, high) == pytest.approx(expected)
-
-
 def test_one_step_of_one_run_can_be_drawn_and_an_empty_folder_is_told(tmp_path, capsys):
     assert figure3.main(["--directory", str(tmp_path), "--draw"]) == 2
     assert "leave out --draw" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from trd_ray.miniature.splits import AnyChain
 from trd_ray.miniature.tokenizer import END, PAD, PROMPTS
@@ -29,17 +29,28 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, view: str, values: dict[str,
 
 
 @torch.no_grad()
-def respond(
-    world: World, model: Qwen3ForCausalLM, view: str, chains: Sequence[AnyChain], attempts: Sequence[str] | None = None
-) -> list[str]:
-    """A response for each chain, sampled from torch's global seed. `attempts`, one each, fill views that show one."""
-    tokenizer = world.words()
-    vocabulary = tokenizer.get_vocab()
-    prompts = [
-        prompt_text(tokenizer, view, {"problem": c.problem, "reference": world.reference(c), "attempt": attempt})
-        for c, attempt in zip(chains, attempts or [""] * len(chains), strict=True)
-    ]
-    sampled = GenerationConfig(
+def sampled(model: PreTrainedModel, prompts: Sequence[list[int]], how: GenerationConfig) -> list[list[int]]:
+    """The token ids of a response to each prompt, its end among them, sampled from torch's global seed."""
+    ends = {how.eos_token_id} if isinstance(how.eos_token_id, int) else set(how.eos_token_id or ())
+    responses: list[list[int]] = []
+    for i in range(0, len(prompts), BATCH):
+        batch = prompts[i : i + BATCH]
+        longest = max(map(len, batch))
+        ids_BT = torch.tensor([[how.pad_token_id] * (longest - len(ids)) + ids for ids in batch])
+        mask_BT = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in batch])
+        out_BT = model.generate(  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+            input_ids=ids_BT, attention_mask=mask_BT, generation_config=how
+        )
+        for ids in out_BT[:, longest:].tolist():
+            length = next((place for place, token in enumerate(ids, 1) if token in ends), len(ids))
+            responses.append(ids[:length])
+    return responses
+
+
+def sampling(world: World) -> GenerationConfig:
+    """At temperature 1, as long as a response of this world may be."""
+    vocabulary = world.words().get_vocab()
+    return GenerationConfig(
         do_sample=True,
         temperature=1.0,
         top_p=1.0,
@@ -48,13 +59,19 @@ def respond(
         eos_token_id=vocabulary[END],
         pad_token_id=vocabulary[PAD],
     )
-    responses = []
-    for i in range(0, len(prompts), BATCH):
-        inputs = tokenizer(prompts[i : i + BATCH], padding=True, return_tensors="pt", add_special_tokens=False)
-        out = model.generate(**inputs, generation_config=sampled)  # pyright: ignore[reportAttributeAccessIssue]
-        out = out[:, inputs["input_ids"].shape[1] :]
-        responses += tokenizer.batch_decode(out, skip_special_tokens=True)
-    return responses
+
+
+def respond(
+    world: World, model: Qwen3ForCausalLM, view: str, chains: Sequence[AnyChain], attempts: Sequence[str] | None = None
+) -> list[str]:
+    """A response for each chain, sampled from torch's global seed. `attempts`, one each, fill views that show one."""
+    tokenizer = world.words()
+    prompts = [
+        prompt_text(tokenizer, view, {"problem": c.problem, "reference": world.reference(c), "attempt": attempt})
+        for c, attempt in zip(chains, attempts or [""] * len(chains), strict=True)
+    ]
+    ids = sampled(model, tokenizer(prompts, add_special_tokens=False)["input_ids"], sampling(world))
+    return tokenizer.batch_decode(ids, skip_special_tokens=True)
 
 
 def accuracy(world: World, chains: Sequence[AnyChain], responses: Sequence[str]) -> float:

@@ -1,0 +1,1 @@
+"""The parts of prefix_failure.py: rollouts as teachers see them, what stands at each position, gradients."""
