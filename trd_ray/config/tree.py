@@ -91,7 +91,7 @@ class Recipe(Node):
         default=None, ge=1, description="default: one pass over the problems"
     )
     rollouts_per_step: Annotated[int, ROWS, NUMBERS, COMPARISON] = Field(default=128, ge=1)
-    placement: Annotated[Literal["separate", "shared"], ENGINES] = Field(
+    placement: Annotated[Literal["separate", "shared", "timeshare"], ENGINES] = Field(
         default="separate",
         description="separate: sampler and refiner have engines of their own; shared: the sampler's engines also "
         "refine. That needs OPSD and either learner.lora with sync.lora=adapter and teacher.follow=frozen (they sample "
@@ -262,6 +262,17 @@ class Recipe(Node):
         """Whose default wordings the rows trained on have, or most of them: `Views` chooses for each row."""
         generated = all(path.startswith(GYM_PREFIX) for path in self.data.paths) and not self.verify.chosen
         return self.prompts.task or ("plain" if generated else self.verify.usual_task)
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether engines and learner have the same GPUs in turn."""
+        return self.placement == "timeshare"
+
+    def rest_of(self, pool: str) -> Literal["keep", "drop", "offload"]:
+        """What becomes of the weights of a pool's engines while the learner has their GPUs."""
+        if self.sync.lora == "adapter":
+            return "keep"
+        return "drop" if pool in self.following and self.stream.max_staleness != "never" else "offload"
 
     @property
     def refines_without_adapter(self) -> bool:
