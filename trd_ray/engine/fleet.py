@@ -91,6 +91,7 @@ class Fleet:
         self.news: deque[dict[str, Any]] = deque(maxlen=NEWS)  # what became of engines; the newest is the last
         self.homeless: Callable[[EngineSpec], bool] = lambda spec: False  # its place is on a node that has gone
         self.changed: Callable[[], object] = lambda: None  # called whenever those who wait are
+        self.may_start: Callable[[], bool] = lambda: True  # else engines wait in STARTING, without a process
         self._watches: set[asyncio.Task] = set()
         self._changed = asyncio.Condition()
         self._resizing = asyncio.Lock()
@@ -195,6 +196,7 @@ class Fleet:
         life.handle, life.why = None, ""
         life.spec = replace(life.spec, start_id=uuid.uuid4().hex)
         try:
+            await self.wait(lambda: self.may_start() or life.state is State.LEAVING)
             async with asyncio.timeout(self.spec.start_timeout_s):
                 made = self.make_actor(life.spec)
                 life.handle = handle = await made if inspect.isawaitable(made) else made
