@@ -70,7 +70,7 @@ from trd_ray.config.training_keys import (
     SyncConfig,
     TrainConfig,
 )
-from trd_ray.config.tree import ClusterConfig, Recipe
+from trd_ray.config.tree import ClusterConfig, Recipe, Rest
 from trd_ray.config.verify_keys import BUILT_IN, JUDGE, REVIEW, NamedFunction, VerifyConfig, is_own, own_parts
 
 __all__ = [
@@ -107,6 +107,7 @@ __all__ = [
     "Node",
     "PromptsConfig",
     "Recipe",
+    "Rest",
     "RefinerConfig",
     "SamplerConfig",
     "SamplingConfig",

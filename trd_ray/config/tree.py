@@ -53,6 +53,9 @@ from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossCo
 from trd_ray.config.verify_keys import VerifyConfig
 from trd_ray.own_code import FORM, checked
 
+# How the weights of an engine rest: on the GPU, nowhere (new ones come), or in host memory.
+Rest = Literal["keep", "drop", "offload"]
+
 
 class ClusterConfig(Node):
     address: Annotated[str | None, MACHINES] = Field(
@@ -265,14 +268,13 @@ class Recipe(Node):
 
     @property
     def takes_turns(self) -> bool:
-        """Whether engines and learner have the same GPUs in turn."""
+        """Whether engines and learner have the same GPUs in turn: who does not work rests."""
         return self.placement == "timeshare"
 
-    def rest_of(self, pool: str) -> Literal["keep", "drop", "offload"]:
-        """What becomes of the weights of a pool's engines while the learner has their GPUs."""
-        if self.sync.lora == "adapter":
-            return "keep"
-        return "drop" if pool in self.following and self.stream.max_staleness != "never" else "offload"
+    def rest_of(self, pool: str) -> Rest:
+        """What becomes of the weights of a pool that takes turns while the learner works; its KV cache goes anyway."""
+        gets_whole_ones = pool in self.following and self.sync.lora != "adapter"
+        return "drop" if gets_whole_ones and self.stream.max_staleness != "never" else "keep"
 
     @property
     def refines_without_adapter(self) -> bool:

@@ -25,10 +25,11 @@ import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 
+from trd_ray.config import Rest
 from trd_ray.engine.generations import Generation, Parts, Request, in_parts
 from trd_ray.engine.loaded import LoadedAdapters, slots
 from trd_ray.engine.own_process import Signs, redirect_output, take_descendants_along
-from trd_ray.engine.resting import How, Restful
+from trd_ray.engine.resting import Restful
 from trd_ray.engine.scheduler_view import Viewed
 from trd_ray.errors import Lost
 
@@ -93,7 +94,7 @@ class PoolSpec:
     heartbeat_s: float = 60.0  # an engine of which nothing is seen for so long is taken for dead
     places: list[Any] = field(default_factory=list)  # engine.reservation.Place, one for each engine; None: given back
     load_every_s: float = 0.0  # how often engines are asked for their load; 0: never
-    rests: How | None = None  # how its engines rest while the learner has their GPUs; None: they never do
+    rests: Rest | None = None  # how its engines rest while the learner has their GPUs; None: they never do
 
 
 class Engine(Viewed, Restful):

@@ -83,7 +83,7 @@ def create_pool(
         heartbeat_s=recipe.heartbeat_s,
         places=list(places),
         load_every_s=LOAD_EVERY_S,
-        rests=recipe.rest_of(actor.name) if recipe.takes_turns else None,
+        rests=actor.rest,
     )
     return pool_actor(spec)
 

@@ -61,7 +61,9 @@ class InPhases:
         return self.phase is not Phase.AWAKE and self.spec.rests == "drop"
 
     async def rest(self) -> None:
-        """The GPUs are the learner's when this returns."""
+        """The GPUs are the learner's when this returns. Where a pool has its own, nothing happens."""
+        if self.spec.rests is None:
+            return
         before = self.phase
         if before is not Phase.ASLEEP:
             self.phase = Phase.SETTLING

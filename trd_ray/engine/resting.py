@@ -19,9 +19,10 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-How = Literal["keep", "drop", "offload"]
+from trd_ray.config import Rest
+
 WEIGHTS, KV_CACHE = "weights", "kv_cache"  # vLLM's names of the parts of its memory
 LEVELS = {"drop": 2, "offload": 1}
 DROPPED = -2  # in place of the version of weights that are not there
@@ -55,7 +56,7 @@ class Restful:
             await self._control(self.llm.resume_generation())
             self.paused = False
 
-    async def rest(self, how: How) -> None:
+    async def rest(self, how: Rest) -> None:
         """Give the GPU to the learner; no request is under way. Who is half awake may rest again."""
         async with self.one_at_a_time:
             await self.pause("drain")

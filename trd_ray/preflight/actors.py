@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from trd_ray.config import Rest
+
 
 @dataclass(frozen=True)
 class ActorSpec:
@@ -11,6 +13,7 @@ class ActorSpec:
     replicas: int
     cpus: float
     gpus: float
+    rest: Rest | None = None  # how an engine rests that takes turns with the learner
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ def resources(recipe: Recipe, gpus_available: bool, job: Job = "train") -> dict[
     specs = [_engines(pool, engine, gpus_available) for pool, engine in pools(r, job).items()]
     if job == "train":
         specs.append(ActorSpec("learner", r.learner.ranks, r.learner.cpus, gpus_per_rank(r, gpus_available)))
+        if r.takes_turns:
+            specs = [replace(s, rest=r.rest_of(s.name)) if s.name not in (LEARNER, JUDGE_POOL) else s for s in specs]
     specs.append(ActorSpec("verifier", 1, r.verify.cpus, 0.0))
     return {spec.name: spec for spec in specs}
 
