@@ -52,6 +52,7 @@ class InPhases:
     fleet: Fleet
     update: Any
     coming: Any
+    routing: Any
     phase = Phase.AWAKE
     known: Sequence[tuple[Any, Any]] = ()  # engines of an earlier process of the pool, with their handles
 
@@ -80,6 +81,7 @@ class InPhases:
                 await self.fleet.notify()
                 raise
         self.phase = Phase.ASLEEP
+        self.routing.forget()  # no prefix is in a cache any longer
         if self.spec.rests == "drop":
             for life in self.fleet.those(State.SERVING):
                 life.move(State.STALE)
