@@ -89,8 +89,17 @@ def test_a_pool_that_cannot_ends_the_run_with_its_own_words(monkeypatch):
     assert run.looked == 1
 
 
-@pytest.mark.parametrize(("keys", "tags"), [(True, "weights+kv_cache"), (False, "weights")])
-def test_only_a_pool_that_takes_itself_for_asleep_is_woken(monkeypatch, keys, tags):
+@pytest.mark.parametrize(
+    ("phases", "keys", "told"),
+    [
+        (("asleep", "waking"), True, ["sampler wake weights+kv_cache"]),
+        (("asleep", "asleep"), True, ["sampler wake weights+kv_cache", "refiner wake weights+kv_cache"]),
+        (("asleep", "asleep"), False, ["sampler wake weights"]),  # the refiner's turn to wake comes after the sync
+        (("awake", "awake"), True, []),
+    ],
+)
+def test_only_a_pool_that_takes_itself_for_asleep_is_woken(monkeypatch, phases, keys, told):
     run = Run(monkeypatch)
-    run.engines.wake_those_asleep({"sampler": {"phase": "asleep"}, "refiner": {"phase": "waking"}}, keys=keys)
-    assert run.told == [f"sampler wake {tags}"]
+    statuses = {name: {"phase": phase} for name, phase in zip(("sampler", "refiner"), phases, strict=True)}
+    run.engines.wake_those_asleep(statuses, keys=keys)
+    assert run.told == told

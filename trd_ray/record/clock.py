@@ -92,7 +92,7 @@ class Clock:
         window = self.began, sync.end
         pauses = [(span.begin, span.end) for span in self.spans if span.name in PAUSES]
         handed = {name: [span for span in self.spans if span.name == name] for name in HANDOVERS}
-        woke_s = sum(span.seconds for span in handed["wake"] if sync.begin <= span.begin < sync.end)
+        in_sync_s = sum(s.seconds for spans in handed.values() for s in spans if sync.begin <= s.begin < sync.end)
         looked = last.get("diagnostics")
         work = [(span.begin, span.end) for span in (train, looked) if span]
         stages = stage_seconds(rows, window, others=[*work, *pauses])
@@ -101,7 +101,7 @@ class Clock:
             "seconds/step": sync.end - self.began - union_seconds(pauses, window),
             "seconds/wait": wait.seconds,
             "seconds/train": train.seconds,
-            "seconds/sync": sync.seconds - woke_s,
+            "seconds/sync": sync.seconds - in_sync_s,
             "seconds/overhead": sync.end - self.began - stages["busy"],
             "time_s": sync.end,
         }

@@ -42,8 +42,10 @@ class SharedGpus:
     def wake_those_asleep(self, statuses: Mapping[str, Mapping[str, Any]], *, keys: bool) -> None:
         """A pool that has lost its keeper too does not know that it is awake."""
         asleep = [name for name, status in statuses.items() if status["phase"] == Phase.ASLEEP]
-        if asleep:
-            self._all(asleep, "wake", [WEIGHTS, KV_CACHE] if keys else [WEIGHTS])
+        if keys:
+            self._all(asleep, "wake", [WEIGHTS, KV_CACHE])
+        else:
+            self._all([name for name in asleep if name in self.session.following()], "wake", [WEIGHTS])
 
     def _all(self, pools: Iterable[str], method: str, *arguments: Any) -> None:
         asked = {getattr(self.session.pools[name], method).remote(*arguments): name for name in pools}
