@@ -12,13 +12,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.exceptions import ActorDiedError
 
 from nappers import Gpus, Napper
 from stands import ANSWER, ASK, Stands, without_ray
 from trd_ray.distill.trainer import LearnerLost
 from trd_ray.engine import deaths as deaths_module
 from trd_ray.engine import fleet as fleet_module
+from trd_ray.engine import update as update_module
 from trd_ray.engine.resting import KV_CACHE, WEIGHTS
+from trd_ray.engine.update import EngineFailed
 from trd_ray.train.living import Circumstances, LivingLearner
 from trd_ray.train.policy import Policy
 from trd_ray.train.turns import Turn, Turns
@@ -159,6 +162,7 @@ class World:
         threading.Thread(target=self.loop.run_forever, daemon=True).start()
         self.gpus, self.dies, self.lost, self.up, self.ranks, self.steps = Gpus(), dies, False, True, 1, 0
         self.do(self._make(tmp_path, rests))
+        self.spoil: Any = lambda: None  # done at the end of each step's rows
         nothing: Any = lambda *_: None  # noqa: E731
         directory: Any = SimpleNamespace(event=lambda *_, **__: None, resume_point=lambda: None)
         around = Circumstances(9, nothing, lambda _: (1, []), dict, self.release, nothing, nothing)
@@ -254,12 +258,16 @@ class World:
     def sync(self, version: int) -> str | None:
         assert not self.lost and self.steps == version
         pool = self.stands.pool
-        self.do(pool.receivers())
-        self.do(pool.pause(self.stands.fleet.generation))
-        self.do(pool.start_weight_update())
-        self._may_die("sync")
-        self.do(pool.update_weights(None))
-        self.do(pool.finish_weight_update(version))
+        try:
+            generation, _ = self.do(pool.receivers())
+            self.do(pool.pause(generation))
+            self.do(pool.start_weight_update())
+            self._may_die("sync")
+            self.do(pool.update_weights(None))
+            self.do(pool.finish_weight_update(version))
+        except EngineFailed as e:
+            self.do(pool.abort_weight_update())
+            return str(e)
         return None
 
     def one_step(self, step: int) -> None:
@@ -267,8 +275,31 @@ class World:
         assert self.do(self.stands.client.generate(ASK, step)) == ANSWER
         self.learner.watch()
         self.turns.learner()
+        self.spoil()
         self.learner.step([])
         self.turns.engines(lambda: self.policy.publish(step + 1))
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    without_ray(monkeypatch)
+    monkeypatch.setattr(deaths_module, "PULSE_EVERY_S", 0.001)
+    monkeypatch.setattr(fleet_module, "REST_S", 0.01)
+    monkeypatch.setattr(update_module, "LAST_WORDS_S", 0.05)
+    monkeypatch.setattr(update_module, "COME_OUT_S", 0.2)
+    monkeypatch.setattr("trd_ray.train.policy.POLL_S", 0.001)
+    monkeypatch.setattr(LivingLearner, "_examples", lambda learner, step: [])
+    made: list[World] = []
+
+    def make(rests: str, dies: dict[str, int] | None = None) -> World:
+        made.append(World(tmp_path, rests, dies or {}))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.do(one.stands.pool.shutdown())
+        one.loop.call_soon_threadsafe(one.loop.stop)
+        assert one.gpus.wrong == []
 
 
 PLACES = ["rows", "step", "give", "sync", "start"]
@@ -276,23 +307,40 @@ PLACES = ["rows", "step", "give", "sync", "start"]
 
 @pytest.mark.parametrize("rests", ["keep", "drop"])
 @pytest.mark.parametrize("place", [None, *PLACES, "several"])
-def test_a_learner_that_is_lost_in_either_turn_starts_while_the_engines_rest_and_the_run_goes_on(
-    monkeypatch, tmp_path, rests, place
-):
-    without_ray(monkeypatch)
-    monkeypatch.setattr(deaths_module, "PULSE_EVERY_S", 0.001)
-    monkeypatch.setattr(fleet_module, "REST_S", 0.01)
-    monkeypatch.setattr("trd_ray.train.policy.POLL_S", 0.001)
-    monkeypatch.setattr(LivingLearner, "_examples", lambda learner, step: [])
+def test_a_learner_that_is_lost_in_either_turn_starts_while_the_engines_rest_and_the_run_goes_on(world, rests, place):
     dies = {"start": 1, "step": 1} if place == "start" else dict.fromkeys(PLACES, 1) if place == "several" else {}
-    world = World(tmp_path, rests, dies or ({place: 1} if place else {}))
+    w = world(rests, dies or ({place: 1} if place else {}))
     for step in range(3):
-        world.one_step(step)
-    assert world.gpus.wrong == [] and not any(world.dies.values())
-    assert world.policy.served == world.steps == 3 and world.turns.turn is Turn.ENGINES
-    assert world.learner.restarts == len(dies or ({place} if place else {}))
-    assert world.do(world.stands.client.generate(ASK, 3)) == ANSWER
+        w.one_step(step)
+    assert not any(w.dies.values()) and w.policy.served == w.steps == 3 and w.turns.turn is Turn.ENGINES
+    assert w.learner.restarts == len(dies or ({place} if place else {}))
+    assert w.do(w.stands.client.generate(ASK, 3)) == ANSWER
     if place is None:
-        assert world.stands.pool.restarts == 0
-    world.do(world.stands.pool.shutdown())
-    world.loop.call_soon_threadsafe(world.loop.stop)
+        assert w.stands.pool.restarts == 0
+
+
+@pytest.mark.parametrize("rests", ["keep", "drop"])
+@pytest.mark.parametrize(
+    "method",
+    ["rest", "pulse", "wake", "pause", "start_weight_update", "update_weights", "finish_weight_update", "resume"],
+)
+@pytest.mark.parametrize("all_of_them", [False, True], ids=["one", "all"])
+def test_engines_that_die_at_any_point_of_a_turn_are_back_and_the_run_goes_on(world, rests, method, all_of_them):
+    w = world(rests)
+    w.one_step(0)
+
+    def spoil() -> None:
+        for stand in w.stands.started[: 2 if all_of_them else 1]:
+            stand.failing[method] = ActorDiedError()
+
+    if method == "rest":
+        w.do(w.stands.client.generate(ASK, 1))
+        spoil()
+    w.spoil = spoil
+    w.one_step(1)
+    w.spoil = lambda: None
+    w.one_step(2)
+    assert w.policy.served == 3 and w.turns.turn is Turn.ENGINES
+    # Those that were sent a part of the weights are started again with those that died.
+    assert w.stands.pool.restarts >= (2 if all_of_them else 1)
+    assert w.do(w.stands.client.generate(ASK, 3)) == ANSWER
