@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import signal
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -142,7 +143,7 @@ def tiny_untied(tmp_path_factory) -> str:
 def pools(ray_cluster, tiny_tied, tiny_untied, tmp_path_factory):
     """name -> pool:
 
-    - `tied` has two engines and drains before an update
+    - `tied` has two engines and drains before an update; they may rest, and have no weights then
     - `untied` has one engine and keeps its requests in an update
     - `adapted` has one engine, which takes LoRA adapters instead of weights
     """
@@ -153,7 +154,7 @@ def pools(ray_cluster, tiny_tied, tiny_untied, tmp_path_factory):
 
     logs = tmp_path_factory.mktemp("logs")
     served = {
-        "tied": Served(pool_spec("tied", tiny_tied, logs, replicas=2)),
+        "tied": Served(replace(pool_spec("tied", tiny_tied, logs, replicas=2), rests="drop")),
         "untied": Served(pool_spec("untied", tiny_untied, logs, in_flight="keep")),
         "adapted": Served(pool_spec("adapted", tiny_untied, logs, transfer_backend="adapter", max_lora_rank=8)),
     }

@@ -15,8 +15,10 @@ from trd_ray.engine import pool as pool_module
 from trd_ray.engine.actor import Condition
 from trd_ray.engine.client import Client
 from trd_ray.engine.fleet import PoolFailed, State
+from trd_ray.engine.phases import Phase
 from trd_ray.engine.pool import Pool, RunEnded
 from trd_ray.engine.reservation import Place
+from trd_ray.engine.resting import DROPPED
 
 
 class Keeping:
@@ -285,5 +287,73 @@ def test_a_pool_that_dies_before_it_has_begun_an_engine_starts_as_if_it_had_not(
         assert p.states() == []
         await p.pool.start()  # Ray makes the call again
         assert p.states() == [State.SERVING] * 2 and len(p.keeper.started) == 2
+
+    run(story())
+
+
+# A pool that has its GPUs in turn with the learner
+
+
+def test_a_pool_that_dies_at_rest_is_at_rest_in_its_next_process(process):
+    async def story() -> None:
+        p = process(2)
+        p.spec.rests = "drop"
+        await p.pool.start()
+        await p.pool.rest()
+        for stand in p.keeper.started:
+            stand.condition_ = Condition(DROPPED, paused=True, mixed=False, rests=True)
+        p.keeper.started[1].failing["condition"] = ActorDiedError()
+        p.dies()
+        await p.pool.rest()  # Ray makes a call again that nobody had answered
+        asked = asyncio.create_task(p.client.generate(ASK))
+        await asyncio.sleep(0.05)
+        assert p.pool.phase is Phase.ASLEEP and not asked.done() and len(p.keeper.started) == 2
+        assert p.states() == [State.STALE, State.STARTING] and "resume" not in p.keeper.started[0].calls
+        await p.pool.wake(["weights"])
+        await p.settled()
+        await p.update(1)
+        await p.pool.wake(["kv_cache"])
+        assert await asked == ANSWER and p.states() == [State.SERVING] * 2 and p.pool.restarts == 1
+
+    run(story())
+
+
+def test_a_pool_that_dies_in_the_update_after_a_rest_starts_the_engines_that_were_in_it(process):
+    async def story() -> None:
+        p = process(2)
+        p.spec.rests = "keep"
+        await p.pool.start()
+        await p.pool.rest()
+        await p.pool.wake(["weights"])
+        p.keeper.started[0].condition_ = Condition(0, paused=True, mixed=True, rests=True)
+        p.keeper.started[1].condition_ = Condition(0, paused=True, mixed=False, rests=True)
+        p.dies()
+        await p.settled()
+        assert p.pool.phase is Phase.WAKING and len(p.keeper.started) == 3
+        await p.update(1)
+        await p.pool.wake(["kv_cache"])
+        assert await p.client.generate(ASK, 1) == ANSWER
+
+    run(story())
+
+
+def test_a_pool_of_which_nobody_knows_any_more_starts_no_engine_before_it_is_told_to_wake(process, monkeypatch):
+    """The learner may have the GPUs."""
+
+    async def story() -> None:
+        p = process(2)
+        p.spec.rests = "drop"
+        await p.pool.start()
+        p.keeper.made.clear()
+        p.keeper.noted, p.keeper.died = None, True
+        monkeypatch.setattr(pool_module, "has_lived_before", lambda: True)
+        p.dies()
+        await asyncio.sleep(0.05)
+        assert len(p.keeper.started) == 2 and (await p.pool.status())["phase"] == "asleep"
+        await p.pool.wake(["weights", "kv_cache"])
+        while p.states() != [State.STALE] * 2:
+            await asyncio.sleep(0.001)
+        await p.update(3)
+        assert await p.client.generate(ASK, 3) == ANSWER
 
     run(story())

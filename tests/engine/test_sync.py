@@ -51,6 +51,29 @@ def test_the_prefix_cache_never_serves_keys_of_old_weights(pools, name):
     assert g.logprobs == pytest.approx(served.logprobs(prompt, g.ids), abs=1e-3)
 
 
+def test_engines_that_rest_get_the_next_weights_before_they_answer_again(tied):
+    """As they do where the learner has their GPUs meanwhile. On a CPU vLLM pauses, and frees nothing."""
+    asked = prompts(6, 8)
+    restarts = tied.status()["restarts"]
+    ray.get(tied.pool.rest.remote(), timeout=60)
+    held = tied.begin(greedy_requests(asked, 20))
+    tied.perturb()
+    for tags in (["weights"], ["kv_cache"]):
+        status = tied.wait(lambda status: status["waiting"] == 6)
+        assert status["running"] == 0 and status["phase"] == ("asleep" if tags == ["weights"] else "waking")
+        ray.get(tied.pool.wake.remote(tags), timeout=60)
+        if tags == ["weights"]:
+            assert tied.push() is None
+    answers = tied.answers(held)
+    assert [g.ids for g in answers] == [tied.greedy(p, 20) for p in asked]
+    assert {g.version for g in answers} == {tied.version}
+    tied.perturb()
+    assert tied.push() is None, "vLLM takes the next update as ever"
+    again = tied.ask(greedy_requests(asked, 20), min_version=tied.version)
+    assert [g.ids for g in again] == [tied.greedy(p, 20) for p in asked]
+    assert tied.status()["restarts"] == restarts and tied.status()["phase"] == "awake"
+
+
 def test_a_request_for_a_version_is_given_to_no_engine_before_all_serve_it(tied):
     early = tied.begin(greedy_requests(prompts(6, 8), 5), tied.version + 1)
     anyone = []

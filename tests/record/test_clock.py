@@ -77,6 +77,25 @@ def test_diagnostics_are_part_of_their_step_and_no_overhead(hands, tmp_path):
     assert "seconds/diagnostics" not in ticking.seconds([row(1014.0, step=1)])
 
 
+def test_handing_the_gpus_over_is_told_wherever_it_happens_and_is_no_part_of_the_sync(hands, tmp_path):
+    """Engines rest before the learner's part of the probe, and also if it is lost while rows are awaited."""
+    ticking = clock(hands, tmp_path)
+    for outer, parts in {
+        "wait": {"rest": 1, "wake": 2},
+        "probe": {"rest": 1},
+        "train": {},
+        "sync": {"wake": 4},
+    }.items():
+        with ticking.span(outer):
+            spend(ticking, hands, **parts)
+            hands.now += 3
+    seconds = ticking.seconds([row(1000.0)])
+    assert {name: seconds[f"seconds/{name}"] for name in ("rest", "wake", "sync", "train", "wait", "step")} == {
+        "rest": 2, "wake": 6, "sync": 3, "train": 3, "wait": 6, "step": 20,
+    }  # fmt: skip
+    assert seconds["time_s"] == 1020
+
+
 def test_an_evaluation_and_a_checkpoint_between_steps_are_no_part_of_either(hands, tmp_path):
     ticking = clock(hands, tmp_path)
     spend(ticking, hands, wait=1, train=1, sync=1)

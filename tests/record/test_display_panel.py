@@ -272,3 +272,16 @@ def test_a_line_of_marks_has_a_mark_a_step_from_the_ground_to_the_most():
     assert sparkline(range(10), 3, 9.0) == "▆▇█"
     assert sparkline([], 10) == sparkline([1.0], 0) == "" and sparkline([0.0], 5) == "▁"
     assert sparkline([0.0, 1.0], 5, plain=True).isascii()
+
+
+def test_where_engines_and_learner_have_the_gpus_in_turn_the_panel_says_whose_turn_it_is_and_a_log_does_not():
+    d = training(force_terminal=True)
+    d.phase("training")
+    assert not any("GPUs" in line for line in seen(d))
+    before = len(seen(d))
+    d.turn("the learner has the GPUs")
+    assert any("training: the learner has the GPUs" in line for line in seen(d)) and len(seen(d)) == before
+    log = training()
+    log.console.file = io.StringIO()
+    log.turn("the learner has the GPUs")
+    assert log.console.file.getvalue() == ""

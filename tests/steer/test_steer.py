@@ -78,6 +78,14 @@ def test_the_screen_of_a_run_says_what_it_does_in_one_screen():
             "step 12 of 40; about 3 min + evaluations; waits",
         ),
         ({"events": [{"when": 0.0, "kind": "end", "said": "x" * 300}]}, "x ..."),
+        (
+            {"status": {**STATUS, "turn": "the engines have the GPUs"}},
+            "(refiner); the engines have the GPUs; 5 of 64 rows of the step are there",
+        ),
+        (
+            {"status": {**STATUS, "doing": {"what": "rest", "since": 997.0}, "turn": "the engines have the GPUs"}},
+            "waits for the engines to rest since 3 s; the engines have the GPUs",
+        ),
         ({"name": "a\x1b[2Jb"}, "a\ufffd[2Jb: running"),
     ],
 )

@@ -133,3 +133,11 @@ def test_what_the_rows_wait_for_is_the_last_pool_that_has_requests(asked):
         assert doing()["waits_for"] == "refiner"
     with asked.clock.span("train"):
         assert doing()["what"] == "train"
+
+
+def test_while_the_gpus_are_handed_over_that_is_what_the_run_does(asked):
+    with asked.clock.span("probe"):
+        assert asked.steering.doing()["what"] == "probe"
+        with asked.clock.span("rest"):
+            assert asked.steering.doing()["what"] == "rest"
+        assert asked.steering.doing()["what"] == "probe"

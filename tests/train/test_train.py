@@ -257,6 +257,48 @@ def test_one_pool_and_two_with_adapters_answer_alike(tmp_path, capsys):
         print(f"\nseconds a step: two pools {seconds[0]}, one pool {seconds[1]}")
 
 
+@pytest.mark.long  # tests/train/test_gpu_turns.py and tests/engine/test_phases.py show the order without engines
+@pytest.mark.parametrize("adapters", [[], [*ADAPTERS, "sampler.max_model_len=320"]], ids=["whole weights", "adapters"])
+def test_engines_and_learner_that_take_turns_give_what_they_give_apart(tmp_path, adapters, capsys):
+    """On a CPU there is no memory to free, but the order is that of GPUs."""
+    keys = [*SMALL, *adapters, "stream.max_staleness=0"]
+    turns = run(tmp_path / "turns", "train", "miniature_opsd", *keys, "placement=timeshare")
+    apart = run(tmp_path / "apart", "train", "miniature_opsd", *keys)
+    assert turns.code == apart.code == 0, turns.output[-3000:] + apart.output[-3000:]
+    assert turns.left == [] and len(turns.rows) == ROWS
+    answers_as(turns, apart)
+    assert turns.metrics[0]["loss"] == pytest.approx(apart.metrics[0]["loss"], abs=1e-3)
+    assert [row["y_o"]["version"] for row in turns.rows] == [row["step"] - 1 for row in turns.rows]
+    assert all(m["sync/gap_mean"] < 1e-3 and m["seconds/rest"] >= 0 and m["seconds/wake"] >= 0 for m in turns.metrics)
+    assert not any("seconds/rest" in m for m in apart.metrics)
+    worked = {m["step"]: (m["time_s"] - m["seconds/wake"] - m["seconds/train"], m["time_s"]) for m in turns.metrics}
+    for row in turns.rows:
+        begin, end = worked[row["step"]]
+        assert not begin + 0.5 < row["y_o"]["start_s"] < end, "a rollout began in the learner's turn"
+    with capsys.disabled():
+        seconds = [f"{fmean(m['seconds/step'] for m in done.metrics[1:]):.2f}" for done in (apart, turns)]
+        print(f"\nseconds a step: apart {seconds[0]}, in turns {seconds[1]}")
+
+
+@pytest.mark.long
+def test_a_run_in_turns_outlives_an_engine_and_its_learner_and_stops_and_resumes(tmp_path):
+    keys = [*SMALL, *NO_EVALUATION, "placement=timeshare", "stream.max_staleness=0", "checkpoint.every_steps=1"]
+    process = start(tmp_path / "run", "train", "miniature_opsd", *keys)
+    wait_for_step(process, tmp_path / "run", 1)
+    wait_for_engines(process, 2)[0].kill()
+    ranks = [p for p in descendants(process.pid) if "ray::RayTrainWorker" in " ".join(p.cmdline())]
+    assert ranks
+    ranks[0].kill()
+    wait_for_step(process, tmp_path / "run", 3)
+    process.send_signal(signal.SIGTERM)
+    stopped = finish(process, tmp_path / "run")
+    assert stopped.left == [] and stopped.code == 128 + signal.SIGTERM
+    done = run(tmp_path / "run", "train", "miniature_opsd", *keys, "--resume")
+    assert done.code == 0, done.output[-3000:]
+    assert [row["row"] for row in done.rows] == list(range(ROWS)) and done.left == []
+    assert all(m["sync/gap_mean"] < 1e-3 for m in done.metrics if "sync/gap_mean" in m)
+
+
 def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_an_uninterrupted_one(corpus, tmp_path):
     assert corpus.code == 0, corpus.output[-3000:]
     on_corpus = [*SMALL, *NO_EVALUATION, "data.source=corpus", f"data.path={corpus.directory}"]

@@ -20,6 +20,8 @@ DOING = {
     "probe": "log-probabilities are awaited from engine and learner",
     "train": "the learner is awaited, which trains",
     "sync": "the engines are awaited, which get new weights",
+    "rest": "the engines are awaited, which answer what they hold and leave their GPUs to the learner",
+    "wake": "learner and engines are awaited, of which the one leaves the GPUs to the others",
     "evaluate": "held-out samples are awaited",
     "checkpoint": "a checkpoint is awaited",
     "start": "engines and learner are awaited, which start",

@@ -29,7 +29,8 @@ Member = int | str  # a rank, or Ray Train's CONTROLLER
 
 @dataclass
 class Command:
-    name: str  # "start" | "step" | "sync" | "logprobs" | "score" | "begin_checkpoint" | "finish_checkpoint" | "stop"
+    # "start" | "step" | "sync" | "logprobs" | "score" | "give_gpu" | "begin_checkpoint" | "finish_checkpoint" | "stop"
+    name: str
     arguments: dict[str, Any] = field(default_factory=dict)
     per_rank: list[Any] | None = None  # one argument a rank, e.g. its shard
 

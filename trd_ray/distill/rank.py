@@ -54,6 +54,7 @@ def _work(spec: LearnerSpec) -> None:
     from transformers.utils import logging
 
     from trd_ray.distill.checkpoint import Checkpointer
+    from trd_ray.distill.gpu_share import GpuShare
     from trd_ray.distill.learner import Learner
 
     logging.disable_progress_bar()
@@ -71,10 +72,13 @@ def _work(spec: LearnerSpec) -> None:
     if spec.resume_from:
         checkpointer.load(Path(spec.resume_from))
     syncs = _syncs(spec, learner)
+    share = GpuShare(learner)
     number = 0
     while True:
         command: Any = ray.get(spec.mailbox.take.remote(number, rank))
         value, part, begin = None, None, time.time()
+        if command.name in ("step", "logprobs", "score"):
+            share.take()
         if command.name == "step":
             assert command.per_rank is not None
             value = learner.step(*ray.get(command.per_rank[0][0]))
@@ -95,6 +99,8 @@ def _work(spec: LearnerSpec) -> None:
             value = checkpointer.begin(Path(command.arguments["folder"]), command.arguments.get("rows_sha256"))
         elif command.name == "finish_checkpoint":
             value = checkpointer.done(**command.arguments)
+        elif command.name == "give_gpu":
+            share.give()
         ray.get(spec.mailbox.answer.remote(number, rank, value, begin, time.time(), part))
         if command.name == "stop":
             break

@@ -297,6 +297,10 @@ class Trainer:
         """The student's log-probabilities of each response, given as (prompt ids, response ids)."""
         return self.call("logprobs", self.recipe.learner.step_timeout_s, sequences=sequences)
 
+    def give_gpu(self) -> None:
+        """Leave the GPUs to engines that share them; each rank takes its own back when it has work again."""
+        self.call("give_gpu", self.recipe.learner.step_timeout_s)
+
     def take_worked(self) -> list[tuple[int, str, float, float]]:
         """(rank, what, begin, end) of the ranks' work since the last call, by the ranks' own wall clocks."""
         worked, self.worked = self.worked, []

@@ -25,9 +25,11 @@ import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 
+from trd_ray.config import Rest
 from trd_ray.engine.generations import Generation, Parts, Request, in_parts
 from trd_ray.engine.loaded import LoadedAdapters, slots
 from trd_ray.engine.own_process import Signs, redirect_output, take_descendants_along
+from trd_ray.engine.resting import Restful
 from trd_ray.engine.scheduler_view import Viewed
 from trd_ray.errors import Lost
 
@@ -49,6 +51,7 @@ class Condition(NamedTuple):
     version: int  # what it serves
     paused: bool
     mixed: bool  # it may hold a part of other weights, or is in a handshake for them
+    rests: bool = False  # parts of its memory are not there
 
 
 @dataclass
@@ -91,9 +94,10 @@ class PoolSpec:
     heartbeat_s: float = 60.0  # an engine of which nothing is seen for so long is taken for dead
     places: list[Any] = field(default_factory=list)  # engine.reservation.Place, one for each engine; None: given back
     load_every_s: float = 0.0  # how often engines are asked for their load; 0: never
+    rests: Rest | None = None  # how its engines rest while the learner has their GPUs; None: they never do
 
 
-class Engine(Viewed):
+class Engine(Viewed, Restful):
     """The actor class; a pool's `actor_options` give its resources."""
 
     def __init__(self, spec: EngineSpec):
@@ -102,7 +106,6 @@ class Engine(Viewed):
         self.version = spec.version  # of the weights, without an adapter
         self.connected = False  # has been in a transfer group
         self.updating = False  # from the handshake or the first weight until it is over
-        self.paused = False
         self.llm: Any = None  # until `start`
         self.signs = Signs()
         self.adapters = LoadedAdapters(
@@ -205,7 +208,7 @@ class Engine(Viewed):
         if self.llm is None:
             raise StartFailed("it was told to start, and could not")
         served = self.adapters.served
-        return Condition(served.version if served else self.version, self.paused, self.updating)
+        return Condition(served.version if served else self.version, self.paused, self.updating, bool(self.asleep))
 
     @ray.method(num_returns=3)
     async def generate(self, requests: list[Request]) -> "Parts":
@@ -328,18 +331,6 @@ class Engine(Viewed):
     async def held_adapters(self) -> set[int]:
         """The numbers of the adapters that vLLM holds now."""
         return await self._control(self.llm.list_loras())
-
-    async def pause(self, in_flight: str) -> None:
-        """Stop scheduling: `drain` lets running requests finish first, `keep` freezes them. The cache is emptied."""
-        mode = "wait" if in_flight == "drain" else "keep"
-        self.paused = True
-        await self._control(self.llm.pause_generation(mode=mode, clear_cache=True))
-
-    async def resume(self) -> None:
-        # Kept requests are preempted too: their keys are recomputed with the weights that go on to use them.
-        await self._control(self.llm.reset_prefix_cache(reset_running_requests=True))
-        await self._control(self.llm.resume_generation())
-        self.paused = False
 
     async def check_health(self) -> None:
         """Returns when the engine process has answered; vLLM's own check only looks whether its end was noticed."""

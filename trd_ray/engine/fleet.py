@@ -4,7 +4,7 @@ Policy here, mechanism there. This file decides when an engine is started, resta
 and `deaths.py` knows what a death looks like. The pool decides which engine gets a request, an update decides which one
 gets weights, and both read the states that are kept here.
 
-    STARTING  its process is being started, and hears nothing yet
+    STARTING  its process is being started, or will be once its pool wakes (phases.py); it hears nothing yet
     RESTING   could not come back, and is given up for a while: it has no process
     STALE     up, but its weights are not those of the pool's version: it waits for the learner to send them
     SERVING   up with the weights of the pool's version: it may be given requests
@@ -18,7 +18,7 @@ A new engine is STARTING, put there by `start` or by a `resize` upwards. Then:
     STALE SERVING -> UPDATING    the learner, who pauses the pool: a weight update begins
     UPDATING -> SERVING    the learner, who finishes the update, or gives it up early: this engine was SERVING before
     UPDATING -> STALE      the learner, who gives it up: this engine was STALE before, or its weights may be mixed
-    SERVING -> STALE       an update that ended without it (it came up meanwhile), or another run that takes the pool
+    SERVING -> STALE       an update that ended without it (it came up meanwhile), a rest that drops weights, a new run
     STALE SERVING UPDATING -> STARTING    a death that a request or an update has met, weights that may be mixed, or a
                                           call that waits for a dead peer
     STARTING STALE SERVING UPDATING -> RESTING    it could not start, has died twice without an answer in between, or
@@ -91,6 +91,7 @@ class Fleet:
         self.news: deque[dict[str, Any]] = deque(maxlen=NEWS)  # what became of engines; the newest is the last
         self.homeless: Callable[[EngineSpec], bool] = lambda spec: False  # its place is on a node that has gone
         self.changed: Callable[[], object] = lambda: None  # called whenever those who wait are
+        self.may_start: Callable[[], bool] = lambda: True  # else engines wait in STARTING, without a process
         self._watches: set[asyncio.Task] = set()
         self._changed = asyncio.Condition()
         self._resizing = asyncio.Lock()
@@ -195,6 +196,7 @@ class Fleet:
         life.handle, life.why = None, ""
         life.spec = replace(life.spec, start_id=uuid.uuid4().hex)
         try:
+            await self.wait(lambda: self.may_start() or life.state is State.LEAVING)
             async with asyncio.timeout(self.spec.start_timeout_s):
                 made = self.make_actor(life.spec)
                 life.handle = handle = await made if inspect.isawaitable(made) else made

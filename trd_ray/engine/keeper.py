@@ -10,6 +10,7 @@ a little longer at the gate, and what they have asked of an engine is answered m
 
 - An engine that answers serves on, if it holds the version that the pool served.
 - One that was in a weight update is started again, and so is one that does not answer.
+- One that rests goes on resting, if the pool was not awake.
 - One that never had an actor, since its node had gone, is started where it has a place.
 - When this actor dies, its engines end with it. The pool sees them die, and starts them again by the next process here.
 - When both have died, nobody knows anything: the pool starts all its engines, and asks for the weights.
@@ -26,6 +27,7 @@ from ray.actor import ActorHandle
 from trd_ray.engine.actor import Engine, EngineSpec, StartFailed, reason, result
 from trd_ray.engine.fleet import Fleet
 from trd_ray.engine.life import Life, State
+from trd_ray.engine.phases import Phase
 
 ENGINE_CALLS = 100_000  # that may be under way in one engine, so that a pause never queues behind requests
 
@@ -39,6 +41,7 @@ class Noted(NamedTuple):
     number: int  # of the next new one
     restarts: int
     places: list[Any]  # of engines, as they are after all changes of their number
+    phase: Phase = Phase.AWAKE
 
 
 class EngineKeeper:
@@ -107,8 +110,8 @@ def has_lived_before() -> bool:
     return bool(ray.get_runtime_context().was_current_actor_reconstructed)
 
 
-async def take_over(fleet: Fleet, life: Life) -> None:
-    """Go on with an engine of an earlier process of the pool, or start it again."""
+async def take_over(fleet: Fleet, life: Life, phase: Phase = Phase.AWAKE) -> None:
+    """Go on with an engine of an earlier process of the pool, or start it again. `phase` is the pool's."""
     handle = life.handle
     if handle is None:  # it never had an actor
         return await fleet.bring_up_or_rest(life)
@@ -118,7 +121,9 @@ async def take_over(fleet: Fleet, life: Life) -> None:
             condition = await result(handle.condition.remote())
             if condition.mixed:
                 raise StartFailed("its pool died in a weight update")
-            if condition.paused:
+            if condition.rests and phase is Phase.AWAKE:
+                raise StartFailed("it rests, and its pool does not know how long")
+            if condition.paused and not condition.rests and phase is not Phase.ASLEEP:
                 await result(handle.resume.remote())
     except Exception as e:
         if life.state is State.STARTING and life.handle is handle and not fleet.failure:

@@ -84,6 +84,7 @@ def create_pool(
         heartbeat_s=recipe.heartbeat_s,
         places=list(places),
         load_every_s=LOAD_EVERY_S,
+        rests=actor.rest,
     )
     return pool_actor(spec)
 

@@ -8,7 +8,7 @@ No request and no generation passes through here: see client.py for their way, l
 
 The gate is here because the version is here. A lease of an engine is given only when all of this holds:
 - the pool's version is at least the request's `min_version`;
-- no weight update is under way;
+- no weight update is under way, and no rest in which the learner has the GPUs (phases.py);
 - an engine is SERVING, which means that it holds the pool's version.
 
 A request for the base model of engines that take adapters (`Request.adapter=False`) waits for no version: any engine
@@ -48,6 +48,7 @@ from trd_ray.engine.fleet import UP, Fleet, Life, State
 from trd_ray.engine.fleet import PoolFailed as PoolFailed
 from trd_ray.engine.keeper import Noted, begin_anew, has_lived_before, recall, start_engine, take_over
 from trd_ray.engine.leases import Admission, Lease, Leases, Who
+from trd_ray.engine.phases import InPhases, Phase
 from trd_ray.engine.reservation import Place
 from trd_ray.engine.resizable import Resizable
 from trd_ray.engine.routing import Routing
@@ -63,13 +64,14 @@ class RunEnded(RuntimeError):
     """The pool serves another run by now than the one whose request still waited at its gate."""
 
 
-class Pool(Resizable):
+class Pool(Resizable, InPhases):
     def __init__(self, spec: PoolSpec, keeper: Any = None):
         """`keeper` is an EngineKeeper's handle. Without one the engines end with this process."""
         self.spec = spec
         self.keeper = keeper
         self.fleet = Fleet(spec, lambda engine: self._actor(engine))
         self.fleet.homeless = lambda engine: self._has_lost_its_node(engine)
+        self.fleet.may_start = self.may_start
         self.update: WeightUpdate | None = None  # under way
         self.draining = False  # an update is about to begin
         self.joining: Calls = []  # of the handshake that comes before an update, until that is given up
@@ -89,21 +91,23 @@ class Pool(Resizable):
     def _recall(self, noted: Noted | None, made: dict[str, tuple[EngineSpec, Any]]) -> None:
         """Go on where an earlier process of this pool has died, if there was one."""
         self.noted = noted
-        self.run = noted.run if noted else 0
+        self.run, self.phase = (noted.run, noted.phase) if noted else (0, Phase.AWAKE)
         if made or noted:
             self.spec.places[:] = noted.places if noted else self.spec.places
-            for life in recall(self.fleet, noted, made):
-                life.restart = self.fleet.watch(take_over(self.fleet, life))
+            self.known = [(life, life.handle) for life in recall(self.fleet, noted, made)]
+            for life, _ in self.known:
+                life.restart = self.fleet.watch(take_over(self.fleet, life, self.phase))
             self.loads.begin()
         elif has_lived_before() and ray.get(self.keeper.has_died.remote()):  # else none was begun, and `start` comes
+            self.phase = Phase.ASLEEP if self.spec.rests else Phase.AWAKE
             begin_anew(self.fleet)
             self.loads.begin()
         self.fleet.changed = self._note
 
     def _note(self) -> None:
-        fleet = self.fleet
-        staying = [life.spec.name for life in fleet.lives if life.state is not State.LEAVING]
-        noted = Noted(self.run, fleet.version, staying, fleet.next_index, fleet.restarts, list(self.spec.places))
+        f = self.fleet
+        staying, places = [life.spec.name for life in f.lives if life.state is not State.LEAVING], [*self.spec.places]
+        noted = Noted(self.run, f.version, staying, f.next_index, f.restarts, places, self.phase)
         if noted != self.noted:
             self.noted = noted
             self.keeper.note.remote(noted)
@@ -192,7 +196,7 @@ class Pool(Resizable):
 
     async def settle(self, over: list[Over]) -> None:
         """Leases are over."""
-        waited_for = False
+        waited_for = self.phase is Phase.SETTLING
         for number, tokens in over:
             given = self.leases.end(number)
             if given is None:
@@ -229,6 +233,8 @@ class Pool(Resizable):
 
     def _open(self, min_version: int | None = 0) -> list[Life]:
         """The engines that may be given requests for `min_version`."""
+        if self.phase is not Phase.AWAKE:
+            return []
         if min_version is None:
             return self.fleet.those(*UP)
         if self.update or self.draining or self.fleet.version < min_version:
@@ -299,7 +305,7 @@ class Pool(Resizable):
         self._check(generation)
         if self.update:
             self.update.close()
-        self.update = WeightUpdate(self.fleet, self.spec.in_flight)
+        self.update = WeightUpdate(self.fleet, self.spec.in_flight, touched=self.dropped)
         await self.update.prepare()
 
     async def start_weight_update(self) -> None:
@@ -374,6 +380,7 @@ class Pool(Resizable):
         return {
             "pid": os.getpid(),
             "version": fleet.version,
+            "phase": self.phase.value,
             "engines": len(fleet.lives),
             "up": len(fleet.those(*UP)),
             "running": sum(life.outstanding for life in fleet.lives),

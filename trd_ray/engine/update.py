@@ -48,11 +48,11 @@ class EngineFailed(RuntimeError):
 
 
 class WeightUpdate:
-    def __init__(self, fleet: Fleet, in_flight: str):
+    def __init__(self, fleet: Fleet, in_flight: str, touched: bool = False):
         self.fleet, self.in_flight = fleet, in_flight
         self.before = {life: life.state for life in fleet.those(*UP)}
         self.engines = [(life, life.handle) for life in self.before]
-        self.touched = False  # an engine that fails from here on holds neither the old weights nor the new ones
+        self.touched = touched  # an engine that fails from here on holds neither the old weights nor the new ones
         self.over = False
         for life in self.before:
             life.move(State.UPDATING)

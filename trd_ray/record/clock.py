@@ -9,7 +9,7 @@ What is counted:
 
 - A step lasts from the end of the previous sync to the end of its own. Pauses within it (evaluations, checkpoints,
   rests that `trd pause` asked for) do not count as its time.
-- A span within a span is drawn, but not counted.
+- A span within a span is drawn, but not counted, except where the GPUs are handed over.
 - An error or a signal closes the span that it leaves, so the timeline shows what the run was doing when it ended.
 - A span begins at wall time, which can be compared with the times of other processes; its length is monotonic.
 """
@@ -24,6 +24,7 @@ from trd_ray.record.timeline import Timeline
 from trd_ray.rows import part
 
 PAUSES = ("evaluate", "checkpoint", "pause")
+HANDOVERS = ("rest", "wake")  # of GPUs that engines and learner have in turn
 
 
 class Span(NamedTuple):
@@ -67,7 +68,7 @@ class Clock:
             self.under_way.pop()
             span = Span(name, begin, begin + self.monotonic() - ticks)
             self.timeline.span(*span)
-            if not self.under_way:
+            if not self.under_way or name in HANDOVERS:
                 self.spans.append(span)
 
     def start(self) -> None:
@@ -90,6 +91,8 @@ class Clock:
             self.first = False
         window = self.began, sync.end
         pauses = [(span.begin, span.end) for span in self.spans if span.name in PAUSES]
+        handed = {name: [span for span in self.spans if span.name == name] for name in HANDOVERS}
+        in_sync_s = sum(s.seconds for spans in handed.values() for s in spans if sync.begin <= s.begin < sync.end)
         looked = last.get("diagnostics")
         work = [(span.begin, span.end) for span in (train, looked) if span]
         stages = stage_seconds(rows, window, others=[*work, *pauses])
@@ -98,10 +101,11 @@ class Clock:
             "seconds/step": sync.end - self.began - union_seconds(pauses, window),
             "seconds/wait": wait.seconds,
             "seconds/train": train.seconds,
-            "seconds/sync": sync.seconds,
+            "seconds/sync": sync.seconds - in_sync_s,
             "seconds/overhead": sync.end - self.began - stages["busy"],
             "time_s": sync.end,
         }
+        out |= {f"seconds/{name}": sum(span.seconds for span in spans) for name, spans in handed.items() if spans}
         if looked:
             out["seconds/diagnostics"] = looked.seconds
         made = {

@@ -55,7 +55,7 @@ class Display:
         self._began = time.monotonic()
         self._live: SteadyLive | None = None
         self._pools: Mapping[str, Mapping[str, Any]] = {}
-        self._phase = ""
+        self._phase = self._turn = ""
         self._earlier: deque[str] = deque(maxlen=3)  # an evaluation and a checkpoint may come in between
         self._metrics: dict[str, Any] = {}
         self._history: dict[str, tuple[float, ...]] = {}
@@ -98,6 +98,10 @@ class Display:
         self._phase = text
         if self._live is None and not comes_back:
             self._print(text)
+
+    def turn(self, said: str) -> None:
+        """Say who has the GPUs, where engines and learner have them in turn. A log has no line for it."""
+        self._turn = said
 
     def where(self, directory: Path | str) -> None:
         """Say which run directory it is."""
@@ -244,7 +248,7 @@ class Display:
 
     def _head(self) -> list[RenderableType]:
         return [
-            live_panel.phase_line(self._phase, self._width),
+            live_panel.phase_line(f"{self._phase}: {self._turn}" if self._turn else self._phase, self._width),
             self._counted() if self.total_steps else Text(""),
             self._under_way(),
             alarm_line(self._alarms if self._lasting is None else self._lasting),

@@ -26,7 +26,8 @@ from trd_ray.trackers.measured import finite, plain
 OF_THE_LOOP = (
     *("version", "epoch", "time_s", "sync/gap_mean", "sync/gap_max"),
     *(f"seconds/{part}" for part in ("step", "wait", "sample", "verify", "refine", "train", "sync", "overhead")),
-    *("seconds/diagnostics", "checkpoint/seconds", "checkpoint/waited_s", "checkpoint/gib", "learner/restarts"),
+    *("seconds/rest", "seconds/wake", "seconds/diagnostics"),
+    *("checkpoint/seconds", "checkpoint/waited_s", "checkpoint/gib", "learner/restarts"),
     *("learner/slowest_rank", "learner/slowest_rank_ratio", "disk/free_gib", "store/spilled_gib"),
     *(f"{what}/{pool}" for what in ("tokens_per_s", "queue") for pool in ("sampler", "refiner")),
     "queue/judge",

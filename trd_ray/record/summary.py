@@ -25,7 +25,7 @@ from trd_ray.record.markdown import code, inline, side_by_side, table
 from trd_ray.score.stats import Estimate, Score
 from trd_ray.score.stats import table as score_table
 
-SECONDS = ["step", "sample", "verify", "refine", "train", "sync", "overhead"]
+SECONDS = ["step", "sample", "verify", "refine", "train", "rest", "wake", "sync", "overhead"]
 COURSE = {
     "Raw pass": ("y_o/passed", ".3f"),
     "Refined pass": ("y_r/passed", ".3f"),
@@ -274,7 +274,7 @@ def _time(metrics: list[dict]) -> str:
     note = (
         "A stage's time is the wall time in which it had work under way; stages overlap, so they may add up to more "
         "than the step. Overhead is what is left outside sampling, verification, refinement and training: scheduling, "
-        "feeding and weight transfer."
+        "feeding, weight transfer, and GPUs that change hands (rest, wake)."
     )
     return f"{table(lines)}\n\n{note}"
 

@@ -45,7 +45,7 @@ CHARTS: list[tuple[str, str, str, list[tuple[str, str]]]] = [
     ("Seconds by stage", "s a step", "Wall time in which each stage had work; stages overlap.", [
         ("seconds/step", "step"), ("seconds/sample", "sample"), ("seconds/refine", "refine"),
         ("seconds/train", "train"), ("seconds/sync", "sync"), ("seconds/verify", "verify"),
-        ("seconds/overhead", "overhead")]),
+        ("seconds/rest", "rest"), ("seconds/wake", "wake"), ("seconds/overhead", "overhead")]),
 ]  # fmt: skip
 LOGARITHMIC = ("Engine-learner gap",)
 

@@ -106,8 +106,10 @@ class Session:
         self.display.say(said)
         self.directory.event("disk", said=said)
 
-    def start(self, *, student_path: str, version: int, without: Container[str] = ()) -> None:
-        """Begin to start the pools, once every node has the models.
+    def start(
+        self, *, student_path: str, version: int, without: Container[str] = (), learner_first: bool = False
+    ) -> None:
+        """Begin to start the pools, once every node has the models. With `learner_first` their engines wait.
 
         `student_path` holds the weights of policy version `version`. Pools of `without` have a place and no engines.
         """
@@ -126,9 +128,10 @@ class Session:
                 places=self.reservation.places(name),
             )  # fmt: skip
         self.to_start = list(self.pools)
-        self._start_those_whose_turn_it_is()
+        if not learner_first:
+            self.start_engines()
 
-    def _start_those_whose_turn_it_is(self) -> None:
+    def start_engines(self) -> None:
         """Pools that share a GPU start one after another, all others at once."""
         turns = self.plan.turns()
         first = min((turns[name] for name in self.to_start), default=0)
@@ -137,8 +140,8 @@ class Session:
 
     @property
     def learner_waits_for_engines(self) -> bool:
-        """Whether the learner shares a GPU with engines, and so starts after they have taken their memory."""
-        return self.plan.turns().get(LEARNER, 0) > 0
+        """Whether the learner has shares of engines' GPUs, and so starts after they have taken their memory."""
+        return not self.recipe.takes_turns and self.plan.turns().get(LEARNER, 0) > 0
 
     def admit_learner(self) -> None:
         """Wait for the engines whose GPUs the learner has shares of, and leave it those."""
@@ -170,7 +173,7 @@ class Session:
             self.display.starting({name: (status["up"], status["engines"]) for name, status in statuses.items()})
             ray.get(done)
             if not self.starting and self.to_start:
-                self._start_those_whose_turn_it_is()
+                self.start_engines()
         self.check()
 
     def check(self) -> None:

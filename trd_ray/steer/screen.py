@@ -23,12 +23,14 @@ DOING = {
     "examples": "makes examples",
     "train": "trains",
     "sync": "sends weights to the engines",
+    "rest": "waits for the engines to rest",
+    "wake": "gives the GPUs back to the engines",
     "evaluate": "evaluates",
     "record": "records the step",
     "checkpoint": "writes a checkpoint",
     "pause": "rests",
 }
-PARTS = ("wait", "sample", "verify", "refine", "train", "sync", "overhead")
+PARTS = ("wait", "sample", "verify", "refine", "train", "rest", "wake", "sync", "overhead")
 MEANS = {
     "running": "running",
     "paused": "resting, trd unpause ends that",
@@ -134,6 +136,8 @@ def _progress(status: dict[str, Any], now: float) -> str:
         parts.append(f"{DOING.get(doing['what'], doing['what'])} since {since}{waits_for}")
     elif shown.get("phase"):
         parts.append(shown["phase"])
+    if status.get("turn"):
+        parts.append(status["turn"])
     if "rollouts" in shown:
         parts.append("{} of {} rows of the step are there".format(*shown["rollouts"]))
     if "evaluating" in shown:

@@ -93,7 +93,8 @@ def run(recipe: Recipe, job: placement.Job = "train", resume: Resume = "no") -> 
         else:
             with beginning.session(inputs, directory, Display(inputs.total_steps, done=left.done)) as session:
                 session.display.phase("starting engines and learner" if job == "train" else "starting engines")
-                session.start(student_path=inputs.student_path, version=0)
+                learner_first = job == "train" and recipe.takes_turns
+                session.start(student_path=inputs.student_path, version=0, learner_first=learner_first)
                 with Scaling(session) as scaling:
                     if job == "train":
                         train_run(session, left.done, left.checkpoint, scaling.after_step, hooks)

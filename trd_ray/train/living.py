@@ -12,6 +12,7 @@
   max_staleness allows.
 - On a CPU the weights are then the same to the last bit, since the order of rows and the random state are. On a GPU
   they are the same up to the rounding that two equal runs differ by.
+- Where the engines have the learner's GPUs in turn, they rest until it has made its weights again (turns.py).
 - A weight update under way is given up, so that the engines in it serve again. A checkpoint under way is begun again.
 - Only a loss is repeated. An error in the code ends the run, as does a loss that comes again: after
   learner.max_restarts restarts between two recorded steps.
@@ -49,6 +50,9 @@ class Circumstances:
     phase: Callable[[str], object]
     shown: Callable[[], str] = lambda: "training"  # the phase before, which comes back after a restart
     has_lost_a_node: Callable[[], bool] = lambda: False  # whether a rank sits on one that is dead
+    # Where engines have the same GPUs in turn: they rest before a group starts, and then go on as they did.
+    make_room: Callable[[], object] = lambda: None
+    go_on: Callable[[], object] = lambda: None
 
 
 class LivingLearner:
@@ -82,6 +86,9 @@ class LivingLearner:
 
     def sync(self, version: int) -> str | None:
         return self.outlive(lambda: self.trainer.sync(version))
+
+    def give_gpu(self) -> None:
+        self.outlive(self.trainer.give_gpu)
 
     def score(self, examples: list[Example]) -> TokenValues:
         return self.outlive(lambda: self.trainer.score(examples))
@@ -142,6 +149,8 @@ class LivingLearner:
     def outlive(self, command: Callable[[], Any]) -> Any:
         """What `command` returns, in this group or in one that takes its place."""
         while True:
+            if self.reviving:  # who revives begins again with whatever is lost meanwhile
+                return command()
             try:
                 return command()
             except LearnerLost as e:
@@ -174,6 +183,7 @@ class LivingLearner:
     def _restart(self, why: str, most: int | None) -> None:
         began = time.monotonic()
         before = self.around.shown()
+        self.around.make_room()
         found = self.directory.resume_point()
         done, folder = found or (0, None)
         where = f"checkpoint {done}" if folder else "the initial weights"
@@ -195,6 +205,7 @@ class LivingLearner:
             self.around.look()
         if self.around.shown() != before:
             self.around.phase(before)
+        self.around.go_on()
         seconds = time.monotonic() - began
         again = self.trained - done
         ranks = self.trainer.ranks

@@ -3,6 +3,9 @@
     start engines and learner -> evaluate the base -> each step: take rows, probe, look closely if due, train, sync,
                                                       evaluate if due, record, checkpoint if due -> summary
 
+With placement=timeshare the engines rest from the probe to the sync, and the learner has their GPUs (turns.py). Nothing
+else differs.
+
 What the loop waits for, and what ends the wait:
 
 - **rows**: until the feed has all rows of the step. The stream makes them as soon as the engines serve a version that
@@ -48,6 +51,7 @@ from trd_ray.rows import light
 from trd_ray.session.endings import cause
 from trd_ray.session.last_words import beating
 from trd_ray.session.session import Session
+from trd_ray.session.shared_gpus import SharedGpus
 from trd_ray.stream.diagnosed import Bounds
 from trd_ray.stream.examples import examples_of, rebuilt
 from trd_ray.stream.feed import Feed
@@ -61,10 +65,11 @@ from trd_ray.train.group import living_learner
 from trd_ray.train.living import sha256_of
 from trd_ray.train.own_hooks import Hooks
 from trd_ray.train.policy import Policy
-from trd_ray.train.probe import logprob_gap, scored_again
+from trd_ray.train.probe import Logprobs, Sequences, logprob_gap, scored_again
 from trd_ray.train.rollouts import start_feed
 from trd_ray.train.sizing import GroupSize
 from trd_ray.train.steering import Progressed, Steering
+from trd_ray.train.turns import Turn, Turns
 
 STOP_LEARNER_S = 60
 LOOK_EVERY_S = 1.0  # at the pools, while rows are waited for
@@ -126,6 +131,13 @@ class Training:
             restart_timeout_s=r.sampler.start_timeout_s, offline=r.stream.max_staleness == "never",
             drains=r.sync.in_flight == "drain" and r.sync.lora != "adapter",
         )  # fmt: skip
+        self.turns = Turns(
+            SharedGpus(session), self.learner.give_gpu, self.policy.watch, self.clock.span, taken=r.takes_turns,
+            first=Turn.ENGINES if session.lender else Turn.LEARNER, show=session.display.turn,
+        )  # fmt: skip
+        self.learner.around.make_room = self.make_room
+        self.learner.around.go_on = self.turns.go_on
+        session.door.shows("turn", self.turns.shown)
         self.evaluations = Evaluations(session, self.policy, self.clock.timeline.rows, hooks.evaluation)
         session.display.plans(self.evaluations.planned())
         session.display.remember(session.directory.read_metrics())
@@ -162,6 +174,7 @@ class Training:
     def start(self, resumed: bool) -> None:
         """Start engines, learner and stream, and make the evaluation that comes before the first step."""
         with self.clock.span("start"):
+            self.turns.learner()
             if not self.session.learner_waits_for_engines:
                 self.session.admit_learner()
                 self.trainer.start()
@@ -176,8 +189,8 @@ class Training:
             self.learner.outlive(lambda: self.learner.wait_until_started(self.session.look_at_start))
             self.session.display.starting({"learner": (1, 1)})
             self.session.wait_until_started()
-            if resumed:
-                self.policy.publish(self.done)  # engines begin with the initial weights
+            # Engines begin with the initial weights.
+            self.turns.engines((lambda: self.policy.publish(self.done)) if resumed else None)
         if resumed:
             with self.clock.span("evaluate"):
                 self.evaluations.missed(self.done)
@@ -191,8 +204,15 @@ class Training:
     def look(self) -> dict[str, dict[str, Any]]:
         """What the pools are doing; looks at the learner as well, which nobody asks for anything meanwhile."""
         statuses = self.session.look()
+        self.turns.look(statuses)
         self.learner.watch()
         return statuses
+
+    def make_room(self) -> None:
+        """Another learner is about to start: what the one before it had begun is over."""
+        if self.turns.taken:
+            self.learner.around.release()
+        self.turns.make_room()
 
     def run(self) -> None:
         self.clock.start()
@@ -211,6 +231,7 @@ class Training:
             table = self.take(step)
         with span("probe"):
             gap = self.probe(table)
+        self.turns.learner()
         with span("examples"):
             table = self.with_examples(table)
             rows = light(table)
@@ -220,7 +241,7 @@ class Training:
             self.trained = step + 1  # from here on the weights may have changed
             learned = self.learner.step(examples)
         with span("sync"):
-            self.policy.publish(step + 1)
+            self.turns.engines(lambda: self.policy.publish(step + 1))
         table = self.diagnosing.kept(table, learned.tokens, looked)
         metrics = row_metrics(rows, step) | learned.metrics | token_metrics(learned.tokens.values_FN) | gap
         metrics |= self.clock.seconds(rows) | self.state(rows)
@@ -264,8 +285,13 @@ class Training:
         if self.corpus or pool is None:
             return {}
         timeout_s = self.recipe.sampler.request_timeout_s
+
+        def logprobs(sequences: Sequences) -> Logprobs:
+            self.turns.learner()  # the engines have given their part by now
+            return self.learner.logprobs(sequences)
+
         return logprob_gap(
-            table, self.policy, count=self.recipe.sync.probe_rows, learner=self.learner.logprobs,
+            table, self.policy, count=self.recipe.sync.probe_rows, learner=logprobs,
             engine=lambda sequences: scored_again(pool, sequences, self.policy.version, timeout_s),
         )  # fmt: skip
 
@@ -324,6 +350,8 @@ class Training:
     def close(self) -> None:
         """Every part is closed, also when another cannot be."""
         with ExitStack() as last_first:
+            if self.session.lender and not self.session.stop.hurried:
+                last_first.callback(self.turns.leave)
             last_first.callback(lambda: self.trainer.stop(0 if self.session.stop.hurried else STOP_LEARNER_S))
             last_first.callback(lambda: self.clock.close(self.trainer.take_worked()))
             last_first.callback(self.metrics.close)

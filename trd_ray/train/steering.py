@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from trd_ray.config import role_of
-from trd_ray.record.clock import Clock
+from trd_ray.record.clock import HANDOVERS, Clock
 from trd_ray.session.pausing import Pausing
 from trd_ray.session.session import Session
 from trd_ray.train.checkpoints import Checkpoints
@@ -77,7 +77,8 @@ class Steering:
         """The part of a step that is under way, since when; while rows are awaited also what keeps them."""
         if not self.clock.under_way:
             return None
-        name, since = self.clock.under_way[0]
+        handover = next((one for one in self.clock.under_way if one[0] in HANDOVERS), None)
+        name, since = handover or self.clock.under_way[0]
         return {"what": name, "since": since} | ({"waits_for": self._stage()} if name == "wait" else {})
 
     def _stage(self) -> str | None:
