@@ -151,12 +151,22 @@ def pools(ray_cluster, tiny_tied, tiny_untied, tmp_path_factory):
     import torch.distributed as dist
 
     from serving import Served, pool_spec
+    from trd_ray import models
 
     logs = tmp_path_factory.mktemp("logs")
     served = {
         "tied": Served(replace(pool_spec("tied", tiny_tied, logs, replicas=2), rests="drop")),
         "untied": Served(pool_spec("untied", tiny_untied, logs, in_flight="keep")),
-        "adapted": Served(pool_spec("adapted", tiny_untied, logs, transfer_backend="adapter", max_lora_rank=8)),
+        "adapted": Served(
+            pool_spec(
+                "adapted",
+                tiny_untied,
+                logs,
+                transfer_backend="adapter",
+                max_lora_rank=8,
+                lora_targets=list(models.facts(tiny_untied).linear_layers),
+            )
+        ),
     }
     dist.init_process_group("gloo", init_method=f"file://{logs}/rendezvous", rank=0, world_size=1)
     ray.get([s.started for s in served.values()], timeout=300)

@@ -337,6 +337,20 @@ def test_a_request_in_flight_ends_on_its_adapter_and_refines_on_the_base_while_t
     until(lambda: len(held(adapted)) == 1, 30)
 
 
+def test_prompts_are_scored_with_the_adapter_and_without_it_in_one_batch(adapted, tiny_untied, tmp_path):
+    student = Student(adapted, tiny_untied, tmp_path)
+    student.step(5)
+    assert student.push() is None
+    new, base = student.merged(), AutoModelForCausalLM.from_pretrained(tiny_untied, dtype=torch.float32)
+    asked = prompts(6, 12, seed=5)
+    found = adapted.ask(
+        [Request(p, seed=0, prompt_logprobs=True, adapter=i % 2 == 0) for i, p in enumerate(asked)], adapted.version
+    )
+    for i, (p, g) in enumerate(zip(asked, found, strict=True)):
+        expected = logprobs(base if i % 2 else new, p[:1], p[1:])
+        assert g.prompt_logprobs == pytest.approx(expected, abs=1e-3)
+
+
 def test_an_adapter_that_vllm_refuses_leaves_the_old_one_served_and_the_next_push_works(adapted, tiny_untied, tmp_path):
     student = Student(adapted, tiny_untied, tmp_path)
     student.step(3)

@@ -75,6 +75,7 @@ class EngineSpec:
     log_path: str
     extra: dict[str, Any]
     max_lora_rank: int = 0
+    lora_targets: list[str] = field(default_factory=list)  # last parts of the names of what adapters change
     adapters: int = 2  # that may be in use at a time: the newest, and those of requests under way
     start_id: str = ""  # marks in the log where this start begins
     place: int | None = None  # which of the pool's places it has; None: it is started wherever there is room
@@ -168,6 +169,9 @@ class Engine(Viewed, Restful):
             options["enable_chunked_prefill"] = False
         if s.transfer_backend == "adapter":
             options |= {"enable_lora": True, "max_lora_rank": s.max_lora_rank}
+            # Else vLLM looks for an adapter of lm_head too, and ends at log-probabilities of prompts: it takes the
+            # adapters of the requests for those of the tokens.
+            options["lora_target_modules"] = s.lora_targets
             extra["max_loras"] = max(slots(s.adapters, s.on_gpu), s.extra.get("max_loras", 0))
         elif s.transfer_backend:
             options["weight_transfer_config"] = WeightTransferConfig(backend=s.transfer_backend)

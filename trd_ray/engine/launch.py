@@ -46,10 +46,12 @@ def create_pool(
     transfer_backend: str | None,
     logs: Path,
     places: Sequence[Place] = (),
+    linear_layers: Sequence[str] = (),
 ) -> ActorHandle:
     """A pool that is not started yet.
 
     `path` is the resolved model, `version` the policy version of the weights there, `places` has one for each engine.
+    `linear_layers` are the last parts of the names of those of its modules that adapters may change.
     """
     engine = EngineSpec(
         name=actor.name,
@@ -70,6 +72,7 @@ def create_pool(
         # Without it vLLM cannot give memory up; on a CPU it has none to give.
         extra=config.extra | ({"enable_sleep_mode": True} if actor.rest and actor.gpus else {}),
         max_lora_rank=max_lora_rank(recipe),
+        lora_targets=lora_targets(recipe, linear_layers),
         adapters=adapters_at_once(recipe),
     )
     spec = PoolSpec(
@@ -113,6 +116,12 @@ def max_lora_rank(recipe: Recipe) -> int:
     """The smallest rank that vLLM has room for and that is at least the recipe's; 0 without LoRA."""
     rank = recipe.learner.lora.rank if recipe.learner.lora else 0
     return next((size for size in VLLM_LORA_RANKS if size >= rank), rank)
+
+
+def lora_targets(recipe: Recipe, linear_layers: Sequence[str]) -> list[str]:
+    """The last parts of the names of the modules that adapters change."""
+    targets = recipe.learner.lora.targets if recipe.learner.lora else None
+    return sorted({target.rpartition(".")[2] for target in targets or linear_layers})
 
 
 def engine_dtype(config: EngineConfig, recipe: Recipe) -> str:

@@ -125,7 +125,7 @@ class Session:
             self.pools[name] = create_pool(
                 r.engines[name], *model_of(name, self.inputs, student_path), r, actor=actors[name],
                 version=version if follows else 0, transfer_backend=backend if follows else None, logs=logs,
-                places=self.reservation.places(name),
+                places=self.reservation.places(name), linear_layers=self.inputs.student.linear_layers,
             )  # fmt: skip
         self.to_start = list(self.pools)
         if not learner_first:
