@@ -118,7 +118,7 @@ EXAMPLE = [
     pa.field("train", pa.bool_()),
     pa.field("dropped_because", pa.string()),  # "" when train is true
     pa.field("student_ids", _IDS),  # student view of the prompt
-    pa.field("teacher_ids", _IDS),  # teacher view of the prompt
+    pa.field("teacher_ids", _IDS),  # teacher view of the prompt; null where no teacher scores the response
     pa.field("response_ids", _IDS),
     pa.field("teacher_cut_tokens", pa.int32()),
 ]

@@ -138,6 +138,14 @@ def test_every_fault_is_told_at_once():
         ({"refiner": {"select": "best_score"}}, "a single refinement to choose from: set refiner.n=4"),
         ({"loss": {"beta": 0.2}}, "loss.divergence is forward_kl"),
         ({"loss": {"rest": "tail"}}, "set loss.top_k"),
+        (
+            {"loss": {"divergence": "cross_entropy", "top_k": 8, "token_clip": 0.1}},
+            "loss.top_k and loss.token_clip compare two distributions",
+        ),
+        (
+            {"loss": {"divergence": "cross_entropy"}, "diagnostics": {"rows": 8}},
+            "set diagnostics.rows=0, or another loss.divergence",
+        ),
         ({"sync": {"lora": "adapter"}}, "set learner.lora={}, or sync.lora=merged"),
         ({"checkpoint": {"export": "adapter"}}, "set learner.lora={}, or checkpoint.export=merged"),
         ({"sync": {"lora": "adapter", "in_flight": "keep"}, "learner": {"lora": {}}}, "set sync.in_flight=drain"),

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from trd_ray.config.close_words import did_you_mean
+from trd_ray.config.diagnostic_keys import DiagnosticsConfig
 from trd_ray.config.evaluation_keys import EvaluationConfig, evaluated
 from trd_ray.config.rollout_keys import (
     DataConfig,
@@ -104,6 +105,21 @@ def require_loss(loss: LossConfig) -> None:
         raise ValueError(f"loss.beta is of jsd, but loss.divergence is {loss.divergence}: leave one of them out")
     if loss.rest == "tail" and not loss.top_k:
         raise ValueError("loss.rest=tail has no meaning without loss.top_k: set loss.top_k=32, or leave it out")
+    if not loss.has_teacher:
+        of_distributions = {"top_k": None, "temperature": 1.0, "token_clip": None, "vocab_clip": None}
+        if given := [f"loss.{key}" for key, default in of_distributions.items() if getattr(loss, key) != default]:
+            raise ValueError(
+                f"{' and '.join(given)} compare two distributions, but loss.divergence=cross_entropy has labels and no "
+                "teacher: leave them out, or set another loss.divergence"
+            )
+
+
+def require_scorer(loss: LossConfig, diagnostics: DiagnosticsConfig) -> None:
+    if diagnostics.rows and not loss.has_teacher:
+        raise ValueError(
+            f"diagnostics.rows={diagnostics.rows} has a teacher score rows, but with loss.divergence=cross_entropy the "
+            "learner has none: set diagnostics.rows=0, or another loss.divergence"
+        )
 
 
 def require_adapters(learner: LearnerConfig, sync: SyncConfig, checkpoint: CheckpointConfig) -> None:

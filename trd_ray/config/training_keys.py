@@ -41,7 +41,10 @@ class TrainConfig(Node):
 class LossConfig(Node):
     """What is minimised for a token, and how tokens are weighed. The default is TRD's: full-vocabulary forward KL."""
 
-    divergence: Annotated[Literal["forward_kl", "reverse_kl", "jsd"], NUMBERS] = "forward_kl"
+    divergence: Annotated[Literal["forward_kl", "reverse_kl", "jsd", "cross_entropy"], NUMBERS] = Field(
+        default="forward_kl",
+        description="cross_entropy: the tokens of the trajectory are the labels (SFT), and no teacher scores them",
+    )
     beta: Annotated[float, NUMBERS] = Field(
         default=0.5, ge=0, le=1, description="jsd: weight of the teacher in the mixture"
     )
@@ -63,6 +66,11 @@ class LossConfig(Node):
     mean: Annotated[Literal["tokens", "trajectories"], NUMBERS] = Field(
         default="tokens", description="over all of a step's tokens, or over trajectories of each one's mean"
     )
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher's distribution is part of the loss, else the learner has no teacher."""
+        return self.divergence != "cross_entropy"
 
 
 class LoRAConfig(Node):

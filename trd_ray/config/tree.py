@@ -281,6 +281,7 @@ class Recipe(Node):
                 f"rollouts_per_step ({self.rollouts_per_step}) must be a multiple of sampler.n ({self.sampler.n})"
             )
         combinations.require_loss(self.loss)
+        combinations.require_scorer(self.loss, self.diagnostics)
         combinations.require_adapters(self.learner, self.sync, self.checkpoint)
         combinations.require_evaluation(self.evaluation, self.stream, self.data)
         combinations.require_prose(self.verify)

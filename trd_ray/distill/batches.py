@@ -118,7 +118,7 @@ class Cost:
     def of(
         cls,
         student: ModelFacts,
-        teacher: ModelFacts,
+        teacher: ModelFacts | None,
         activation_checkpointing: bool = False,
         adapters: bool = False,
     ) -> "Cost":
@@ -129,13 +129,15 @@ class Cost:
         - With `adapters` the weights are frozen: the backward pass through them, and through lm_head, takes as long as
           the forward's.
         - The experts of a mixture count as if all were used.
+        - Without a teacher (None) there is its forward pass in none of it.
         """
         again = 1 if activation_checkpointing else 0
         passes = (2 if adapters else 3) + again
         scores = 3 + again
         s_token, s_square = _forward(student)
-        t_token, t_square = _forward(teacher)
-        head = 2 * student.vocab_size * ((2 if adapters else 3) * student.hidden_size + teacher.hidden_size)
+        t_token, t_square = _forward(teacher) if teacher else (0.0, 0.0)
+        of_teacher = teacher.hidden_size if teacher else 0
+        head = 2 * student.vocab_size * ((2 if adapters else 3) * student.hidden_size + of_teacher)
         return cls(passes * s_token, scores * s_square, t_token, t_square, head)
 
     def __call__(self, example: Example) -> float:

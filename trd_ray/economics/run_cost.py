@@ -212,7 +212,8 @@ def how_it_trains(case: Case) -> HowItTrains:
 
 def work_of(case: Case, rows: Sequence[Trained]) -> LearnerWork:
     costs = _costs(case)
-    return learning.work(rows, costs.student, costs.teacher, how_it_trains(case))
+    teacher = costs.teacher if case.recipe.loss.has_teacher else None
+    return learning.work(rows, costs.student, teacher, how_it_trains(case))
 
 
 def learner_speed(case: Case, modelled: bool = False) -> LearnerSpeed:

@@ -173,12 +173,12 @@ def check(
 
 def _trainable(recipe: Recipe, student: ModelFacts, teachers: Sequence[ModelFacts], faults: Faults) -> None:
     with faults:
-        trainable.no_bias(student, *teachers)
+        trainable.no_bias(student, *(teachers if recipe.loss.has_teacher else ()))
     with faults:
         trainable.has_targets(recipe, student)
     with faults:
         trainable.has_compiler(recipe)
-    for teacher in teachers:
+    for teacher in teachers if recipe.loss.has_teacher else ():
         with faults:
             trainable.has_support(recipe, student, teacher)
 

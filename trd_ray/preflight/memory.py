@@ -195,7 +195,10 @@ def _held(recipe: Recipe, teacher: Each[ModelFacts]) -> dict[str, tuple[ModelFac
     """The teachers that have weights of their own in the learner: how the part is called -> the model, bytes a weight.
 
     A frozen OPSD teacher is the student with its adapters off, where it has some. One that moves is the student too.
+    A loss without a teacher needs none.
     """
+    if not recipe.loss.has_teacher:
+        return {}
     facts = of_each(teacher)
     found = {}
     for name, one in recipe.by_teacher.items():

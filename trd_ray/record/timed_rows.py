@@ -43,5 +43,6 @@ def _timed(row: dict[str, Any], y: str, prompt: str) -> Timed | None:
 
 
 def _trained(row: dict[str, Any]) -> Trained | None:
-    lengths = [row[name] for name in ("student_ids", "teacher_ids", "response_ids")]
-    return Trained(*lengths) if row["train"] and None not in lengths else None
+    student, response = row["student_ids"], row["response_ids"]
+    known = row["train"] and student is not None and response is not None
+    return Trained(student, row["teacher_ids"] or 0, response) if known else None

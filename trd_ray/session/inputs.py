@@ -209,7 +209,7 @@ def _warn(r: Recipe, job: placement.Job, base_is_given: bool) -> None:
             guards[0],
         )
     refines = any(one.teacher.view == "refine" for one in r.by_teacher.values())
-    if job == "train" and r.train.trajectory == "y_o" and refines:
+    if job == "train" and r.train.trajectory == "y_o" and refines and r.loss.has_teacher:
         logger.warning(
             "train.trajectory=y_o with teacher.view=refine shows the teacher the very attempt that it scores; the "
             "baselines of the paper score y_o with teacher.view=vanilla"

@@ -66,13 +66,16 @@ def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None
         return None
     row["student_ids"] = row["student_prompt_ids"]
     row["response_ids"] = row[trajectory]["ids"]
-    row["teacher_ids"], row["teacher_cut_tokens"] = _teacher_view(row, recipe, views, trajectory)
+    row |= {"teacher_ids": None, "teacher_cut_tokens": None}
+    if recipe.loss.has_teacher:
+        row["teacher_ids"], row["teacher_cut_tokens"] = _teacher_view(row, recipe, views, trajectory)
     return _example(row)
 
 
 def _example(row: dict) -> Example:
-    ids = (row[name] for name in ("student_ids", "teacher_ids", "response_ids"))
-    return Example(row["row"], *ids, teacher=row.get("teacher") or ONLY)
+    student, teacher, response = (row.get(name) for name in ("student_ids", "teacher_ids", "response_ids"))
+    teacher = () if teacher is None else teacher  # no teacher scores the row
+    return Example(row["row"], student, teacher, response, teacher=row.get("teacher") or ONLY)
 
 
 def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
