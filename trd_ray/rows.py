@@ -114,7 +114,7 @@ REVIEWED = [
 ]
 
 EXAMPLE = [
-    pa.field("trajectory", pa.string()),  # "y_o" | "y_r": what the response below is
+    pa.field("trajectory", pa.string()),  # "y_o" | "y_r" | "reference": what the response below is
     pa.field("train", pa.bool_()),
     pa.field("dropped_because", pa.string()),  # "" when train is true
     pa.field("student_ids", _IDS),  # student view of the prompt
@@ -129,7 +129,7 @@ EXAMPLE = [
 _TOKENS = pa.list_(pa.float16())
 SCORED = pa.struct(
     [
-        pa.field("trajectory", pa.string()),  # "y_o" | "y_r"
+        pa.field("trajectory", pa.string()),  # "y_o" | "y_r" | "reference"
         pa.field("view", pa.string()),  # the teacher's, as in teacher.view
         pa.field("trained", pa.bool_()),  # whether the row trained on it
         pa.field("kl", _TOKENS),  # KL(teacher, student) over the vocabulary

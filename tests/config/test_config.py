@@ -135,6 +135,10 @@ def test_every_fault_is_told_at_once():
             "refiner.select=nearest is about",
         ),
         ({"train": {"trajectory": "y_o"}, "refiner": {"max_edited_share": 0.5}}, "refiner.max_edited_share is about"),
+        (
+            {"train": {"trajectory": "reference"}, "refiner": {"max_edited_share": 0.5}},
+            "train.trajectory=reference trains on none",
+        ),
         ({"refiner": {"select": "best_score"}}, "a single refinement to choose from: set refiner.n=4"),
         ({"loss": {"beta": 0.2}}, "loss.divergence is forward_kl"),
         ({"loss": {"rest": "tail"}}, "set loss.top_k"),

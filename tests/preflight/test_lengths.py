@@ -110,6 +110,29 @@ def test_an_attempt_that_may_train_counts_below_the_vanilla_view(train):
     assert defaults.sampler.response_tokens + 900 <= 2048
 
 
+def test_a_reference_that_trains_counts_with_its_own_length_below_the_vanilla_view():
+    p = replace(SHORT, solution=700)
+    tree = {"train": {"trajectory": "reference"}}
+    fit = fitted(tree, 900, p)
+    assert fit.kept and lengths.longest_tokens(fit.recipe, p) == 200 + 700
+    assert fit.recipe.sampler.response_tokens == 900 - 100, "an attempt that no teacher sees has all that is left"
+    with pytest.raises(
+        UserError, match=r"teacher's view \(200 tokens\) and the response \(700\) make 900, but it has 899"
+    ):
+        fitted(tree, 899, p)
+    alone = tree | {"loss": {"divergence": "cross_entropy"}}
+    assert lengths.longest_tokens(fitted(alone, 800, p).recipe, p) == 100 + 700
+    with pytest.raises(UserError, match=r"its prompt of 100 tokens and the response \(700\) make 800, but it has 799"):
+        fitted(alone, 799, p)
+
+
+def test_without_a_teacher_in_the_loss_no_view_of_one_limits_an_attempt():
+    tree = {"train": {"trajectory": "y_o"}, "loss": {"divergence": "cross_entropy"}}
+    found = fitted(tree, 8192, SHORT, teacher=256)
+    assert found.recipe.sampler.response_tokens == 8192 - 100
+    assert lengths.longest_tokens(found.recipe, SHORT) == 8192
+
+
 def test_a_refinement_that_is_scored_fits_the_sampler_s_engines_with_the_token_that_comes_after_it():
     nearest = {"refiner": {"n": 4, "select": "nearest"}, "sampler": {"max_model_len": 1000}}
     assert fitted(nearest, 8192, SHORT).recipe.refiner.response_tokens == 1000 - 100 - 1

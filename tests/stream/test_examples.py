@@ -147,6 +147,29 @@ def test_what_failed_is_told_when_asked_for(made, tokenizer):
     assert tokenizer.decode(example.teacher_ids).endswith("x tried")
 
 
+ENDS = "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}<end> {% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("subset", ["all", "failed"])
+def test_a_reference_trains_with_the_end_of_its_turn_and_the_teacher_scores_it_without_the_attempt(
+    made, tokenizer, monkeypatch, subset
+):
+    monkeypatch.setattr(tokenizer, "chat_template", ENDS)
+    train = {"trajectory": "reference", "subset": subset}
+    row, example = made(train=train)
+    assert row["trajectory"] == "reference" and "y_r" not in row
+    assert tokenizer.decode(example.response_ids) == "y_star <end>"
+    assert tokenizer.decode(example.teacher_ids) == "x known y_star"
+    assert tokenizer.decode(example.student_ids) == "x"
+    assert made(y_o_passed=True, train=train)[1] is None or subset == "all"
+    row, example = made(over={"reference": " "}, train=train)
+    assert example is None and row["dropped_because"] == "no reference"
+    row, example = made(train=train, loss={"divergence": "cross_entropy"})
+    assert row["teacher_ids"] is None and not len(example.teacher_ids) and len(example.response_ids) == 2
+    [again] = examples_of(to_table([row]))
+    assert again.sides == (3, 2)
+
+
 def test_a_raw_rollout_that_trains_in_place_of_a_refinement_is_not_shown_to_the_teacher(made, tokenizer):
     row, example = made(True, False, train={"when_refinement_fails": "raw_if_passed"}, teacher={"view": "refine"})
     assert row["trajectory"] == "y_o"

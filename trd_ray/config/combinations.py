@@ -87,11 +87,11 @@ def require_trajectory(train: TrainConfig, refiner: RefinerConfig, group: str = 
             "train.subset=passed leaves out all that train.trajectory=repair refines: set train.trajectory=y_o, or "
             "train.subset=all"
         )
-    if train.trajectory == "y_o" and (chooses or refiner.max_edited_share is not None):
+    if train.trajectory in ("y_o", "reference") and (chooses or refiner.max_edited_share is not None):
         key = f"{group}.select={refiner.select}" if chooses else f"{group}.max_edited_share"
         raise ValueError(
-            f"{key} is about refinements, but train.trajectory=y_o trains on none: leave it out, or set another "
-            "train.trajectory"
+            f"{key} is about refinements, but train.trajectory={train.trajectory} trains on none: leave it out, or set "
+            "another train.trajectory"
         )
     if chooses and refiner.n == 1:
         raise ValueError(

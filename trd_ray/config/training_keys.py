@@ -14,10 +14,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainConfig(Node):
     """Which rollouts train, and on what."""
 
-    trajectory: Annotated[Literal["y_r", "y_o", "repair", "mixture"], ROWS, NUMBERS] = Field(
+    trajectory: Annotated[Literal["y_r", "y_o", "repair", "mixture", "reference"], ROWS, NUMBERS] = Field(
         default="y_r",
         description="y_o: plain on-policy distillation; repair: y_r where y_o failed, else y_o, which is not refined; "
-        "mixture: y_o for a share of the rows (train.mixture_share), y_r for the others",
+        "mixture: y_o for a share of the rows (train.mixture_share), y_r for the others; reference: y* itself",
     )
     mixture_share: Annotated[float, ROWS, NUMBERS] = Field(
         default=0.5, gt=0, lt=1, description="train.trajectory=mixture: share of the rows that train on y_o"

@@ -224,7 +224,25 @@ class Recipe(Node):
     @property
     def shows_reference(self) -> bool:
         """Whether some teacher is shown the references."""
-        return any(one.teacher.mode == "opsd" for one in self.by_teacher.values())
+        asks = self.refines or self.loss.has_teacher
+        return asks and any(one.teacher.mode == "opsd" for one in self.by_teacher.values())
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether a problem without a reference is of no use."""
+        return self.shows_reference or self.train.trajectory == "reference"
+
+    def view_of(self, trajectory: str) -> Literal["refine", "vanilla"]:
+        """What the only teacher of a row sees that trains on this trajectory."""
+        if trajectory == "reference" or (trajectory == "y_o" and self.train.trajectory != "y_o"):
+            # Of a raw rollout among refinements the refine view would show the teacher the very text that it scores.
+            return "vanilla"
+        return self.teacher.view
+
+    @property
+    def shows_attempts(self) -> bool:
+        """Whether an attempt stands in a prompt of the only teacher's, as it refines or as it scores."""
+        return self.refines or (self.loss.has_teacher and "refine" in map(self.view_of, self.trains_on))
 
     @property
     def most_refinements(self) -> int:
@@ -234,7 +252,7 @@ class Recipe(Node):
     @property
     def refines(self) -> bool:
         """Whether y_r is made at all: it trains, or the subset needs it."""
-        return self.train.trajectory != "y_o" or self.train.subset == "repaired"
+        return self.train.trajectory not in ("y_o", "reference") or self.train.subset == "repaired"
 
     @property
     def refined_share(self) -> float:
@@ -248,9 +266,10 @@ class Recipe(Node):
     def trains_on(self) -> tuple[str, ...]:
         """The trajectories that may train, y_r before y_o."""
         train = self.train
-        if train.trajectory in ("y_r", "y_o") and train.when_refinement_fails != "raw_if_passed":
+        if train.trajectory in ("y_o", "reference"):
             return (train.trajectory,)
-        return ("y_o",) if train.trajectory == "y_o" else ("y_r", "y_o")
+        is_y_r = train.trajectory == "y_r" and train.when_refinement_fails != "raw_if_passed"
+        return ("y_r",) if is_y_r else ("y_r", "y_o")
 
     @property
     def scores_refinements(self) -> bool:

@@ -176,9 +176,11 @@ def chosen(case: Case, rows: Sequence[Row]) -> list[Row]:
 def trained(case: Case, row: Row) -> Trained:
     """What the learner gets of a row: the refinement, where there is one, below the teacher's view of it."""
     r = case.recipe
-    refines = bool(row.refine_prompt) and r.train.trajectory != "y_o"
+    refines = bool(row.refine_prompt) and "y_r" in r.trains_on
     n = max((one.refiner.n for one in r.by_teacher.values()), default=1)
     response = row.refined // n if refines else row.raw
+    if r.train.trajectory == "reference":
+        response = c.REFERENCE_TOKENS
     shown = row.prompt + (c.REFERENCE_TOKENS if r.shows_reference and not case.measured else 0)
     if r.teacher.view == "refine" and refines:
         shown = row.refine_prompt

@@ -99,6 +99,7 @@ def _training(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
         "y_o": "its own attempts",
         "repair": "its own attempts that passed, and the teacher's rewrites of the others",
         "mixture": f"its own attempts for {r.train.mixture_share:.0%} of the rows, else the teacher's rewrites",
+        "reference": "the reference solutions",
     }[r.train.trajectory]
     weights = f"LoRA adapters, rank {opt.lora.rank}, alpha {opt.lora.alpha:g}" if opt.lora else "all weights"
     lines = [["", ""], ["base model", _named(r.student.path, r.student.revision)]]

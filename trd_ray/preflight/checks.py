@@ -207,9 +207,9 @@ def _lengths(
         if rows[name] and recipe.refines and recipe.placement != "shared":
             with faults:
                 lengths.require_positions(keys_of(pool_of(name)), one.refiner.max_model_len, teachers[name])
-        if one.teacher.mode == "opsd":
+        if one.needs_references:
             with faults:
-                _references(rows[name], group_of_teacher(name))
+                _references(one, rows[name], group_of_teacher(name))
     with faults:
         resolved = lengths.resolve(taught[first], contexts[first], [p.tokens for p in asked[first]], prompts)
         lengths.require_held_out(resolved, evaluated, contexts[first].sampler, student.max_positions)
@@ -222,7 +222,8 @@ def _lengths(
     kept = [(one, p.tokens) for name, one in r.by_teacher.items() for p in fitted.kept[name]]
     longest = [lengths.longest_tokens(one, p) for one, p in kept]
     without_attempt = [
-        min(one.refiner.prompt_tokens, p.refine if one.teacher.view == "refine" else p.vanilla) for one, p in kept
+        min(one.refiner.prompt_tokens, p.refine if one.teacher.view == "refine" and one.shows_attempts else p.vanilla)
+        for one, p in kept
     ]
     return Findings(
         recipe=r,
@@ -295,13 +296,16 @@ def _tested(recipe: Recipe, problems: pa.Table) -> list[bool]:
     return [has for has, source in zip(has_tests, problems["source"].to_pylist(), strict=True) if source not in worded]
 
 
-def _references(rows: Sequence[dict[str, Any]], group: str) -> None:
+def _references(recipe: Recipe, rows: Sequence[dict[str, Any]], group: str) -> None:
     without = [row["problem_id"] for row in rows if not row["reference"].strip()]
     if without:
+        needs = f"{group}.mode=opsd shows the teacher the reference solution"
+        other = f"set {group}.mode=opd and {group}.path to a stronger model"
+        if recipe.train.trajectory == "reference":
+            needs, other = "train.trajectory=reference trains on the reference solution", "another train.trajectory"
         raise UserError(
-            f"{group}.mode=opsd shows the teacher the reference solution, but {len(without)} of {len(rows)} problems "
-            f"have none, the first being {without[0]}: set data.columns.reference=NAME to the column with them, or "
-            f"data.without_reference=drop, or set {group}.mode=opd and {group}.path to a stronger model"
+            f"{needs}, but {len(without)} of {len(rows)} problems have none, the first being {without[0]}: set "
+            f"data.columns.reference=NAME to the column with them, or data.without_reference=drop, or {other}"
         )
 
 

@@ -62,18 +62,18 @@ def resolve(
     y_r = r.refiner.max_response_tokens
     limit = r.refiner.max_prompt_tokens
     paper = REFINE_PROMPT_TOKENS[r.teacher.mode]
-    shows_attempts = r.refines or r.teacher.view == "refine"
-    context = contexts.refiner if r.refines else contexts.teacher
-    room = _left(context, [p.refine if shows_attempts else p.vanilla for p in prompts])
+    is_taught = r.loss.has_teacher and "y_o" in r.trains_on
+    context = contexts.refiner if r.refines else contexts.teacher if is_taught else contexts.sampler
+    room = _left(context, [p.refine if r.shows_attempts else p.vanilla for p in prompts])
     bare = context - room
     holds_paper = context >= (limit or paper) + (y_r or RESPONSE_TOKENS)
     if y_o is None:
         y_o = min(RESPONSE_TOKENS, _left(contexts.sampler, [p.student for p in prompts]))
-        if not shows_attempts:
-            y_o = min(y_o, room)
+        if not r.shows_attempts:
+            y_o = min(y_o, room) if is_taught else y_o
         elif limit is None and not holds_paper:
             y_o = min(y_o, max(room // 2, room - (y_r or room)))
-        if _mixes(r):
+        if _mixes(r) and is_taught:
             # Below the vanilla view, of which no more than the limit is shown.
             y_o = min(y_o, _left(contexts.teacher, [min(limit or p.vanilla, p.vanilla) for p in prompts]))
     if y_r is None:
@@ -168,9 +168,9 @@ def fit(
         kept = [p for p in kept if p.problem_id not in left_out]
 
 
-def trained_responses(r: Recipe) -> dict[str, int]:
+def trained_responses(r: Recipe, p: PromptTokens) -> dict[str, int]:
     """The longest response of each trajectory that may train."""
-    limits = {"y_r": r.refiner.response_tokens, "y_o": r.sampler.response_tokens}
+    limits = {"y_r": r.refiner.response_tokens, "y_o": r.sampler.response_tokens, "reference": p.solution}
     return {y: limits[y] for y in r.trains_on}
 
 
@@ -182,12 +182,11 @@ def _mixes(r: Recipe) -> bool:
 def taught(r: Recipe, p: PromptTokens) -> dict[str, tuple[int, int]]:
     """Tokens of the longest context that the teacher has in the loss, and of the longest response below it.
 
-    One pair for each trajectory that may train. An attempt that trains among refinements has the vanilla view.
+    One pair for each trajectory that may train; no context where the loss has no teacher.
     """
-    vanilla = min(r.refiner.prompt_tokens, p.vanilla)
-    refine = min(r.refiner.prompt_tokens, p.refine + r.sampler.response_tokens)
-    asked = refine if r.teacher.view == "refine" else vanilla
-    return {y: (vanilla if y == "y_o" and _mixes(r) else asked, n) for y, n in trained_responses(r).items()}
+    seen = {"vanilla": p.vanilla, "refine": p.refine + r.sampler.response_tokens}
+    most = r.refiner.prompt_tokens if r.loss.has_teacher else 0
+    return {y: (min(most, seen[r.view_of(y)]), n) for y, n in trained_responses(r, p).items()}
 
 
 def longest_tokens(r: Recipe, p: PromptTokens) -> int:
@@ -206,9 +205,9 @@ def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens, group: str) -> dic
             f"its prompt of {p.student} tokens and sampler.max_response_tokens ({y_o}) make {p.student + y_o}, "
             f"but the context is {contexts.sampler}"
         )
-    shows_vanilla = r.teacher.view == "vanilla" or _mixes(r)
-    views = [p.refine] * (r.refines or r.teacher.view == "refine") + [p.vanilla] * shows_vanilla
-    if max(views) - p.reference > limit:
+    shows_vanilla = r.loss.has_teacher and "vanilla" in map(r.view_of, r.trains_on)
+    views = [p.refine] * r.shows_attempts + [p.vanilla] * shows_vanilla
+    if max(views, default=0) - p.reference > limit:
         found["teacher's prompt"] = (
             f"the problem and the instructions alone take {max(views) - p.reference} tokens of it, but "
             f"{group}.max_prompt_tokens is {limit}"
@@ -225,12 +224,12 @@ def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens, group: str) -> dic
             f"besides make {p.student + y_r + 1}, but the sampler's context is {contexts.sampler}"
         )
     seen, response = max(taught(r, p).values(), key=sum)
-    if seen + response > contexts.teacher:
+    if r.loss.has_teacher and seen + response > contexts.teacher:
         found["teacher"] = (
             f"the teacher's view ({seen} tokens) and the response ({response}) make {seen + response}, but it has "
             f"{contexts.teacher} positions"
         )
-    response = max(trained_responses(r).values())
+    response = max(trained_responses(r, p).values())
     if p.student + response > contexts.student:
         found["student"] = (
             f"its prompt of {p.student} tokens and the response ({response}) make {p.student + response}, but it has "
@@ -250,8 +249,8 @@ def _refusals(
 ) -> Iterator[str]:
     """A sentence for each limit, but only one about the same few problems."""
     engine = "sampler" if asked.placement == "shared" else group
-    pools = {"y_r": group, "y_o": "sampler"}
-    response = " or ".join(f"{pools[y]}.max_response_tokens" for y in asked.trains_on)
+    limits = {"y_r": f"{group}.max_response_tokens", "y_o": "sampler.max_response_tokens"}
+    response = " or ".join(limits.get(y, "the lengths of the references") for y in asked.trains_on)
     default = asked.refiner.max_prompt_tokens is None
     what_is_left = default and resolved.refiner.prompt_tokens < REFINE_PROMPT_TOKENS[asked.teacher.mode]
     longer = {

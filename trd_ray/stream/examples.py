@@ -6,7 +6,7 @@
 This module is pure, apart from the tokenizers inside `Views`.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from trd_ray.views import Views, setting_of
 
 BAD_ROW = "bad row"  # why a row with a fault is dropped; its `fault` says what it is
 WAITS = "waits for review"  # the same of a row that a person has not judged yet
+NO_REFERENCE = "no reference"  # the same of a row that was to train on its y*
 EDITED = "edited too much"  # the same of a row without a refinement within refiner.max_edited_share
 # What `build` reads of a row.
 READ = (
@@ -59,17 +60,23 @@ def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None
     own model, and the other model cannot score such a trajectory.
     """
     trajectory, reason = _choose(row, recipe)
-    if not reason and vocabulary is not None and np.max(row[trajectory]["ids"]) >= vocabulary:
+    response = None if reason else _response(row, views, trajectory)
+    if response is not None and vocabulary is not None and np.max(response) >= vocabulary:
         reason = "token outside the shared vocabulary"
     row |= {"trajectory": trajectory, "train": not reason, "dropped_because": reason}
     if reason:
         return None
     row["student_ids"] = row["student_prompt_ids"]
-    row["response_ids"] = row[trajectory]["ids"]
+    row["response_ids"] = response
     row |= {"teacher_ids": None, "teacher_cut_tokens": None}
     if recipe.loss.has_teacher:
         row["teacher_ids"], row["teacher_cut_tokens"] = _teacher_view(row, recipe, views, trajectory)
     return _example(row)
+
+
+def _response(row: dict, views: Views, trajectory: str) -> Any:
+    """The ids of the trajectory: as an engine sampled them, or y*."""
+    return views.solution(row["reference"]) if trajectory == "reference" else row[trajectory]["ids"]
 
 
 def _example(row: dict) -> Example:
@@ -102,6 +109,8 @@ def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
             return trajectory, "refinement failed"
     if trajectory == "y_r" and strays(_edited_share(row, recipe), recipe.refiner.max_edited_share):
         return trajectory, EDITED
+    if trajectory == "reference":
+        return trajectory, "" if row["reference"].strip() else NO_REFERENCE
     return trajectory, "" if _some(part(row, trajectory, "ids")) else "empty"
 
 
@@ -119,16 +128,8 @@ def _some(ids: Any) -> bool:
     return ids is not None and len(ids) > 0
 
 
-def view_of(recipe: Recipe, trajectory: str) -> Literal["refine", "vanilla"]:
-    """What the teacher of a row sees that trains on this trajectory."""
-    if trajectory == "y_o" and recipe.train.trajectory != "y_o":
-        # A raw rollout among refinements: the refine view would show the teacher the very text that it scores.
-        return "vanilla"
-    return recipe.teacher.view
-
-
 def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[Any, int]:
-    if view_of(recipe, trajectory) == "vanilla":
+    if recipe.view_of(trajectory) == "vanilla":
         view = views.vanilla(row["problem"], row["reference"], **setting_of(row))
         return view.ids, view.cut_tokens
     if _some(row.get("refine_prompt_ids")):
