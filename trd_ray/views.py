@@ -104,6 +104,7 @@ class Views:
         self._limit = recipe.refiner.max_prompt_tokens or sys.maxsize  # no limit before lengths are resolved
         self._feedback = recipe.refiner.feedback
         self._teacher_refines = recipe.teacher.view == "refine"
+        self._rewrites = recipe.refiner.begins == "attempt"
         self._end: list[int] = []
         if recipe.train.trajectory == "reference":
             self._end = turn_end(student_tokenizer, "student", recipe.student.chat_template_kwargs)[:1]
@@ -187,6 +188,21 @@ class Views:
             key = "details"
         layouts = self._of(source, problem).refine[key]
         return self._fit(layouts, problem, reference, attempt_ids, said_before(turns), details or "")
+
+    def refiner(
+        self,
+        problem: str,
+        reference: str,
+        attempt_ids: Ids,
+        passed: bool | None = None,
+        details: str | None = None,
+        turns: str | None = None,
+        source: str | None = None,
+    ) -> View:
+        """The prompt of the refiner, by refiner.from: the refine or the vanilla view. Raises ViewTooLong."""
+        if self._rewrites:
+            return self.refine(problem, reference, attempt_ids, passed, details, turns, source)
+        return self.vanilla(problem, reference, turns, source)
 
     def teacher(
         self,

@@ -139,6 +139,11 @@ def test_every_fault_is_told_at_once():
             {"train": {"trajectory": "reference"}, "refiner": {"max_edited_share": 0.5}},
             "train.trajectory=reference trains on none",
         ),
+        ({"train": {"trajectory": "y_o"}, "refiner": {"from": "problem"}}, "refiner.from=problem is about refinements"),
+        (
+            {"refiner": {"from": "problem", "feedback": "verdict"}},
+            "which refiner.from=problem does not show: set refiner.feedback=none",
+        ),
         ({"refiner": {"select": "best_score"}}, "a single refinement to choose from: set refiner.n=4"),
         ({"loss": {"beta": 0.2}}, "loss.divergence is forward_kl"),
         ({"loss": {"rest": "tail"}}, "set loss.top_k"),

@@ -126,6 +126,16 @@ def test_a_reference_that_trains_counts_with_its_own_length_below_the_vanilla_vi
         fitted(alone, 799, p)
 
 
+def test_a_solution_that_ignores_the_attempt_is_asked_for_and_scored_without_it():
+    tree = {"refiner": {"from": "problem", "max_response_tokens": 500}}
+    fit = fitted(tree, 8192, SHORT)
+    assert fit.recipe.sampler.response_tokens == 8192 - 100, "no prompt of the teacher's holds the attempt"
+    assert lengths.longest_tokens(fit.recipe, SHORT) == 200 + 500
+    assert fitted(tree, 700, SHORT).kept
+    with pytest.raises(UserError, match=r"its prompt \(200 tokens\) and refiner.max_response_tokens \(500\) make 700"):
+        fitted(tree, 699, SHORT)
+
+
 def test_without_a_teacher_in_the_loss_no_view_of_one_limits_an_attempt():
     tree = {"train": {"trajectory": "y_o"}, "loss": {"divergence": "cross_entropy"}}
     found = fitted(tree, 8192, SHORT, teacher=256)

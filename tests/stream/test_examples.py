@@ -147,6 +147,12 @@ def test_what_failed_is_told_when_asked_for(made, tokenizer):
     assert tokenizer.decode(example.teacher_ids).endswith("x tried")
 
 
+def test_a_solution_that_ignores_the_attempt_is_scored_under_the_prompt_that_it_was_sampled_from(made, tokenizer):
+    _, example = made(refiner={"from": "problem"})
+    assert tokenizer.decode(example.response_ids) == "refined"
+    assert tokenizer.decode(example.teacher_ids) == "x known y_star"
+
+
 ENDS = "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}<end> {% endif %}{% endfor %}"
 
 

@@ -87,11 +87,21 @@ def require_trajectory(train: TrainConfig, refiner: RefinerConfig, group: str = 
             "train.subset=passed leaves out all that train.trajectory=repair refines: set train.trajectory=y_o, or "
             "train.subset=all"
         )
-    if train.trajectory in ("y_o", "reference") and (chooses or refiner.max_edited_share is not None):
-        key = f"{group}.select={refiner.select}" if chooses else f"{group}.max_edited_share"
+    of_refinements = {
+        f"{group}.select={refiner.select}": chooses,
+        f"{group}.max_edited_share": refiner.max_edited_share is not None,
+        f"{group}.from={refiner.begins}": refiner.begins != "attempt",
+    }
+    if train.trajectory in ("y_o", "reference") and any(of_refinements.values()):
+        key = next(key for key, given in of_refinements.items() if given)
         raise ValueError(
             f"{key} is about refinements, but train.trajectory={train.trajectory} trains on none: leave it out, or set "
             "another train.trajectory"
+        )
+    if refiner.begins != "attempt" and refiner.feedback != "none":
+        raise ValueError(
+            f"{group}.feedback={refiner.feedback} tells the verdict of an attempt, which {group}.from={refiner.begins} "
+            f"does not show: set {group}.feedback=none, or {group}.from=attempt"
         )
     if chooses and refiner.n == 1:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from trd_ray.config.effects import ANSWERS, ENGINES, MACHINES, NOTHING, NUMBERS, ROWS, SCORES, VERDICTS
 from trd_ray.config.engine_counts import EngineCount, EngineRange
@@ -166,7 +166,19 @@ class SamplerConfig(EngineConfig, SamplingConfig):
     pass
 
 
-class RefinerConfig(EngineConfig, SamplingConfig):
+# `from` is a word of Python's, so this key is made by hand; `RefinerConfig.begins` reads it.
+_FROM: Any = (
+    Annotated[Literal["attempt", "problem"], ROWS, NUMBERS],
+    Field(
+        default="attempt",
+        description="what y_r is made from: the attempt, which is rewritten; or the problem alone, under the teacher's "
+        "vanilla view, as if there were no attempt",
+    ),
+)
+RefinesFrom: Any = create_model("RefinesFrom", __base__=Node, **{"from": _FROM})
+
+
+class RefinerConfig(EngineConfig, SamplingConfig, RefinesFrom):
     """With placement=shared its keys of engines mean nothing: the sampler's engines refine."""
 
     select: Annotated[Literal["first", "first_passed", "shortest_passed", "best_score", "nearest"], ROWS] = Field(
@@ -198,6 +210,11 @@ class RefinerConfig(EngineConfig, SamplingConfig):
         if isinstance(tree, dict) and tree.get("share_sampler") is False:
             return {key: value for key, value in tree.items() if key != "share_sampler"}
         return tree
+
+    @property
+    def begins(self) -> Literal["attempt", "problem"]:
+        """The key `from`."""
+        return getattr(self, "from")
 
     @property
     def prompt_tokens(self) -> int:

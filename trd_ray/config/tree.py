@@ -237,12 +237,13 @@ class Recipe(Node):
         if trajectory == "reference" or (trajectory == "y_o" and self.train.trajectory != "y_o"):
             # Of a raw rollout among refinements the refine view would show the teacher the very text that it scores.
             return "vanilla"
-        return self.teacher.view
+        return self.teacher.view if trajectory == "y_o" or self.refiner.begins == "attempt" else "vanilla"
 
     @property
     def shows_attempts(self) -> bool:
         """Whether an attempt stands in a prompt of the only teacher's, as it refines or as it scores."""
-        return self.refines or (self.loss.has_teacher and "refine" in map(self.view_of, self.trains_on))
+        rewrites = self.refines and self.refiner.begins == "attempt"
+        return rewrites or (self.loss.has_teacher and "refine" in map(self.view_of, self.trains_on))
 
     @property
     def most_refinements(self) -> int:

@@ -196,7 +196,8 @@ class Learner:
         return weight_N
 
     def _loss(self, batch: MicroBatch, weight_N: torch.Tensor, whose: str) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.divergence:
+        divergence = self.divergence
+        if divergence is None:
             return self.student(batch.student, lambda *of_student: self._cross_entropy(batch, weight_N, *of_student))
         with torch.no_grad(), self.teaching(whose) as teacher:
             teacher_hidden_NG = teacher(batch.teacher)
@@ -214,7 +215,7 @@ class Learner:
                 teacher_head_VG,
                 batch.targets_N,
                 weight_N,
-                divergence=self.divergence,
+                divergence=divergence,
                 student_logits=self.student.logits,
                 teacher_logits=teacher.logits,
                 watch_ids=self.onset_ids,
@@ -302,7 +303,7 @@ class Learner:
         top = kl_max.to(self.device)
         dist.all_reduce(top, op=dist.ReduceOp.MAX)
         n = len(STATISTICS)
-        totals_of = dict(zip(STATISTICS, sums[:n].tolist(), strict=True))
+        totals_of: dict[str, float] = dict(zip(STATISTICS, sums[:n].tolist(), strict=True))
         return learned_metrics(
             totals_of,
             tokens=float(sums[n]),

@@ -165,6 +165,8 @@ def chosen(case: Case, rows: Sequence[Row]) -> list[Row]:
     n = max((one.refiner.n for one in r.by_teacher.values()), default=1)
     found = []
     for i, row in enumerate(rows):
+        if r.refiner.begins != "attempt" and row.refine_prompt:
+            row = row._replace(refine_prompt=_vanilla(case, row))
         if i >= refined:
             found.append(row._replace(refine_prompt=0, refined=0))
         else:
@@ -181,10 +183,13 @@ def trained(case: Case, row: Row) -> Trained:
     response = row.refined // n if refines else row.raw
     if r.train.trajectory == "reference":
         response = c.REFERENCE_TOKENS
-    shown = row.prompt + (c.REFERENCE_TOKENS if r.shows_reference and not case.measured else 0)
-    if r.teacher.view == "refine" and refines:
-        shown = row.refine_prompt
+    shown = row.refine_prompt if r.teacher.view == "refine" and refines else _vanilla(case, row)
     return Trained(row.prompt, shown, response)
+
+
+def _vanilla(case: Case, row: Row) -> int:
+    """Tokens of the teacher's view without an attempt."""
+    return row.prompt + (c.REFERENCE_TOKENS if case.recipe.shows_reference and not case.measured else 0)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from trd_ray.views import PromptTokens
 
 # The paper has prompts of 2,048 tokens, references of 4,096 and attempts of 16,384.
 RESPONSE_TOKENS = 16384
+SOLUTION_TOKENS = 4096
 REFINE_PROMPT_TOKENS = {"opd": 18432, "opsd": 22528}
 SHOWN_CHARACTERS = 60  # how much of a problem's text names it
 
@@ -77,8 +78,10 @@ def resolve(
             # Below the vanilla view, of which no more than the limit is shown.
             y_o = min(y_o, _left(contexts.teacher, [min(limit or p.vanilla, p.vanilla) for p in prompts]))
     if y_r is None:
-        with_attempt = min(limit, bare + y_o) if limit else bare + min(y_o, room // 2)
-        y_r = RESPONSE_TOKENS if holds_paper else max(1, min(RESPONSE_TOKENS, context - with_attempt))
+        asked = bare
+        if r.shows_attempts or not r.refines:
+            asked = min(limit, bare + y_o) if limit else bare + min(y_o, room // 2)
+        y_r = RESPONSE_TOKENS if holds_paper else max(1, min(RESPONSE_TOKENS, context - asked))
         if "y_r" in r.trains_on:
             y_r = min(y_r, _left(contexts.student, [p.student for p in prompts]))
         if r.scores_refinements:
@@ -87,7 +90,8 @@ def resolve(
         responses = [y_r] if r.refines else []
         responses += [y_o] if r.train.trajectory == "y_o" else []
         # The limit holds at least a whole attempt: a default cuts nothing off a length that was asked for.
-        limit = max(16, min(paper, max(context - max(responses, default=0), bare + y_o)))
+        attempt = y_o if r.shows_attempts or not r.refines else 0
+        limit = max(16, min(paper, max(context - max(responses, default=0), bare + attempt)))
     evaluation = r.evaluation.max_response_tokens or min(RESPONSE_TOKENS, _left(contexts.sampler, evaluated))
     return _with_lengths(r, y_o, y_r, limit, evaluation)
 
@@ -168,9 +172,9 @@ def fit(
         kept = [p for p in kept if p.problem_id not in left_out]
 
 
-def trained_responses(r: Recipe, p: PromptTokens) -> dict[str, int]:
-    """The longest response of each trajectory that may train."""
-    limits = {"y_r": r.refiner.response_tokens, "y_o": r.sampler.response_tokens, "reference": p.solution}
+def trained_responses(r: Recipe, solution: int) -> dict[str, int]:
+    """The longest response of each trajectory that may train; y* has `solution` tokens."""
+    limits = {"y_r": r.refiner.response_tokens, "y_o": r.sampler.response_tokens, "reference": solution}
     return {y: limits[y] for y in r.trains_on}
 
 
@@ -186,7 +190,7 @@ def taught(r: Recipe, p: PromptTokens) -> dict[str, tuple[int, int]]:
     """
     seen = {"vanilla": p.vanilla, "refine": p.refine + r.sampler.response_tokens}
     most = r.refiner.prompt_tokens if r.loss.has_teacher else 0
-    return {y: (min(most, seen[r.view_of(y)]), n) for y, n in trained_responses(r, p).items()}
+    return {y: (min(most, seen[r.view_of(y)]), n) for y, n in trained_responses(r, p.solution).items()}
 
 
 def longest_tokens(r: Recipe, p: PromptTokens) -> int:
@@ -206,17 +210,20 @@ def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens, group: str) -> dic
             f"but the context is {contexts.sampler}"
         )
     shows_vanilla = r.loss.has_teacher and "vanilla" in map(r.view_of, r.trains_on)
+    shows_vanilla |= r.refines and r.refiner.begins != "attempt"
     views = [p.refine] * r.shows_attempts + [p.vanilla] * shows_vanilla
     if max(views, default=0) - p.reference > limit:
         found["teacher's prompt"] = (
             f"the problem and the instructions alone take {max(views) - p.reference} tokens of it, but "
             f"{group}.max_prompt_tokens is {limit}"
         )
-    prompt = min(limit, p.refine + y_o)
+    rewrites = r.refiner.begins == "attempt"
+    prompt = min(limit, p.refine + y_o if rewrites else p.vanilla)
     if r.refines and prompt + y_r > contexts.refiner:
+        with_attempt = " with an attempt of full length" if rewrites else ""
         found["refiner"] = (
-            f"its prompt with an attempt of full length ({prompt} tokens) and {group}.max_response_tokens ({y_r}) make "
-            f"{prompt + y_r}, but the context is {contexts.refiner}"
+            f"its prompt{with_attempt} ({prompt} tokens) and {group}.max_response_tokens ({y_r}) make {prompt + y_r}, "
+            f"but the context is {contexts.refiner}"
         )
     if r.scores_refinements and p.student + y_r + 1 > contexts.sampler:
         found["scoring"] = (
@@ -229,7 +236,7 @@ def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens, group: str) -> dic
             f"the teacher's view ({seen} tokens) and the response ({response}) make {seen + response}, but it has "
             f"{contexts.teacher} positions"
         )
-    response = max(trained_responses(r, p).values())
+    response = max(trained_responses(r, p.solution).values())
     if p.student + response > contexts.student:
         found["student"] = (
             f"its prompt of {p.student} tokens and the response ({response}) make {p.student + response}, but it has "

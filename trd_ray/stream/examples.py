@@ -80,9 +80,9 @@ def _response(row: dict, views: Views, trajectory: str) -> Any:
 
 
 def _example(row: dict) -> Example:
-    student, teacher, response = (row.get(name) for name in ("student_ids", "teacher_ids", "response_ids"))
-    teacher = () if teacher is None else teacher  # no teacher scores the row
-    return Example(row["row"], student, teacher, response, teacher=row.get("teacher") or ONLY)
+    taught = row.get("teacher_ids")
+    seen = () if taught is None else taught  # no teacher scores the row
+    return Example(row["row"], row["student_ids"], seen, row["response_ids"], teacher=row.get("teacher") or ONLY)
 
 
 def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:

@@ -197,7 +197,7 @@ class Flow:
     ) -> None:
         refiner, y_o = by.recipe.refiner, row["y_o"]
         attempt = y_o["ids"], y_o["passed"], y_o["feedback"]
-        view = by.views.refine(row["problem"], row["reference"], *attempt, **setting_of(problem))
+        view = by.views.refiner(row["problem"], row["reference"], *attempt, **setting_of(problem))
         row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
         # The seed differs from y_o's: the same seed would couple the two samples.
         adapter = not self.recipe.refines_without_adapter
