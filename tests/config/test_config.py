@@ -145,6 +145,7 @@ def test_every_fault_is_told_at_once():
             "which refiner.from=problem does not show: set refiner.feedback=none",
         ),
         ({"refiner": {"select": "best_score"}}, "a single refinement to choose from: set refiner.n=4"),
+        ({"train": {"subset": "best"}}, "set sampler.n=2, or train.subset=all"),
         ({"loss": {"beta": 0.2}}, "loss.divergence is forward_kl"),
         ({"loss": {"rest": "tail"}}, "set loss.top_k"),
         (

@@ -110,6 +110,14 @@ def require_trajectory(train: TrainConfig, refiner: RefinerConfig, group: str = 
         )
 
 
+def require_several(train: TrainConfig, sampler: SamplerConfig) -> None:
+    if train.subset == "best" and sampler.n == 1:
+        raise ValueError(
+            "train.subset=best takes one of a problem's rollouts, but sampler.n is 1: set sampler.n=2, or "
+            "train.subset=all"
+        )
+
+
 def require_loss(loss: LossConfig) -> None:
     if loss.divergence != "jsd" and "beta" in loss.model_fields_set and loss.beta != 0.5:
         raise ValueError(f"loss.beta is of jsd, but loss.divergence is {loss.divergence}: leave one of them out")

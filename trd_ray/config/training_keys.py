@@ -23,8 +23,10 @@ class TrainConfig(Node):
         default=0.5, gt=0, lt=1, description="train.trajectory=mixture: share of the rows that train on y_o"
     )
     when_refinement_fails: Annotated[Literal["train", "raw_if_passed", "drop"], NUMBERS] = "train"
-    subset: Annotated[Literal["all", "failed", "passed", "repaired"], ROWS, NUMBERS] = Field(
-        default="all", description="rollouts by the verdict of y_o; repaired: y_o failed and y_r passed"
+    subset: Annotated[Literal["all", "failed", "passed", "repaired", "best"], ROWS, NUMBERS] = Field(
+        default="all",
+        description="rollouts by the verdict of y_o; repaired: y_o failed and y_r passed; best: one of a problem's "
+        "sampler.n rollouts, the shortest that passes, or the first where none does",
     )
 
     @field_validator("trajectory", mode="before")

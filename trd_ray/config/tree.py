@@ -300,6 +300,7 @@ class Recipe(Node):
             raise ValueError(
                 f"rollouts_per_step ({self.rollouts_per_step}) must be a multiple of sampler.n ({self.sampler.n})"
             )
+        combinations.require_several(self.train, self.sampler)
         combinations.require_loss(self.loss)
         combinations.require_scorer(self.loss, self.diagnostics)
         combinations.require_adapters(self.learner, self.sync, self.checkpoint)

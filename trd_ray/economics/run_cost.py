@@ -127,7 +127,8 @@ def run_cost(case: Case, draws: int = c.DRAWS) -> RunCost:
     for seed in range(draws):
         rows = chosen(case, lengths.rows(r.rollouts_per_step, seed))
         earlier = chosen(case, lengths.rows(r.rollouts_per_step, 1000 + seed))
-        work = work_of(case, [trained(case, row) for row in rows])
+        train = rows[:: r.sampler.n] if r.train.subset == "best" else rows
+        work = work_of(case, [trained(case, row) for row in train])
         probed = learning.probe_flops(_mean_raw(rows), r.sync.probe_rows, _costs(case).student) / speed.flops
         on_policy = r.stream.max_staleness != "never" and not (case.measured and case.measured.learner)
         train_s = (learning.training_s(work, speed, ranks) + (probed if on_policy else 0.0)) if ranks else 0.0

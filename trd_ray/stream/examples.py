@@ -99,6 +99,7 @@ def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
         "failed": not y_o_passed,
         "passed": y_o_passed,
         "repaired": not y_o_passed and y_r_passed,
+        "best": True,  # among its siblings (siblings.py)
     }[train.subset]
     if not in_subset:
         return trajectory, f"not in subset {train.subset}"
