@@ -119,7 +119,8 @@ EXAMPLE = [
     pa.field("dropped_because", pa.string()),  # "" when train is true
     pa.field("student_ids", _IDS),  # student view of the prompt
     pa.field("teacher_ids", _IDS),  # teacher view of the prompt; null where no teacher scores the response
-    pa.field("response_ids", _IDS),
+    pa.field("response_ids", _IDS),  # as far as it has loss
+    pa.field("loss_at", _IDS),  # the places in it of the tokens that have loss; null: all of them
     pa.field("teacher_cut_tokens", pa.int32()),
 ]
 

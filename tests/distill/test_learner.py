@@ -525,6 +525,36 @@ def test_the_export_loads_in_transformers_and_says_what_the_learner_says(folder,
         assert torch.equal(dict(exported.named_parameters())[name], weight)
 
 
+@pytest.mark.parametrize("mean", ["tokens", "trajectories"])
+def test_tokens_without_loss_are_context_and_nothing_else(folder, alone, mean):
+    tree = OPD | {"loss": {"mean": mean}, "learner": {"tokens_per_micro_batch": 40}}
+    places = [np.flatnonzero(np.arange(len(e.response_ids)) % 3 == 1) for e in STEPS[0]]
+    rows = [
+        Example(e.row, e.student_ids, e.teacher_ids, e.response_ids, loss_at=at)
+        for e, at in zip(STEPS[0], places, strict=True)
+    ]
+    learner = make_learner(folder, tree)
+    [ours] = train(learner, [rows])
+    student: Any = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
+    teacher: Any = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
+    each = [row_statistics(student, teacher, e, config.LossConfig()) for e in STEPS[0]]
+    kl = [divergence[at] for (divergence, *_), at in zip(each, places, strict=True)]
+    loss = torch.cat(kl).mean() if mean == "tokens" else torch.stack([one.mean() for one in kl]).mean()
+    loss.backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(student.parameters(), 1e9))
+    theirs = {
+        "loss": loss.item(),
+        "kl/mean": torch.cat(kl).mean().item(),
+        "kl/row_mean": torch.stack([one.mean() for one in kl]).mean().item(),
+        "kl/max": torch.cat(kl).max().item(),
+        "student/nll": torch.cat([nll[at] for (_, _, nll, _), at in zip(each, places, strict=True)]).mean().item(),
+        "trained_tokens": sum(map(len, places)),
+        "grad_norm": norm,
+    }
+    assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-5)
+    assert learner.tokens.lengths_B.sum() == sum(len(e.response_ids) for e in STEPS[0]), "all are kept to be looked at"
+
+
 def test_hard_labels_load_no_teacher_and_keep_nothing_of_one(folder, alone):
     learner = make_learner(folder, OPD | {"loss": {"divergence": "cross_entropy"}})
     assert learner.teachers == {ONLY: None}

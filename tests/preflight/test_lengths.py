@@ -136,6 +136,12 @@ def test_a_solution_that_ignores_the_attempt_is_asked_for_and_scored_without_it(
         fitted(tree, 699, SHORT)
 
 
+def test_what_has_no_loss_takes_no_place_in_the_learner():
+    tree = {"loss": {"first_share": 0.3}, "refiner": {"max_response_tokens": 1001, "max_prompt_tokens": 1000}}
+    found = fitted(tree, 8192, SHORT).recipe
+    assert lengths.longest_tokens(found, SHORT) == 1000 + 301
+
+
 def test_without_a_teacher_in_the_loss_no_view_of_one_limits_an_attempt():
     tree = {"train": {"trajectory": "y_o"}, "loss": {"divergence": "cross_entropy"}}
     found = fitted(tree, 8192, SHORT, teacher=256)

@@ -132,6 +132,14 @@ def require_loss(loss: LossConfig) -> None:
             )
 
 
+def require_span(loss: LossConfig, train: TrainConfig) -> None:
+    if loss.span == "edited" and train.trajectory in ("y_o", "reference"):
+        raise ValueError(
+            "loss.span=edited is about what a refinement changes, but "
+            f"train.trajectory={train.trajectory} trains on none: set loss.span=all, or another train.trajectory"
+        )
+
+
 def require_scorer(loss: LossConfig, diagnostics: DiagnosticsConfig) -> None:
     if diagnostics.rows and not loss.has_teacher:
         raise ValueError(

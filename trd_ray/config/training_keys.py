@@ -68,6 +68,13 @@ class LossConfig(Node):
     mean: Annotated[Literal["tokens", "trajectories"], NUMBERS] = Field(
         default="tokens", description="over all of a step's tokens, or over trajectories of each one's mean"
     )
+    first_share: Annotated[float, NUMBERS] = Field(
+        default=1.0, gt=0, le=1, description="only this share of a trajectory has loss, from its first token on"
+    )
+    span: Annotated[Literal["all", "edited"], NUMBERS] = Field(
+        default="all",
+        description="edited: of a refinement only the tokens have loss at which it goes another way than the attempt",
+    )
 
     @property
     def has_teacher(self) -> bool:

@@ -302,6 +302,7 @@ class Recipe(Node):
             )
         combinations.require_several(self.train, self.sampler)
         combinations.require_loss(self.loss)
+        combinations.require_span(self.loss, self.train)
         combinations.require_scorer(self.loss, self.diagnostics)
         combinations.require_adapters(self.learner, self.sync, self.checkpoint)
         combinations.require_evaluation(self.evaluation, self.stream, self.data)

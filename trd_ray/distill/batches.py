@@ -27,17 +27,29 @@ class Example:
     """One trajectory to train on: token ids as the engine sampled them, after each side's view of the prompt.
 
     The ids are int32 arrays. Those that are given as such are not copied, so they may be slices of a step's table;
-    pickled, a slice is no larger than itself. `teacher` names whose it is, where there are several.
+    pickled, a slice is no larger than itself. `teacher` names whose it is, where there are several. `loss_at` are the
+    places of the response's tokens that have loss, None: all of them.
     """
 
     def __init__(
-        self, row: int, student_ids: ArrayLike, teacher_ids: ArrayLike, response_ids: ArrayLike, teacher: str = ONLY
+        self,
+        row: int,
+        student_ids: ArrayLike,
+        teacher_ids: ArrayLike,
+        response_ids: ArrayLike,
+        teacher: str = ONLY,
+        loss_at: ArrayLike | None = None,
     ):
         self.row = row
         self.teacher = teacher
         self.student_ids = np.asarray(student_ids, np.int32)
         self.teacher_ids = np.asarray(teacher_ids, np.int32)
         self.response_ids = np.asarray(response_ids, np.int32)
+        self.loss_at = None if loss_at is None else np.array(loss_at, np.int32)
+
+    @property
+    def loss_tokens(self) -> int:
+        return len(self.response_ids if self.loss_at is None else self.loss_at)
 
     @property
     def sides(self) -> tuple[int, int]:

@@ -43,6 +43,7 @@ from trd_ray.distill.divergences import Divergence
 from trd_ray.distill.finite import not_finite
 from trd_ray.distill.head import STATISTICS, fused_cross_entropy, fused_divergence, token_logprobs
 from trd_ray.distill.learned_metrics import learned_metrics
+from trd_ray.distill.loss_tokens import has_loss, token_weights
 from trd_ray.distill.model import (
     MovingAverage,
     adapter_tensors,
@@ -155,17 +156,18 @@ class Learner:
                 loss.backward()
                 if whose[i] not in whose[i + 1 :]:
                     self._give_room(whose[i])
-                statistics_SN = statistics_SN.cpu()
+                scored_SN = statistics_SN.cpu()
+                statistics_SN = scored_SN[:, has_loss(examples)]
                 kl_of_each[whose[i]] += torch.tensor([float(statistics_SN[KL].double().sum()), statistics_SN.shape[1]])
                 totals[: len(STATISTICS)] += statistics_SN.sum(1).double()
                 totals[-2] += statistics_SN.shape[1]
                 totals[-1] += loss.item() / len(updates)
                 if examples:
-                    lengths = [len(e.response_ids) for e in examples]
+                    lengths = [e.loss_tokens for e in examples]
                     kl_rows += [kl.mean() for kl in statistics_SN[KL].split(lengths)]
                     kl_max = torch.maximum(kl_max, statistics_SN[KL].max())
                 if self.recipe.diagnostics.tokens and self.has_teacher:
-                    kept.append(_token_values(examples, statistics_SN))
+                    kept.append(_token_values(examples, scored_SN))
             norms.append(self._update())
         for _ in range(self.recipe.learner.updates_per_step - len(updates)):
             self.schedule.step()  # too few rows were left for an update; the schedule counts steps
@@ -181,19 +183,11 @@ class Learner:
     def _share_of_each(self, micro: list[list[Example]]) -> Any:
         """A function that weighs a micro-batch's tokens: summed over all ranks, their loss is the update's mean."""
         examples = [e for m in micro for e in m]
-        counts = torch.tensor([sum(len(e.response_ids) for e in examples), len(examples)], device=self.device)
+        counts = torch.tensor([sum(e.loss_tokens for e in examples), len(examples)], device=self.device)
         dist.all_reduce(counts)
         tokens, trajectories = counts.clamp(min=1).tolist()
-
-        def weight_N(micro_batch: list[Example]) -> torch.Tensor:
-            lengths = torch.tensor([len(e.response_ids) for e in micro_batch], dtype=torch.long)
-            if self.recipe.loss.mean == "tokens":
-                weight_B = torch.full((len(lengths),), 1.0 / tokens)
-            else:
-                weight_B = 1.0 / (trajectories * lengths.float())
-            return weight_B.repeat_interleave(lengths).to(self.device)
-
-        return weight_N
+        mean = self.recipe.loss.mean
+        return lambda micro_batch: token_weights(micro_batch, mean, tokens, trajectories).to(self.device)
 
     def _loss(self, batch: MicroBatch, weight_N: torch.Tensor, whose: str) -> tuple[torch.Tensor, torch.Tensor]:
         divergence = self.divergence

@@ -185,7 +185,7 @@ def trained(case: Case, row: Row) -> Trained:
     if r.train.trajectory == "reference":
         response = c.REFERENCE_TOKENS
     shown = row.refine_prompt if r.teacher.view == "refine" and refines else _vanilla(case, row)
-    return Trained(row.prompt, shown, response)
+    return Trained(row.prompt, shown, math.ceil(r.loss.first_share * response))
 
 
 def _vanilla(case: Case, row: Row) -> int:

@@ -11,6 +11,7 @@
   long. `data.too_long` says whether such a problem is refused or left out.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -173,9 +174,9 @@ def fit(
 
 
 def trained_responses(r: Recipe, solution: int) -> dict[str, int]:
-    """The longest response of each trajectory that may train; y* has `solution` tokens."""
+    """The longest response of each trajectory that may train, as far as it has loss; y* has `solution` tokens."""
     limits = {"y_r": r.refiner.response_tokens, "y_o": r.sampler.response_tokens, "reference": solution}
-    return {y: limits[y] for y in r.trains_on}
+    return {y: math.ceil(r.loss.first_share * limits[y]) for y in r.trains_on}
 
 
 def _mixes(r: Recipe) -> bool:
