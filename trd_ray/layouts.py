@@ -156,8 +156,8 @@ class PlainTokens:
         # The unknown token is special by name only: it stands for text.
         return [i for i in ids if i not in self._special or i == self._tokenizer.unk_token_id]
 
-    def to_text(self, ids: Ids) -> str:
-        text = self._tokenizer.decode(np.asarray(ids, np.int32).tolist(), skip_special_tokens=False)
+    def to_text(self, ids: Ids, skip_special: bool = False) -> str:
+        text = self._tokenizer.decode(np.asarray(ids, np.int32).tolist(), skip_special_tokens=skip_special)
         assert isinstance(text, str)  # of one sequence
         return text
 

@@ -85,11 +85,13 @@ ROLLOUT = [pa.field("student_prompt_ids", _IDS), pa.field("y_o", TRAJECTORY)]
 
 REFINED = [
     pa.field("refine_prompt_ids", _IDS),
+    pa.field("refine_kept_tokens", pa.int32()),  # of y_o, with which y_r begins (refiner.from=relay)
     pa.field("refine_cut_tokens", pa.int32()),  # tokens cut from y_o, then y*, to fit the refine prompt
     pa.field("refine_candidates", pa.int32()),  # refinements sampled for this rollout
     pa.field("refine_candidates_passed", pa.int32()),
     pa.field("refine_tokens", pa.int32()),  # sampled for all of them
-    pa.field("refine_scored_tokens", pa.int32()),  # of those whose likelihood under the student was asked for
+    # Of those whose likelihood under the student was asked for, and of y_o where the teacher read it.
+    pa.field("refine_scored_tokens", pa.int32()),
     pa.field("refine_student_logprob", pa.float64()),  # y_r's mean a token under the student, where it was asked for
     pa.field("refine_edited_share", pa.float64()),  # of y_r against y_o, where refiner.max_edited_share is set
     pa.field("y_r", TRAJECTORY),  # null where nothing was refined
@@ -154,7 +156,7 @@ IN_STREAM = pa.schema([pa.field("problem_number", pa.int64(), nullable=False), *
 # What the metrics of a step are counted from: no ids, log-probabilities or texts.
 _PLAIN = (
     *("row", "step", "epoch", "source", "teacher", "fault", "train", "dropped_because", "trajectory"),
-    *("refine_cut_tokens", "teacher_cut_tokens", "refine_tokens", "refine_scored_tokens"),
+    *("refine_cut_tokens", "teacher_cut_tokens", "refine_tokens", "refine_scored_tokens", "refine_kept_tokens"),
     *("refine_student_logprob", "refine_edited_share"),
 )
 _OF_TRAJECTORY = ("finish", "version", "engine", "start_s", "seconds", "passed", "extracted", "detail", "parts")

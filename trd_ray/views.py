@@ -152,6 +152,10 @@ class Views:
         """y* as the student would sample it, with the token that ends its turn. Only where the recipe trains on it."""
         return [*self._student_tokens.of_text(reference), *self._end]
 
+    def response_text(self, ids: Ids) -> str:
+        """A response as an engine tells it: without special tokens."""
+        return self._teacher_tokens.to_text(ids, skip_special=True)
+
     def text(self, prompt_ids: Ids) -> str:
         """A prompt as the student's engine sees it, for functions that judge prompt and response together."""
         return self._student_tokens.to_text(prompt_ids)

@@ -140,6 +140,7 @@ def test_every_fault_is_told_at_once():
             "train.trajectory=reference trains on none",
         ),
         ({"train": {"trajectory": "y_o"}, "refiner": {"from": "problem"}}, "refiner.from=problem is about refinements"),
+        ({"refiner": {"relay_logprob": -3}}, "set refiner.from=relay, or leave it out"),
         (
             {"refiner": {"from": "problem", "feedback": "verdict"}},
             "which refiner.from=problem does not show: set refiner.feedback=none",

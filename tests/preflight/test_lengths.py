@@ -136,6 +136,17 @@ def test_a_solution_that_ignores_the_attempt_is_asked_for_and_scored_without_it(
         fitted(tree, 699, SHORT)
 
 
+def test_a_relay_reads_whole_attempts_and_may_train_on_one_as_it_is():
+    tree = {"refiner": {"from": "relay", "max_response_tokens": 100}}
+    found = fitted(tree, 2000, SHORT).recipe
+    assert found.sampler.response_tokens == 2000 - 200 - 1, "and the token that vLLM samples besides"
+    assert lengths.longest_tokens(found, SHORT) == 200 + 1799
+    asked = tree | {"sampler": {"max_response_tokens": 1000}}
+    assert fitted(asked, 1201, SHORT).kept
+    with pytest.raises(UserError, match=r"too long for the relay.* make 1201, but .* context is 1200: lower"):
+        fitted(asked, 1200, SHORT)
+
+
 def test_what_has_no_loss_takes_no_place_in_the_learner():
     tree = {"loss": {"first_share": 0.3}, "refiner": {"max_response_tokens": 1001, "max_prompt_tokens": 1000}}
     found = fitted(tree, 8192, SHORT).recipe

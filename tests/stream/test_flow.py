@@ -89,6 +89,24 @@ def test_a_solution_may_ignore_the_attempt_which_stands_in_no_prompt_then(ray_cl
         assert row["y_r"]["ids"] == row["response_ids"] and row["y_o"]["ids"]
 
 
+def test_a_relay_keeps_an_attempt_that_passes_and_never_breaks_and_goes_on_from_another(
+    ray_cluster, problems, tmp_path
+):
+    order = Order(8, seed=0, rollouts_per_step=4, steps=1, shuffle=False)
+    known = answered(problems, ["1", "2"] * 4)  # every answer is 1
+    pool = scripted_pool("relays", Script(), tmp_path)
+    relay = {"from": "relay", "max_response_tokens": 32, "max_prompt_tokens": 600}
+    rows = feed_of(pool, known, order, refiner=relay).take(0, lambda: None).to_pylist()
+    for row, passes in zip(rows, [True, False] * 2, strict=True):
+        # The script finds each token of a prompt equally likely, so an attempt that fails is cut before its first one.
+        assert (row["refine_kept_tokens"], row["refine_tokens"]) == ((4, 0) if passes else (0, 4))
+        assert row["refine_scored_tokens"] == len(row["y_o"]["ids"]) == 4
+        assert row["y_r"]["passed"] == passes and len(row["y_r"]["logprobs"]) == 4
+        assert row["teacher_ids"] == row["refine_prompt_ids"]
+        if passes:
+            assert (row["y_r"]["ids"], row["y_r"]["text"]) == (row["y_o"]["ids"], row["y_o"]["text"])
+
+
 def test_the_nearest_refinement_is_the_one_that_the_student_s_engines_find_most_likely(ray_cluster, problems, tmp_path):
     order = Order(8, seed=0, rollouts_per_step=4, steps=1, shuffle=False)
     known = answered(problems, ["1", "2"] * 4)

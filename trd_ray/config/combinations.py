@@ -98,6 +98,11 @@ def require_trajectory(train: TrainConfig, refiner: RefinerConfig, group: str = 
             f"{key} is about refinements, but train.trajectory={train.trajectory} trains on none: leave it out, or set "
             "another train.trajectory"
         )
+    if refiner.begins != "relay" and refiner.relay_logprob != RefinerConfig().relay_logprob:
+        raise ValueError(
+            f"{group}.relay_logprob says where a relay begins, but {group}.from is {refiner.begins}: set "
+            f"{group}.from=relay, or leave it out"
+        )
     if refiner.begins != "attempt" and refiner.feedback != "none":
         raise ValueError(
             f"{group}.feedback={refiner.feedback} tells the verdict of an attempt, which {group}.from={refiner.begins} "

@@ -168,11 +168,12 @@ class SamplerConfig(EngineConfig, SamplingConfig):
 
 # `from` is a word of Python's, so this key is made by hand; `RefinerConfig.begins` reads it.
 _FROM: Any = (
-    Annotated[Literal["attempt", "problem"], ROWS, NUMBERS],
+    Annotated[Literal["attempt", "problem", "relay"], ROWS, NUMBERS],
     Field(
         default="attempt",
-        description="what y_r is made from: the attempt, which is rewritten; or the problem alone, under the teacher's "
-        "vanilla view, as if there were no attempt",
+        description="what y_r is made from: the attempt, which is rewritten; the problem alone, under the teacher's "
+        "vanilla view, as if there were no attempt; relay: the attempt's beginning, from which the teacher goes on "
+        "where it would go another way (refiner.relay_logprob)",
     ),
 )
 RefinesFrom: Any = create_model("RefinesFrom", __base__=Node, **{"from": _FROM})
@@ -185,6 +186,12 @@ class RefinerConfig(EngineConfig, SamplingConfig, RefinesFrom):
         default="first",
         description="which of refiner.n refinements becomes y_r; nearest: of those that pass, the one that the student "
         "finds most likely, by its mean log-probability a token",
+    )
+    relay_logprob: Annotated[float, ROWS] = Field(
+        default=-4.6,
+        lt=0,
+        description="refiner.from=relay: the attempt is kept up to the first token whose log-probability under the "
+        "teacher is below this; the default is a probability of 1%",
     )
     max_edited_share: Annotated[float | None, ROWS, NUMBERS] = Field(
         default=None,
@@ -212,7 +219,7 @@ class RefinerConfig(EngineConfig, SamplingConfig, RefinesFrom):
         return tree
 
     @property
-    def begins(self) -> Literal["attempt", "problem"]:
+    def begins(self) -> Literal["attempt", "problem", "relay"]:
         """The key `from`."""
         return getattr(self, "from")
 

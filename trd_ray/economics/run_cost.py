@@ -167,7 +167,8 @@ def chosen(case: Case, rows: Sequence[Row]) -> list[Row]:
     found = []
     for i, row in enumerate(rows):
         if r.refiner.begins != "attempt" and row.refine_prompt:
-            row = row._replace(refine_prompt=_vanilla(case, row))
+            reads = row.raw if r.refiner.begins == "relay" else 0
+            row = row._replace(refine_prompt=_vanilla(case, row) + reads)
         if i >= refined:
             found.append(row._replace(refine_prompt=0, refined=0))
         else:
@@ -184,7 +185,7 @@ def trained(case: Case, row: Row) -> Trained:
     response = row.refined // n if refines else row.raw
     if r.train.trajectory == "reference":
         response = c.REFERENCE_TOKENS
-    shown = row.refine_prompt if r.teacher.view == "refine" and refines else _vanilla(case, row)
+    shown = row.refine_prompt if refines and r.view_of("y_r") == "refine" else _vanilla(case, row)
     return Trained(row.prompt, shown, math.ceil(r.loss.first_share * response))
 
 

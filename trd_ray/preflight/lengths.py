@@ -73,6 +73,8 @@ def resolve(
         y_o = min(RESPONSE_TOKENS, _left(contexts.sampler, [p.student for p in prompts]))
         if not r.shows_attempts:
             y_o = min(y_o, room) if is_taught else y_o
+            if relays(r):
+                y_o = max(1, min(y_o, room - 1))  # and the token that vLLM samples besides
         elif limit is None and not holds_paper:
             y_o = min(y_o, max(room // 2, room - (y_r or room)))
         if _mixes(r) and is_taught:
@@ -176,7 +178,14 @@ def fit(
 def trained_responses(r: Recipe, solution: int) -> dict[str, int]:
     """The longest response of each trajectory that may train, as far as it has loss; y* has `solution` tokens."""
     limits = {"y_r": r.refiner.response_tokens, "y_o": r.sampler.response_tokens, "reference": solution}
+    if relays(r):  # which may keep an attempt whole
+        limits["y_r"] = max(limits["y_r"], limits["y_o"])
     return {y: math.ceil(r.loss.first_share * limits[y]) for y in r.trains_on}
+
+
+def relays(r: Recipe) -> bool:
+    """Whether the teacher reads attempts, and goes on from them."""
+    return r.refines and r.refiner.begins == "relay"
 
 
 def _mixes(r: Recipe) -> bool:
@@ -226,6 +235,11 @@ def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens, group: str) -> dic
             f"its prompt{with_attempt} ({prompt} tokens) and {group}.max_response_tokens ({y_r}) make {prompt + y_r}, "
             f"but the context is {contexts.refiner}"
         )
+    if relays(r) and prompt + y_o + 1 > contexts.refiner:
+        found["relay"] = (
+            f"its prompt of {prompt} tokens, an attempt of full length ({y_o}) and the token that vLLM samples besides "
+            f"make {prompt + y_o + 1}, but the refiner's context is {contexts.refiner}"
+        )
     if r.scores_refinements and p.student + y_r + 1 > contexts.sampler:
         found["scoring"] = (
             f"its prompt of {p.student} tokens, a refinement of full length ({y_r}) and the token that vLLM samples "
@@ -270,6 +284,7 @@ def _refusals(
         "teacher's prompt": f"lower {group}.max_response_tokens, {longer[engine]}" if what_is_left else "raise it",
         "refiner": f"lower sampler.max_response_tokens, {group}.max_prompt_tokens or {group}.max_response_tokens, "
         f"{longer[engine]}",
+        "relay": f"lower sampler.max_response_tokens, {longer[engine]}",
         "scoring": f"lower {group}.max_response_tokens, {longer['sampler']}, or set {group}.select=shortest_passed",
         "teacher": f"lower {group}.max_prompt_tokens or {response}",
         "student": f"lower {response}",
