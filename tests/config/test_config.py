@@ -148,6 +148,7 @@ def test_every_fault_is_told_at_once():
         ({"refiner": {"select": "best_score"}}, "a single refinement to choose from: set refiner.n=4"),
         ({"train": {"subset": "best"}}, "set sampler.n=2, or train.subset=all"),
         ({"train": {"trajectory": "y_o"}, "loss": {"span": "edited"}}, "set loss.span=all, or another"),
+        ({"data": {"passes": 2}}, "whose rollouts are sampled anew: set steps, which may be more than one pass has"),
         ({"loss": {"beta": 0.2}}, "loss.divergence is forward_kl"),
         ({"loss": {"rest": "tail"}}, "set loss.top_k"),
         (

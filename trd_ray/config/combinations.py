@@ -159,6 +159,14 @@ def require_adapters(learner: LearnerConfig, sync: SyncConfig, checkpoint: Check
             raise ValueError(f"{key}=adapter needs adapters: set learner.lora={{}}, or {key}=merged")
 
 
+def require_passes(data: DataConfig) -> None:
+    if data.passes > 1 and data.source != "corpus":
+        raise ValueError(
+            f"data.passes={data.passes} is how often the rows of a corpus are met, but data.source is {data.source}, "
+            "whose rollouts are sampled anew: set steps, which may be more than one pass has"
+        )
+
+
 def require_evaluation(evaluation: EvaluationConfig, stream: StreamConfig, data: DataConfig) -> None:
     if evaluation.every_steps and stream.max_staleness == "never" and data.source == "problems":
         raise ValueError(

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from trd_ray.config.effects import ANSWERS, ENGINES, MACHINES, NOTHING, NUMBERS, ROWS, SCORES, VERDICTS
+from trd_ray.config.effects import ANSWERS, ENGINES, LENGTH, MACHINES, NOTHING, NUMBERS, ROWS, SCORES, VERDICTS
 from trd_ray.config.engine_counts import EngineCount, EngineRange
 from trd_ray.config.node import Node, source_name
 
@@ -87,6 +87,9 @@ class DataConfig(Node):
     )
     too_long: Annotated[Literal["refuse", "drop"], ROWS] = Field(
         default="refuse", description="problems whose prompts leave a context no room; drop: set_aside.jsonl names them"
+    )
+    passes: Annotated[int, LENGTH] = Field(
+        default=1, ge=1, description="data.source=corpus: how often its rows are met, unless steps ends it before"
     )
     shuffle: Annotated[bool, ROWS] = True
     max_bad_rows: Annotated[int, NOTHING] = Field(

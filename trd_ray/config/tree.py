@@ -106,7 +106,7 @@ class Recipe(Node):
         description="several teachers by name, each with the keys of teacher and its own refiner; data.teacher_column, "
         "or the name of a row's source, says whose a row is",
     )
-    data: Annotated[DataConfig, ROWS, SCORES, COMPARISON, TUNING] = Field(default_factory=DataConfig)
+    data: Annotated[DataConfig, ROWS, SCORES, LENGTH, COMPARISON, TUNING] = Field(default_factory=DataConfig)
     prompts: Annotated[PromptsConfig, ROWS, NUMBERS, ANSWERS] = Field(default_factory=PromptsConfig)
     sampler: Annotated[SamplerConfig, ROWS, ANSWERS, ENGINES, MACHINES] = Field(default_factory=SamplerConfig)
     refiner: Annotated[RefinerConfig, ROWS, NUMBERS, ENGINES] = Field(default_factory=RefinerConfig)
@@ -305,6 +305,7 @@ class Recipe(Node):
         combinations.require_span(self.loss, self.train)
         combinations.require_scorer(self.loss, self.diagnostics)
         combinations.require_adapters(self.learner, self.sync, self.checkpoint)
+        combinations.require_passes(self.data)
         combinations.require_evaluation(self.evaluation, self.stream, self.data)
         combinations.require_prose(self.verify)
         combinations.require_full_marks(self.verify)

@@ -56,10 +56,12 @@ class Corpus:
     problems: Sequence[str]  # the texts of those that it trains on
 
     def __str__(self) -> str:
-        return (
+        told = (
             f"a corpus of {self.rows} rows, {self.steps} steps of {self.rows_per_step} rollouts on "
             f"{len(self.problems)} problems"
         )
+        passes = self.steps / max(1, self.rows // self.rows_per_step)
+        return f"{told} in {passes:.3g} passes" if passes > 1 else told
 
 
 @dataclass(frozen=True)

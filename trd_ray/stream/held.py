@@ -22,13 +22,16 @@ logger = logging.getLogger(__name__)
 COLUMNS = ("row", "fault", "review_waits", "y_o.passed", "y_r.passed")
 
 
-def require_held(recipe: Recipe, rows: int) -> None:
-    """Look at the first `rows` rows of the recipe's corpus. Raises UserError, which says what else can be trained."""
+def require_held(recipe: Recipe, rows: int, passes: int = 1) -> None:
+    """Look at the first `rows` rows of the recipe's corpus. Raises UserError, which says what else can be trained.
+
+    In each of several `passes` a row has another number, by which a mixture draws.
+    """
     folder = recipe.data.path
     _require_made_so(recipe, Path(folder).expanduser() / "recipe.yaml")
     found = open_corpus(folder).to_table(COLUMNS, pc.field("row") < rows).to_pylist()
     _require_reviewed(folder, found)
-    lacking = lacks(recipe, found)
+    lacking = max(lacks(recipe, [row | {"row": row["row"] + again * rows} for row in found]) for again in range(passes))
     if not lacking:
         return
     held = [y for y in ("repair", "y_o") if not lacks(_with_trajectory(recipe, y), found)]
