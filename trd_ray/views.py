@@ -194,19 +194,12 @@ class Views:
         return self._fit(layouts, problem, reference, attempt_ids, said_before(turns), details or "")
 
     def refiner(
-        self,
-        problem: str,
-        reference: str,
-        attempt_ids: Ids,
-        passed: bool | None = None,
-        details: str | None = None,
-        turns: str | None = None,
-        source: str | None = None,
+        self, problem: str, reference: str, attempt_ids: Ids, passed: Any, details: Any, **setting: str | None
     ) -> View:
         """The prompt of the refiner, by refiner.from: the refine or the vanilla view. Raises ViewTooLong."""
         if self._rewrites:
-            return self.refine(problem, reference, attempt_ids, passed, details, turns, source)
-        return self.vanilla(problem, reference, turns, source)
+            return self.refine(problem, reference, attempt_ids, passed, details, **setting)
+        return self.vanilla(problem, reference, **setting)
 
     def teacher(
         self,
