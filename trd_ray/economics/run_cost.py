@@ -184,7 +184,7 @@ def trained(case: Case, row: Row) -> Trained:
     n = max((one.refiner.n for one in r.by_teacher.values()), default=1)
     response = row.refined // n if refines else row.raw
     if r.train.trajectory == "reference":
-        response = c.REFERENCE_TOKENS
+        response = min(c.REFERENCE_TOKENS, r.sampler.response_tokens)
     shown = row.refine_prompt if refines and r.view_of("y_r") == "refine" else _vanilla(case, row)
     return Trained(row.prompt, shown, math.ceil(r.loss.first_share * response))
 

@@ -172,7 +172,8 @@ def plain_opd(case: Case, plan: Plan) -> Change | None:
     r = case.recipe
     if not r.refines or r.data.source == "corpus" or r.teachers:
         return None
-    plain = ["train.trajectory=y_o", "train.subset=all", "teacher.view=vanilla", "refiner.from=attempt"]
+    plain = ["train.trajectory=y_o", "train.subset=all", "teacher.view=vanilla"]
+    plain += ["refiner.from=attempt"] if r.refiner.begins != "attempt" else []
     if r.placement != "separate":
         plain.append("placement=separate")
     gpus = round(sum(a.spec.replicas * a.spec.gpus for a in case.placed.actors))
