@@ -87,6 +87,24 @@ def test_views_decode_to_the_chat_template_of_the_whole_text_for_a_bpe_tokenizer
     assert bpe.decode(views.student(PROBLEM)) == oracle(WORDINGS["math"]["solve"])
 
 
+@pytest.mark.parametrize("mode", ["opd", "opsd"])
+def test_a_reference_that_trains_is_the_answer_that_the_chat_template_would_show_to_the_end_of_the_turn(
+    words, bpe, mode
+):
+    for tokenizer in (words, bpe):
+        views = make(tokenizer, mode, train={"trajectory": "reference"})
+        turns = [*whole(WORDINGS["math"]["solve"]), {"role": "assistant", "content": REFERENCE}]
+        ids = views.solution(REFERENCE)
+        seen = [*views.student(PROBLEM), *ids]
+        if tokenizer is words:
+            assert tokenizer.apply_chat_template(turns, return_dict=False) == seen
+        else:
+            assert tokenizer.apply_chat_template(turns, tokenize=False).startswith(tokenizer.decode(seen))
+        assert ids[-1] == tokenizer.eos_token_id and ids.count(ids[-1]) == 1
+        assert views.tokens(PROBLEM, REFERENCE).solution == len(ids)
+    assert make(words).tokens(PROBLEM, REFERENCE).solution == 0, "where it does not train, it is not measured"
+
+
 @pytest.mark.parametrize("view", ["vanilla", "refine"])
 def test_an_opd_teacher_never_sees_the_reference(bpe, view):
     views = make(bpe, "opd", view)

@@ -127,6 +127,20 @@ class Layout:
         return ids
 
 
+def turn_end(tokenizer: "PreTrainedTokenizerBase", who: str, kwargs: dict[str, Any]) -> list[int]:
+    """What the chat template puts after an answer, without white space before it. Raises UserError for nothing."""
+    answer = "an-answer-8c1f"
+    messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
+    text = rendered(tokenizer, who, messages, "a question and its answer", kwargs)
+    after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False).input_ids
+    if not after:
+        raise UserError(
+            f"the {who}'s chat template puts nothing after an answer, so generation would never learn to end: let "
+            "the template end an assistant's turn with the model's eos"
+        )
+    return after
+
+
 class PlainTokens:
     """Token ids to insert into a view. None is special, whatever a text spells or a model sampled."""
 
@@ -142,8 +156,8 @@ class PlainTokens:
         # The unknown token is special by name only: it stands for text.
         return [i for i in ids if i not in self._special or i == self._tokenizer.unk_token_id]
 
-    def to_text(self, ids: Ids) -> str:
-        text = self._tokenizer.decode(np.asarray(ids, np.int32).tolist(), skip_special_tokens=False)
+    def to_text(self, ids: Ids, skip_special: bool = False) -> str:
+        text = self._tokenizer.decode(np.asarray(ids, np.int32).tolist(), skip_special_tokens=skip_special)
         assert isinstance(text, str)  # of one sequence
         return text
 

@@ -85,11 +85,13 @@ ROLLOUT = [pa.field("student_prompt_ids", _IDS), pa.field("y_o", TRAJECTORY)]
 
 REFINED = [
     pa.field("refine_prompt_ids", _IDS),
+    pa.field("refine_kept_tokens", pa.int32()),  # of y_o, with which y_r begins (refiner.from=relay)
     pa.field("refine_cut_tokens", pa.int32()),  # tokens cut from y_o, then y*, to fit the refine prompt
     pa.field("refine_candidates", pa.int32()),  # refinements sampled for this rollout
     pa.field("refine_candidates_passed", pa.int32()),
     pa.field("refine_tokens", pa.int32()),  # sampled for all of them
-    pa.field("refine_scored_tokens", pa.int32()),  # of those whose likelihood under the student was asked for
+    # Of those whose likelihood under the student was asked for, and of y_o where the teacher read it.
+    pa.field("refine_scored_tokens", pa.int32()),
     pa.field("refine_student_logprob", pa.float64()),  # y_r's mean a token under the student, where it was asked for
     pa.field("refine_edited_share", pa.float64()),  # of y_r against y_o, where refiner.max_edited_share is set
     pa.field("y_r", TRAJECTORY),  # null where nothing was refined
@@ -114,12 +116,13 @@ REVIEWED = [
 ]
 
 EXAMPLE = [
-    pa.field("trajectory", pa.string()),  # "y_o" | "y_r": what the response below is
+    pa.field("trajectory", pa.string()),  # "y_o" | "y_r" | "reference": what the response below is
     pa.field("train", pa.bool_()),
     pa.field("dropped_because", pa.string()),  # "" when train is true
     pa.field("student_ids", _IDS),  # student view of the prompt
-    pa.field("teacher_ids", _IDS),  # teacher view of the prompt
-    pa.field("response_ids", _IDS),
+    pa.field("teacher_ids", _IDS),  # teacher view of the prompt; null where no teacher scores the response
+    pa.field("response_ids", _IDS),  # as far as it has loss
+    pa.field("loss_at", _IDS),  # the places in it of the tokens that have loss; null: all of them
     pa.field("teacher_cut_tokens", pa.int32()),
 ]
 
@@ -129,7 +132,7 @@ EXAMPLE = [
 _TOKENS = pa.list_(pa.float16())
 SCORED = pa.struct(
     [
-        pa.field("trajectory", pa.string()),  # "y_o" | "y_r"
+        pa.field("trajectory", pa.string()),  # "y_o" | "y_r" | "reference"
         pa.field("view", pa.string()),  # the teacher's, as in teacher.view
         pa.field("trained", pa.bool_()),  # whether the row trained on it
         pa.field("kl", _TOKENS),  # KL(teacher, student) over the vocabulary
@@ -153,7 +156,7 @@ IN_STREAM = pa.schema([pa.field("problem_number", pa.int64(), nullable=False), *
 # What the metrics of a step are counted from: no ids, log-probabilities or texts.
 _PLAIN = (
     *("row", "step", "epoch", "source", "teacher", "fault", "train", "dropped_because", "trajectory"),
-    *("refine_cut_tokens", "teacher_cut_tokens", "refine_tokens", "refine_scored_tokens"),
+    *("refine_cut_tokens", "teacher_cut_tokens", "refine_tokens", "refine_scored_tokens", "refine_kept_tokens"),
     *("refine_student_logprob", "refine_edited_share"),
 )
 _OF_TRAJECTORY = ("finish", "version", "engine", "start_s", "seconds", "passed", "extracted", "detail", "parts")

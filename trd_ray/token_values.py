@@ -49,7 +49,7 @@ NONE = TokenValues(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((len(F
 class ScoredTrajectory(NamedTuple):
     """One element of a row's `scored`."""
 
-    trajectory: str  # "y_o" | "y_r"
+    trajectory: str  # "y_o" | "y_r" | "reference"
     view: str  # the teacher's, as in teacher.view
     trained: bool
     values_FN: np.ndarray

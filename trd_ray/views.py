@@ -11,6 +11,7 @@
   turn. The refine view shows it as text. A system turn of the row's own stands in place of prompts.system.
 - A source of data may have wordings of its own (data.sources). Default wordings are those for what judges the row: an
   item of reasoning_gym, which says itself how its answer is stated, has the plain ones also in a corpus.
+- Where y* itself trains, it is tokenised here, as a response of the student's: plain text, then the end of its turn.
 - No inserted text can open or close a turn (see `layouts`). The attempt is inserted as the token ids that the engine
   sampled.
 - A teacher view that is too long is cut on token ids by the paper's rule: the tail of y_o, then the tail of y*, never
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from trd_ray.config import Each, Recipe, of_each, own_wordings
 from trd_ray.errors import UserError
-from trd_ray.layouts import Ids, Layouts, PlainTokens, parse, sentinel, turn_slot
+from trd_ray.layouts import Ids, Layouts, PlainTokens, parse, sentinel, turn_end, turn_slot
 from trd_ray.wordings import FEEDBACK, ITEM_FORM, WORDINGS
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class PromptTokens:
     vanilla: int
     refine: int
     reference: int  # tokens of y* in the teacher's two prompts, which may be cut; 0 in OPD
+    solution: int = 0  # tokens of y* as a response; 0 where it does not train
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,10 @@ class Views:
         self._limit = recipe.refiner.max_prompt_tokens or sys.maxsize  # no limit before lengths are resolved
         self._feedback = recipe.refiner.feedback
         self._teacher_refines = recipe.teacher.view == "refine"
+        self._rewrites = recipe.refiner.begins == "attempt"
+        self._end: list[int] = []
+        if recipe.train.trajectory == "reference":
+            self._end = turn_end(student_tokenizer, "student", recipe.student.chat_template_kwargs)[:1]
         self._verify = recipe.verify
         self._own = own_wordings(recipe.data)
         prompts = recipe.prompts.model_dump(exclude_none=True)
@@ -142,6 +148,14 @@ class Views:
         """The prompt that the student samples y_o from, and its context in the loss: x alone."""
         return self._asked(self._of(source, problem).student, problem, said_before(turns))
 
+    def solution(self, reference: str) -> list[int]:
+        """y* as the student would sample it, with the token that ends its turn. Only where the recipe trains on it."""
+        return [*self._student_tokens.of_text(reference), *self._end]
+
+    def response_text(self, ids: Ids) -> str:
+        """A response as an engine tells it: without special tokens."""
+        return self._teacher_tokens.to_text(ids, skip_special=True)
+
     def text(self, prompt_ids: Ids) -> str:
         """A prompt as the student's engine sees it, for functions that judge prompt and response together."""
         return self._student_tokens.to_text(prompt_ids)
@@ -179,6 +193,14 @@ class Views:
         layouts = self._of(source, problem).refine[key]
         return self._fit(layouts, problem, reference, attempt_ids, said_before(turns), details or "")
 
+    def refiner(
+        self, problem: str, reference: str, attempt_ids: Ids, passed: Any, details: Any, **setting: str | None
+    ) -> View:
+        """The prompt of the refiner, by refiner.from: the refine or the vanilla view. Raises ViewTooLong."""
+        if self._rewrites:
+            return self.refine(problem, reference, attempt_ids, passed, details, **setting)
+        return self.vanilla(problem, reference, **setting)
+
     def teacher(
         self,
         problem: str,
@@ -213,6 +235,7 @@ class Views:
             vanilla=taught + shown + vanilla.tokens,
             refine=taught + shown + told.of(said.roles).tokens,
             reference=shown,
+            solution=len(self.solution(reference)) if self._end else 0,
         )
 
     def _fit(

@@ -22,9 +22,9 @@ def number_of(row: int, response_ids: Any) -> float:
 
 def work(config: dict[str, Any]) -> None:
     """What `trd_ray.distill.trainer.work` does, with a learner whose gradients are made up."""
-    from trd_ray.distill import learner, trainer
+    from trd_ray.distill import learned_metrics, learner, trainer
 
-    learner.Learner = _made_up(learner.Learner, learner.METRICS)
+    learner.Learner = _made_up(learner.Learner, learned_metrics.METRICS)
     trainer.work(config)
 
 

@@ -11,9 +11,9 @@ LR = 1e-6
 
 def work(seconds: float, config: dict[str, Any]) -> None:
     """What `trd_ray.distill.trainer.work` does, with a learner that needs `seconds` for a step."""
-    from trd_ray.distill import learner, trainer
+    from trd_ray.distill import learned_metrics, learner, trainer
 
-    learner.Learner = _asleep(learner.Learner, learner.METRICS, seconds)
+    learner.Learner = _asleep(learner.Learner, learned_metrics.METRICS, seconds)
     trainer.work(config)
 
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from trd_ray.distill.divergences import Divergence
-from trd_ray.distill.head import STATISTICS, fused_divergence, token_logprobs
+from trd_ray.distill.head import STATISTICS, fused_cross_entropy, fused_divergence, token_logprobs
 from trd_ray.distill.logits import LogitTransform
 from trd_ray.errors import UserError
 
@@ -117,6 +117,38 @@ def test_gradients_pass_gradcheck(spec, options):
     assert torch.autograd.gradcheck(loss, (i["hidden_NH"], i["head_VH"]))
 
 
+OF_STUDENT = ("hidden_NH", "head_VH", "targets_N", "weight_N")
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 1000])
+def test_cross_entropy_and_its_gradient_equal_torchs_on_whole_logits(chunk_tokens, softcap):
+    transform = LogitTransform(0.7, softcap=softcap)
+    for dtype, rtol in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        i = {name: inputs(dtype)[name] for name in OF_STUDENT}
+        loss, statistics_SN = fused_cross_entropy(**i, student_logits=transform, chunk_tokens=chunk_tokens)
+        raw_NV = i["hidden_NH"].double() @ i["head_VH"].double().T * 0.7
+        logits_NV = raw_NV if softcap is None else softcap * torch.tanh(raw_NV / softcap)
+        nll_N = cross_entropy(logits_NV, i["targets_N"], reduction="none")
+        expected = (nll_N * i["weight_N"].double()).sum()
+        torch.testing.assert_close(loss.double(), expected, rtol=rtol, atol=rtol)
+        for ours, theirs in zip(gradients(loss, i), gradients(expected, i), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol)
+        found = dict(zip(STATISTICS, statistics_SN.double(), strict=True))
+        for of_student in ("divergence", "student_nll"):
+            torch.testing.assert_close(found.pop(of_student), nll_N.detach(), rtol=rtol, atol=rtol)
+        entropy_N = Categorical(logits=logits_NV.detach()).entropy()
+        torch.testing.assert_close(found.pop("student_entropy"), entropy_N, rtol=rtol, atol=rtol)
+        assert all(values_N.isnan().all() for values_N in found.values())
+
+
+def test_cross_entropy_makes_no_product_twice_and_none_with_a_teacher():
+    i = {name: inputs(torch.float32)[name] for name in OF_STUDENT}
+    with FlopCounterMode(display=False) as forward:
+        fused_cross_entropy(**i, chunk_tokens=5)
+    assert forward.get_total_flops() == 2 * N * V * (H + 2 * H)
+
+
 @pytest.mark.parametrize("chunk_tokens", [1, 7, N, 1000])
 def test_chunk_size_changes_nothing(chunk_tokens):
     i = inputs()
@@ -204,6 +236,9 @@ def test_no_tensor_of_tokens_by_vocabulary_is_made_or_saved():
         loss.backward()
     assert made.largest <= tokens * max(H, G) < tokens * V
     assert sorted(saved) == [V * H, tokens * H]
+    with _Sizes() as made:
+        fused_cross_entropy(**{name: i[name] for name in OF_STUDENT}, chunk_tokens=chunk)[0].backward()
+    assert made.largest <= tokens * max(H, G)
 
 
 def test_bfloat16_inputs_are_close_to_float32():

@@ -35,6 +35,7 @@ from trd_ray import config
 from trd_ray.config import ONLY
 from trd_ray.distill.batches import Example, collate, micro_batches, split
 from trd_ray.distill.checkpoint import Checkpointer
+from trd_ray.distill.learned_metrics import OF_TEACHER
 from trd_ray.distill.learner import Learner
 from trd_ray.distill.model import _full, load
 from trd_ray.errors import UserError
@@ -62,6 +63,11 @@ CASES: dict[str, dict] = {
     "mean of trajectories": OPD | {"loss": {"mean": "trajectories"}, "learner": {"tokens_per_micro_batch": 40}},
     "reverse KL on the top 8": OPD | {"loss": {"divergence": "reverse_kl", "top_k": 8}},
     "clipped tokens": OPD | {"loss": {"token_clip": 2.0}},
+    "hard labels": OPD | {"loss": {"divergence": "cross_entropy"}},
+    "hard labels, mean of trajectories, adapters": {
+        "loss": {"divergence": "cross_entropy", "mean": "trajectories"},
+        "learner": LORA | {"tokens_per_micro_batch": 40},
+    },
     "adapters": {"learner": LORA},
     "adapters, opd, checkpointing": OPD | {"learner": LORA | {"activation_checkpointing": True}},
     "adapters, moving average": {"teacher": {"follow": "ema", "ema_decay": 0.7}, "learner": LORA},
@@ -281,7 +287,8 @@ def row_statistics(
     learned = row_logits(student, e.student_ids, e.response_ids)
     nll = [cross_entropy(logits, torch.tensor(e.response_ids).long(), reduction="none") for logits in (learned, taught)]
     kl = naive_divergence(learned, taught, config.LossConfig())
-    return naive_divergence(learned, taught, loss), kl.detach(), nll[0].detach(), nll[1]
+    minimised = naive_divergence(learned, taught, loss) if loss.has_teacher else nll[0]
+    return minimised, kl.detach(), nll[0].detach(), nll[1]
 
 
 def naive(folder: Path, tree: dict) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
@@ -352,6 +359,9 @@ def test_training_equals_a_naive_loop(folder, case, ranks):
     curve, trained = torch.load(folder / f"results-{ranks}.pt")[case]
     expected_curve, expected = naive(folder, CASES[case])
     for ours, theirs in zip(curve, expected_curve, strict=True):
+        if not recipe_of(CASES[case]).loss.has_teacher:
+            assert not ours.keys() & set(OF_TEACHER)
+            theirs = {name: value for name, value in theirs.items() if name not in OF_TEACHER}
         assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-5)
     initial = AutoModelForCausalLM.from_pretrained(folder / recipe_of(CASES[case]).student.path)
     adapted = "lora" in CASES[case].get("learner", {})
@@ -513,6 +523,46 @@ def test_the_export_loads_in_transformers_and_says_what_the_learner_says(folder,
     assert AutoTokenizer.from_pretrained(tmp_path / "model").get_vocab()["<eos>"] == 1
     for name, weight in weights(learner).items():
         assert torch.equal(dict(exported.named_parameters())[name], weight)
+
+
+@pytest.mark.parametrize("mean", ["tokens", "trajectories"])
+def test_tokens_without_loss_are_context_and_nothing_else(folder, alone, mean):
+    tree = OPD | {"loss": {"mean": mean}, "learner": {"tokens_per_micro_batch": 40}}
+    places = [np.flatnonzero(np.arange(len(e.response_ids)) % 3 == 1) for e in STEPS[0]]
+    rows = [
+        Example(e.row, e.student_ids, e.teacher_ids, e.response_ids, loss_at=at)
+        for e, at in zip(STEPS[0], places, strict=True)
+    ]
+    learner = make_learner(folder, tree)
+    [ours] = train(learner, [rows])
+    student: Any = AutoModelForCausalLM.from_pretrained(folder / "student", dtype=torch.float32)
+    teacher: Any = AutoModelForCausalLM.from_pretrained(folder / "teacher", dtype=torch.float32)
+    each = [row_statistics(student, teacher, e, config.LossConfig()) for e in STEPS[0]]
+    kl = [divergence[at] for (divergence, *_), at in zip(each, places, strict=True)]
+    loss = torch.cat(kl).mean() if mean == "tokens" else torch.stack([one.mean() for one in kl]).mean()
+    loss.backward()
+    norm = float(torch.nn.utils.clip_grad_norm_(student.parameters(), 1e9))
+    theirs = {
+        "loss": loss.item(),
+        "kl/mean": torch.cat(kl).mean().item(),
+        "kl/row_mean": torch.stack([one.mean() for one in kl]).mean().item(),
+        "kl/max": torch.cat(kl).max().item(),
+        "student/nll": torch.cat([nll[at] for (_, _, nll, _), at in zip(each, places, strict=True)]).mean().item(),
+        "trained_tokens": sum(map(len, places)),
+        "grad_norm": norm,
+    }
+    assert {name: ours[name] for name in theirs} == pytest.approx(theirs, rel=1e-5)
+    assert learner.tokens.lengths_B.sum() == sum(len(e.response_ids) for e in STEPS[0]), "all are kept to be looked at"
+
+
+def test_hard_labels_load_no_teacher_and_keep_nothing_of_one(folder, alone):
+    learner = make_learner(folder, OPD | {"loss": {"divergence": "cross_entropy"}})
+    assert learner.teachers == {ONLY: None}
+    unseen = [Example(e.row, e.student_ids, (), e.response_ids) for e in STEPS[0]]
+    [without] = train(learner, [unseen])
+    [with_view] = train(make_learner(folder, OPD | {"loss": {"divergence": "cross_entropy"}}), [STEPS[0]])
+    assert without == pytest.approx(with_view, rel=1e-6)
+    assert not len(learner.tokens.keys_B)
 
 
 def parameter_bytes(learner: Learner) -> int:

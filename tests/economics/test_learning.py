@@ -34,6 +34,11 @@ def test_the_flops_of_a_row_by_hand():
     assert learning.work([ROW], SMALL, SMALL, HOW).flops == pytest.approx(student + teacher + heads)
 
 
+def test_a_loss_without_a_teacher_costs_what_the_student_alone_costs():
+    student = 2 * 1000 * 3 * 30 + 3.0 * (1 + 1 + 2.5) * 30**2
+    assert learning.work([ROW], SMALL, None, HOW).flops == pytest.approx(student + 20 * 200.0 * 2)
+
+
 def test_what_is_computed_twice_is_told_apart():
     work = learning.work([ROW], SMALL, SMALL, HOW)
     assert work.again == pytest.approx(2 * 1000 * 30 + 3.0 * 30**2)

@@ -10,7 +10,8 @@ import torch.distributed as dist
 from trd_ray import config, miniature
 from trd_ray.distill.batches import Example
 from trd_ray.distill.checkpoint import Checkpointer
-from trd_ray.distill.learner import METRICS, Learner
+from trd_ray.distill.learned_metrics import METRICS
+from trd_ray.distill.learner import Learner
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "jobs"))

@@ -393,6 +393,16 @@ def test_an_engine_argument_that_vllm_does_not_have_is_refused_with_what_was_mea
     assert f"{pool}.extra.foo_bar is no engine argument" in told and "enable_prefix_caching" not in told
 
 
+def test_the_refiner_may_copy_drafts_from_its_prompt_and_does_not_by_default():
+    assert not check({}).recipe.refiner.extra
+    ngram = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
+    found = check({"refiner": {"extra": {"speculative_config": ngram}}}).recipe
+    assert found.refiner.extra["speculative_config"] == ngram
+    assert "speculative_confg is no engine argument of vLLM (did you mean speculative_config?)" in refusal(
+        {"refiner": {"extra": {"speculative_confg": ngram}}}
+    )
+
+
 def test_the_engine_arguments_read_from_its_source_are_those_of_vllm():
     from vllm.engine.arg_utils import AsyncEngineArgs
 

@@ -110,6 +110,56 @@ def test_an_attempt_that_may_train_counts_below_the_vanilla_view(train):
     assert defaults.sampler.response_tokens + 900 <= 2048
 
 
+def test_a_reference_that_trains_counts_with_its_own_length_below_the_vanilla_view():
+    p = replace(SHORT, solution=700)
+    tree = {"train": {"trajectory": "reference"}}
+    fit = fitted(tree, 900, p)
+    assert fit.kept and lengths.longest_tokens(fit.recipe, p) == 200 + 700
+    assert fit.recipe.sampler.response_tokens == 900 - 100, "an attempt that no teacher sees has all that is left"
+    with pytest.raises(
+        UserError, match=r"teacher's view \(200 tokens\) and the response \(700\) make 900, but it has 899"
+    ):
+        fitted(tree, 899, p)
+    alone = tree | {"loss": {"divergence": "cross_entropy"}}
+    assert lengths.longest_tokens(fitted(alone, 800, p).recipe, p) == 100 + 700
+    with pytest.raises(UserError, match=r"its prompt of 100 tokens and the response \(700\) make 800, but it has 799"):
+        fitted(alone, 799, p)
+
+
+def test_a_solution_that_ignores_the_attempt_is_asked_for_and_scored_without_it():
+    tree = {"refiner": {"from": "problem", "max_response_tokens": 500}}
+    fit = fitted(tree, 8192, SHORT)
+    assert fit.recipe.sampler.response_tokens == 8192 - 100, "no prompt of the teacher's holds the attempt"
+    assert lengths.longest_tokens(fit.recipe, SHORT) == 200 + 500
+    assert fitted(tree, 700, SHORT).kept
+    with pytest.raises(UserError, match=r"its prompt \(200 tokens\) and refiner.max_response_tokens \(500\) make 700"):
+        fitted(tree, 699, SHORT)
+
+
+def test_a_relay_reads_whole_attempts_and_may_train_on_one_as_it_is():
+    tree = {"refiner": {"from": "relay", "max_response_tokens": 100}}
+    found = fitted(tree, 2000, SHORT).recipe
+    assert found.sampler.response_tokens == 2000 - 200 - 1, "and the token that vLLM samples besides"
+    assert lengths.longest_tokens(found, SHORT) == 200 + 1799
+    asked = tree | {"sampler": {"max_response_tokens": 1000}}
+    assert fitted(asked, 1201, SHORT).kept
+    with pytest.raises(UserError, match=r"too long for the relay.* make 1201, but .* context is 1200: lower"):
+        fitted(asked, 1200, SHORT)
+
+
+def test_what_has_no_loss_takes_no_place_in_the_learner():
+    tree = {"loss": {"first_share": 0.3}, "refiner": {"max_response_tokens": 1001, "max_prompt_tokens": 1000}}
+    found = fitted(tree, 8192, SHORT).recipe
+    assert lengths.longest_tokens(found, SHORT) == 1000 + 301
+
+
+def test_without_a_teacher_in_the_loss_no_view_of_one_limits_an_attempt():
+    tree = {"train": {"trajectory": "y_o"}, "loss": {"divergence": "cross_entropy"}}
+    found = fitted(tree, 8192, SHORT, teacher=256)
+    assert found.recipe.sampler.response_tokens == 8192 - 100
+    assert lengths.longest_tokens(found.recipe, SHORT) == 8192
+
+
 def test_a_refinement_that_is_scored_fits_the_sampler_s_engines_with_the_token_that_comes_after_it():
     nearest = {"refiner": {"n": 4, "select": "nearest"}, "sampler": {"max_model_len": 1000}}
     assert fitted(nearest, 8192, SHORT).recipe.refiner.response_tokens == 1000 - 100 - 1

@@ -73,6 +73,16 @@ def test_an_engine_that_leaves_a_sync_no_room_beside_its_share_is_refused():
     assert "lower sampler.memory_utilization" in told[0]
 
 
+def test_a_loss_without_a_teacher_needs_no_memory_for_one():
+    opd = {"mode": "opd", "path": "t"}
+    kl, sft = (
+        memory.rank_gib(recipe(teacher=opd, loss={"divergence": kind}), QWEN3_8B, QWEN3_8B, on_gpu=True)
+        for kind in ("forward_kl", "cross_entropy")
+    )
+    assert kl["teacher"] == pytest.approx(2 * PARAMETERS / GIB) and "teacher" not in sft
+    assert sft["gathered"] < kl["gathered"]
+
+
 def test_a_rank_sends_in_memory_that_the_step_has_freed():
     """Small micro-batches free too little; what is missing is counted."""
     sync = (2 * (256 * MIB + EMBEDDING) + EMBEDDING) / GIB

@@ -35,6 +35,7 @@ FULL = [
         refine_scored_tokens=16,
         refine_student_logprob=-0.5,
         refine_edited_share=0.25,
+        refine_kept_tokens=5,
     ),
     row(
         2,
@@ -66,6 +67,7 @@ def test_every_number_of_a_step_counted_by_hand():
         "tokens/scored": 16,
         "y_r/student_logprob": -0.5,
         "y_r/edited_share": 0.25,
+        "relay/kept_share": 5 / 20,
         "dropped/raw passed": 2,
         "y_o/passed": pytest.approx(2 / 5),
         "y_o/tokens_mean": 15,

@@ -223,6 +223,8 @@ def test_a_dry_run_on_a_corpus_says_its_rows_and_steps_and_what_it_shares_with_w
     on_corpus = ["data.source=corpus", f"data.path={tmp_path / 'corpus'}", "rollouts_per_step=8"]
     assert main(["train", "miniature_opsd", *on_corpus, "evaluation.path=null", "--dry-run"]) == 0
     assert "a corpus of 20 rows, 2 steps of 8 rollouts on 16 problems" in capsys.readouterr().out
+    assert main(["train", "miniature_opsd", *on_corpus, "data.passes=4", "steps=5", "--dry-run"]) == 0
+    assert "5 steps of 8 rollouts on 16 problems in 2.5 passes" in capsys.readouterr().out
     assert main(["train", "miniature_opsd", *on_corpus, "steps=1", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "1 steps of 8 rollouts on 8 problems" in said and "none of 200 held-out problems is trained on" in said

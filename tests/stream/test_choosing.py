@@ -9,7 +9,7 @@ import pytest
 
 from trd_ray.engine.actor import Generation
 from trd_ray.stream.choosing import RefineCandidate, choose, mean_logprob, scoring, to_score
-from trd_ray.stream.edits import distance, edited_share
+from trd_ray.stream.edits import distance, edited_places, edited_share
 
 RULES = ("first", "first_passed", "shortest_passed", "best_score", "nearest")
 
@@ -136,3 +136,48 @@ def test_texts_of_the_paper_s_length_are_compared_in_the_time_of_a_rollout():
     began = time.process_time()
     assert 0.9 < edited_share(long, short) <= 1
     assert time.process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    ("y_o", "y_r", "places"),
+    [
+        ("abcde", "abcde", []),
+        ("abcde", "abxde", [2]),
+        ("abcde", "abde", [2]),  # something is left out: what comes next is where the two part
+        ("abcde", "abc", []),
+        ("abcde", "cde", [0]),
+        ("abde", "abcde", [2]),
+        ("abcd", "abcde", [4]),
+        ("", "ab", [0, 1]),
+        ("ab", "", []),
+        ("abc", "xyz", [0, 1, 2]),
+    ],
+)
+def test_what_a_refinement_edits(y_o, y_r, places):
+    assert edited_places([*map(ord, y_o)], [*map(ord, y_r)]).tolist() == places
+
+
+def common(a: list[int], b: list[int]) -> int:
+    """The length of a longest common subsequence, by its table."""
+    table = np.zeros((len(a) + 1, len(b) + 1), int)
+    for i, x in enumerate(a):
+        for j, y in enumerate(b):
+            table[i + 1, j + 1] = table[i, j] + 1 if x == y else max(table[i, j + 1], table[i + 1, j])
+    return int(table[-1, -1])
+
+
+def test_what_is_not_edited_stands_in_the_attempt_run_by_run_and_no_more_is_edited_than_must_be():
+    draw = random.Random(0)
+    for _ in range(1000):
+        words = draw.randint(1, 5)
+        y_o, y_r = ([draw.randrange(words) for _ in range(draw.randint(0, 12))] for _ in range(2))
+        edited = set(edited_places(y_o, y_r).tolist())
+        kept = [token for place, token in enumerate(y_r) if place not in edited]
+        gaps = len(y_r) - len(edited)
+        assert gaps == len(kept) <= common(y_o, y_r)
+        rest = iter(y_o)
+        assert all(token in rest for token in kept), "a subsequence"
+        runs = "".join("|" if place in edited else chr(97 + token) for place, token in enumerate(y_r)).split("|")
+        assert all(run in "".join(chr(97 + token) for token in y_o) for run in runs)
+        # Of the edited tokens those that y_o has too each stand after a gap, of which each costs a token of y_o.
+        assert len(edited) - (len(y_r) - common(y_o, y_r)) <= len(y_o) - common(y_o, y_r)

@@ -147,6 +147,69 @@ def test_what_failed_is_told_when_asked_for(made, tokenizer):
     assert tokenizer.decode(example.teacher_ids).endswith("x tried")
 
 
+def test_a_solution_that_ignores_the_attempt_is_scored_under_the_prompt_that_it_was_sampled_from(made, tokenizer):
+    _, example = made(refiner={"from": "problem"})
+    assert tokenizer.decode(example.response_ids) == "refined"
+    assert tokenizer.decode(example.teacher_ids) == "x known y_star"
+
+
+def test_only_the_first_share_of_a_trajectory_has_loss_rounded_up(made):
+    ids = [6, 5, 4, 6, 5, 4, 1]
+    for share, kept in ((1.0, 7), (0.5, 4), (1 / 3, 3), (0.01, 1)):
+        row, example = made(y_r={"ids": ids}, loss={"first_share": share})
+        assert example.response_ids.tolist() == ids[:kept] and example.loss_at is None
+        assert list(row["y_r"]["ids"]) == ids
+
+
+@pytest.mark.parametrize(
+    ("y_r", "share", "response", "places"),
+    [
+        ([6, 9, 4, 5, 1], 1.0, [6, 9], [1]),  # what comes after the last edit has no loss
+        ([6, 5, 8, 9, 1], 1.0, [6, 5, 8, 9], [2, 3]),
+        ([6, 5, 8, 9, 1], 0.6, [6, 5, 8], [2]),
+        ([6, 5, 4, 5, 1], 1.0, None, "nothing edited"),
+        ([6, 5, 4, 5, 9], 0.5, None, "nothing edited"),
+    ],
+)
+def test_only_what_a_refinement_edits_has_loss(made, y_r, share, response, places):
+    row, example = made(y_o={"ids": [6, 5, 4, 5, 1]}, y_r={"ids": y_r}, loss={"span": "edited", "first_share": share})
+    if response is None:
+        assert example is None and row["dropped_because"] == places
+        return
+    assert example.response_ids.tolist() == response and example.loss_at.tolist() == places
+    assert example.loss_tokens == len(places)
+    [again] = examples_of(to_table([row]))
+    assert again.loss_at.tolist() == places and again.response_ids.tolist() == response
+
+
+def test_an_attempt_that_trains_among_refinements_has_loss_at_each_token(made):
+    _, example = made(y_o_passed=True, train={"trajectory": "repair"}, loss={"span": "edited"})
+    assert example.loss_at is None and example.loss_tokens == len(example.response_ids)
+
+
+ENDS = "{% for m in messages %}{{ m.content }} {% if m.role == 'assistant' %}<end> {% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("subset", ["all", "failed"])
+def test_a_reference_trains_with_the_end_of_its_turn_and_the_teacher_scores_it_without_the_attempt(
+    made, tokenizer, monkeypatch, subset
+):
+    monkeypatch.setattr(tokenizer, "chat_template", ENDS)
+    train = {"trajectory": "reference", "subset": subset}
+    row, example = made(train=train)
+    assert row["trajectory"] == "reference" and "y_r" not in row
+    assert tokenizer.decode(example.response_ids) == "y_star <end>"
+    assert tokenizer.decode(example.teacher_ids) == "x known y_star"
+    assert tokenizer.decode(example.student_ids) == "x"
+    assert made(y_o_passed=True, train=train)[1] is None or subset == "all"
+    row, example = made(over={"reference": " "}, train=train)
+    assert example is None and row["dropped_because"] == "no reference"
+    row, example = made(train=train, loss={"divergence": "cross_entropy"})
+    assert row["teacher_ids"] is None and not len(example.teacher_ids) and len(example.response_ids) == 2
+    [again] = examples_of(to_table([row]))
+    assert again.sides == (3, 2)
+
+
 def test_a_raw_rollout_that_trains_in_place_of_a_refinement_is_not_shown_to_the_teacher(made, tokenizer):
     row, example = made(True, False, train={"when_refinement_fails": "raw_if_passed"}, teacher={"view": "refine"})
     assert row["trajectory"] == "y_o"

@@ -275,6 +275,19 @@ def test_a_corpus_is_numbered_into_the_steps_of_the_run_and_resumes_at_a_step(co
         source.take(5, nothing)
 
 
+@pytest.mark.parametrize("start_step", [0, 7])
+def test_in_a_later_pass_the_rows_of_a_corpus_are_other_rows_of_the_run_of_a_later_epoch(corpus, start_step):
+    source = feed(corpus_blocks(corpus, rows_per_step=4, start_step=start_step, passes=3))
+    for step in range(start_step, 15):
+        taken = source.take(step, nothing)
+        assert numbers(taken) == list(range(4 * step, 4 * step + 4)), "each row of a run has a number of its own"
+        assert taken["step"].to_pylist() == [step] * 4 and taken["epoch"].to_pylist() == [step // 5] * 4
+        again = step % 5
+        assert taken["problem_id"].to_pylist() == [f"problem_id {n}" for n in range(4 * again, 4 * again + 4)]
+    with pytest.raises(StreamEnded):
+        source.take(15, nothing)
+
+
 @pytest.mark.parametrize("version", [2, 3])
 def test_a_corpus_of_an_older_version_feeds_the_same_rows(corpus, version):
     new = [b.rows for b in corpus_blocks(corpus, rows_per_step=4, start_step=0)]

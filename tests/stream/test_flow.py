@@ -21,6 +21,7 @@ from trd_ray.stream.graph import arriving, graph
 from trd_ray.stream.reviewed import settled_rows
 from trd_ray.stream.verifying import Verifying
 from trd_ray.verify import Verdict
+from trd_ray.views import load_views
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -74,6 +75,36 @@ def test_with_repair_only_attempts_that_failed_are_refined(ray_cluster, problems
     assert [row["y_r"] is None for row in rows] == [True, False] * 4
     assert [(row["trajectory"], row["train"]) for row in rows] == [("y_o", True), ("y_r", True)] * 4
     assert [row["refine_tokens"] for row in rows] == [None, 4] * 4
+
+
+def test_a_solution_may_ignore_the_attempt_which_stands_in_no_prompt_then(ray_cluster, problems, tmp_path):
+    order = Order(8, seed=0, rollouts_per_step=4, steps=1, shuffle=False)
+    pool = scripted_pool("ignores", Script(), tmp_path)
+    rows = feed_of(pool, problems, order, refiner={"from": "problem"}).take(0, lambda: None).to_pylist()
+    spec = stage_spec(pool, order, problems)
+    [views] = load_views(spec.recipe, spec.student_path, spec.teacher_path).values()
+    for row in rows:
+        asked = views.vanilla(row["problem"], row["reference"]).ids
+        assert row["refine_prompt_ids"] == row["teacher_ids"] == asked
+        assert row["y_r"]["ids"] == row["response_ids"] and row["y_o"]["ids"]
+
+
+def test_a_relay_keeps_an_attempt_that_passes_and_never_breaks_and_goes_on_from_another(
+    ray_cluster, problems, tmp_path
+):
+    order = Order(8, seed=0, rollouts_per_step=4, steps=1, shuffle=False)
+    known = answered(problems, ["1", "2"] * 4)  # every answer is 1
+    pool = scripted_pool("relays", Script(), tmp_path)
+    relay = {"from": "relay", "max_response_tokens": 32, "max_prompt_tokens": 600}
+    rows = feed_of(pool, known, order, refiner=relay).take(0, lambda: None).to_pylist()
+    for row, passes in zip(rows, [True, False] * 2, strict=True):
+        # The script finds each token of a prompt equally likely, so an attempt that fails is cut before its first one.
+        assert (row["refine_kept_tokens"], row["refine_tokens"]) == ((4, 0) if passes else (0, 4))
+        assert row["refine_scored_tokens"] == len(row["y_o"]["ids"]) == 4
+        assert row["y_r"]["passed"] == passes and len(row["y_r"]["logprobs"]) == 4
+        assert row["teacher_ids"] == row["refine_prompt_ids"]
+        if passes:
+            assert (row["y_r"]["ids"], row["y_r"]["text"]) == (row["y_o"]["ids"], row["y_o"]["text"])
 
 
 def test_the_nearest_refinement_is_the_one_that_the_student_s_engines_find_most_likely(ray_cluster, problems, tmp_path):

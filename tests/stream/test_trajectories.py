@@ -127,3 +127,11 @@ def test_a_rule_that_chose_among_candidates_cannot_be_changed_on_a_corpus(tmp_pa
         require_held(on(tmp_path, refiner={"n": 4, "select": "nearest"}), 1)
     (tmp_path / "recipe.yaml").unlink()
     require_held(on(tmp_path, refiner={"n": 4, "select": "nearest"}), 1)  # nobody knows
+
+
+def test_what_refinements_are_made_from_cannot_be_changed_on_a_corpus(tmp_path):
+    corpus(tmp_path, {"refiner": {"from": "problem"}}, [True])
+    require_held(on(tmp_path, refiner={"from": "problem"}), 1)
+    require_held(on(tmp_path, train={"trajectory": "y_o"}), 1)  # which uses none of them
+    with pytest.raises(UserError, match=r"were made with refiner.from=problem: set refiner.from=problem, or make it"):
+        require_held(on(tmp_path), 1)

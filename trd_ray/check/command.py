@@ -195,8 +195,7 @@ def _in_views(found: Material, rows: list[Row], faults: Faults) -> Lines:
             f"the student's tokenizer lacks characters of {len(unwritable)} of {len(rows)} problems, such as "
             f"{unwritable[0]['problem'][:60]!r}, and the model would not see them: choose a model for such text"
         )
-    shows_attempts = any(one.teacher.view == "refine" for one in found.recipe.by_teacher.values())
-    if found.findings and (found.recipe.refines or shows_attempts):
+    if found.findings and any(one.shows_attempts for one in found.recipe.by_teacher.values()):
         cut = sum(_cuts_long_attempts(found, row) for row in rows)
         lines.append(("long attempts", f"an attempt of full length is cut in {cut or 'none'} of {len(rows)} rows"))
     return lines

@@ -74,7 +74,7 @@ def _sound(recipe: Recipe, rows: Sequence[Row], verify: Verify) -> tuple[Soundne
     if len(right) < len(texts):
         rows = rows[: right[-1].asked.row + 1]
     wrong = asked(verify, rows, wrong_texts(rows, right), time.monotonic() + LONGEST_S / 2)
-    sound = Soundness(rows, [*right, *wrong], form, shows_reference=recipe.shows_reference)
+    sound = Soundness(rows, [*right, *wrong], form, shows_reference=recipe.needs_references)
     if not all(sound.right.values()):
         sound.other_form = passing_form(verify, sound, time.monotonic() + LONGEST_S / 4)
     return sound, rows

@@ -39,13 +39,12 @@ def shown(material: Material, row: Row, attempt: str, passed: bool | None, detai
     found = [ShownView("student", marked(material.student_tokenizer, prompt), len(prompt))]
     try:
         refine = views.refine(row["problem"], row["reference"], ids, passed, details, **setting_of(row))
-        as_refiner = r.teacher.view == "refine"
-        if r.refines or as_refiner:
-            names = [name for name, has in (("refiner", r.refines), ("teacher", as_refiner)) if has]
-            found.append(_of_teacher(tokenizer, " and ".join(names), refine))
-        if not as_refiner:
-            vanilla = views.vanilla(row["problem"], row["reference"], **setting_of(row))
-            found.append(_of_teacher(tokenizer, "teacher", vanilla))
+        vanilla = views.vanilla(row["problem"], row["reference"], **setting_of(row))
+        taught = r.view_of(r.trains_on[0]) if r.loss.has_teacher else ""
+        refined = ("refine" if r.refiner.begins == "attempt" else "vanilla") if r.refines else ""
+        for name, view in (("refine", refine), ("vanilla", vanilla)):
+            if who := [who for who, sees in (("refiner", refined), ("teacher", taught)) if sees == name]:
+                found.append(_of_teacher(tokenizer, " and ".join(who), view))
     except ViewTooLong as e:
         found.append(ShownView("teacher", str(e), 0))
     return found

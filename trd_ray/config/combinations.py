@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from trd_ray.config.close_words import did_you_mean
+from trd_ray.config.diagnostic_keys import DiagnosticsConfig
 from trd_ray.config.evaluation_keys import EvaluationConfig, evaluated
 from trd_ray.config.rollout_keys import (
     DataConfig,
@@ -87,11 +88,26 @@ def require_trajectory(train: TrainConfig, refiner: RefinerConfig, group: str = 
             "train.subset=passed leaves out all that train.trajectory=repair refines: set train.trajectory=y_o, or "
             "train.subset=all"
         )
-    if train.trajectory == "y_o" and (chooses or refiner.max_edited_share is not None):
-        key = f"{group}.select={refiner.select}" if chooses else f"{group}.max_edited_share"
+    of_refinements = {
+        f"{group}.select={refiner.select}": chooses,
+        f"{group}.max_edited_share": refiner.max_edited_share is not None,
+        f"{group}.from={refiner.begins}": refiner.begins != "attempt",
+    }
+    if train.trajectory in ("y_o", "reference") and any(of_refinements.values()):
+        key = next(key for key, given in of_refinements.items() if given)
         raise ValueError(
-            f"{key} is about refinements, but train.trajectory=y_o trains on none: leave it out, or set another "
-            "train.trajectory"
+            f"{key} is about refinements, but train.trajectory={train.trajectory} trains on none: leave it out, or set "
+            "another train.trajectory"
+        )
+    if refiner.begins != "relay" and refiner.relay_logprob != RefinerConfig().relay_logprob:
+        raise ValueError(
+            f"{group}.relay_logprob says where a relay begins, but {group}.from is {refiner.begins}: set "
+            f"{group}.from=relay, or leave it out"
+        )
+    if refiner.begins != "attempt" and refiner.feedback != "none":
+        raise ValueError(
+            f"{group}.feedback={refiner.feedback} tells the verdict of an attempt, which {group}.from={refiner.begins} "
+            f"does not show: set {group}.feedback=none, or {group}.from=attempt"
         )
     if chooses and refiner.n == 1:
         raise ValueError(
@@ -100,17 +116,56 @@ def require_trajectory(train: TrainConfig, refiner: RefinerConfig, group: str = 
         )
 
 
+def require_several(train: TrainConfig, sampler: SamplerConfig) -> None:
+    if train.subset == "best" and sampler.n == 1:
+        raise ValueError(
+            "train.subset=best takes one of a problem's rollouts, but sampler.n is 1: set sampler.n=2, or "
+            "train.subset=all"
+        )
+
+
 def require_loss(loss: LossConfig) -> None:
     if loss.divergence != "jsd" and "beta" in loss.model_fields_set and loss.beta != 0.5:
         raise ValueError(f"loss.beta is of jsd, but loss.divergence is {loss.divergence}: leave one of them out")
     if loss.rest == "tail" and not loss.top_k:
         raise ValueError("loss.rest=tail has no meaning without loss.top_k: set loss.top_k=32, or leave it out")
+    if not loss.has_teacher:
+        of_distributions = {"top_k": None, "temperature": 1.0, "token_clip": None, "vocab_clip": None}
+        if given := [f"loss.{key}" for key, default in of_distributions.items() if getattr(loss, key) != default]:
+            raise ValueError(
+                f"{' and '.join(given)} compare two distributions, but loss.divergence=cross_entropy has labels and no "
+                "teacher: leave them out, or set another loss.divergence"
+            )
+
+
+def require_span(loss: LossConfig, train: TrainConfig) -> None:
+    if loss.span == "edited" and train.trajectory in ("y_o", "reference"):
+        raise ValueError(
+            "loss.span=edited is about what a refinement changes, but "
+            f"train.trajectory={train.trajectory} trains on none: set loss.span=all, or another train.trajectory"
+        )
+
+
+def require_scorer(loss: LossConfig, diagnostics: DiagnosticsConfig) -> None:
+    if diagnostics.rows and not loss.has_teacher:
+        raise ValueError(
+            f"diagnostics.rows={diagnostics.rows} has a teacher score rows, but with loss.divergence=cross_entropy the "
+            "learner has none: set diagnostics.rows=0, or another loss.divergence"
+        )
 
 
 def require_adapters(learner: LearnerConfig, sync: SyncConfig, checkpoint: CheckpointConfig) -> None:
     for key, value in (("sync.lora", sync.lora), ("checkpoint.export", checkpoint.export)):
         if value == "adapter" and not learner.lora:
             raise ValueError(f"{key}=adapter needs adapters: set learner.lora={{}}, or {key}=merged")
+
+
+def require_passes(data: DataConfig) -> None:
+    if data.passes > 1 and data.source != "corpus":
+        raise ValueError(
+            f"data.passes={data.passes} is how often the rows of a corpus are met, but data.source is {data.source}, "
+            "whose rollouts are sampled anew: set steps, which may be more than one pass has"
+        )
 
 
 def require_evaluation(evaluation: EvaluationConfig, stream: StreamConfig, data: DataConfig) -> None:

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
-from trd_ray.config.effects import ANSWERS, ENGINES, MACHINES, NOTHING, NUMBERS, ROWS, SCORES, VERDICTS
+from trd_ray.config.effects import ANSWERS, ENGINES, LENGTH, MACHINES, NOTHING, NUMBERS, ROWS, SCORES, VERDICTS
 from trd_ray.config.engine_counts import EngineCount, EngineRange
 from trd_ray.config.node import Node, source_name
 
@@ -88,6 +88,9 @@ class DataConfig(Node):
     too_long: Annotated[Literal["refuse", "drop"], ROWS] = Field(
         default="refuse", description="problems whose prompts leave a context no room; drop: set_aside.jsonl names them"
     )
+    passes: Annotated[int, LENGTH] = Field(
+        default=1, ge=1, description="data.source=corpus: how often its rows are met, unless steps ends it before"
+    )
     shuffle: Annotated[bool, ROWS] = True
     max_bad_rows: Annotated[int, NOTHING] = Field(
         default=100,
@@ -169,13 +172,32 @@ class SamplerConfig(EngineConfig, SamplingConfig):
     pass
 
 
-class RefinerConfig(EngineConfig, SamplingConfig):
+# `from` is a word of Python's, so this key is made by hand; `RefinerConfig.begins` reads it.
+_FROM: Any = (
+    Annotated[Literal["attempt", "problem", "relay"], ROWS, NUMBERS],
+    Field(
+        default="attempt",
+        description="what y_r is made from: the attempt, which is rewritten; the problem alone, under the teacher's "
+        "vanilla view, as if there were no attempt; relay: the attempt's beginning, from which the teacher goes on "
+        "where it would go another way (refiner.relay_logprob)",
+    ),
+)
+RefinesFrom: Any = create_model("RefinesFrom", __base__=Node, **{"from": _FROM})
+
+
+class RefinerConfig(EngineConfig, SamplingConfig, RefinesFrom):
     """Where one pool samples and refines (`Recipe.shares_engines`), its keys of engines mean nothing."""
 
     select: Annotated[Literal["first", "first_passed", "shortest_passed", "best_score", "nearest"], ROWS] = Field(
         default="first",
         description="which of refiner.n refinements becomes y_r; nearest: of those that pass, the one that the student "
         "finds most likely, by its mean log-probability a token",
+    )
+    relay_logprob: Annotated[float, ROWS] = Field(
+        default=-4.6,
+        lt=0,
+        description="refiner.from=relay: the attempt is kept up to the first token whose log-probability under the "
+        "teacher is below this; the default is a probability of 1%",
     )
     max_edited_share: Annotated[float | None, ROWS, NUMBERS] = Field(
         default=None,
@@ -201,6 +223,11 @@ class RefinerConfig(EngineConfig, SamplingConfig):
         if isinstance(tree, dict) and tree.get("share_sampler") is False:
             return {key: value for key, value in tree.items() if key != "share_sampler"}
         return tree
+
+    @property
+    def begins(self) -> Literal["attempt", "problem", "relay"]:
+        """The key `from`."""
+        return getattr(self, "from")
 
     @property
     def prompt_tokens(self) -> int:

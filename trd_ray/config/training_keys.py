@@ -14,17 +14,19 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainConfig(Node):
     """Which rollouts train, and on what."""
 
-    trajectory: Annotated[Literal["y_r", "y_o", "repair", "mixture"], ROWS, NUMBERS] = Field(
+    trajectory: Annotated[Literal["y_r", "y_o", "repair", "mixture", "reference"], ROWS, NUMBERS] = Field(
         default="y_r",
         description="y_o: plain on-policy distillation; repair: y_r where y_o failed, else y_o, which is not refined; "
-        "mixture: y_o for a share of the rows (train.mixture_share), y_r for the others",
+        "mixture: y_o for a share of the rows (train.mixture_share), y_r for the others; reference: y* itself",
     )
     mixture_share: Annotated[float, ROWS, NUMBERS] = Field(
         default=0.5, gt=0, lt=1, description="train.trajectory=mixture: share of the rows that train on y_o"
     )
     when_refinement_fails: Annotated[Literal["train", "raw_if_passed", "drop"], NUMBERS] = "train"
-    subset: Annotated[Literal["all", "failed", "passed", "repaired"], ROWS, NUMBERS] = Field(
-        default="all", description="rollouts by the verdict of y_o; repaired: y_o failed and y_r passed"
+    subset: Annotated[Literal["all", "failed", "passed", "repaired", "best"], ROWS, NUMBERS] = Field(
+        default="all",
+        description="rollouts by the verdict of y_o; repaired: y_o failed and y_r passed; best: one of a problem's "
+        "sampler.n rollouts, the shortest that passes, or the first where none does",
     )
 
     @field_validator("trajectory", mode="before")
@@ -41,7 +43,10 @@ class TrainConfig(Node):
 class LossConfig(Node):
     """What is minimised for a token, and how tokens are weighed. The default is TRD's: full-vocabulary forward KL."""
 
-    divergence: Annotated[Literal["forward_kl", "reverse_kl", "jsd"], NUMBERS] = "forward_kl"
+    divergence: Annotated[Literal["forward_kl", "reverse_kl", "jsd", "cross_entropy"], NUMBERS] = Field(
+        default="forward_kl",
+        description="cross_entropy: the tokens of the trajectory are the labels (SFT), and no teacher scores them",
+    )
     beta: Annotated[float, NUMBERS] = Field(
         default=0.5, ge=0, le=1, description="jsd: weight of the teacher in the mixture"
     )
@@ -63,6 +68,18 @@ class LossConfig(Node):
     mean: Annotated[Literal["tokens", "trajectories"], NUMBERS] = Field(
         default="tokens", description="over all of a step's tokens, or over trajectories of each one's mean"
     )
+    first_share: Annotated[float, NUMBERS] = Field(
+        default=1.0, gt=0, le=1, description="only this share of a trajectory has loss, from its first token on"
+    )
+    span: Annotated[Literal["all", "edited"], NUMBERS] = Field(
+        default="all",
+        description="edited: of a refinement only the tokens have loss at which it goes another way than the attempt",
+    )
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a teacher's distribution is part of the loss, else the learner has no teacher."""
+        return self.divergence != "cross_entropy"
 
 
 class LoRAConfig(Node):

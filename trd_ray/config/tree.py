@@ -111,7 +111,7 @@ class Recipe(Node):
         description="several teachers by name, each with the keys of teacher and its own refiner; data.teacher_column, "
         "or the name of a row's source, says whose a row is",
     )
-    data: Annotated[DataConfig, ROWS, SCORES, COMPARISON, TUNING] = Field(default_factory=DataConfig)
+    data: Annotated[DataConfig, ROWS, SCORES, LENGTH, COMPARISON, TUNING] = Field(default_factory=DataConfig)
     prompts: Annotated[PromptsConfig, ROWS, NUMBERS, ANSWERS] = Field(default_factory=PromptsConfig)
     sampler: Annotated[SamplerConfig, ROWS, ANSWERS, ENGINES, MACHINES] = Field(default_factory=SamplerConfig)
     refiner: Annotated[RefinerConfig, ROWS, NUMBERS, ENGINES] = Field(default_factory=RefinerConfig)
@@ -229,7 +229,26 @@ class Recipe(Node):
     @property
     def shows_reference(self) -> bool:
         """Whether some teacher is shown the references."""
-        return any(one.teacher.mode == "opsd" for one in self.by_teacher.values())
+        asks = self.refines or self.loss.has_teacher
+        return asks and any(one.teacher.mode == "opsd" for one in self.by_teacher.values())
+
+    @property
+    def needs_references(self) -> bool:
+        """Whether a problem without a reference is of no use."""
+        return self.shows_reference or self.train.trajectory == "reference"
+
+    def view_of(self, trajectory: str) -> Literal["refine", "vanilla"]:
+        """What the only teacher of a row sees that trains on this trajectory."""
+        if trajectory == "reference" or (trajectory == "y_o" and self.train.trajectory != "y_o"):
+            # Of a raw rollout among refinements the refine view would show the teacher the very text that it scores.
+            return "vanilla"
+        return self.teacher.view if trajectory == "y_o" or self.refiner.begins == "attempt" else "vanilla"
+
+    @property
+    def shows_attempts(self) -> bool:
+        """Whether an attempt stands in a prompt of the only teacher's, as it refines or as it scores."""
+        rewrites = self.refines and self.refiner.begins == "attempt"
+        return rewrites or (self.loss.has_teacher and "refine" in map(self.view_of, self.trains_on))
 
     @property
     def most_refinements(self) -> int:
@@ -239,7 +258,7 @@ class Recipe(Node):
     @property
     def refines(self) -> bool:
         """Whether y_r is made at all: it trains, or the subset needs it."""
-        return self.train.trajectory != "y_o" or self.train.subset == "repaired"
+        return self.train.trajectory not in ("y_o", "reference") or self.train.subset == "repaired"
 
     @property
     def refined_share(self) -> float:
@@ -253,9 +272,10 @@ class Recipe(Node):
     def trains_on(self) -> tuple[str, ...]:
         """The trajectories that may train, y_r before y_o."""
         train = self.train
-        if train.trajectory in ("y_r", "y_o") and train.when_refinement_fails != "raw_if_passed":
+        if train.trajectory in ("y_o", "reference"):
             return (train.trajectory,)
-        return ("y_o",) if train.trajectory == "y_o" else ("y_r", "y_o")
+        is_y_r = train.trajectory == "y_r" and train.when_refinement_fails != "raw_if_passed"
+        return ("y_r",) if is_y_r else ("y_r", "y_o")
 
     @property
     def scores_refinements(self) -> bool:
@@ -303,8 +323,12 @@ class Recipe(Node):
             raise ValueError(
                 f"rollouts_per_step ({self.rollouts_per_step}) must be a multiple of sampler.n ({self.sampler.n})"
             )
+        combinations.require_several(self.train, self.sampler)
         combinations.require_loss(self.loss)
+        combinations.require_span(self.loss, self.train)
+        combinations.require_scorer(self.loss, self.diagnostics)
         combinations.require_adapters(self.learner, self.sync, self.checkpoint)
+        combinations.require_passes(self.data)
         combinations.require_evaluation(self.evaluation, self.stream, self.data)
         combinations.require_prose(self.verify)
         combinations.require_full_marks(self.verify)

@@ -27,17 +27,29 @@ class Example:
     """One trajectory to train on: token ids as the engine sampled them, after each side's view of the prompt.
 
     The ids are int32 arrays. Those that are given as such are not copied, so they may be slices of a step's table;
-    pickled, a slice is no larger than itself. `teacher` names whose it is, where there are several.
+    pickled, a slice is no larger than itself. `teacher` names whose it is, where there are several. `loss_at` are the
+    places of the response's tokens that have loss, None: all of them.
     """
 
     def __init__(
-        self, row: int, student_ids: ArrayLike, teacher_ids: ArrayLike, response_ids: ArrayLike, teacher: str = ONLY
+        self,
+        row: int,
+        student_ids: ArrayLike,
+        teacher_ids: ArrayLike,
+        response_ids: ArrayLike,
+        teacher: str = ONLY,
+        loss_at: ArrayLike | None = None,
     ):
         self.row = row
         self.teacher = teacher
         self.student_ids = np.asarray(student_ids, np.int32)
         self.teacher_ids = np.asarray(teacher_ids, np.int32)
         self.response_ids = np.asarray(response_ids, np.int32)
+        self.loss_at = None if loss_at is None else np.array(loss_at, np.int32)
+
+    @property
+    def loss_tokens(self) -> int:
+        return len(self.response_ids if self.loss_at is None else self.loss_at)
 
     @property
     def sides(self) -> tuple[int, int]:
@@ -118,7 +130,7 @@ class Cost:
     def of(
         cls,
         student: ModelFacts,
-        teacher: ModelFacts,
+        teacher: ModelFacts | None,
         activation_checkpointing: bool = False,
         adapters: bool = False,
     ) -> "Cost":
@@ -129,13 +141,15 @@ class Cost:
         - With `adapters` the weights are frozen: the backward pass through them, and through lm_head, takes as long as
           the forward's.
         - The experts of a mixture count as if all were used.
+        - Without a teacher (None) there is its forward pass in none of it.
         """
         again = 1 if activation_checkpointing else 0
         passes = (2 if adapters else 3) + again
         scores = 3 + again
         s_token, s_square = _forward(student)
-        t_token, t_square = _forward(teacher)
-        head = 2 * student.vocab_size * ((2 if adapters else 3) * student.hidden_size + teacher.hidden_size)
+        t_token, t_square = _forward(teacher) if teacher else (0.0, 0.0)
+        of_teacher = teacher.hidden_size if teacher else 0
+        head = 2 * student.vocab_size * ((2 if adapters else 3) * student.hidden_size + of_teacher)
         return cls(passes * s_token, scores * s_square, t_token, t_square, head)
 
     def __call__(self, example: Example) -> float:

@@ -88,6 +88,14 @@ def pair(student_NM: torch.Tensor, teacher_NM: torch.Tensor) -> Pair:
     return Pair(p_NM, q_NM, log_ratio_NM, student_N1, teacher_N1)
 
 
+def cross_entropy(logits_NV: torch.Tensor, targets_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(-log p of each target [N], its gradient in the logits [N, V]) for logits in float32 or float64."""
+    targets_N1 = targets_N.unsqueeze(1)
+    value_N = (logits_NV.logsumexp(-1, keepdim=True) - logits_NV.gather(1, targets_N1)).squeeze(1)
+    p_NV = logits_NV.softmax(-1)
+    return value_N, p_NV.scatter_add_(1, targets_N1, torch.full_like(targets_N1, -1, dtype=p_NV.dtype))
+
+
 def forward_kl_terms(on: Pair) -> torch.Tensor:
     """Terms [N, M], each at least 0, whose sum over M is KL(teacher || student)."""
     return _kl_terms(on.q_NM, on.p_NM, on.log_ratio_NM)

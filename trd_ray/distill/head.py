@@ -1,9 +1,11 @@
-"""Divergence of student and teacher from their hidden states, one chunk of tokens at a time.
+"""Divergence of student and teacher from their hidden states, or cross entropy, one chunk of tokens at a time.
 
     chunk of C tokens ─┬─ piece: student, teacher hidden @ lm_head -> logits_PV, logits_PV (float32)
                        │    block: LogitTransform -> statistics, D, d D / d logits   (see divergences.py)
                        ├─ ... the pieces' gradients side by side: grad_CV, in the hidden states' type
                        └─ grad_CV @ lm_head -> hidden gradient;  grad_CV.T @ hidden added to the head's gradient
+
+Without a teacher, whose statistics are NaN then, the loss is the cross entropy of the trajectory's own tokens.
 
 Gradients are formed in the forward pass: no [N, V] tensor is ever made, and nothing is projected twice.
 
@@ -19,18 +21,19 @@ Shapes: N response tokens, C tokens of a chunk, P of a piece, R of a block, V vo
 student and teacher, S statistics, W watched token ids.
 """
 
+import math
 from functools import cache
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from trd_ray.distill.divergences import Divergence, forward_kl_terms, pair, value_and_gradient
+from trd_ray.distill.divergences import Divergence, cross_entropy, forward_kl_terms, pair, value_and_gradient
 from trd_ray.distill.logits import PLAIN, LogitTransform
 from trd_ray.errors import UserError
 
 STATISTICS = (
-    "divergence",  # the minimised one: with temperature, support and clips
+    "divergence",  # the minimised one: with temperature, support and clips; or the cross entropy
     "kl",  # the diagnostic: full-vocabulary KL(teacher || student); this and all below at temperature 1
     "student_nll",
     "teacher_nll",
@@ -91,6 +94,23 @@ def fused_divergence(
     )  # type: ignore[return-value]
 
 
+def fused_cross_entropy(
+    hidden_NH: torch.Tensor,
+    head_VH: torch.Tensor,
+    targets_N: torch.Tensor,
+    weight_N: torch.Tensor,
+    *,
+    student_logits: LogitTransform = PLAIN,
+    chunk_tokens: int = 1024,
+    compile: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `fused_divergence`, for the cross entropy of the targets. Statistics that need a teacher are NaN."""
+    return _FusedDivergence.apply(
+        hidden_NH, head_VH, None, None, targets_N, weight_N, None, None, None, (student_logits, PLAIN), chunk_tokens,
+        compile,
+    )  # type: ignore[return-value]  # fmt: skip
+
+
 @torch.no_grad()
 def token_logprobs(
     hidden_NH: torch.Tensor,
@@ -114,19 +134,19 @@ class _FusedDivergence(torch.autograd.Function):
         ctx: Any,
         hidden_NH: torch.Tensor,
         head_VH: torch.Tensor,
-        teacher_hidden_NG: torch.Tensor,
-        teacher_head_VG: torch.Tensor,
+        teacher_hidden_NG: torch.Tensor | None,
+        teacher_head_VG: torch.Tensor | None,
         targets_N: torch.Tensor,
         weight_N: torch.Tensor,
         watch_ids: torch.Tensor | None,
         vocabulary: int | None,
-        divergence: Divergence,
+        divergence: Divergence | None,
         transforms: tuple[LogitTransform, LogitTransform],
         chunk_tokens: int,
         compile: bool,
     ):
         needs_hidden, needs_head = ctx.needs_input_grad[:2]
-        rows_VH, teacher_rows_VG = head_VH[:vocabulary], teacher_head_VG[:vocabulary]
+        rows_VH = head_VH[:vocabulary]
         N, V, dtype = len(hidden_NH), len(rows_VH), hidden_NH.dtype
         exact = torch.promote_types(dtype, torch.float32)
         statistics_SN = hidden_NH.new_empty((len(STATISTICS), N), dtype=exact)
@@ -143,7 +163,9 @@ class _FusedDivergence(torch.autograd.Function):
                 n = slice(c.start + p.start, c.start + p.stop)
                 in_place = dtype == exact  # the gradient takes the place of the student's logits
                 student_PV = _project(hidden_CH[p], rows_VH, out=grad_CV[p] if in_place else None)
-                teacher_PV = _project(teacher_hidden_NG[n], teacher_rows_VG)
+                teacher_PV = None
+                if teacher_hidden_NG is not None and teacher_head_VG is not None:
+                    teacher_PV = _project(teacher_hidden_NG[n], teacher_head_VG[:vocabulary])
                 statistics_SN[:, n] = elementwise(
                     student_PV,
                     teacher_PV,
@@ -192,12 +214,12 @@ def _add_product(sum_VH: torch.Tensor, a_VC: torch.Tensor, b_CH: torch.Tensor) -
 
 def _statistics(
     student_RV: torch.Tensor,
-    teacher_RV: torch.Tensor,
+    teacher_RV: torch.Tensor | None,
     grad_RV: torch.Tensor | None,
     targets_R: torch.Tensor,
     weight_R: torch.Tensor,
     watch_ids: torch.Tensor | None,
-    divergence: Divergence,
+    divergence: Divergence | None,
     transforms: tuple[LogitTransform, LogitTransform],
 ) -> torch.Tensor:
     """Statistics [S, R] from products with lm_head. weight * d D / d student's product is written into `grad_RV`.
@@ -208,6 +230,12 @@ def _statistics(
     out_RV = student_RV if grad_RV is None else grad_RV
     student_transform, teacher_transform = transforms
     student_RV = student_transform(student_RV.to(exact))
+    if teacher_RV is None or divergence is None:
+        nll_R, gradient_RV = cross_entropy(student_RV, targets_R)
+        unknown_R = torch.full_like(nll_R, math.nan)
+        entropy_R = -(student_RV.softmax(-1) * student_RV.log_softmax(-1)).sum(-1)
+        out_RV.copy_(student_transform.gradient(gradient_RV.mul_(weight_R.unsqueeze(1)), student_RV))
+        return torch.stack([nll_R, unknown_R, nll_R, unknown_R, entropy_R, unknown_R, unknown_R])
     teacher_RV = teacher_transform(teacher_RV.to(exact))
     targets_R1 = targets_R.unsqueeze(1)
     both = pair(student_RV, teacher_RV)

@@ -10,6 +10,8 @@ A teacher is one of four, and several may be told apart by name:
 - the student's moving average
 - the student itself
 
+With loss.divergence=cross_entropy there is no teacher: none is loaded, none runs, and nothing of one is measured.
+
 An update whose gradient is not finite is skipped: the weights, the optimizer's state and the moving average stay as
 they were, the schedule goes on, and `skipped_updates` counts it.
 
@@ -39,7 +41,9 @@ from trd_ray.config import ONLY, Each, Recipe, of_each
 from trd_ray.distill.batches import Example, MicroBatch, collate
 from trd_ray.distill.divergences import Divergence
 from trd_ray.distill.finite import not_finite
-from trd_ray.distill.head import STATISTICS, fused_divergence, token_logprobs
+from trd_ray.distill.head import STATISTICS, fused_cross_entropy, fused_divergence, token_logprobs
+from trd_ray.distill.learned_metrics import learned_metrics
+from trd_ray.distill.loss_tokens import has_loss, token_weights
 from trd_ray.distill.model import (
     MovingAverage,
     adapter_tensors,
@@ -53,17 +57,11 @@ from trd_ray.distill.model import (
 )
 from trd_ray.distill.onset import onset_ids
 from trd_ray.distill.schedule import share_of_lr
-from trd_ray.token_values import LARGEST, NONE, TokenValues, perplexity, together
+from trd_ray.token_values import LARGEST, NONE, TokenValues, together
 
 KL = STATISTICS.index("kl")
 # The statistics that are kept for each token, in the order of token_values.FIELDS.
 KEPT = [STATISTICS.index(name) for name in ("kl", "student_nll", "teacher_nll", "teacher_mass")]
-# The metrics that `step` returns.
-METRICS = (
-    *("loss", "kl/mean", "kl/row_mean", "kl/max", "student/nll", "teacher/nll", "student/entropy", "teacher/entropy"),
-    *("student/ppl", "teacher/ppl", "teacher/onset_mass", "trained_tokens", "grad_norm", "lr", "updates"),
-    *("skipped_updates", "weights_not_finite"),
-)
 
 
 class Learner:
@@ -90,7 +88,8 @@ class Learner:
         )
         self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else 0
         self.onset_ids = torch.tensor(onset_ids(self.tokenizer), dtype=torch.long, device=device)
-        self.divergence = Divergence.from_config(r.loss)
+        self.has_teacher = r.loss.has_teacher
+        self.divergence = Divergence.from_config(r.loss) if self.has_teacher else None
         mesh = init_device_mesh(device.type, (dist.get_world_size(),))
         student = load(r.student, student_path, self.dtype if opt.lora else torch.float32, opt)
         if opt.lora:
@@ -121,10 +120,15 @@ class Learner:
         self.schedule = LambdaLR(self.optimizer, lambda update: share_of_lr(update, warmup, updates, opt.min_lr_ratio))
 
     def _teacher(self, one: Recipe, path: str, mesh: Any, switches: dict[str, Any]) -> Any:
-        """The weights of a teacher: the student's, or a sharded model. `one` is the recipe in which it is the only."""
+        """The weights of a teacher: the student's, a sharded model, or None where the loss has none of its own.
+
+        `one` is the recipe in which it is the only teacher.
+        """
         opt, t = one.learner, one.teacher
         if t.follow != "frozen" or (opt.lora and t.mode == "opsd"):
             return self.student
+        if not self.has_teacher:
+            return None
         dtype = getattr(torch, t.dtype or opt.dtype)
         teacher = load(t if t.path else one.student, path, dtype, opt)
         return shard(teacher.requires_grad_(False).eval(), mesh, dtype, **switches)
@@ -152,17 +156,18 @@ class Learner:
                 loss.backward()
                 if whose[i] not in whose[i + 1 :]:
                     self._give_room(whose[i])
-                statistics_SN = statistics_SN.cpu()
+                scored_SN = statistics_SN.cpu()
+                statistics_SN = scored_SN[:, has_loss(examples)]
                 kl_of_each[whose[i]] += torch.tensor([float(statistics_SN[KL].double().sum()), statistics_SN.shape[1]])
                 totals[: len(STATISTICS)] += statistics_SN.sum(1).double()
                 totals[-2] += statistics_SN.shape[1]
                 totals[-1] += loss.item() / len(updates)
                 if examples:
-                    lengths = [len(e.response_ids) for e in examples]
+                    lengths = [e.loss_tokens for e in examples]
                     kl_rows += [kl.mean() for kl in statistics_SN[KL].split(lengths)]
                     kl_max = torch.maximum(kl_max, statistics_SN[KL].max())
-                if self.recipe.diagnostics.tokens:
-                    kept.append(_token_values(examples, statistics_SN))
+                if self.recipe.diagnostics.tokens and self.has_teacher:
+                    kept.append(_token_values(examples, scored_SN))
             norms.append(self._update())
         for _ in range(self.recipe.learner.updates_per_step - len(updates)):
             self.schedule.step()  # too few rows were left for an update; the schedule counts steps
@@ -178,21 +183,16 @@ class Learner:
     def _share_of_each(self, micro: list[list[Example]]) -> Any:
         """A function that weighs a micro-batch's tokens: summed over all ranks, their loss is the update's mean."""
         examples = [e for m in micro for e in m]
-        counts = torch.tensor([sum(len(e.response_ids) for e in examples), len(examples)], device=self.device)
+        counts = torch.tensor([sum(e.loss_tokens for e in examples), len(examples)], device=self.device)
         dist.all_reduce(counts)
         tokens, trajectories = counts.clamp(min=1).tolist()
-
-        def weight_N(micro_batch: list[Example]) -> torch.Tensor:
-            lengths = torch.tensor([len(e.response_ids) for e in micro_batch], dtype=torch.long)
-            if self.recipe.loss.mean == "tokens":
-                weight_B = torch.full((len(lengths),), 1.0 / tokens)
-            else:
-                weight_B = 1.0 / (trajectories * lengths.float())
-            return weight_B.repeat_interleave(lengths).to(self.device)
-
-        return weight_N
+        mean = self.recipe.loss.mean
+        return lambda micro_batch: token_weights(micro_batch, mean, tokens, trajectories).to(self.device)
 
     def _loss(self, batch: MicroBatch, weight_N: torch.Tensor, whose: str) -> tuple[torch.Tensor, torch.Tensor]:
+        divergence = self.divergence
+        if divergence is None:
+            return self.student(batch.student, lambda *of_student: self._cross_entropy(batch, weight_N, *of_student))
         with torch.no_grad(), self.teaching(whose) as teacher:
             teacher_hidden_NG = teacher(batch.teacher)
             # The teacher's root stays gathered after its forward, so its head is a plain tensor here.
@@ -209,7 +209,7 @@ class Learner:
                 teacher_head_VG,
                 batch.targets_N,
                 weight_N,
-                divergence=self.divergence,
+                divergence=divergence,
                 student_logits=self.student.logits,
                 teacher_logits=teacher.logits,
                 watch_ids=self.onset_ids,
@@ -220,6 +220,19 @@ class Learner:
             )
 
         return self.student(batch.student, loss)
+
+    def _cross_entropy(
+        self, batch: MicroBatch, weight_N: torch.Tensor, hidden_NH: torch.Tensor, head_VH: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return fused_cross_entropy(
+            hidden_NH,
+            head_VH,
+            batch.targets_N,
+            weight_N,
+            student_logits=self.student.logits,
+            chunk_tokens=self.recipe.learner.chunk_tokens,
+            compile=self.compiles_loss,
+        )
 
     @contextlib.contextmanager
     def teaching(self, whose: str = ONLY) -> Iterator[Any]:
@@ -246,12 +259,12 @@ class Learner:
     def _give_room(self, whose: str) -> None:
         """Free what a teacher has gathered, before the next one of several gathers its own."""
         teacher = self.teachers[whose]
-        if teacher is not self.student and len(self.teachers) > 1:
+        if teacher is not None and teacher is not self.student and len(self.teachers) > 1:
             teacher.reshard()
 
     def _of_each_teacher(self, kl_of_each: dict[str, torch.Tensor]) -> dict[str, float]:
         """The mean divergence from each of several teachers, over the tokens that it taught in this step."""
-        if not self.recipe.teachers:
+        if not (self.recipe.teachers and self.has_teacher):
             return {}
         sums = torch.stack(list(kl_of_each.values())).to(self.device)
         dist.all_reduce(sums)
@@ -283,22 +296,16 @@ class Learner:
         dist.all_reduce(sums)
         top = kl_max.to(self.device)
         dist.all_reduce(top, op=dist.ReduceOp.MAX)
-        tokens = max(1.0, float(sums[len(STATISTICS)]))
-        means = {name: float(sums[i]) / tokens for i, name in enumerate(STATISTICS)}
-        return {
-            "loss": float(sums[len(STATISTICS) + 1]),
-            "kl/mean": means["kl"],
-            "kl/row_mean": float(sums[-2]) / max(1.0, float(sums[-1])),
-            "kl/max": float(top),
-            "student/nll": means["student_nll"],
-            "teacher/nll": means["teacher_nll"],
-            "student/ppl": perplexity(means["student_nll"]),
-            "teacher/ppl": perplexity(means["teacher_nll"]),
-            "student/entropy": means["student_entropy"],
-            "teacher/entropy": means["teacher_entropy"],
-            "teacher/onset_mass": means["teacher_mass"],
-            "trained_tokens": float(sums[len(STATISTICS)]),
-        }
+        n = len(STATISTICS)
+        totals_of: dict[str, float] = dict(zip(STATISTICS, sums[:n].tolist(), strict=True))
+        return learned_metrics(
+            totals_of,
+            tokens=float(sums[n]),
+            loss=float(sums[n + 1]),
+            row_kl=float(sums[-2]) / max(1.0, float(sums[-1])),
+            kl_max=float(top),
+            has_teacher=self.has_teacher,
+        )
 
     @torch.no_grad()
     def score(self, batches: list[list[Example]], teachers: list[str] | None = None) -> TokenValues:

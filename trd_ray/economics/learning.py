@@ -63,7 +63,8 @@ def on_cpu_speed(cores: float) -> LearnerSpeed:
     return LearnerSpeed(c.CPU_FLOPS * cores, c.CPU_BYTES_S, c.CPU_BYTES_S, c.CPU_UPDATE_S)
 
 
-def work(rows: Sequence[Trained], student: ModelCosts, teacher: ModelCosts, how: HowItTrains) -> LearnerWork:
+def work(rows: Sequence[Trained], student: ModelCosts, teacher: ModelCosts | None, how: HowItTrains) -> LearnerWork:
+    """`teacher` is None where the loss has none."""
     passes = 2 + how.checkpointing + (not how.adapters)  # forward, back to the inputs, again, to the weights
     flops = again = 0.0
     for row in rows:
@@ -72,13 +73,14 @@ def work(rows: Sequence[Trained], student: ModelCosts, teacher: ModelCosts, how:
         flops += student.attention * (1 + how.checkpointing + c.ATTENTION_BACKWARD) * seen * seen
         if how.checkpointing:
             again += 2.0 * student.body * seen + student.attention * seen * seen
-        flops += 2.0 * teacher.body * taught + teacher.attention * taught * taught
-        flops += row.response * (teacher.head + student.head * (2 + (not how.adapters)))
+        flops += row.response * student.head * (2 + (not how.adapters))
+        if teacher:
+            flops += 2.0 * teacher.body * taught + teacher.attention * taught * taught + row.response * teacher.head
     gathered = 0.0
     if how.ranks > 1 and rows:
         tokens = sum(row.teacher_prompt + row.response for row in rows)
         batches = max(how.updates, -(-tokens // (how.ranks * how.micro_batch_tokens)))
-        sides = 2 * student.parameters * student.width + teacher.parameters * teacher.width
+        sides = 2 * student.parameters * student.width + (teacher.parameters * teacher.width if teacher else 0)
         gathered = batches * sides * (how.ranks - 1) / how.ranks
         if not how.adapters:  # the gradients, in float32, after each micro-batch
             gathered += batches * 4.0 * student.parameters * (how.ranks - 1) / how.ranks

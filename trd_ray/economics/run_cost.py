@@ -81,7 +81,7 @@ def run_cost(case: Case, draws: int = c.DRAWS) -> RunCost:
     for seed in range(draws):
         rows = chosen(case, lengths.rows(r.rollouts_per_step, seed))
         earlier = chosen(case, lengths.rows(r.rollouts_per_step, 1000 + seed))
-        examples = [trained(case, row) for row in rows]
+        examples = [trained(case, row) for row in (rows[:: r.sampler.n] if r.train.subset == "best" else rows)]
         work = work_of(case, examples)
         probed = learning.probe_flops(_mean_raw(rows), r.sync.probe_rows, _costs(case).student) / speed.flops
         on_policy = r.stream.max_staleness != "never" and not (case.measured and case.measured.learner)
@@ -124,20 +124,34 @@ def chosen(case: Case, rows: Sequence[Row]) -> list[Row]:
     refined = rows[: round(share * len(rows))]
     more = r.most_refinements - 1
     found = []
-    for i, row in enumerate(refined):
+    for i, row in enumerate(_prompted(case, row) for row in refined):
         like = (refined[(i + j) % len(refined)].refined for j in range(1, more + 1))
         found.append(row._replace(others=(*row.others, *like)[:more]))
     return [*found, *(row._replace(refine_prompt=0, refined=0, others=()) for row in rows[len(refined) :])]
 
 
+def _prompted(case: Case, row: Row) -> Row:
+    """The row with what its refiner reads: without an attempt, or with one that it goes on with."""
+    begins = case.recipe.refiner.begins
+    if begins == "attempt" or not row.refine_prompt:
+        return row
+    return row._replace(refine_prompt=_vanilla(case, row) + (row.raw if begins == "relay" else 0))
+
+
 def trained(case: Case, row: Row) -> Trained:
     """What the learner gets of a row: the refinement, where there is one, below the teacher's view of it."""
     r = case.recipe
-    refines = bool(row.refine_prompt) and r.train.trajectory != "y_o"
-    shown = row.prompt + (c.REFERENCE_TOKENS if r.shows_reference and not case.measured else 0)
-    if r.teacher.view == "refine" and refines:
-        shown = row.refine_prompt
-    return Trained(row.prompt, shown, row.refined if refines else row.raw)
+    refines = bool(row.refine_prompt) and "y_r" in r.trains_on
+    response = row.refined if refines else row.raw
+    if r.train.trajectory == "reference":
+        response = min(c.REFERENCE_TOKENS, r.sampler.response_tokens)
+    shown = row.refine_prompt if refines and r.view_of("y_r") == "refine" else _vanilla(case, row)
+    return Trained(row.prompt, shown, math.ceil(r.loss.first_share * response))
+
+
+def _vanilla(case: Case, row: Row) -> int:
+    """Tokens of the teacher's view without an attempt."""
+    return row.prompt + (c.REFERENCE_TOKENS if case.recipe.shows_reference and not case.measured else 0)
 
 
 @dataclass(frozen=True)
@@ -167,7 +181,8 @@ def how_it_trains(case: Case) -> HowItTrains:
 
 def work_of(case: Case, rows: Sequence[Trained]) -> LearnerWork:
     costs = _costs(case)
-    return learning.work(rows, costs.student, costs.teacher, how_it_trains(case))
+    teacher = costs.teacher if case.recipe.loss.has_teacher else None
+    return learning.work(rows, costs.student, teacher, how_it_trains(case))
 
 
 def learner_speed(case: Case, modelled: bool = False) -> LearnerSpeed:

@@ -204,6 +204,7 @@ def plain_opd(case: Case, plan: Plan) -> Change | None:
     if not r.refines or r.data.source == "corpus" or r.teachers:
         return None
     plain = ["train.trajectory=y_o", "train.subset=all", "teacher.view=vanilla"]
+    plain += ["refiner.from=attempt"] if r.refiner.begins != "attempt" else []
     if r.placement == "shared":
         plain.append("placement=separate")
     gpus = round(sum(a.spec.replicas * a.spec.gpus for a in case.placed.actors))

@@ -65,6 +65,8 @@ def _on_hub(path: str) -> bool:
 
 
 def _headline(recipe: Recipe) -> str:
+    if not (recipe.loss.has_teacher or recipe.refines):
+        return f"{code(recipe.student.path)}, trained on {_trains_on(recipe)}, without a teacher."
     if recipe.teachers:
         who = " and ".join(_follows(one) for one in recipe.by_teacher.values())
         return f"{code(recipe.student.path)}, trained by {METHOD} to follow {who}, each on rows of its own."
@@ -94,18 +96,12 @@ def _teacher_lines(name: str, r: Recipe) -> list[list[str]]:
 def _training(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
     r = recipe
     opt = recipe.learner
-    trains_on = {
-        "y_r": "the teacher's rewrites of its attempts",
-        "y_o": "its own attempts",
-        "repair": "its own attempts that passed, and the teacher's rewrites of the others",
-        "mixture": f"its own attempts for {r.train.mixture_share:.0%} of the rows, else the teacher's rewrites",
-    }[r.train.trajectory]
     weights = f"LoRA adapters, rank {opt.lora.rank}, alpha {opt.lora.alpha:g}" if opt.lora else "all weights"
     lines = [["", ""], ["base model", _named(r.student.path, r.student.revision)]]
     for name, one in r.by_teacher.items():
         lines += _teacher_lines(name, one)
     lines += [
-        ["trains on", trains_on],
+        ["trains on", _trains_on(r)],
         ["data", ", ".join(_named(path, None) for path in r.data.paths)],
         ["steps", f"{steps} of {r.rollouts_per_step} rollouts"],
         ["loss", inline(_loss(r))],
@@ -117,7 +113,24 @@ def _training(directory: RunDirectory, recipe: Recipe, steps: int) -> str:
     return "\n\n".join([table(lines).replace("---:|", ":---|"), *_pass_rates(directory, steps, r), _recipe(r)])
 
 
+def _trains_on(r: Recipe) -> str:
+    theirs = {
+        "attempt": "the teacher's rewrites",
+        "problem": "the teacher's own solutions",
+        "relay": "the teacher's continuations",
+    }[r.refiner.begins]
+    return {
+        "y_r": f"{theirs} of its {'problems' if r.refiner.begins == 'problem' else 'attempts'}",
+        "y_o": "its own attempts",
+        "repair": f"its own attempts that passed, and {theirs} of the others",
+        "mixture": f"its own attempts for {r.train.mixture_share:.0%} of the rows, else {theirs}",
+        "reference": "the reference solutions",
+    }[r.train.trajectory]
+
+
 def _loss(r: Recipe) -> str:
+    if not r.loss.has_teacher:
+        return "cross entropy"
     loss = r.loss.model_dump(exclude_defaults=True, exclude={"divergence"})
     settings = "".join(f", {key} {value}" for key, value in loss.items())
     return f"{r.loss.divergence.replace('_', ' ')}{settings or ' over the whole vocabulary'}"

@@ -56,10 +56,12 @@ class Corpus:
     problems: Sequence[str]  # the texts of those that it trains on
 
     def __str__(self) -> str:
-        return (
+        told = (
             f"a corpus of {self.rows} rows, {self.steps} steps of {self.rows_per_step} rollouts on "
             f"{len(self.problems)} problems"
         )
+        passes = self.steps / max(1, self.rows // self.rows_per_step)
+        return f"{told} in {passes:.3g} passes" if passes > 1 else told
 
 
 @dataclass(frozen=True)
@@ -173,12 +175,12 @@ def check(
 
 def _trainable(recipe: Recipe, student: ModelFacts, teachers: Sequence[ModelFacts], faults: Faults) -> None:
     with faults:
-        trainable.no_bias(student, *teachers)
+        trainable.no_bias(student, *(teachers if recipe.loss.has_teacher else ()))
     with faults:
         trainable.has_targets(recipe, student)
     with faults:
         trainable.has_compiler(recipe)
-    for teacher in teachers:
+    for teacher in teachers if recipe.loss.has_teacher else ():
         with faults:
             trainable.has_support(recipe, student, teacher)
 
@@ -207,9 +209,9 @@ def _lengths(
         if rows[name] and recipe.refines and not recipe.shares_engines:
             with faults:
                 lengths.require_positions(keys_of(pool_of(name)), one.refiner.max_model_len, teachers[name])
-        if one.teacher.mode == "opsd":
+        if one.needs_references:
             with faults:
-                _references(rows[name], group_of_teacher(name))
+                _references(one, rows[name], group_of_teacher(name))
     with faults:
         resolved = lengths.resolve(taught[first], contexts[first], [p.tokens for p in asked[first]], prompts)
         lengths.require_held_out(resolved, evaluated, contexts[first].sampler, student.max_positions)
@@ -222,7 +224,8 @@ def _lengths(
     kept = [(one, p.tokens) for name, one in r.by_teacher.items() for p in fitted.kept[name]]
     longest = [lengths.longest_tokens(one, p) for one, p in kept]
     without_attempt = [
-        min(one.refiner.prompt_tokens, p.refine if one.teacher.view == "refine" else p.vanilla) for one, p in kept
+        min(one.refiner.prompt_tokens, p.refine if one.teacher.view == "refine" and one.shows_attempts else p.vanilla)
+        for one, p in kept
     ]
     return Findings(
         recipe=r,
@@ -295,13 +298,16 @@ def _tested(recipe: Recipe, problems: pa.Table) -> list[bool]:
     return [has for has, source in zip(has_tests, problems["source"].to_pylist(), strict=True) if source not in worded]
 
 
-def _references(rows: Sequence[dict[str, Any]], group: str) -> None:
+def _references(recipe: Recipe, rows: Sequence[dict[str, Any]], group: str) -> None:
     without = [row["problem_id"] for row in rows if not row["reference"].strip()]
     if without:
+        needs = f"{group}.mode=opsd shows the teacher the reference solution"
+        other = f"set {group}.mode=opd and {group}.path to a stronger model"
+        if recipe.train.trajectory == "reference":
+            needs, other = "train.trajectory=reference trains on the reference solution", "another train.trajectory"
         raise UserError(
-            f"{group}.mode=opsd shows the teacher the reference solution, but {len(without)} of {len(rows)} problems "
-            f"have none, the first being {without[0]}: set data.columns.reference=NAME to the column with them, or "
-            f"data.without_reference=drop, or set {group}.mode=opd and {group}.path to a stronger model"
+            f"{needs}, but {len(without)} of {len(rows)} problems have none, the first being {without[0]}: set "
+            f"data.columns.reference=NAME to the column with them, or data.without_reference=drop, or {other}"
         )
 
 

@@ -11,6 +11,7 @@
   long. `data.too_long` says whether such a problem is refused or left out.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from trd_ray.views import PromptTokens
 
 # The paper has prompts of 2,048 tokens, references of 4,096 and attempts of 16,384.
 RESPONSE_TOKENS = 16384
+SOLUTION_TOKENS = 4096
 REFINE_PROMPT_TOKENS = {"opd": 18432, "opsd": 22528}
 SHOWN_CHARACTERS = 60  # how much of a problem's text names it
 
@@ -61,23 +63,27 @@ def resolve(
     y_r = r.refiner.max_response_tokens
     limit = r.refiner.max_prompt_tokens
     paper = REFINE_PROMPT_TOKENS[r.teacher.mode]
-    shows_attempts = r.refines or r.teacher.view == "refine"
-    context = contexts.refiner if r.refines else contexts.teacher
-    room = _left(context, [p.refine if shows_attempts else p.vanilla for p in prompts])
+    is_taught = r.loss.has_teacher and "y_o" in r.trains_on
+    context = contexts.refiner if r.refines else contexts.teacher if is_taught else contexts.sampler
+    room = _left(context, [p.refine if r.shows_attempts else p.vanilla for p in prompts])
     bare = context - room
     holds_paper = context >= (limit or paper) + (y_r or RESPONSE_TOKENS)
     if y_o is None:
         y_o = min(RESPONSE_TOKENS, _left(contexts.sampler, [p.student for p in prompts]))
-        if not shows_attempts:
-            y_o = min(y_o, room)
+        if not r.shows_attempts:
+            y_o = min(y_o, room) if is_taught else y_o
+            if relays(r):
+                y_o = max(1, min(y_o, room - 1))  # and the token that vLLM samples besides
         elif limit is None and not holds_paper:
             y_o = min(y_o, max(room // 2, room - (y_r or room)))
-        if _mixes(r):
+        if _mixes(r) and is_taught:
             # Below the vanilla view, of which no more than the limit is shown.
             y_o = min(y_o, _left(contexts.teacher, [min(limit or p.vanilla, p.vanilla) for p in prompts]))
     if y_r is None:
-        with_attempt = min(limit, bare + y_o) if limit else bare + min(y_o, room // 2)
-        y_r = RESPONSE_TOKENS if holds_paper else max(1, min(RESPONSE_TOKENS, context - with_attempt))
+        asked = bare
+        if r.shows_attempts or not r.refines:
+            asked = min(limit, bare + y_o) if limit else bare + min(y_o, room // 2)
+        y_r = RESPONSE_TOKENS if holds_paper else max(1, min(RESPONSE_TOKENS, context - asked))
         if "y_r" in r.trains_on:
             y_r = min(y_r, _left(contexts.student, [p.student for p in prompts]))
         if r.scores_refinements:
@@ -86,7 +92,8 @@ def resolve(
         responses = [y_r] if r.refines else []
         responses += [y_o] if r.train.trajectory == "y_o" else []
         # The limit holds at least a whole attempt: a default cuts nothing off a length that was asked for.
-        limit = max(16, min(paper, max(context - max(responses, default=0), bare + y_o)))
+        attempt = y_o if r.shows_attempts or not r.refines else 0
+        limit = max(16, min(paper, max(context - max(responses, default=0), bare + attempt)))
     evaluation = r.evaluation.max_response_tokens or min(RESPONSE_TOKENS, _left(contexts.sampler, evaluated))
     return _with_lengths(r, y_o, y_r, limit, evaluation)
 
@@ -167,10 +174,17 @@ def fit(
         kept = [p for p in kept if p.problem_id not in left_out]
 
 
-def trained_responses(r: Recipe) -> dict[str, int]:
-    """The longest response of each trajectory that may train."""
-    limits = {"y_r": r.refiner.response_tokens, "y_o": r.sampler.response_tokens}
-    return {y: limits[y] for y in r.trains_on}
+def trained_responses(r: Recipe, solution: int) -> dict[str, int]:
+    """The longest response of each trajectory that may train, as far as it has loss; y* has `solution` tokens."""
+    limits = {"y_r": r.refiner.response_tokens, "y_o": r.sampler.response_tokens, "reference": solution}
+    if relays(r):  # which may keep an attempt whole
+        limits["y_r"] = max(limits["y_r"], limits["y_o"])
+    return {y: math.ceil(r.loss.first_share * limits[y]) for y in r.trains_on}
+
+
+def relays(r: Recipe) -> bool:
+    """Whether the teacher reads attempts, and goes on from them."""
+    return r.refines and r.refiner.begins == "relay"
 
 
 def _mixes(r: Recipe) -> bool:
@@ -181,12 +195,11 @@ def _mixes(r: Recipe) -> bool:
 def taught(r: Recipe, p: PromptTokens) -> dict[str, tuple[int, int]]:
     """Tokens of the longest context that the teacher has in the loss, and of the longest response below it.
 
-    One pair for each trajectory that may train. An attempt that trains among refinements has the vanilla view.
+    One pair for each trajectory that may train; no context where the loss has no teacher.
     """
-    vanilla = min(r.refiner.prompt_tokens, p.vanilla)
-    refine = min(r.refiner.prompt_tokens, p.refine + r.sampler.response_tokens)
-    asked = refine if r.teacher.view == "refine" else vanilla
-    return {y: (vanilla if y == "y_o" and _mixes(r) else asked, n) for y, n in trained_responses(r).items()}
+    seen = {"vanilla": p.vanilla, "refine": p.refine + r.sampler.response_tokens}
+    most = r.refiner.prompt_tokens if r.loss.has_teacher else 0
+    return {y: (min(most, seen[r.view_of(y)]), n) for y, n in trained_responses(r, p.solution).items()}
 
 
 def longest_tokens(r: Recipe, p: PromptTokens) -> int:
@@ -205,18 +218,26 @@ def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens, group: str) -> dic
             f"its prompt of {p.student} tokens and sampler.max_response_tokens ({y_o}) make {p.student + y_o}, "
             f"but the context is {contexts.sampler}"
         )
-    shows_vanilla = r.teacher.view == "vanilla" or _mixes(r)
-    views = [p.refine] * (r.refines or r.teacher.view == "refine") + [p.vanilla] * shows_vanilla
-    if max(views) - p.reference > limit:
+    shows_vanilla = r.loss.has_teacher and "vanilla" in map(r.view_of, r.trains_on)
+    shows_vanilla |= r.refines and r.refiner.begins != "attempt"
+    views = [p.refine] * r.shows_attempts + [p.vanilla] * shows_vanilla
+    if max(views, default=0) - p.reference > limit:
         found["teacher's prompt"] = (
             f"the problem and the instructions alone take {max(views) - p.reference} tokens of it, but "
             f"{group}.max_prompt_tokens is {limit}"
         )
-    prompt = min(limit, p.refine + y_o)
+    rewrites = r.refiner.begins == "attempt"
+    prompt = min(limit, p.refine + y_o if rewrites else p.vanilla)
     if r.refines and prompt + y_r > contexts.refiner:
+        with_attempt = " with an attempt of full length" if rewrites else ""
         found["refiner"] = (
-            f"its prompt with an attempt of full length ({prompt} tokens) and {group}.max_response_tokens ({y_r}) make "
-            f"{prompt + y_r}, but the context is {contexts.refiner}"
+            f"its prompt{with_attempt} ({prompt} tokens) and {group}.max_response_tokens ({y_r}) make {prompt + y_r}, "
+            f"but the context is {contexts.refiner}"
+        )
+    if relays(r) and prompt + y_o + 1 > contexts.refiner:
+        found["relay"] = (
+            f"its prompt of {prompt} tokens, an attempt of full length ({y_o}) and the token that vLLM samples besides "
+            f"make {prompt + y_o + 1}, but the refiner's context is {contexts.refiner}"
         )
     if r.scores_refinements and p.student + y_r + 1 > contexts.sampler:
         found["scoring"] = (
@@ -224,12 +245,12 @@ def _exceeded(r: Recipe, contexts: Contexts, p: PromptTokens, group: str) -> dic
             f"besides make {p.student + y_r + 1}, but the sampler's context is {contexts.sampler}"
         )
     seen, response = max(taught(r, p).values(), key=sum)
-    if seen + response > contexts.teacher:
+    if r.loss.has_teacher and seen + response > contexts.teacher:
         found["teacher"] = (
             f"the teacher's view ({seen} tokens) and the response ({response}) make {seen + response}, but it has "
             f"{contexts.teacher} positions"
         )
-    response = max(trained_responses(r).values())
+    response = max(trained_responses(r, p.solution).values())
     if p.student + response > contexts.student:
         found["student"] = (
             f"its prompt of {p.student} tokens and the response ({response}) make {p.student + response}, but it has "
@@ -249,8 +270,8 @@ def _refusals(
 ) -> Iterator[str]:
     """A sentence for each limit, but only one about the same few problems."""
     engine = "sampler" if asked.shares_engines else group
-    pools = {"y_r": group, "y_o": "sampler"}
-    response = " or ".join(f"{pools[y]}.max_response_tokens" for y in asked.trains_on)
+    limits = {"y_r": f"{group}.max_response_tokens", "y_o": "sampler.max_response_tokens"}
+    response = " or ".join(limits.get(y, "the lengths of the references") for y in asked.trains_on)
     default = asked.refiner.max_prompt_tokens is None
     what_is_left = default and resolved.refiner.prompt_tokens < REFINE_PROMPT_TOKENS[asked.teacher.mode]
     longer = {
@@ -262,6 +283,7 @@ def _refusals(
         "teacher's prompt": f"lower {group}.max_response_tokens, {longer[engine]}" if what_is_left else "raise it",
         "refiner": f"lower sampler.max_response_tokens, {group}.max_prompt_tokens or {group}.max_response_tokens, "
         f"{longer[engine]}",
+        "relay": f"lower sampler.max_response_tokens, {longer[engine]}",
         "scoring": f"lower {group}.max_response_tokens, {longer['sampler']}, or set {group}.select=shortest_passed",
         "teacher": f"lower {group}.max_prompt_tokens or {response}",
         "student": f"lower {response}",

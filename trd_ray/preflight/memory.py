@@ -118,7 +118,8 @@ def object_store_gib(recipe: Recipe, student: ModelFacts) -> float:
     refined = [min(one.max_response_tokens or longest, one.max_model_len or longest) for one in refiners]
     prompts = [min(one.max_prompt_tokens or longest, one.max_model_len or longest) for one in refiners]
     row = 12 * sampled + recipe.refines * max(16 * y_r + 8 * seen for y_r, seen in zip(refined, prompts, strict=True))
-    trained = max({"y_o": sampled, "y_r": max(refined)}[y] for y in recipe.trains_on)
+    # How long a reference is, only the data knows: as long as an attempt may be.
+    trained = max({"y_o": sampled, "y_r": max(refined), "reference": sampled}[y] for y in recipe.trains_on)
     found = recipe.rollouts_per_step * trained * 2 * 8 if recipe.diagnostics.tokens else 0
     staleness = recipe.stream.max_staleness
     steps = 2 + (staleness if isinstance(staleness, int) else 1)
@@ -227,7 +228,10 @@ def _held(recipe: Recipe, teacher: Each[ModelFacts]) -> dict[str, tuple[ModelFac
     """The teachers that have weights of their own in the learner: how the part is called -> the model, bytes a weight.
 
     A frozen OPSD teacher is the student with its adapters off, where it has some. One that moves is the student too.
+    A loss without a teacher needs none.
     """
+    if not recipe.loss.has_teacher:
+        return {}
     facts = of_each(teacher)
     found = {}
     for name, one in recipe.by_teacher.items():

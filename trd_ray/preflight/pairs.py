@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from trd_ray.config import Recipe, group_of_teacher
 from trd_ray.errors import Faults, UserError
-from trd_ray.layouts import rendered
+from trd_ray.layouts import turn_end
 from trd_ray.models import ModelFacts
 
 if TYPE_CHECKING:
@@ -101,17 +101,9 @@ def _turn_ends(model: ModelFacts, tokenizer: "PreTrainedTokenizerBase", who: str
             f"the {who}'s tokenizer ({model.path}) has no chat template: use an instruct model, or put a "
             "chat_template.jinja next to its tokenizer.json"
         )
-    answer = "an-answer-8c1f"
-    messages = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": answer}]
-    text = rendered(tokenizer, who, messages, "a question and its answer", kwargs)
-    after = tokenizer(text.rpartition(answer)[2].lstrip(), add_special_tokens=False).input_ids
+    after = turn_end(tokenizer, who, kwargs)
     stops = ", ".join(f"{tokenizer.decode([i])!r} ({i})" for i in model.eos_ids) or "none"
     remedy = f"set eos_token_id in the generation_config.json of {model.path} to the template's end token"
-    if not after:
-        raise UserError(
-            f"the {who}'s chat template puts nothing after an answer, so generation would never learn to end; the "
-            f"model's eos is {stops}: let the template of {model.path} end an assistant's turn with it"
-        )
     if after[0] not in model.eos_ids:
         raise UserError(
             f"the {who}'s chat template ends a turn with {tokenizer.decode([after[0]])!r} ({after[0]}), which is not "

@@ -111,7 +111,10 @@ class Clock:
         made = {
             ("sampler", "sample"): sum(part(row, "y_o", "tokens") or 0 for row in rows),
             # Also of the refinements that were not chosen, which rows of an older corpus do not tell.
-            ("refiner", "refine"): sum(row.get("refine_tokens") or part(row, "y_r", "tokens") or 0 for row in rows),
+            ("refiner", "refine"): sum(
+                (part(row, "y_r", "tokens") or 0) if row.get("refine_tokens") is None else row["refine_tokens"]
+                for row in rows
+            ),
         }
         out |= {f"tokens_per_s/{pool}": n / stages[stage] for (pool, stage), n in made.items() if stages[stage]}
         self.step = Span(f"step {rows[0]['step'] + 1}", *window)

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 KINDS = {
     "sampled": "attempts (y_o), by the sampler",
     "refined": "refinements, all candidates, by the refiner",
-    "scored": "refinements read for their likelihood (refiner.select=nearest), by the sampler",
+    "scored": "attempts read by the refiner (refiner.from=relay), and refinements read for their likelihood "
+    "(refiner.select=nearest), by the sampler",
 }
 
 

@@ -31,7 +31,7 @@ METRICS = (
     *("rollouts", "trained_rows", "refine/cut_rows", "teacher/cut_rows", "staleness/mean", "staleness/max"),
     *(f"trained_rows/{y}" for y in ("y_o", "y_r")),
     *(f"tokens/{kind}" for kind in KINDS),
-    *("y_r/edited_share", "y_r/student_logprob"),
+    *("y_r/edited_share", "y_r/student_logprob", "relay/kept_share"),
     *(
         f"{y}/{name}"
         for y in ("y_o", "y_r")
@@ -45,7 +45,7 @@ OF_TEACHERS = ("rollouts", "y_o_passed", "y_r_passed")  # as teachers/<name>/<on
 
 _PLAIN = ["row", "step", "source", "teacher", "fault", "train", "dropped_because"]
 _PLAIN += ["refine_cut_tokens", "teacher_cut_tokens", "trajectory", "refine_tokens", "refine_scored_tokens"]
-_PLAIN += ["refine_student_logprob", "refine_edited_share"]
+_PLAIN += ["refine_student_logprob", "refine_edited_share", "refine_kept_tokens"]
 _VERDICT = ("passed", "finish", "extracted", "detail", "seconds", "parts")
 _PARTS = [("y_o", "version"), *((y, n) for y in ("y_o", "y_r") for n in _VERDICT)]
 
@@ -86,6 +86,7 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
     - shares of the trajectories that exist: passed, truncated, no_answer, unanswered (ended by itself, holds no answer
       and did not pass), empty
     - tokens/*, what all of the rows cost (see generated.py)
+    - relay/kept_share, the mean share of its attempt that a refinement keeps, where it goes on from it
     - numbers of tokens, and staleness if `version` is given
     - of each source what `by_source` says, of each of several verifiers what `by_verifier` says
     """
@@ -100,6 +101,8 @@ def ledger(facts: list[dict], version: int | None = None) -> dict[str, float]:
     for name in ("edited_share", "student_logprob"):
         if known := [f[f"refine_{name}"] for f in sound if f[f"refine_{name}"] is not None]:
             out[f"y_r/{name}"] = float(np.mean(known))
+    if relayed := [f for f in sound if f["refine_kept_tokens"] is not None and f["y_o_tokens"]]:
+        out["relay/kept_share"] = float(np.mean([f["refine_kept_tokens"] / f["y_o_tokens"] for f in relayed]))
     for y in ("y_o", "y_r"):
         out |= _trajectory_metrics(y, [f for f in sound if f[f"{y}_tokens"] is not None])
     judged = [f for f in sound if f["y_o_passed"] is not None and f["y_r_passed"] is not None]

@@ -22,7 +22,7 @@ from trd_ray.trackers.board import Board
 from trd_ray.trackers.measured import finite, plain
 
 # What the loop itself measures in a step; the rows (ledger.METRICS,
-# signal_metrics.METRICS) and the learner (learner.METRICS) give the rest.
+# signal_metrics.METRICS) and the learner (learned_metrics.METRICS) give the rest.
 OF_THE_LOOP = (
     *("version", "epoch", "time_s", "sync/gap_mean", "sync/gap_max"),
     *(f"seconds/{part}" for part in ("step", "wait", "sample", "verify", "refine", "train", "sync", "overhead")),
@@ -44,10 +44,10 @@ def metric_names(
     """Every metric that a step may have of a run with these sources, sets, teachers and verifiers, but dropped/*."""
     from trd_ray import token_values
     from trd_ray.diagnostics import signal_metrics
-    from trd_ray.distill import learner
+    from trd_ray.distill import learned_metrics
     from trd_ray.record import ledger
 
-    found = {*ledger.METRICS, *learner.METRICS, *token_values.METRICS, *OF_THE_LOOP, *EVALUATED}
+    found = {*ledger.METRICS, *learned_metrics.METRICS, *token_values.METRICS, *OF_THE_LOOP, *EVALUATED}
     found |= set(by_source.names_of(sources)) | set(by_verifier.score_names(verifiers)) | set(signal_metrics.METRICS)
     found |= {f"alarm/{name}" for name in alarms}
     for name in evaluation.sets if evaluation else ():

@@ -118,6 +118,7 @@ def _headline(recipe: Recipe, metrics: list[dict], totals: dict[str, float], eva
         "y_o": "raw rollouts",
         "repair": "refined rollouts where raw ones failed, else raw ones",
         "mixture": f"raw ({recipe.train.mixture_share:.0%} of the rows) and refined rollouts",
+        "reference": "reference solutions",
     }[recipe.train.trajectory]
     lines = [
         f"{_modes(recipe)} on {trains_on}: {len(metrics)} steps, {totals['rollouts']} rollouts, "

@@ -13,7 +13,7 @@ from trd_ray.rows import RowFiles
 
 _LISTS = ("student_prompt_ids", "refine_prompt_ids", "student_ids", "teacher_ids", "response_ids", "y_o.ids", "y_r.ids")
 _PLAIN = (
-    *("step", "train", "refine_candidates", "refine_tokens"),
+    *("step", "train", "refine_candidates", "refine_tokens", "refine_kept_tokens"),
     *(f"{y}.{name}" for y in ("y_o", "y_r") for name in ("start_s", "seconds", "engine", "verify_seconds")),
 )
 
@@ -41,7 +41,10 @@ def _timed(row: dict[str, Any], y: str, prompt: str) -> Timed | None:
     tokens, start, seconds = row[f"{y}.ids"], row[f"{y}.start_s"], row[f"{y}.seconds"]
     if tokens is None or start is None or seconds is None:
         return None
-    return Timed(row[prompt] or 0, tokens, start, seconds, row[f"{y}.engine"] or "engine")
+    kept = (row["refine_kept_tokens"] or 0) if y == "y_r" else 0  # not generated, but read with the prompt
+    if kept == tokens:
+        return None
+    return Timed((row[prompt] or 0) + kept, tokens - kept, start, seconds, row[f"{y}.engine"] or "engine")
 
 
 def _others(row: dict[str, Any], chosen: int) -> tuple[int, ...]:
@@ -51,5 +54,7 @@ def _others(row: dict[str, Any], chosen: int) -> tuple[int, ...]:
 
 
 def _trained(row: dict[str, Any]) -> Trained | None:
-    lengths = [row[name] for name in ("student_ids", "teacher_ids", "response_ids")]
-    return Trained(*lengths) if row["train"] and None not in lengths else None
+    student, response = row["student_ids"], row["response_ids"]
+    if not row["train"] or student is None or response is None:
+        return None
+    return Trained(student, row["teacher_ids"] or 0, response)

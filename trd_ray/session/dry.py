@@ -112,7 +112,7 @@ def _without_data(recipe: Recipe, student: ModelFacts, teachers: Mapping[str, Mo
 
 def _longest(resolved: Recipe, contexts: lengths.Contexts) -> int:
     shown = resolved.refiner.prompt_tokens
-    if resolved.teacher.view == "vanilla":
+    if not resolved.loss.has_teacher or "refine" not in map(resolved.view_of, resolved.trains_on):
         shown = min(shown, PROMPT_TOKENS)
-    longest = shown + max(lengths.trained_responses(resolved).values())
+    longest = shown + max(lengths.trained_responses(resolved, lengths.SOLUTION_TOKENS).values())
     return min(longest, max(contexts.student, contexts.teacher))

@@ -69,7 +69,7 @@ def _faults(recipe: Recipe, rows: list[Row], verify: Verify | None) -> list[str]
     until = time.monotonic() + LOOK_S
     right = asked(verify, rows, right_texts(rows, form), until)
     wrong = asked(verify, rows, wrong_texts(rows, right), until)
-    return Soundness(rows, [*right, *wrong], form, recipe.shows_reference, tolerated=TOLERATED_IN_LOOK).faults()
+    return Soundness(rows, [*right, *wrong], form, recipe.needs_references, tolerated=TOLERATED_IN_LOOK).faults()
 
 
 def _with_limits(verify: VerifyConfig) -> VerifyConfig:

@@ -209,7 +209,7 @@ def _warn(r: Recipe, job: placement.Job, base_is_given: bool) -> None:
             guards[0],
         )
     refines = any(one.teacher.view == "refine" for one in r.by_teacher.values())
-    if job == "train" and r.train.trajectory == "y_o" and refines:
+    if job == "train" and r.train.trajectory == "y_o" and refines and r.loss.has_teacher:
         logger.warning(
             "train.trajectory=y_o with teacher.view=refine shows the teacher the very attempt that it scores; the "
             "baselines of the paper score y_o with teacher.view=vanilla"
@@ -289,15 +289,16 @@ def _without(problems: pa.Table, too_long: Sequence[SetAside]) -> pa.Table:
 def _corpus(recipe: Recipe) -> checks.Corpus:
     corpus = open_corpus(recipe.data.path)
     rows = corpus.count_rows()
-    steps = rows // recipe.rollouts_per_step
-    if not steps:
+    of_a_pass = rows // recipe.rollouts_per_step
+    if not of_a_pass:
         raise UserError(
             f"the corpus {recipe.data.path} has {rows} rows, but a step needs {recipe.rollouts_per_step}: lower "
             "rollouts_per_step, or build a larger corpus with jobs/refine.py"
         )
-    steps = min(recipe.steps or steps, steps)
-    trains = steps * recipe.rollouts_per_step
-    require_held(recipe, trains)
+    most = recipe.data.passes * of_a_pass
+    steps = min(recipe.steps or most, most)
+    trains = min(steps, of_a_pass) * recipe.rollouts_per_step
+    require_held(recipe, trains, -(-steps // of_a_pass))
     trained = load_problems(recipe.data, corpus_rows=trains).table
     if recipe.teachers:  # of every row: two teachers may have refined rollouts of one problem
         with_teachers_of(recipe, corpus.to_table(["problem_id", "teacher"], pc.field("row") < trains))

@@ -105,11 +105,13 @@ def _near(candidates: Sequence[RefineCandidate], max_edited_share: float | None)
     return [i for i in there if not strays(candidates[i].edited_share, max_edited_share)] or there
 
 
-def scoring(prompt_ids: Sequence[int] | np.ndarray, response_ids: Sequence[int] | np.ndarray) -> Request:
+def scoring(
+    prompt_ids: Sequence[int] | np.ndarray, response_ids: Sequence[int] | np.ndarray, adapter: bool = True
+) -> Request:
     """The request for the likelihood of a response. vLLM samples a token besides, so the context must hold one more."""
     ids = np.concatenate([np.asarray(prompt_ids, np.int32), np.asarray(response_ids, np.int32)])
     # No `prefix`: vLLM reads no prefix cache for a prompt that it scores, or it would have no logits to score by.
-    return Request(ids, seed=0, prompt_logprobs=True)
+    return Request(ids, seed=0, prompt_logprobs=True, adapter=adapter)
 
 
 def mean_logprob(answer: Generation, tokens: int) -> float | None:

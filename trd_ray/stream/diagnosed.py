@@ -67,8 +67,9 @@ def looks(table: pa.Table, count: int, recipe: Recipe, views: Each[Views], bound
             if not _can_be_scored(row["student_prompt_ids"], ids, bounds):
                 continue
             room = bounds.teacher_positions[teacher] - len(ids)
+            rewrites = recipe.by_teacher[teacher].refiner.begins == "attempt"
             for view in VIEWS:
-                seen = _seen(row, view, of_each(views)[teacher], room)
+                seen = _seen(row, view, of_each(views)[teacher], room, rewrites)
                 if seen is not None:
                     example = Example(len(found), row["student_prompt_ids"], seen, ids, teacher=teacher)
                     found.append(ToScore(row["row"], y, view, example))
@@ -81,9 +82,12 @@ def _can_be_scored(prompt: Any, ids: Any, bounds: Bounds) -> bool:
     return bounds.vocabulary is None or int(np.max(ids)) < bounds.vocabulary
 
 
-def _seen(row: dict[str, Any], view: str, views: Views, room: int) -> Any:
-    """The teacher's prompt, in no more tokens than `room`; None where problem and instructions alone take more."""
-    refined_from = row["refine_prompt_ids"]
+def _seen(row: dict[str, Any], view: str, views: Views, room: int, rewrites: bool) -> Any:
+    """The teacher's prompt, in no more tokens than `room`; None where problem and instructions alone take more.
+
+    `rewrites` says that y_r was sampled from the refine view.
+    """
+    refined_from = row["refine_prompt_ids"] if rewrites else None
     if view == "refine" and refined_from is not None and 0 < len(refined_from) <= room:
         return refined_from
     within = views.within(room)

@@ -1,6 +1,7 @@
-"""How far a refinement strays from the attempt.
+"""How far a refinement strays from the attempt, and where.
 
-    ids of y_o, ids of y_r  ->  edited_share()  ->  0 (the same) to 1 (nothing in common)
+    ids of y_o, ids of y_r  ->  edited_share()   ->  0 (the same) to 1 (nothing in common)
+                            ->  edited_places()  ->  the places in y_r at which it goes another way than y_o
 
 The share is Levenshtein's distance (insertions, deletions and substitutions of tokens) divided by the length of the
 longer sequence. So what is left out counts as edited too: a refinement of a tenth of the length has at least 0.9.
@@ -45,6 +46,47 @@ def distance(a: list[int], b: list[int]) -> int:
         rises = across_down | ~(diagonal | across_up) & every
         falls = across_up & diagonal
     return found
+
+
+def edited_places(y_o: Sequence[int] | np.ndarray, y_r: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The places, in order, of the tokens of y_r that a longest common subsequence with y_o leaves over.
+
+    Where y_r leaves something out, and has nothing of its own in its place, the token after it counts: there it goes
+    another way.
+
+    The table is that of M. Crochemore et al., "A fast and practical bit-vector algorithm for the Longest Common
+    Subsequence problem", 2001: a column of bits for each token of y_r, read backwards. It takes as many numbers of
+    len(y_o) bits as y_r has tokens: 32 MB for two of 16,384.
+    """
+    a, b = np.asarray(y_o).tolist(), np.asarray(y_r).tolist()
+    begin = _common(a, b)
+    a, b = _without_common_ends(a, b)
+    matches: defaultdict[int, int] = defaultdict(int)
+    for place, token in enumerate(a):
+        matches[token] |= 1 << place
+    every = (1 << len(a)) - 1
+    column, columns = every, []  # a bit is 0 where one more token of y_o makes the common subsequence longer
+    for token in b:
+        both = column & matches.get(token, 0)
+        column = (column + both | column - both) & every
+        columns.append(column)
+    own, after_a_gap = set(), set()
+    i, j = len(a), len(b)
+    while i and j:
+        if columns[j - 1] >> i - 1 & 1:
+            i -= 1
+            after_a_gap.add(j)
+        else:
+            j -= 1
+            if j and not columns[j - 1] >> i - 1 & 1:
+                own.add(j)
+            else:
+                i -= 1
+    own |= set(range(j))
+    after_a_gap |= {0} if i else set()
+    found = own | {place for place in after_a_gap if place - 1 not in own}
+    places = np.array(sorted(found), np.int32) + begin
+    return places[places < len(y_r)]
 
 
 def _without_common_ends(a: list[int], b: list[int]) -> tuple[list[int], list[int]]:

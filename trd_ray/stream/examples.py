@@ -6,7 +6,8 @@
 This module is pure, apart from the tokenizers inside `Views`.
 """
 
-from typing import Any, Literal
+import math
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +16,14 @@ from trd_ray.config import ONLY, Each, Recipe, of_each
 from trd_ray.distill.batches import Example
 from trd_ray.rows import EXAMPLE, ROW, dicts, part
 from trd_ray.stream.choosing import strays
-from trd_ray.stream.edits import edited_share
+from trd_ray.stream.edits import edited_places, edited_share
 from trd_ray.stream.trajectories import wanted
 from trd_ray.views import Views, setting_of
 
 BAD_ROW = "bad row"  # why a row with a fault is dropped; its `fault` says what it is
 WAITS = "waits for review"  # the same of a row that a person has not judged yet
+NO_REFERENCE = "no reference"  # the same of a row that was to train on its y*
+UNEDITED = "nothing edited"  # the same of a refinement without a token that loss.span=edited could train
 EDITED = "edited too much"  # the same of a row without a refinement within refiner.max_edited_share
 # What `build` reads of a row.
 READ = (
@@ -48,7 +51,7 @@ def rebuilt(table: pa.Table, recipe: Recipe, views: Each[Views], vocabulary: int
 
 def examples_of(table: pa.Table) -> list[Example]:
     """The examples of the rows that train, in their order; their ids are slices of the table's buffers."""
-    rows = dicts(table, ["row", "train", "student_ids", "teacher_ids", "response_ids", "teacher"])
+    rows = dicts(table, ["row", "train", "student_ids", "teacher_ids", "response_ids", "loss_at", "teacher"])
     return [_example(row) for row in rows if row["train"]]
 
 
@@ -59,20 +62,47 @@ def build(row: dict, recipe: Recipe, views: Views, vocabulary: int | None = None
     own model, and the other model cannot score such a trajectory.
     """
     trajectory, reason = _choose(row, recipe)
-    if not reason and vocabulary is not None and np.max(row[trajectory]["ids"]) >= vocabulary:
+    response = None if reason else _response(row, views, trajectory)
+    loss_at = None
+    if response is not None:
+        response, loss_at = with_loss(row, recipe, trajectory, response)
+        reason = UNEDITED if loss_at is not None and not len(loss_at) else ""
+    if not reason and response is not None and vocabulary is not None and np.max(response) >= vocabulary:
         reason = "token outside the shared vocabulary"
     row |= {"trajectory": trajectory, "train": not reason, "dropped_because": reason}
     if reason:
         return None
     row["student_ids"] = row["student_prompt_ids"]
-    row["response_ids"] = row[trajectory]["ids"]
-    row["teacher_ids"], row["teacher_cut_tokens"] = _teacher_view(row, recipe, views, trajectory)
+    row |= {"response_ids": response, "loss_at": loss_at}
+    row |= {"teacher_ids": None, "teacher_cut_tokens": None}
+    if recipe.loss.has_teacher:
+        row["teacher_ids"], row["teacher_cut_tokens"] = _teacher_view(row, recipe, views, trajectory)
     return _example(row)
 
 
+def _response(row: dict, views: Views, trajectory: str) -> Any:
+    """The ids of the trajectory: as an engine sampled them, or y*."""
+    return views.solution(row["reference"]) if trajectory == "reference" else row[trajectory]["ids"]
+
+
+def with_loss(row: dict, recipe: Recipe, trajectory: str, response: Any) -> tuple[Any, Any]:
+    """(the response as far as it has loss, the places of its tokens that have some, or None for all of them).
+
+    What comes after the last of them is left out: no token before it depends on it.
+    """
+    response = response[: math.ceil(recipe.loss.first_share * len(response))]
+    if recipe.loss.span == "all" or trajectory != "y_r":
+        return response, None
+    places = edited_places(row["y_o"]["ids"], row["y_r"]["ids"])
+    places = places[places < len(response)]
+    return response[: places[-1] + 1 if len(places) else 0], places
+
+
 def _example(row: dict) -> Example:
-    ids = (row[name] for name in ("student_ids", "teacher_ids", "response_ids"))
-    return Example(row["row"], *ids, teacher=row.get("teacher") or ONLY)
+    taught = row.get("teacher_ids")
+    seen = () if taught is None else taught  # no teacher scores the row
+    whose = row.get("teacher") or ONLY
+    return Example(row["row"], row["student_ids"], seen, row["response_ids"], whose, row.get("loss_at"))
 
 
 def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
@@ -89,6 +119,7 @@ def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
         "failed": not y_o_passed,
         "passed": y_o_passed,
         "repaired": not y_o_passed and y_r_passed,
+        "best": True,  # among its siblings (siblings.py)
     }[train.subset]
     if not in_subset:
         return trajectory, f"not in subset {train.subset}"
@@ -99,6 +130,8 @@ def _choose(row: dict, recipe: Recipe) -> tuple[str, str]:
             return trajectory, "refinement failed"
     if trajectory == "y_r" and strays(_edited_share(row, recipe), recipe.refiner.max_edited_share):
         return trajectory, EDITED
+    if trajectory == "reference":
+        return trajectory, "" if row["reference"].strip() else NO_REFERENCE
     return trajectory, "" if _some(part(row, trajectory, "ids")) else "empty"
 
 
@@ -116,16 +149,8 @@ def _some(ids: Any) -> bool:
     return ids is not None and len(ids) > 0
 
 
-def view_of(recipe: Recipe, trajectory: str) -> Literal["refine", "vanilla"]:
-    """What the teacher of a row sees that trains on this trajectory."""
-    if trajectory == "y_o" and recipe.train.trajectory != "y_o":
-        # A raw rollout among refinements: the refine view would show the teacher the very text that it scores.
-        return "vanilla"
-    return recipe.teacher.view
-
-
 def _teacher_view(row: dict, recipe: Recipe, views: Views, trajectory: str) -> tuple[Any, int]:
-    if view_of(recipe, trajectory) == "vanilla":
+    if recipe.view_of(trajectory) == "vanilla":
         view = views.vanilla(row["problem"], row["reference"], **setting_of(row))
         return view.ids, view.cut_tokens
     if _some(row.get("refine_prompt_ids")):

@@ -149,14 +149,27 @@ class Feed:
         return pa.Table.from_arrays(list(columns.values()), schema=ROW)
 
 
-def corpus_blocks(folder: str | Path, *, rows_per_step: int, start_step: int) -> Iterator[RowBlock]:
-    """A corpus as the stream would deliver it: rows in the order in which they were made, in steps of this run."""
+def corpus_blocks(folder: str | Path, *, rows_per_step: int, start_step: int, passes: int = 1) -> Iterator[RowBlock]:
+    """A corpus as the stream would deliver it: rows in the order in which they were made, in steps of this run.
+
+    Every pass has the same steps. Its rows are other rows of this run than those of the pass before, of a later epoch.
+    """
     corpus = open_corpus(folder)
-    for step in range(start_step, corpus.count_rows() // rows_per_step):
+    of_a_pass = corpus.count_rows() // rows_per_step
+    epochs = 0  # of a pass, where there is a second one
+    for step in range(start_step, passes * of_a_pass):
+        earlier, again = divmod(step, of_a_pass)
         row = pc.field("row")
-        first = step * rows_per_step
+        first = again * rows_per_step
         table = corpus.to_table(_TRAINED, (row >= first) & (row < first + rows_per_step))
         table = upgrade(table)  # what was left out is null
-        steps = pa.array(np.full(len(table), step, np.int32))
-        table = table.set_column(table.column_names.index("step"), ROW.field("step"), steps)
-        yield RowBlock(table, first, first + rows_per_step, last=True)
+        made = {"step": np.full(len(table), step)}
+        if earlier:
+            epochs = epochs or 1 + max(corpus.to_table(["epoch"])["epoch"].to_pylist())
+            made["row"] = table["row"].to_numpy() + earlier * of_a_pass * rows_per_step
+            made["epoch"] = table["epoch"].to_numpy() + earlier * epochs
+        for name, values in made.items():
+            field = ROW.field(name)
+            column = pa.array(values.astype(field.type.to_pandas_dtype()))
+            table = table.set_column(table.column_names.index(name), field, column)
+        yield RowBlock(table, step * rows_per_step, (step + 1) * rows_per_step, last=True)

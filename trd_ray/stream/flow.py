@@ -24,15 +24,16 @@ import math
 import queue
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 from ray.exceptions import ObjectLostError
 
 from trd_ray.config import ONLY, Recipe, of_each
-from trd_ray.engine.actor import Generation
+from trd_ray.engine.actor import Generation, Request
 from trd_ray.engine.client import Client
 from trd_ray.failures import Kind, kind_of, told_apart
 from trd_ray.rows import IN_STREAM, to_table
@@ -40,6 +41,7 @@ from trd_ray.stream.blocks import RowBlock, pack
 from trd_ray.stream.choosing import RefineCandidate, choose, mean_logprob, scoring, to_score
 from trd_ray.stream.edits import edited_share
 from trd_ray.stream.examples import BAD_ROW, build
+from trd_ray.stream.relay import continued, kept_tokens, unchanged
 from trd_ray.stream.stages import (
     StageSpec,
     min_version,
@@ -197,13 +199,16 @@ class Flow:
     ) -> None:
         refiner, y_o = by.recipe.refiner, row["y_o"]
         attempt = y_o["ids"], y_o["passed"], y_o["feedback"]
-        view = by.views.refine(row["problem"], row["reference"], *attempt, **setting_of(problem))
+        view = by.views.refiner(row["problem"], row["reference"], *attempt, **setting_of(problem))
         row |= {"refine_prompt_ids": view.ids, "refine_cut_tokens": view.cut_tokens}
         # The seed differs from y_o's: the same seed would couple the two samples.
         adapter = not self.recipe.refines_without_adapter
         asked = request(refiner, view.ids, row["seed"] ^ 1, refiner.n, adapter, self._prefix(row))
-        refinements = await by.refiner.generate(asked, by.first_refine_version)
-        require_taken(refinements, "y_r")
+        if refiner.begins == "relay" and len(y_o["ids"]):
+            refinements = await self._relayed(row, by, asked)
+        else:
+            refinements = await by.refiner.generate(asked, by.first_refine_version)
+            require_taken(refinements, "y_r")
         judged = await self._judged(row, problem, by, refinements, tests)
         candidates = await self._candidates(row, by, refinements, judged)
         if any(verdict.awaited for _, verdict in judged):
@@ -212,6 +217,26 @@ class Flow:
         chosen = choose(candidates, refiner.select, refiner.max_edited_share)
         record_refined(row, refinements, judged, candidates, chosen)
         require_judged(row, "y_r")
+
+    async def _relayed(self, row: dict[str, Any], by: Taught, asked: Request) -> list[Generation]:
+        """The attempt up to where it breaks with the teacher, which reads it first, and tails from there."""
+        refiner, y_o = by.recipe.refiner, row["y_o"]
+        [read] = await by.refiner.generate(
+            scoring(asked.prompt_ids, y_o["ids"], asked.adapter), by.first_refine_version
+        )
+        require_taken([read], "y_r")
+        logprobs = read.prompt_logprobs[-len(y_o["ids"]) :]
+        most = refiner.response_tokens - 1
+        kept = row["refine_kept_tokens"] = kept_tokens(logprobs, refiner.relay_logprob, bool(y_o["passed"]), most)
+        if kept == len(y_o["ids"]):
+            return [unchanged(y_o["ids"], logprobs, y_o["finish"], y_o["text"], read)]
+        ids = y_o["ids"][:kept]
+        prompt = np.concatenate([asked.prompt_ids, np.asarray(ids, np.int32)])
+        onward = replace(asked, prompt_ids=prompt, max_tokens=refiner.response_tokens - kept)
+        tails = await by.refiner.generate(onward, by.first_refine_version)
+        require_taken(tails, "y_r")
+        whole = [(tail, by.views.response_text([*ids, *tail.ids])) for tail in tails]
+        return [continued(ids, logprobs[:kept], tail, text) for tail, text in whole]
 
     async def _candidates(
         self, row: dict[str, Any], by: Taught, refinements: list[Generation], judged: list[Judged]

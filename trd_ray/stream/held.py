@@ -22,13 +22,16 @@ logger = logging.getLogger(__name__)
 COLUMNS = ("row", "fault", "review_waits", "y_o.passed", "y_r.passed")
 
 
-def require_held(recipe: Recipe, rows: int) -> None:
-    """Look at the first `rows` rows of the recipe's corpus. Raises UserError, which says what else can be trained."""
+def require_held(recipe: Recipe, rows: int, passes: int = 1) -> None:
+    """Look at the first `rows` rows of the recipe's corpus. Raises UserError, which says what else can be trained.
+
+    In each of several `passes` a row has another number, by which a mixture draws.
+    """
     folder = recipe.data.path
-    _require_selected(recipe, Path(folder).expanduser() / "recipe.yaml")
+    _require_made_so(recipe, Path(folder).expanduser() / "recipe.yaml")
     found = open_corpus(folder).to_table(COLUMNS, pc.field("row") < rows).to_pylist()
     _require_reviewed(folder, found)
-    lacking = lacks(recipe, found)
+    lacking = max(lacks(recipe, [row | {"row": row["row"] + again * rows} for row in found]) for again in range(passes))
     if not lacking:
         return
     held = [y for y in ("repair", "y_o") if not lacks(_with_trajectory(recipe, y), found)]
@@ -74,15 +77,31 @@ def _require_reviewed(folder: str, found: list[dict]) -> None:
         )
 
 
-def _require_selected(recipe: Recipe, made_by: Path) -> None:
-    """Refuse a rule that chose among candidates which the corpus does not hold. It keeps one of each rollout."""
-    rules = {name: one.refiner.select for name, one in recipe.by_teacher.items()}
-    if not {"best_score", "nearest"} & set(rules.values()) or not made_by.is_file():
+def _require_made_so(recipe: Recipe, made_by: Path) -> None:
+    """Refuse what is decided while a corpus is made, and was decided otherwise."""
+    if not made_by.is_file():
         return
     try:
         maker = stored(made_by)
     except UserError:
         return  # of another version of the program, whose rows can still be read
+    _require_selected(recipe, maker, made_by)
+    begun = {one.refiner.begins for one in maker.by_teacher.values() if maker.refines}
+    for name, one in recipe.by_teacher.items():
+        asked = one.refiner.begins
+        if one.refines and begun and asked not in begun:
+            key, other = f"{keys_of(pool_of(name))}.from", " or ".join(sorted(begun))
+            raise UserError(
+                f"{key}={asked} says what refinements are made from, but those of {made_by.parent} were made with "
+                f"{key}={other}: set {key}={other}, or make it again with trd refine"
+            )
+
+
+def _require_selected(recipe: Recipe, maker: Recipe, made_by: Path) -> None:
+    """Refuse a rule that chose among candidates which the corpus does not hold. It keeps one of each rollout."""
+    rules = {name: one.refiner.select for name, one in recipe.by_teacher.items()}
+    if not {"best_score", "nearest"} & set(rules.values()):
+        return
     made = {name: one.refiner.select for name, one in maker.by_teacher.items()}
     for name, rule in rules.items():
         theirs = {made[name]} if name in made else set(made.values())

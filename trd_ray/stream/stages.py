@@ -129,8 +129,10 @@ def record_candidates(
 def _record_costs(row: dict[str, Any], verdicts: list[Verdict], candidates: list[RefineCandidate]) -> None:
     row["refine_candidates"] = len(candidates)
     row["refine_candidates_passed"] = sum(v.passed for v in verdicts)
-    row["refine_tokens"] = sum(c.tokens for c in candidates)
-    row["refine_scored_tokens"] = sum(c.tokens for c in candidates if c.scored) or None
+    kept = row.get("refine_kept_tokens")  # of each of them, which the teacher has read with the rest of y_o
+    row["refine_tokens"] = sum(c.tokens - (kept or 0) for c in candidates)
+    read = 0 if kept is None else len(row["y_o"]["ids"])
+    row["refine_scored_tokens"] = sum(c.tokens for c in candidates if c.scored) + read or None
 
 
 def with_prompt(problem: dict[str, Any], verify: VerifyConfig, views: Views, prompt_ids: Ids) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Which of a row's two trajectories is to train, as the recipe says before anything of the row is refined.
+"""Which of a row's trajectories is to train, as the recipe says before anything of the row is refined.
 
-    recipe, number of the row, verdict of y_o  ->  wanted()            ->  "y_r" | "y_o"
+    recipe, number of the row, verdict of y_o  ->  wanted()            ->  "y_r" | "y_o" | "reference"
                                                ->  needs_refinement()  ->  whether y_r is made for it at all
 
 A refinement that fails or strays may still be replaced or dropped; examples.py says when.

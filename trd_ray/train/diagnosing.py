@@ -17,7 +17,6 @@ from trd_ray.config import ONLY, Each, Recipe
 from trd_ray.distill.batches import Example
 from trd_ray.rows import dicts
 from trd_ray.stream.diagnosed import Bounds, looks
-from trd_ray.stream.examples import view_of
 from trd_ray.token_values import ScoredTrajectory, TokenValues, with_column
 from trd_ray.views import Views
 
@@ -51,8 +50,7 @@ class Diagnosing:
             found = list(looked.get(number, []))
             if number in by_row:
                 teacher = (row["teacher"] or ONLY) if self.recipe.teachers else ONLY
-                found.insert(
-                    0, ScoredTrajectory(trajectory, view_of(recipes[teacher], trajectory), True, by_row[number])
-                )
+                view = recipes[teacher].view_of(trajectory)
+                found.insert(0, ScoredTrajectory(trajectory, view, True, by_row[number]))
             of_rows.append(found)
         return with_column(table, of_rows)

@@ -77,7 +77,12 @@ def learner_group(session: Session, done: int, checkpoint: Path | None) -> Train
         storage=session.directory.path / "logs" / "ray_train",
         cost=cost_of_each(
             {
-                name: Cost.of(inputs.student, facts, r.learner.activation_checkpointing, adapters=bool(r.learner.lora))
+                name: Cost.of(
+                    inputs.student,
+                    facts if r.loss.has_teacher else None,
+                    r.learner.activation_checkpointing,
+                    adapters=bool(r.learner.lora),
+                )
                 for name, facts in of_each(inputs.teacher).items()
             }
         ),

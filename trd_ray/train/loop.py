@@ -55,6 +55,7 @@ from trd_ray.session.shared_gpus import SharedGpus
 from trd_ray.stream.diagnosed import Bounds
 from trd_ray.stream.examples import examples_of, rebuilt
 from trd_ray.stream.feed import Feed
+from trd_ray.stream.siblings import one_of_each
 from trd_ray.token_values import token_metrics
 from trd_ray.train.alarming import Alarming
 from trd_ray.train.bad_rows import BadRows
@@ -297,9 +298,10 @@ class Training:
 
     def with_examples(self, table: pa.Table) -> pa.Table:
         """The table with its example columns, which the stage has made. A corpus holds those of another recipe."""
-        if not self.corpus:
-            return table
-        return rebuilt(table, self.recipe, self.session.taught, self.session.inputs.findings.shared_vocabulary)
+        if self.corpus:
+            vocabulary = self.session.inputs.findings.shared_vocabulary
+            table = rebuilt(table, self.recipe, self.session.taught, vocabulary)
+        return one_of_each(table) if self.recipe.train.subset == "best" else table
 
     def look_closely(self, step: int, table: pa.Table) -> Looked:
         """What the learner finds of some rows before the update, in the steps that diagnostics ask for."""

@@ -30,7 +30,9 @@ def start_feed(session: Session, *, start_step: int, version: int) -> Feed:
     inputs = session.inputs
     timeout_s = r.stream.stall_timeout_s
     if inputs.problems is None:
-        blocks = corpus_blocks(r.data.path, rows_per_step=r.rollouts_per_step, start_step=start_step)
+        blocks = corpus_blocks(
+            r.data.path, rows_per_step=r.rollouts_per_step, start_step=start_step, passes=r.data.passes
+        )
         return Feed(blocks, rows_per_step=r.rollouts_per_step, stall_timeout_s=timeout_s, start_step=start_step)
     problems = inputs.problems.drop_columns(["tests"])
     shelf = start_shelf(inputs.problems, inputs.spool)
