@@ -60,7 +60,7 @@ def dry_run(name: str, overrides: list[str], gpu_gib: float | None = None) -> in
         machines = connection.machines()
         for group in plan.groups:
             placed = _largest(plan, group).plan(machines, gpu_gib)
-            console.print(f"\n{group.mode}: {', '.join(group.methods)}\n{shown.render(placed)}", markup=False)
+            console.print(f"\n{group}: {', '.join(group.methods)}\n{shown.render(placed)}", markup=False)
             lacking += placed.reasons
     return 2 if lacking else 0
 
@@ -78,11 +78,12 @@ def run(name: str, overrides: list[str]) -> int:
         write_atomically(plan.path / "comparison.yaml", yaml.safe_dump(comparison.model_dump(), sort_keys=False))
         with StopSignals():  # a signal that comes after the last cell does not keep the tables from being written
             try:
-                if any(True for group in plan.groups for _ in pending(plan, group)):
+                if any(True for group in plan.groups for _ in pending(plan, group, failures)):
                     with beginning.running() as running:
                         work = Work(plan, running, failures)
-                        for group in plan.groups:
-                            work.run(group)
+                        for patient in (True, False):
+                            for group in plan.groups:
+                                work.run(group, patient)
             finally:
                 results = report.write(plan, failures)
                 with beating():
@@ -104,8 +105,8 @@ class Work:
     spent: float = 0.0  # seconds of finished cells
     earned: float = 0.0  # estimated cost of those cells, in rollouts
 
-    def run(self, group: EngineGroup) -> None:
-        left = pending(self.plan, group)
+    def run(self, group: EngineGroup, patient: bool) -> None:
+        left = pending(self.plan, group, self.failures, patient)
         cell = next(left, None)
         while cell is not None:
             try:
@@ -132,11 +133,11 @@ class Work:
                 inputs, directory, display, self.running.stop, self.running.machines, door=self.running.door
             )
             try:
-                display.phase(f"{group.mode}: starting engines")
+                display.phase(f"{group}: starting engines")
                 begin = time.time()
                 session.start(student_path=inputs.student_path, version=0)
                 session.wait_until_started()
-                self._say(f"{group.mode}: engines started in {time.time() - begin:.0f} s")
+                self._say(f"{group}: engines started in {time.time() - begin:.0f} s")
             except BaseException:
                 session.close()
                 raise
@@ -194,7 +195,7 @@ class Work:
                         write_summary(directory)
                     else:
                         if cell.kind == "final":
-                            base = plan.path / plan.base(cell.mode, cell.seed).name
+                            base = plan.path / plan.base(cell.mode, cell.seed, cell.base).name
                             copy_base(base / "evaluation", directory.path / "evaluation")
                         directory.rewind(done)
                         session.forget_weights()

@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from trd_ray.compare.grid import Cell
+from trd_ray.compare.grid import first_base
 from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.compare.results import results
 from trd_ray.files import write_atomically
@@ -76,7 +76,7 @@ def _scored_on(plan: ComparisonPlan) -> list[str]:
     """A line for each mode with evaluation.sets: the problems that its runs are scored on, and which are guards."""
     lines = []
     for mode in plan.comparison.modes:
-        inputs = plan.inputs(Cell("base", mode, "", plan.comparison.seeds[0]))
+        inputs = plan.inputs(first_base(plan.comparison, mode))
         e = inputs.recipe.evaluation
         shown = [
             f"{name or e.path}{' (guard)' * bool(name and e.sets[name].guard)} {rows} x {e.of(name).samples}"
