@@ -115,15 +115,6 @@ def test_the_smallest_difference_that_a_design_finds_is_found_in_four_of_five_ca
     assert 0.72 <= np.mean([found.low > 0 for found in tries]) <= 0.88
 
 
-def test_p_is_where_the_corrected_interval_meets_zero():
-    rng = np.random.default_rng(3)
-    two = {m: [block(drawn(rng, 6, 60, 0.03, 0.1, 0.1, truth))] for m, truth in (("a", 0.1), ("b", 0.0))}
-    for level in (0.8, 0.9, 0.95, 0.99):
-        for found in simultaneous(two, 4000, 0, level=level).values():
-            clear = found.low > 0 or found.high < 0
-            assert clear == (found.p < 1 - level) or found.p == pytest.approx(1 - level, abs=0.02)
-
-
 def test_bases_weigh_alike_and_are_not_resampled():
     rng = np.random.default_rng(0)
     one, two = drawn(rng, 3, 40, 0, 0, 0.05, 0.1), drawn(rng, 8, 20, 0, 0, 0.05, 0.5)
