@@ -1,7 +1,8 @@
 """`trd compare`: every cell that is left, one after the other, over engines that are started once for all of them.
 
     ComparisonPlan -> for each group: engines -> base, tuning, final cells, each a run of its own (`train_run`)
-                   -> comparison.md, comparison.json
+                   -> cells/, comparison.md, comparison.json, report.html
+    tables of cells -> from_cells() -> the same tables without a run
 
 - A cell begins by giving the engines the base weights. So it is the run that `trd train` would make of its recipe, in
   an ordinary run directory.
@@ -23,7 +24,7 @@ import ray
 import yaml
 from rich.console import Console
 
-from trd_ray.compare import grid, report
+from trd_ray.compare import cells, grid, report, results
 from trd_ray.compare.engine_groups import EngineGroup
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan, pending
@@ -36,6 +37,7 @@ from trd_ray.record.display import Display, console_for_results
 from trd_ray.record.markdown import visible
 from trd_ray.record.summary import write_summary
 from trd_ray.report.written import report as report_html
+from trd_ray.report.written import write_report
 from trd_ray.score.stats import Score
 from trd_ray.session.beginning import Running, begin, name_set_aside
 from trd_ray.session.cluster import Connection
@@ -45,6 +47,8 @@ from trd_ray.session.last_words import beating
 from trd_ray.session.session import Session
 from trd_ray.session.stop import Stopped, StopSignals
 from trd_ray.train.loop import train_run
+
+FROM_CELLS = "from-cells"  # the folder of tables that were made without runs
 
 
 def dry_run(name: str, overrides: list[str], gpu_gib: float | None = None) -> int:
@@ -85,13 +89,32 @@ def run(name: str, overrides: list[str]) -> int:
                             for group in plan.groups:
                                 work.run(group, patient)
             finally:
-                results = report.write(plan, failures)
+                found = report.write(plan, failures)
                 with beating():
                     report_html(plan.path)
     console = console_for_results()
-    console.print(report.rendered(results))
+    console.print(report.rendered(found))
     console.print(f"everything is in {plan.path}", soft_wrap=True, markup=False)
     return 1 if failures else 0
+
+
+def from_cells(name: str, overrides: list[str], folder: str) -> int:
+    """Make the tables from the cells in a folder, such as committed ones, into `from-cells` of the comparison's place.
+
+    Returns 1 if cells of the comparison are not there, else 0.
+    """
+    comparison = grid.load(name, overrides)
+    tables = cells.read(Path(folder))
+    found = results.from_cells(comparison, tables, {}, results.missing(comparison, tables))
+    if not found["modes"]:
+        raise UserError(f"{folder} holds no cell of {comparison.name}: name the folder `cells` of that comparison")
+    path = comparison.path / FROM_CELLS
+    report.write_found(path, found, comparison, tables)
+    write_report([path])
+    console = console_for_results()
+    console.print(report.rendered(found))
+    console.print(f"made from {len(tables)} cells; everything is in {path}", soft_wrap=True, markup=False)
+    return 1 if found["unfinished"] else 0
 
 
 @dataclass
@@ -204,6 +227,7 @@ class Work:
             directory.release()
         score = plan.score(cell)
         assert score is not None
+        cells.kept(plan, cell)
         return score
 
     def _failed(self, cell: Cell, e: Exception) -> None:

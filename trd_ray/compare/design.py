@@ -75,6 +75,7 @@ class Comparison(Node):
     budget: str | None = Field(
         default=None, description="a method: equal tokens and seconds are what it spends; default: the first one"
     )
+    claims: bool = Field(default=False, description="write claims.md, by the rules of trd_ray/compare/claims.py")
     modes: dict[str, Mode] = Field(min_length=1)
     bases: dict[str, StartingPoint] = Field(
         default_factory=dict, description="base models, each with its problems; empty: that of the recipes"

@@ -16,6 +16,7 @@ A recipe is made of layers, each of which holds only what differs:
 
 A comparison needs some things to be equal (student, problems, steps, evaluation), so no method may set them. Learning
 rates are tuned on evaluation.path alone and at the end, so tuning cells leave evaluation.sets and .every_steps out.
+A method with stream.max_staleness=never leaves the latter out too, as its engines never get newer weights.
 They are tuned on the first base, and once for all methods of a family.
 """
 
@@ -95,7 +96,8 @@ def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recip
         tree = merged(tree, layer)
     if cell.kind == "tuning":
         _leave_sets_out(tree)
-    if cell.kind != "final":
+    offline = (tree.get("stream") or {}).get("max_staleness") == "never"  # whose engines keep the initial weights
+    if cell.kind != "final" or offline:
         tree["evaluation"]["every_steps"] = None
     try:
         return config.from_tree(tree, config.recipe_path(mode.recipe).parent)
