@@ -109,7 +109,7 @@ def _curves(runs: list[Recorded], some: list[Recorded]) -> Panel:
 
 def _spending(found: dict[str, Any]) -> Panel:
     charts = [
-        {"title": f"{mode}: {title}", "axis": label}
+        {"title": f"{mode}: {title} over {label}", "axis": label}
         | {"lines": [{"method": one["method"], "points": line_of(one, axis, score)} for one in lines]}
         for mode in dict.fromkeys(one["mode"] for one in found["curves"])
         for score, title in SCORES.items()

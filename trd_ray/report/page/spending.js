@@ -16,7 +16,7 @@
     root.append(grid);
     for (const chart of data.charts) {
       const x = [...new Set(chart.lines.flatMap((line) => line.points.map(([spent]) => spent)))].sort((a, b) => a - b);
-      trd.chart(grid, { title: chart.title, unit: `percent, over ${chart.axis}`, explains: "", x, xName: chart.axis,
+      trd.chart(grid, { title: chart.title, unit: "percent", explains: "", x, xName: chart.axis,
         lines: lines(x, chart.lines), group: chart.axis, share: true });
     }
   };
