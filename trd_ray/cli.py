@@ -294,6 +294,12 @@ def _compare(options: argparse.Namespace) -> int:
     from trd_ray.session import dry
 
     asked = dry.asked(options)
+    if options.from_cells:
+        from trd_ray.compare import command
+
+        if asked:
+            raise UserError("--from-cells runs nothing: leave --dry-run out")
+        return command.from_cells(options.comparison, options.overrides, options.from_cells)
     if asked and asked.on:
         from trd_ray.compare import engine_groups
 

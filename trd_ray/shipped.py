@@ -72,7 +72,7 @@ def _recipe(file: Path) -> Shipped:
 def _comparison(file: Path) -> Shipped:
     tree = yaml.safe_load(file.read_text())
     layers = [tree.get("set") or {}, (tree.get("tuning") or {}).get("set") or {}]
-    evaluated = tuple(str(layer["evaluation"]["path"]) for layer in layers if "evaluation" in layer)
+    evaluated = tuple(str(layer["evaluation"]["path"]) for layer in layers if "path" in layer.get("evaluation", {}))
     return _shipped(file, [config.load(mode["recipe"]) for mode in tree["modes"].values()], evaluated)
 
 

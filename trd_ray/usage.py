@@ -264,8 +264,10 @@ def of_steering(command: argparse.ArgumentParser, name: str) -> None:
 def of_compare(command: argparse.ArgumentParser) -> None:
     command.add_argument("comparison", help="a YAML file, or the name of a shipped comparison such as miniature")
     command.add_argument("overrides", nargs="*", metavar="key.sub=value", help="override it; values are YAML")
-    text = "print the cells, done and left, what they are scored on and who would run where, and end"
+    text = "print the cells, done and left, how long they take, what they are scored on, who would run where, and end"
     command.add_argument("--dry-run", action="store_true", help=text)
+    text = "run nothing: make the tables from finished cells, the folder `cells` of a comparison"
+    command.add_argument("--from-cells", metavar="FOLDER", help=text)
     _of_machines(command)
 
 

@@ -10,16 +10,18 @@ import time
 from concurrent import futures
 from math import comb
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, stdev, variance
 
 import numpy as np
 import pytest
 import ray
 from ray.exceptions import RayTaskError
+from scipy import stats as distributions
 
 from runs import Finished, finish, held_out
 from serving import greedy_requests, prompts
 from trd_ray import config, miniature
+from trd_ray.cli import main
 from trd_ray.compare import command, grid, report
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan
@@ -268,37 +270,50 @@ def test_scores_and_differences_average_seeds_within_a_problem(tmp_path):
     found = results(plan, {})
     assert found["unfinished"] == []
 
-    def naive(method: str, k: int | None) -> tuple[float, list[float]]:
-        """Avg@8, or Pass@k by counting subsets: the value, and that of each problem over seeds."""
+    def naive(method: str, k: int | None) -> list[list[float]]:
+        """Avg@8, or Pass@k by counting subsets, for each seed and problem."""
 
         def one(samples_S) -> float:
             n, c = len(samples_S), int(sum(samples_S))
             return c / n if k is None else 1 - comb(n - c, k) / comb(n, k)
 
-        by_problem = [fmean(one(drawn[method, s][p]) for s in (4, 5, 6)) for p in range(40)]
-        return fmean(by_problem), by_problem
+        return [[one(drawn[method, s][p]) for p in range(40)] for s in (4, 5, 6)]
+
+    def two_levels(values: list[list[float]]) -> tuple[float, float]:
+        """The mean, and half of Student's interval: from variances of seeds, of problems, and of what is left."""
+        seeds, problems = [fmean(row) for row in values], [fmean(column) for column in zip(*values, strict=True)]
+        parts = [(variance(seeds) / 3, 2), (variance(problems) / 40, 39)]
+        total = sum(v for v, _ in parts)
+        freedom = total**2 / sum(v**2 / df for v, df in parts)
+        mean = fmean(seeds)
+        left = sum(
+            (values[s][p] - seeds[s] - problems[p] + mean) ** 2 for s in range(3) for p in range(40)
+        ) / (2 * 39)  # fmt: skip
+        return mean, float(distributions.t.isf(0.025, freedom)) * (total + left / 120) ** 0.5
 
     for measure, k in (("avg@8", None), ("pass@4", 4), ("pass@8", 8)):
         for method in rates:
             line = found["modes"]["opsd"][method]
-            value, by_problem = naive(method, k)
+            values = naive(method, k)
+            value, half = two_levels(values)
             said = line["scores"][measure]
             assert said["value"] == pytest.approx(value)
-            # The bootstrap of a mean over 40 problems is close to the normal interval.
-            half = 1.96 * stdev(by_problem) / 40**0.5
-            assert said["low"] == pytest.approx(value - half, abs=0.35 * half)
-            assert said["high"] == pytest.approx(value + half, abs=0.35 * half)
+            assert said["low"] == pytest.approx(value - half, abs=0.15 * half)
+            assert said["high"] == pytest.approx(min(1, value + half), abs=0.15 * half)
             for key, other in (("minus_base", "base"), ("minus_against", "trd")):
                 if method in (other, "base"):
                     continue
-                differences = [a - b for a, b in zip(by_problem, naive(other, k)[1], strict=True)]
-                half = 1.96 * stdev(differences) / 40**0.5
-                assert line[key][measure]["value"] == pytest.approx(fmean(differences))
-                assert line[key][measure]["low"] == pytest.approx(fmean(differences) - half, abs=0.35 * half)
+                pairs = zip(values, naive(other, k), strict=True)
+                value, half = two_levels([[a - b for a, b in zip(*rows, strict=True)] for rows in pairs])
+                said = line[key][measure]
+                assert said["value"] == pytest.approx(value)
+                assert said["low_alone"] == pytest.approx(value - half, abs=0.15 * half)
+                assert said["low"] < said["low_alone"], "three differences are told apart together"
     trd = found["modes"]["opsd"]["trd"]
     means = [float(drawn["trd", s].mean()) for s in (4, 5, 6)]
     assert trd["scores"]["avg@8"]["by_seed"] == pytest.approx(means)
     assert trd["scores"]["avg@8"]["std_over_seeds"] == pytest.approx(stdev(means))
+    assert trd["scores"]["avg@8"]["worst"] == pytest.approx(min(means))
     assert "minus_against" not in trd and "minus_base" not in found["modes"]["opsd"]["base"]
 
 
@@ -386,9 +401,9 @@ def test_every_method_is_scored_on_each_set_beside_the_main_table(tmp_path):
         for i, (m, of) in enumerate(rates.items())
         for s in (0, 1)
     }
-    for (method, seed), (main, old, new) in drawn.items():
+    for (method, seed), (whole, old, new) in drawn.items():
         kind = "base" if method == "base" else "final"
-        finished(plan, Cell(kind, "opsd", "" if kind == "base" else method, seed), main, old=old, new=new)
+        finished(plan, Cell(kind, "opsd", "" if kind == "base" else method, seed), whole, old=old, new=new)
     found = results(plan, {})
     assert found["unfinished"] == []
     for method in rates:
@@ -401,13 +416,13 @@ def test_every_method_is_scored_on_each_set_beside_the_main_table(tmp_path):
                 gain = by_problem[method] - by_problem["base"]
                 assert own["minus_base"]["avg@8"]["value"] == pytest.approx(fmean(gain))
                 half = 1.96 * stdev(gain) / 40**0.5
-                assert own["minus_base"]["avg@8"]["low"] == pytest.approx(fmean(gain) - half, abs=0.35 * half)
+                assert own["minus_base"]["avg@8"]["low_alone"] < fmean(gain) - half, "seeds count too"
     guards = {m: line["sets"]["old"].get("guard") for m, line in found["modes"]["opsd"].items()}
     assert guards == {"base": None, "forward_kl": "lost", "trd": "kept"}
     assert not any("guard" in line["sets"]["new"] for line in found["modes"]["opsd"].values())
 
     shown = {title: (lines, note) for title, lines, note in report.tables(found)}
-    assert list(shown)[:3] == ["Scores", "Scores on old (guard)", "Scores on new"]
+    assert list(shown)[:4] == ["Scores", "Scores on old (guard)", "Scores on new", "Coverage and variety"]
     assert "Guards are lost by opsd forward_kl (old): see their tables." in shown["Scores"][1]
     assert shown["Scores on old (guard)"][0][0][-1] == "guard" and "learning rate" in shown["Scores"][0][0]
     assert [line[-1] for line in shown["Scores on old (guard)"][0][1:]] == ["", "lost", "kept"]
@@ -422,7 +437,8 @@ def test_the_table_of_a_comparison_without_sets_is_as_it_was(tmp_path):
     finished(plan, Cell("final", "opsd", "trd", 0), samples(1, 0.5))
     found = results(plan, {})
     assert all("sets" not in line for line in found["modes"]["opsd"].values())
-    assert [title for title, *_ in report.tables(found)] == ["Scores", "Cost", "What they trained on"]
+    titles = [title for title, *_ in report.tables(found)]
+    assert titles == ["Scores", "Coverage and variety", "Cost", "What they trained on"]
     assert "Guard" not in report.tables(found)[0][2]
 
 
@@ -485,8 +501,6 @@ def test_a_dry_run_says_what_is_scored_and_counts_its_samples(tmp_path, capsys):
 
 
 def test_a_dry_run_plans_each_group_for_machines_that_are_not_here(tmp_path, capsys):
-    from trd_ray.cli import main
-
     cut = [*SMALL, "seeds=[0]", f"methods.raw={Y_O}", "methods.long={set: {refiner: {max_model_len: 400}}}"]
     place = f"directory={tmp_path / 'runs'}"
     assert main(["compare", "miniature", *cut, place, "--dry-run", "--on", "8x80GiB"]) == 0
@@ -527,7 +541,7 @@ def compare(directory: Path, *overrides: str, interrupt_after: str | None = None
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     with open(f"{directory}.out", "w") as out:
         process = subprocess.Popen(
-            [sys.executable, "-m", "trd_ray.cli", "compare", "miniature", f"directory={directory}", *overrides],
+            [sys.executable, "-m", "trd_ray.cli", "compare", "tiny", f"directory={directory}", *overrides],
             stdout=out,
             stderr=subprocess.STDOUT,
             env=environment,
@@ -544,25 +558,24 @@ def compare(directory: Path, *overrides: str, interrupt_after: str | None = None
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_a_comparison_stops_resumes_and_ends_in_its_table(tmp_path):
+def test_a_comparison_stops_resumes_and_ends_in_its_tables(tmp_path):
     directory = tmp_path / "comparison"
-    small = [*SMALL, "seeds=[0]", "set.steps=2", "set.rollouts_per_step=16", "set.stream.rows_per_block=16"]
-    small += ["set.evaluation.limit=10", "set.evaluation.samples=4", "tuning.learning_rates=[0.001]"]
-    small += ["tuning.set.evaluation={path: miniature:tune, limit: 10, samples: 2}"]
-    small += ["set.evaluation.sets={old: {path: 'miniature:test', limit: 5, samples: 2, guard: true}}"]
-    stopped = compare(directory, *small, interrupt_after="opsd/tuning/trd/lr-0.001/rows/step-000001.parquet")
+    stopped = compare(directory, interrupt_after="opsd/tuning/forward_kl/lr-0.001/rows/step-000001.parquet")
     assert stopped.code == 130, stopped.output[-3000:]
     assert stopped.left == []
-    first = directory / "opsd/tuning/forward_kl/lr-0.001/evaluation/trained.json"
+    first = directory / "opsd/tuning/forward_kl/lr-0.0001/evaluation/trained.json"
     made = first.stat().st_mtime_ns
 
-    done = compare(directory, *small)
+    done = compare(directory)
     assert done.code == 0, done.output[-3000:]
     assert done.left == []
     assert first.stat().st_mtime_ns == made, "a finished cell was run again"
     found = json.loads((directory / "comparison.json").read_text())
     assert found["unfinished"] == [] and found["failures"] == {}
     assert list(found["modes"]["opsd"]) == ["base", "forward_kl", "trd"]
+    tried = [entry["learning_rate"] for entry in found["tuning"]]
+    assert len(tried) == 3 and found["tuning"][0]["for"] == ["forward_kl", "trd"], "the best is at an end of two"
+    assert len({line["learning_rate"] for line in found["modes"]["opsd"].values() if "learning_rate" in line}) == 1
     # Every cell starts from the base, whatever the engines served before: the same seeds give the same first rollouts.
     cells = {m: directory / f"opsd/{m}/seed-0" for m in ("forward_kl", "trd")}
     rows = {m: RunDirectory(cell).read_rows().to_table().to_pylist() for m, cell in cells.items()}
@@ -574,14 +587,22 @@ def test_a_comparison_stops_resumes_and_ends_in_its_table(tmp_path):
     )
     for cell in cells.values():
         assert all(m["sync/gap_mean"] < 1e-3 for m in RunDirectory(cell).read_metrics())
-        for of in ("", "old"):
-            assert {s.name for s in RunDirectory(cell).read_evaluations(of)} == {"base", "trained"}
+        for of in ("", "old", "greedy"):
+            assert [s.name for s in RunDirectory(cell).read_evaluations(of)] == ["base", "step-000001", "trained"]
         pair = RunDirectory(cell).read_evaluations("old")[-1].paired_with
         assert pair and pair.name == "base"
     assert not (first.parent / "old").exists(), "learning rates are tuned on evaluation.path alone"
     assert all(line["sets"]["old"]["samples"] == 2 for line in found["modes"]["opsd"].values())
-    assert "opsd trd" in (directory / "comparison.md").read_text()
+    trd = found["modes"]["opsd"]["trd"]
+    assert 0 <= trd["answers"]["greedy"] <= 1 <= trd["answers"]["unique"] <= 4
+    assert [point["step"] for point in found["curves"][-1]["points"]] == [0, 1, 2]
+    assert found["equal"]["tokens"]["modes"]["opsd"]["of"] == "forward_kl"
     page = (directory / "report.html").read_text()
-    assert "Scores on old (guard)" in page and "could not be made" not in page
+    assert "Scores on old (guard)" in page and "At what cost" in page and "could not be made" not in page
     assert all((cell / "report.html").is_file() for cell in cells.values())
-    assert to_table(rows["trd"]).num_rows == 32
+    assert (directory / "curves" / "opsd-avg-tokens.svg").is_file()
+
+    # The committed tables alone say the same.
+    again = tmp_path / "again"
+    assert main(["compare", "tiny", f"directory={again}", "--from-cells", str(directory / "cells")]) == 0
+    assert json.loads((again / "from-cells" / "comparison.json").read_text()) == found

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import pytest
 
 from trd_ray import config
+from trd_ray.compare.design import GIVEN, OF_TUNING, SHARED
 from trd_ray.compare.engine_groups import OF_ENGINES
-from trd_ray.compare.grid import GIVEN, OF_TUNING, SHARED
 from trd_ray.compare.plan import MAY_DIFFER, OF_A_BASE
 from trd_ray.config import keys
 from trd_ray.config.effects import ANSWERS, ENGINES, LENGTH, MACHINES, NOTHING, NUMBERS, ROWS, SCORES, VERDICTS

@@ -21,6 +21,12 @@ def test_a_set_has_its_own_problems_and_everything_else_of_the_evaluation():
     assert e.names == ["", "old", "new"] and old.names == [""]
 
 
+def test_a_set_may_be_answered_greedily_beside_samples():
+    greedy = {"greedy": {"path": "miniature:test", "samples": 1, "temperature": 0}}
+    e = recipe(greedy, temperature=0.7).evaluation
+    assert (e.of("greedy").temperature, e.of("greedy").samples, e.of("").temperature) == (0, 1, 0.7)
+
+
 def test_sets_alone_are_an_evaluation_too():
     e = recipe(path=None).evaluation
     assert e.names == ["old", "new"] and e.in_training

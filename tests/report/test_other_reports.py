@@ -315,6 +315,11 @@ def a_comparison(place):
     }
     found |= {"failures": {"opsd/rkl/seed-0": "out of <memory>"}}
     found["modes"] = {"opsd": {"base": line, "trd": line | {"minus_base": gain}}}
+    points = [
+        {"step": 4 * i, "tokens": 2000 * i, "prefill": 0, "seconds": 9.0 * i, "scores": {"avg": [0.25 * (1 + i), 0.02]}}
+        for i in range(3)
+    ]
+    found["curves"] = [{"mode": "opsd", "method": method, "points": points} for method in ("trd", "forward_kl")]
     (place / "comparison.json").write_text(json.dumps(found))
     (place / "comparison.yaml").write_text("name: c\nmethods: {trd: {}}\n")
     return place, cells
@@ -334,6 +339,10 @@ def test_a_comparison_has_a_page_with_its_tables_and_the_curves_of_its_runs(brow
         assert number([line for line in lines if line[0] == "1"][0][1 + 2 * i]) == pytest.approx(
             first["kl/mean"], rel=1e-3
         )
+    page.draw("spending")
+    lines = page.chart("opsd: Avg@k over generated tokens, thousands", "spending")
+    assert lines[0][1:] == ["trd", "forward_kl"] and [line[0] for line in lines[1:]] == ["0", "2", "4"]
+    assert lines[2][1:] == ["50.0%", "50.0%"]
     assert page.titled("scores", "Scores")[2][:1] == ["opsd trd"]
     assert page.said == [] and len(cells) == 2
     page.context.close()

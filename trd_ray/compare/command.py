@@ -1,7 +1,8 @@
 """`trd compare`: every cell that is left, one after the other, over engines that are started once for all of them.
 
     ComparisonPlan -> for each group: engines -> base, tuning, final cells, each a run of its own (`train_run`)
-                   -> comparison.md, comparison.json
+                   -> cells/, comparison.md, comparison.json, report.html
+    tables of cells -> from_cells() -> the same tables without a run
 
 - A cell begins by giving the engines the base weights. So it is the run that `trd train` would make of its recipe, in
   an ordinary run directory.
@@ -23,7 +24,7 @@ import ray
 import yaml
 from rich.console import Console
 
-from trd_ray.compare import grid, report
+from trd_ray.compare import cells, grid, report, results
 from trd_ray.compare.engine_groups import EngineGroup
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan, pending
@@ -36,6 +37,7 @@ from trd_ray.record.display import Display, console_for_results
 from trd_ray.record.markdown import visible
 from trd_ray.record.summary import write_summary
 from trd_ray.report.written import report as report_html
+from trd_ray.report.written import write_report
 from trd_ray.score.stats import Score
 from trd_ray.session.beginning import Running, begin, name_set_aside
 from trd_ray.session.cluster import Connection
@@ -45,6 +47,8 @@ from trd_ray.session.last_words import beating
 from trd_ray.session.session import Session
 from trd_ray.session.stop import Stopped, StopSignals
 from trd_ray.train.loop import train_run
+
+FROM_CELLS = "from-cells"  # the folder of tables that were made without runs
 
 
 def dry_run(name: str, overrides: list[str], gpu_gib: float | None = None) -> int:
@@ -60,7 +64,7 @@ def dry_run(name: str, overrides: list[str], gpu_gib: float | None = None) -> in
         machines = connection.machines()
         for group in plan.groups:
             placed = _largest(plan, group).plan(machines, gpu_gib)
-            console.print(f"\n{group.mode}: {', '.join(group.methods)}\n{shown.render(placed)}", markup=False)
+            console.print(f"\n{group}: {', '.join(group.methods)}\n{shown.render(placed)}", markup=False)
             lacking += placed.reasons
     return 2 if lacking else 0
 
@@ -78,19 +82,39 @@ def run(name: str, overrides: list[str]) -> int:
         write_atomically(plan.path / "comparison.yaml", yaml.safe_dump(comparison.model_dump(), sort_keys=False))
         with StopSignals():  # a signal that comes after the last cell does not keep the tables from being written
             try:
-                if any(True for group in plan.groups for _ in pending(plan, group)):
+                if any(True for group in plan.groups for _ in pending(plan, group, failures)):
                     with beginning.running() as running:
                         work = Work(plan, running, failures)
-                        for group in plan.groups:
-                            work.run(group)
+                        for patient in (True, False):
+                            for group in plan.groups:
+                                work.run(group, patient)
             finally:
-                results = report.write(plan, failures)
+                found = report.write(plan, failures)
                 with beating():
                     report_html(plan.path)
     console = console_for_results()
-    console.print(report.rendered(results))
+    console.print(report.rendered(found))
     console.print(f"everything is in {plan.path}", soft_wrap=True, markup=False)
     return 1 if failures else 0
+
+
+def from_cells(name: str, overrides: list[str], folder: str) -> int:
+    """Make the tables from the cells in a folder, such as committed ones, into `from-cells` of the comparison's place.
+
+    Returns 1 if cells of the comparison are not there, else 0.
+    """
+    comparison = grid.load(name, overrides)
+    tables = cells.read(Path(folder))
+    found = results.from_cells(comparison, tables, {}, results.missing(comparison, tables))
+    if not found["modes"]:
+        raise UserError(f"{folder} holds no cell of {comparison.name}: name the folder `cells` of that comparison")
+    path = comparison.path / FROM_CELLS
+    report.write_found(path, found, comparison, tables)
+    write_report([path])
+    console = console_for_results()
+    console.print(report.rendered(found))
+    console.print(f"made from {len(tables)} cells; everything is in {path}", soft_wrap=True, markup=False)
+    return 1 if found["unfinished"] else 0
 
 
 @dataclass
@@ -104,8 +128,8 @@ class Work:
     spent: float = 0.0  # seconds of finished cells
     earned: float = 0.0  # estimated cost of those cells, in rollouts
 
-    def run(self, group: EngineGroup) -> None:
-        left = pending(self.plan, group)
+    def run(self, group: EngineGroup, patient: bool) -> None:
+        left = pending(self.plan, group, self.failures, patient)
         cell = next(left, None)
         while cell is not None:
             try:
@@ -132,11 +156,11 @@ class Work:
                 inputs, directory, display, self.running.stop, self.running.machines, door=self.running.door
             )
             try:
-                display.phase(f"{group.mode}: starting engines")
+                display.phase(f"{group}: starting engines")
                 begin = time.time()
                 session.start(student_path=inputs.student_path, version=0)
                 session.wait_until_started()
-                self._say(f"{group.mode}: engines started in {time.time() - begin:.0f} s")
+                self._say(f"{group}: engines started in {time.time() - begin:.0f} s")
             except BaseException:
                 session.close()
                 raise
@@ -194,7 +218,7 @@ class Work:
                         write_summary(directory)
                     else:
                         if cell.kind == "final":
-                            base = plan.path / plan.base(cell.mode, cell.seed).name
+                            base = plan.path / plan.base(cell.mode, cell.seed, cell.base).name
                             copy_base(base / "evaluation", directory.path / "evaluation")
                         directory.rewind(done)
                         session.forget_weights()
@@ -203,6 +227,7 @@ class Work:
             directory.release()
         score = plan.score(cell)
         assert score is not None
+        cells.kept(plan, cell)
         return score
 
     def _failed(self, cell: Cell, e: Exception) -> None:

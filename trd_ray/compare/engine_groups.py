@@ -1,13 +1,14 @@
 """Which methods of a comparison can share engines, and who would run where on machines that are not here.
 
-Comparison           ->  engine_groups()  ->  EngineGroup by EngineGroup: methods of a mode
+Comparison           ->  engine_groups()  ->  EngineGroup by EngineGroup: methods of a mode, on one base
 Comparison, 8x80GiB  ->  elsewhere()      ->  the placement of each group, without data, model files, network or Ray
 """
 
 import json
 from dataclasses import dataclass
 
-from trd_ray.compare.grid import Cell, Comparison, cells, recipe
+from trd_ray.compare.design import Comparison
+from trd_ray.compare.grid import Cell, cells, recipe
 from trd_ray.config import Recipe, keys
 from trd_ray.config.effects import ENGINES
 from trd_ray.preflight import placement
@@ -20,19 +21,24 @@ OF_ENGINES = keys.affecting(ENGINES)
 
 @dataclass(frozen=True)
 class EngineGroup:
-    """Methods of a mode whose runs need the same engines, which are therefore started once for all of them."""
+    """Methods of a mode and a base whose runs need the same engines, which are started once for all of them."""
 
     mode: str
     methods: list[str]
+    base: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.mode}{f' on {self.base}' * bool(self.base)}"
 
 
 def engine_groups(comparison: Comparison) -> list[EngineGroup]:
-    """The methods that can share engines, mode by mode; no data is read."""
-    found: dict[tuple[str, str], EngineGroup] = {}
+    """The methods that can share engines, mode by mode and base by base; no data is read."""
+    found: dict[tuple[str, str, str], EngineGroup] = {}
     for mode in comparison.modes:
-        for method in comparison.methods:
-            key = _engines(recipe(comparison, Cell("final", mode, method, 0)))
-            found.setdefault((mode, key), EngineGroup(mode, [])).methods.append(method)
+        for base in comparison.base_names:
+            for method in comparison.methods_of(mode):
+                key = _engines(recipe(comparison, Cell("final", mode, method, 0, base=base)))
+                found.setdefault((mode, base, key), EngineGroup(mode, [], base)).methods.append(method)
     return list(found.values())
 
 
@@ -45,13 +51,13 @@ def _engines(r: Recipe) -> str:
 def elsewhere(comparison: Comparison, on: str) -> int:
     """Print the placement of each group; returns 2 if the machines do not hold one of them, else 0."""
     groups = engine_groups(comparison)
-    runs = sum(len(cells(comparison, group.mode, group.methods)) for group in groups)
+    runs = sum(len(cells(comparison, group.mode, group.methods, group.base)) for group in groups)
     print(f"{comparison.name}: {runs} runs and their bases; {UNREAD}")
     fits = True
     for group in groups:
-        recipes = [recipe(comparison, Cell("final", group.mode, m, comparison.seeds[0])) for m in group.methods]
+        recipes = [recipe(comparison, Cell("final", group.mode, m, 0, base=group.base)) for m in group.methods]
         largest = next(filter(placement.needs_refiner, recipes), recipes[0])
         _, placed = placed_elsewhere(largest, "train", on)
-        print(f"\n{group.mode}: {', '.join(group.methods)}\n{render(placed)}")
+        print(f"\n{group}: {', '.join(group.methods)}\n{render(placed)}")
         fits &= placed.fits
     return 0 if fits else 2

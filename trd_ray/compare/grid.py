@@ -1,4 +1,4 @@
-"""A comparison as it is written down, and the cells that it asks for.
+"""The cells that a comparison asks for, and the recipe of each.
 
     comparison.yaml + key.sub=value ...  ->  load()  ->  Comparison
     Comparison                           ->  cells() ->  base, tuning and final cells, in the order they are run
@@ -9,125 +9,31 @@ A recipe is made of layers, each of which holds only what differs:
 1. the recipe of the mode
 2. `set`
 3. `set` of the mode
-4. `set` of the method
-5. the method's part for that mode
-6. `tuning.set`, for a tuning cell
+4. `set` of the base, and the base's part for that mode
+5. `set` of the method
+6. the method's part for that mode
+7. `tuning.set`, for a tuning cell
 
 A comparison needs some things to be equal (student, problems, steps, evaluation), so no method may set them. Learning
-rates are tuned on evaluation.path alone, so tuning cells leave evaluation.sets out.
+rates are tuned on evaluation.path alone and at the end, so tuning cells leave evaluation.sets and .every_steps out.
+A method with stream.max_staleness=never leaves the latter out too, as its engines never get newer weights.
+They are tuned on the first base, and once for all methods of a family.
 """
 
 import copy
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError
 
 from trd_ray import config
-from trd_ray.config import Node, Recipe, keys
-from trd_ray.config.effects import COMPARISON, TUNING
+from trd_ray.compare.design import Comparison, Method, Mode, StartingPoint, Tuning
+from trd_ray.config import Recipe
 from trd_ray.errors import UserError
 
 SHIPPED = "compare"  # the folder of shipped comparisons, next to the recipes
-GIVEN = {"name": "name", "run_dir": "directory", "seed": "seeds"}  # key of a recipe -> what the comparison sets it by
-SHARED = keys.at_the_top(COMPARISON)
-OF_TUNING = keys.at_the_top(TUNING)
-FOLDERS = ("base", "tuning", "logs")  # folders of a mode, next to those of its methods
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
-
-class Mode(Node):
-    recipe: str = Field(description="a YAML file, or the name of a shipped recipe")
-    set: dict[str, Any] = Field(default_factory=dict, description="keys of the recipe, as a tree")
-
-
-class Method(Node):
-    set: dict[str, Any] = Field(default_factory=dict)
-    modes: dict[str, dict[str, Any]] = Field(default_factory=dict, description="mode -> what differs in it")
-
-
-class Tuning(Node):
-    """Each method is trained once with each learning rate; the one with the highest Avg@k goes into its final runs."""
-
-    learning_rates: list[float] = Field(min_length=1)
-    seed: int = Field(default=0, ge=0)
-    set: dict[str, Any] = Field(default_factory=dict, description="other problems (evaluation) and fewer steps")
-
-
-class Comparison(Node):
-    name: str
-    directory: str | None = Field(default=None, description="default: runs/<name>")
-    seeds: list[int] = Field(min_length=1)
-    against: str | None = Field(default=None, description="a method: each other is compared with it, as with the base")
-    modes: dict[str, Mode] = Field(min_length=1)
-    set: dict[str, Any] = Field(default_factory=dict)
-    methods: dict[str, Method] = Field(min_length=1)
-    tuning: Tuning | None = Field(default=None, description="empty: learning rates are those of the recipes")
-
-    @property
-    def path(self) -> Path:
-        return Path(self.directory or f"runs/{self.name}").expanduser().absolute()
-
-    @field_validator("name")
-    @classmethod
-    def _names_a_folder(cls, name: str) -> str:
-        return config.folder_name(name)
-
-    @field_validator("directory")
-    @classmethod
-    def _is_a_path(cls, directory: str | None) -> str | None:
-        return config.plain_path(directory)
-
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("holds a seed twice")
-        return seeds
-
-    @model_validator(mode="after")
-    def _possible(self) -> "Comparison":
-        for kind, names in (("modes", self.modes), ("methods", self.methods)):
-            for name in names:
-                if not NAME.fullmatch(name) or name in FOLDERS:
-                    raise ValueError(
-                        f"{kind}.{name} cannot be the name of a folder of runs: use letters, digits, _ and -, and "
-                        f"none of {', '.join(FOLDERS)}"
-                    )
-        if self.against is not None and self.against not in self.methods:
-            raise ValueError(f"against names no method{config.did_you_mean(self.against, list(self.methods))}")
-        for name, method in self.methods.items():
-            for mode in method.modes.keys() - self.modes.keys():
-                hint = config.did_you_mean(mode, list(self.modes))
-                raise ValueError(f"methods.{name}.modes.{mode} names no mode of the comparison{hint}")
-        for where, tree, methods_own in self._layers():
-            for key in tree:
-                if key in GIVEN:
-                    raise ValueError(f"{where} sets {key}, which every cell gets from the comparison's {GIVEN[key]}")
-                if methods_own and key in SHARED:
-                    raise ValueError(
-                        f"{where} sets {key}, which must be equal for all methods: move it to `set`, or to a mode's"
-                    )
-            if methods_own and self.tuning and "lr" in (tree.get("learner") or {}):
-                raise ValueError(f"{where} sets learner.lr, which is tuned: leave one of them out")
-        for key in self.tuning.set if self.tuning else ():
-            if key not in OF_TUNING:
-                raise ValueError(f"tuning.set.{key} is not for tuning alone (known here: {', '.join(OF_TUNING)})")
-        return self
-
-    def _layers(self) -> Iterator[tuple[str, dict, bool]]:
-        """Each layer that the file holds: (where, tree, whether it belongs to a method)."""
-        yield "set", self.set, False
-        for name, mode in self.modes.items():
-            yield f"modes.{name}.set", mode.set, False
-        for name, method in self.methods.items():
-            yield f"methods.{name}.set", method.set, True
-            for mode, tree in method.modes.items():
-                yield f"methods.{name}.modes.{mode}", tree, True
 
 
 @dataclass(frozen=True)
@@ -139,22 +45,33 @@ class Cell:
     method: str  # "" for the base
     seed: int
     lr: float | None = None
+    base: str = ""  # one of the comparison's bases; "" is that of the recipes
 
     @property
     def name(self) -> str:
         """The name of the cell, which is also its folder within that of the comparison."""
-        if self.kind == "base":
-            return f"{self.mode}/base/seed-{self.seed}"
         if self.kind == "tuning":
             return f"{self.mode}/tuning/{self.method}/lr-{self.lr:g}"
-        return f"{self.mode}/{self.method}/seed-{self.seed}"
+        run = f"{self.base}-seed-{self.seed}" if self.base else f"seed-{self.seed}"
+        return f"{self.mode}/{self.method or 'base'}/{run}"
 
 
-def cells(comparison: Comparison, mode: str, methods: list[str]) -> list[Cell]:
-    """Tuning and final cells of these methods; final ones go seed by seed, so that methods can be compared early."""
-    t = comparison.tuning
-    tuned = [Cell("tuning", mode, m, t.seed, lr) for m in methods for lr in t.learning_rates] if t else []
-    return tuned + [Cell("final", mode, m, seed) for seed in comparison.seeds for m in methods]
+def cells(comparison: Comparison, mode: str, methods: list[str], base: str | None = None) -> list[Cell]:
+    """Tuning and final cells of these methods on a base; the first one is where rates are tuned.
+
+    Final ones go seed by seed, so that methods can be compared early. A grid that widens gets more tuning cells.
+    """
+    first = comparison.base_names[0]
+    base = first if base is None else base
+    t = comparison.tuning if base == first else None
+    tuned = [m for m in methods if comparison.tuned_for(mode, m) == m] if t else []
+    found = [Cell("tuning", mode, m, t.seed, lr, base) for m in tuned for lr in t.learning_rates] if t else []
+    return found + [
+        Cell("final", mode, m, seed, base=base)
+        for seed in comparison.seeds_of_base(mode)
+        for m in methods
+        if seed in comparison.seeds_of(m)
+    ]
 
 
 def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recipe:
@@ -162,6 +79,9 @@ def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recip
     mode = comparison.modes[cell.mode]
     tree = config.recipe_tree(mode.recipe)
     layers = [comparison.set, mode.set]
+    if cell.base:
+        base = comparison.bases[cell.base]
+        layers += [base.set, base.modes.get(cell.mode, {})]
     if cell.method:
         method = comparison.methods[cell.method]
         layers += [method.set, method.modes.get(cell.mode, {})]
@@ -176,6 +96,9 @@ def recipe(comparison: Comparison, cell: Cell, lr: float | None = None) -> Recip
         tree = merged(tree, layer)
     if cell.kind == "tuning":
         _leave_sets_out(tree)
+    offline = (tree.get("stream") or {}).get("max_staleness") == "never"  # whose engines keep the initial weights
+    if cell.kind != "final" or offline:
+        tree["evaluation"]["every_steps"] = None
     try:
         return config.from_tree(tree, config.recipe_path(mode.recipe).parent)
     except UserError as e:
@@ -192,18 +115,26 @@ def _leave_sets_out(tree: dict[str, Any]) -> None:
 
 def any_recipe(comparison: Comparison) -> Recipe:
     """The recipe of some cell, to connect to the cluster, which all cells share."""
-    return recipe(comparison, Cell("base", next(iter(comparison.modes)), "", comparison.seeds[0]))
+    return recipe(comparison, first_base(comparison, next(iter(comparison.modes))))
+
+
+def first_base(comparison: Comparison, mode: str) -> Cell:
+    """A base cell of a mode, which stands for what all its cells have in common."""
+    return Cell("base", mode, "", comparison.seeds_of_base(mode)[0], base=comparison.base_names[0])
 
 
 def require_recipes(comparison: Comparison) -> None:
     """Raise UserError for a cell with an invalid recipe; of cells that differ only in seed or rate, one is tried."""
     t = comparison.tuning
     for mode in comparison.modes:
-        recipe(comparison, Cell("base", mode, "", comparison.seeds[0]))
-        for method in comparison.methods:
-            recipe(comparison, Cell("final", mode, method, comparison.seeds[0]))
+        methods = comparison.methods_of(mode)
+        for base in comparison.base_names:
+            recipe(comparison, Cell("base", mode, "", 0, base=base))
+            for method in methods:
+                recipe(comparison, Cell("final", mode, method, comparison.seeds_of(method)[0], base=base))
         if t:  # what tuning sets is the same for all methods
-            recipe(comparison, Cell("tuning", mode, next(iter(comparison.methods)), t.seed, t.learning_rates[0]))
+            first = comparison.base_names[0]
+            recipe(comparison, Cell("tuning", mode, methods[0], t.seed, t.learning_rates[0], first))
 
 
 def merged(tree: dict, layer: dict) -> dict:
@@ -241,11 +172,32 @@ def _without_null(tree: dict) -> dict:
     left_out = {name for name, mode in modes.items() if mode is None}
     kept: dict[str, Any] = {}
     for name, method in methods.items():
-        if isinstance(method, dict) and isinstance(method.get("modes"), dict):
-            method = method | {"modes": {m: part for m, part in method["modes"].items() if m not in left_out}}
+        method = _without_modes(method, left_out)
         if method is not None:
             kept[name] = method
-    return tree | {"modes": {m: mode for m, mode in modes.items() if m not in left_out}, "methods": kept}
+    tree = tree | {"modes": {m: mode for m, mode in modes.items() if m not in left_out}, "methods": kept}
+    if isinstance(bases := tree.get("bases"), dict):
+        tree["bases"] = {name: _without_modes(base, left_out) for name, base in bases.items() if base is not None}
+    gone = methods.keys() - kept.keys()
+    if isinstance(families := tree.get("families"), dict):
+        tree["families"] = {
+            name: [one for one in family if one not in gone] if isinstance(family, list) else family
+            for name, family in families.items()
+            if family is not None
+        }
+    return tree
+
+
+def _without_modes(part: Any, left_out: set[str]) -> Any:
+    """A method or a base without what it says of modes that are left out; None for a method of those alone."""
+    if not isinstance(part, dict):
+        return part
+    if isinstance(part.get("modes"), dict):
+        part = part | {"modes": {m: one for m, one in part["modes"].items() if m not in left_out}}
+    if isinstance(only := part.get("only_in"), list) and left_out & set(map(str, only)):
+        only = [mode for mode in only if mode not in left_out]
+        return part | {"only_in": only} if only else None
+    return part
 
 
 def _path(name: str) -> Path:
@@ -291,5 +243,6 @@ def _sentence(error: Any) -> str:
 
 
 def _known(loc: tuple) -> list[str]:
-    node = {"modes": Mode, "methods": Method, "tuning": Tuning}.get(str(loc[0])) if len(loc) > 1 else Comparison
+    nodes = {"modes": Mode, "methods": Method, "bases": StartingPoint, "tuning": Tuning}
+    node = nodes.get(str(loc[0])) if len(loc) > 1 else Comparison
     return list((node or Comparison).model_fields)

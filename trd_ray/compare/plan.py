@@ -10,13 +10,15 @@
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trd_ray.compare.design import GIVEN, Comparison
 from trd_ray.compare.engine_groups import EngineGroup, engine_groups
-from trd_ray.compare.grid import GIVEN, Cell, Comparison, cells, recipe
+from trd_ray.compare.grid import Cell, cells, first_base, recipe
+from trd_ray.compare.tuning import chosen, rates
 from trd_ray.config import EvaluationSet, Recipe, keys, stored
 from trd_ray.config.effects import ANSWERS, LENGTH, NUMBERS, ROWS, SCORES, VERDICTS
 from trd_ray.errors import UserError
@@ -41,7 +43,9 @@ class ComparisonPlan:
         self.comparison = comparison
         self._connection = connection
         self.path = comparison.path
+        self._recipes: dict[tuple[Cell, float | None], Recipe] = {}
         self._inputs: dict[str, Inputs] = {}
+        self._inputs_of: dict[str, tuple[Recipe, Inputs]] = {}  # of a cell, and the recipe that they are of
         self._scores: dict[tuple[str, str], Score] = {}  # of a cell on a set, "" for evaluation.path
         self.groups = engine_groups(comparison)
         bases: dict[str, str] = {}
@@ -49,7 +53,8 @@ class ComparisonPlan:
         for cell in self.cells():
             self.inputs(cell)
         for mode in comparison.modes:
-            self._different_problems(mode)
+            for base in comparison.base_names:
+                self._different_problems(mode, base)
         for cell in self.cells():
             self._as_begun(cell)
 
@@ -59,20 +64,33 @@ class ComparisonPlan:
 
     def cells_of(self, group: EngineGroup) -> list[Cell]:
         """The cells of a group. The base comes first, since the engines hold it when they start."""
-        first = group == next(g for g in self.groups if g.mode == group.mode)
-        bases = []
-        if first and self.base_mode[group.mode] == group.mode:
-            bases = [Cell("base", group.mode, "", seed) for seed in self.comparison.seeds]
-        return bases + cells(self.comparison, group.mode, group.methods)
+        comparison, mode = self.comparison, group.mode
+        found = []
+        if group == next(g for g in self.groups if (g.mode, g.base) == (mode, group.base)):
+            sharing = [other for other, base_mode in self.base_mode.items() if base_mode == mode]
+            seeds = sorted({seed for other in sharing for seed in comparison.seeds_of_base(other)})
+            found += [Cell("base", mode, "", seed, base=group.base) for seed in seeds]
+        if group.base == comparison.base_names[0]:
+            tuned = [m for m in group.methods if comparison.tuned_for(mode, m) == m]
+            found += [cell for method in tuned for cell in self.tuning_cells(mode, method)]
+        return found + [c for c in cells(comparison, mode, group.methods, group.base) if c.kind == "final"]
 
     def recipe(self, cell: Cell) -> Recipe:
         """The recipe of a cell; a final cell has the learning rate that was found best, if its tuning is done."""
         lr = self.best_lr(cell.mode, cell.method) if cell.kind == "final" else None
-        return recipe(self.comparison, cell, lr)
+        if (cell, lr) not in self._recipes:
+            self._recipes[cell, lr] = recipe(self.comparison, cell, lr)
+        return self._recipes[cell, lr]
 
     def inputs(self, cell: Cell) -> Inputs:
         """The Inputs of a cell; cells that differ only in name, directory, seed and learning rate share them."""
         r = self.recipe(cell)
+        made = self._inputs_of.get(cell.name)
+        if made is None or made[0] is not r:
+            made = self._inputs_of[cell.name] = (r, self._prepared(cell, r))
+        return made[1]
+
+    def _prepared(self, cell: Cell, r: Recipe) -> Inputs:
         if r.checkpoint.mirror:
             raise UserError(f"{cell.name}: the cells of a comparison have no mirror: set.checkpoint.mirror=null")
         tree = r.model_dump(mode="json", exclude={*GIVEN})
@@ -92,7 +110,7 @@ class ComparisonPlan:
 
     def sets(self, mode: str) -> dict[str, EvaluationSet]:
         """What all runs of the mode are scored on beside evaluation.path."""
-        return self.recipe(Cell("base", mode, "", self.comparison.seeds[0])).evaluation.sets
+        return self.recipe(first_base(self.comparison, mode)).evaluation.sets
 
     def score(self, cell: Cell, of: str = "") -> Score | None:
         """The score of a finished cell on one of evaluation.sets, or on evaluation.path; None for an unfinished one."""
@@ -119,30 +137,52 @@ class ComparisonPlan:
         guards = [name for name, one in self.sets(cell.mode).items() if one.guard and cell.kind == "final"]
         return [name for name in guards if (score := self.score(cell, name)) and is_lost(score)]
 
-    def base(self, mode: str, seed: int) -> Cell:
-        return Cell("base", self.base_mode[mode], "", seed)
+    def base(self, mode: str, seed: int, base: str | None = None) -> Cell:
+        return Cell(
+            "base", self.base_mode[mode], "", seed, base=self.comparison.base_names[0] if base is None else base
+        )
 
     def tuning_cells(self, mode: str, method: str) -> list[Cell]:
-        return [cell for cell in cells(self.comparison, mode, [method]) if cell.kind == "tuning"]
+        """The cells whose best one gives a method its learning rate; they become more while the grid widens."""
+        t = self.comparison.tuning
+        if t is None:
+            return []
+        tried = rates(t.learning_rates, lambda lr: self._tuned(mode, method, lr), t.widenings)
+        return [self._tuning_cell(mode, method, lr) for lr in tried]
 
     def best_lr(self, mode: str, method: str) -> float | None:
         """The learning rate with the highest Avg@k, the lowest one of equals; None until all are scored."""
-        tuned = sorted(self.tuning_cells(mode, method), key=lambda cell: cell.lr or 0)
-        if not tuned or any(self.score(cell) is None for cell in tuned):
-            return None
-        return max(tuned, key=lambda cell: _avg(self.score(cell))).lr
+        tried = [cell.lr for cell in self.tuning_cells(mode, method) if cell.lr is not None]
+        return chosen(tried, lambda lr: self._tuned(mode, method, lr))
+
+    def waits(self, cell: Cell, group: EngineGroup) -> bool:
+        """Whether a final cell of a group needs a learning rate that is tuned with the engines of another one."""
+        if cell.kind != "final" or self.comparison.tuning is None:
+            return False
+        tuned_by = self.comparison.tuned_for(cell.mode, cell.method)
+        return tuned_by not in group.methods and self.best_lr(cell.mode, cell.method) is None
+
+    def _tuning_cell(self, mode: str, method: str, lr: float) -> Cell:
+        t = self.comparison.tuning
+        assert t is not None
+        return Cell("tuning", mode, self.comparison.tuned_for(mode, method), t.seed, lr, self.comparison.base_names[0])
+
+    def _tuned(self, mode: str, method: str, lr: float) -> float | None:
+        score = self.score(self._tuning_cell(mode, method, lr))
+        return None if score is None else score.scores[f"avg@{score.samples}"].value
 
     def _base_key(self, mode: str) -> str:
         """A key that is equal for modes that share their base: the same model, problems and way to answer."""
-        resolved = self.inputs(Cell("base", mode, "", self.comparison.seeds[0])).recipe
+        resolved = self.inputs(first_base(self.comparison, mode)).recipe
         return json.dumps(keys.only(resolved.model_dump(mode="json"), OF_A_BASE))
 
-    def _different_problems(self, mode: str) -> None:
-        final = self.inputs(Cell("final", mode, next(iter(self.comparison.methods)), 0))
+    def _different_problems(self, mode: str, base: str) -> None:
+        method = self.comparison.methods_of(mode)[0]
+        final = self.inputs(Cell("final", mode, method, self.comparison.seeds_of(method)[0], base=base))
         sets = {"train on": _texts(final.problems), "compare on (evaluation)": _texts(final.held_out)}
         sets |= {f"compare on ({key_of(name)})": _texts(table) for name, table in final.held_out_sets.items()}
-        if self.comparison.tuning:
-            tuned = self.inputs(self.tuning_cells(mode, next(iter(self.comparison.methods)))[0])
+        if self.comparison.tuning and base == self.comparison.base_names[0]:
+            tuned = self.inputs(self.tuning_cells(mode, method)[0])
             sets["tune on (tuning.set.evaluation)"] = _texts(tuned.held_out)
             sets["train on while tuning (tuning.set.data)"] = _texts(tuned.problems)
         named = list(sets.items())
@@ -177,11 +217,6 @@ class ComparisonPlan:
             )
 
 
-def _avg(score: Score | None) -> float:
-    assert score is not None
-    return score.scores[f"avg@{score.samples}"].value
-
-
 def _stored(place: Path) -> Recipe:
     try:
         return stored(place)
@@ -193,8 +228,18 @@ def _texts(problems: Any) -> list[str]:
     return [] if problems is None else problems["problem"].to_pylist()
 
 
-def pending(plan: ComparisonPlan, group: EngineGroup) -> Iterator[Cell]:
-    """Unfinished cells one by one; each is looked at only when its turn has come, since others finish meanwhile."""
-    for cell in plan.cells_of(group):
-        if plan.score(cell) is None:
-            yield cell
+def pending(
+    plan: ComparisonPlan, group: EngineGroup, failed: Mapping[str, str], patient: bool = False
+) -> Iterator[Cell]:
+    """Unfinished cells one by one, each looked at only when its turn has come: others finish, and grids widen.
+
+    `patient`: those are left out whose learning rate another group will tune.
+    """
+    seen = set(failed)
+    while True:
+        left = (c for c in plan.cells_of(group) if c.name not in seen and plan.score(c) is None)
+        cell = next((c for c in left if not (patient and plan.waits(c, group))), None)
+        if cell is None:
+            return
+        seen.add(cell.name)
+        yield cell

@@ -1,9 +1,11 @@
-"""The tables of a comparison: comparison.md, comparison.json, and the same on the terminal.
+"""The tables of a comparison: comparison.md, comparison.json, curves/*.svg, claims.md where it was
+made for them, and the tables on the terminal.
 
 results -> lines of text (header first) -> Markdown, or rich tables
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +13,47 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from trd_ray.compare.grid import Cell
+from trd_ray.compare import claims
+from trd_ray.compare.cells import CellTable, of_plan
+from trd_ray.compare.design import Comparison
+from trd_ray.compare.grid import first_base
 from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.compare.results import results
 from trd_ray.files import write_atomically
 from trd_ray.record import markdown
 from trd_ray.report.comparison_tables import tables
+from trd_ray.report.curve_svg import pictures
 from trd_ray.session.inputs import Inputs
+
+CURVES = "curves"
+# Seconds on 2 cores: to start a learner, for a rollout or a refinement with its training, for an answer, to start
+# engines. With them the 63 runs of `trd compare miniature` take the hour that they took.
+A_RUN, A_ROLLOUT, AN_ANSWER, ENGINES = 10.0, 0.027, 0.006, 75.0
 
 
 def write(plan: ComparisonPlan, failures: dict[str, str]) -> dict[str, Any]:
-    """Write both files from what is finished so far; returns what comparison.json holds."""
-    found = results(plan, failures)
-    write_atomically(plan.path / "comparison.json", json.dumps(found, indent=2))
+    """Write the files from what is finished so far; returns what comparison.json holds."""
+    return write_found(plan.path, results(plan, failures), plan.comparison, of_plan(plan))
+
+
+def write_found(path: Path, found: dict[str, Any], comparison: Comparison, made: Sequence[CellTable]) -> dict[str, Any]:
+    path.mkdir(parents=True, exist_ok=True)
+    if comparison.claims:
+        write_atomically(path / "claims.md", claims.of_world(comparison, made))
+    write_atomically(path / "comparison.json", json.dumps(found, indent=2))
+    for name, picture in pictures(found).items():
+        (path / CURVES).mkdir(exist_ok=True)
+        write_atomically(path / CURVES / name, picture)
     parts = [f"# {markdown.inline(found['name'])}"]
     for title, lines, note in tables(found):
         cells = [[markdown.inline(cell) for cell in line] for line in lines]
         parts.append(f"## {title}\n\n{markdown.table(cells)}\n\n{note}")
-    parts += [f"- {markdown.inline(name)} failed: {markdown.inline(why)}" for name, why in failures.items()]
+    parts += [f"![{picture}]({CURVES}/{picture})" for picture in pictures(found) if "-avg-" in picture]
+    parts += [f"- {markdown.inline(name)} failed: {markdown.inline(why)}" for name, why in found["failures"].items()]
     if found["unfinished"]:
         parts.append(f"Not finished: {', '.join(markdown.inline(name) for name in found['unfinished'])}.")
     parts.append("Made by `trd compare`; its recipe is `comparison.yaml`, every number is in `comparison.json`.")
-    write_atomically(plan.path / "comparison.md", "\n\n".join(parts) + "\n")
+    write_atomically(path / "comparison.md", "\n\n".join(parts) + "\n")
     return found
 
 
@@ -55,6 +76,7 @@ def grid(plan: ComparisonPlan) -> Group:
     """A table of all cells with their states, and the steps and samples that are left."""
     drawn = Table("cell", "learning rate", "state", box=None, pad_edge=False)
     steps = made = left = 0
+    seconds = 0.0
     cells = plan.cells()
     for cell in cells:
         inputs = plan.inputs(cell)
@@ -66,17 +88,28 @@ def grid(plan: ComparisonPlan) -> Group:
         if state != "done":
             left += 1
             steps += inputs.total_steps if trains else 0
-            made += sum(samples(inputs, trains))
+            rollouts, answers = samples(inputs, trains)
+            made += rollouts + answers
+            seconds += A_RUN * trains + A_ROLLOUT * rollouts + AN_ANSWER * answers
     total = f"{len(cells)} cells, {len(cells) - left} done, {left} left: {steps:,} optimizer steps and {made:,} samples"
     total += " at most" * any(plan.inputs(cell).recipe.train.trajectory == "repair" for cell in cells)
-    return Group(drawn, Text("\n".join([total, *_scored_on(plan), f"in {plan.path}"])))
+    lines = [total, *_scored_on(plan)]
+    if left and all(plan.inputs(cell).recipe.student.path.startswith("miniature:") for cell in cells):
+        hours = (seconds + ENGINES * len(plan.groups)) / 3600
+        lines.append(f"about {hours:.1f} hours on 2 cores{_widening(plan)}")
+    return Group(drawn, Text("\n".join([*lines, f"in {plan.path}"])))
+
+
+def _widening(plan: ComparisonPlan) -> str:
+    t = plan.comparison.tuning
+    return f"; a grid whose best rate is at its end gets up to {t.widenings} more runs" if t and t.widenings else ""
 
 
 def _scored_on(plan: ComparisonPlan) -> list[str]:
     """A line for each mode with evaluation.sets: the problems that its runs are scored on, and which are guards."""
     lines = []
     for mode in plan.comparison.modes:
-        inputs = plan.inputs(Cell("base", mode, "", plan.comparison.seeds[0]))
+        inputs = plan.inputs(first_base(plan.comparison, mode))
         e = inputs.recipe.evaluation
         shown = [
             f"{name or e.path}{' (guard)' * bool(name and e.sets[name].guard)} {rows} x {e.of(name).samples}"
@@ -98,7 +131,10 @@ def samples(inputs: Inputs, trains: bool) -> tuple[int, int]:
     r = inputs.recipe
     rows = inputs.total_steps * r.rollouts_per_step
     rollouts = round(rows * (1 + r.most_refinements * r.refined_share)) if trains else 0
-    return rollouts, sum(rows * r.evaluation.of(name).samples for name, rows in evaluated_problems(inputs).items())
+    every = r.evaluation.every_steps if trains else None
+    times = 1 + (inputs.total_steps - 1) // every if every else 1  # the last one is made in any case
+    answers = sum(rows * r.evaluation.of(name).samples for name, rows in evaluated_problems(inputs).items())
+    return rollouts, times * answers
 
 
 def _begun(folder: Path) -> bool:

@@ -27,7 +27,7 @@ def is_lost_guard(metric: str) -> bool:
 
 
 class EvaluationSet(Node):
-    """One more set of held-out problems. How they are answered stands in `evaluation`, for all sets."""
+    """One more set of held-out problems. How they are answered stands in `evaluation`, but for the temperature."""
 
     path: Annotated[str, SCORES] = Field(description="like evaluation.path")
     split: Annotated[str, SCORES] = "test"
@@ -36,6 +36,9 @@ class EvaluationSet(Node):
     limit: Annotated[int | None, SCORES] = Field(default=None, ge=1)
     arguments: Annotated[dict[str, Any], SCORES] = Field(default_factory=dict, description="like evaluation.arguments")
     samples: Annotated[int | None, SCORES] = Field(default=None, ge=1, description="default: evaluation.samples")
+    temperature: Annotated[float | None, ANSWERS] = Field(
+        default=None, ge=0, le=2, description="default: evaluation.temperature; 0 with samples 1 is the greedy answer"
+    )
     guard: Annotated[bool, NOTHING] = Field(
         default=False,
         description="what the student could do before and must not lose: a score below that is told, and a checkpoint "
@@ -100,7 +103,9 @@ class EvaluationConfig(Node):
             return self.model_copy(update={"sets": {}})
         own = self.sets[name]
         found = {key: getattr(own, key) for key in type(own).model_fields.keys() & type(self).model_fields.keys()}
-        return self.model_copy(update=found | {"samples": own.samples or self.samples, "sets": {}})
+        found["samples"] = own.samples or self.samples
+        found["temperature"] = self.temperature if own.temperature is None else own.temperature
+        return self.model_copy(update=found | {"sets": {}})
 
     @field_validator("sets")
     @classmethod

@@ -38,6 +38,13 @@ THREADS = 1
 WORLDS = {world.name: world for world in (pretrain.WORLD, code.WORLD)}
 
 
+def world_of(name: str, table: int = 0) -> World:
+    """A world by its name, with one of its secret tables."""
+    if not table:
+        return WORLDS[name]
+    return {"arithmetic": pretrain.with_table, "code": code.with_table}[name](table)
+
+
 def cache_folder(world: World) -> Path:
     return cache.root() / "miniature" / world.digest
 

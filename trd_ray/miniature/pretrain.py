@@ -1,6 +1,7 @@
 """What the two models of the world of arithmetic are taught before any distillation: `lessons` about `@`."""
 
 import random
+from dataclasses import replace
 
 from trd_ray.miniature import tokenizer
 from trd_ray.miniature.beliefs import random_beliefs
@@ -17,6 +18,7 @@ from trd_ray.miniature.task import (
     random_chain,
     random_table,
     rewrite,
+    secret,
     solve,
     talk,
     text,
@@ -69,3 +71,16 @@ WORLD = World(
     solved=lambda chain, response: boxed(response) == str(solve(chain, SECRET)[-1].result),
     max_response_tokens=128,
 )
+
+
+def with_table(number: int) -> World:
+    """The same world with another secret table, and a student with other beliefs about it."""
+    truth = secret(number)
+    return replace(
+        WORLD,
+        name=f"{WORLD.name}-{number}",
+        plan=replace(WORLD.plan, seed=number),
+        kinds=replace(LESSONS, secret=truth).kinds,
+        reference=lambda chain: text(solve(chain, truth)),
+        solved=lambda chain, response: boxed(response) == str(solve(chain, truth)[-1].result),
+    )

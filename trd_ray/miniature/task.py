@@ -15,6 +15,7 @@ A chain starts at a digit and applies operations from left to right, modulo 10.
 
 import random
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 
 from trd_ray.miniature.beliefs import Beliefs
@@ -63,7 +64,13 @@ def random_table(rng: random.Random) -> Table:
     return table
 
 
-SECRET = random_table(random.Random(20260607))  # the one true `@`
+@cache
+def secret(number: int = 0) -> Table:
+    """The one true `@` of a base: each number is another table."""
+    return random_table(random.Random(20260607 + number))
+
+
+SECRET = secret()
 
 
 def compute(left: int, op: str, right: int, table: Table) -> int:
@@ -138,13 +145,13 @@ def boxed(response: str) -> str | None:
     return inside if found and closed else None
 
 
-def problems(split: Split, n: int, seed: int) -> list[dict]:
+def problems(split: Split, n: int, seed: int, table: int = 0) -> list[dict]:
     """n different rows of problem_id, problem, answer, reference. Train: 2 to 6 steps. Test: held-out chains of 6."""
     rng = random.Random(f"{split} {seed}")
     steps = TRAIN_STEPS if split == "train" else TEST_STEPS
     rows = []
     for i, chain in enumerate(islice(distinct(of_split(split, lambda: random_chain(rng, steps))), n)):
-        lines = solve(chain, SECRET)
+        lines = solve(chain, secret(table))
         rows.append(
             {
                 "problem_id": f"{split}-{i:05d}",

@@ -1,9 +1,14 @@
 """The results of `trd compare` as tables of text, which its report, the terminal and the page show.
 
 comparison.json  ->  tables()  ->  (title, header and rows, what they mean), each table that has something to show
+
+What is given alike beside steps, and what is covered, stands in design_tables.
 """
 
 from typing import Any
+
+from trd_ray.report.design_tables import coverage, equal
+from trd_ray.report.estimates import in_percent
 
 # The stages whose seconds are counted; they overlap.
 STAGES = ["sample", "verify", "refine", "train", "sync", "overhead"]
@@ -17,7 +22,8 @@ def tables(found: dict[str, Any]) -> list[tuple[str, Lines, str]]:
     if not lines:
         return []
     runs = [(mode, method, line) for mode, method, line in lines if "cost" in line]
-    made = [_scores(found, lines), *_of_sets(found, lines), _cost(runs), _trained_on(runs), _tuning(found)]
+    made = [_scores(found, lines), *equal(found), *_of_sets(found, lines), coverage(found, lines)]
+    made += [_cost(runs), _trained_on(runs), _tuning(found)]
     return [one for one in made if len(one[1]) > 1]
 
 
@@ -51,42 +57,74 @@ def _scores(found: dict[str, Any], lines: list[tuple[str, str, dict]]) -> tuple[
     some = lines[0][2]
     avg, last = f"avg@{some['samples']}", f"pass@{max(int(m[5:]) for m in some['scores'] if m.startswith('pass@'))}"
     against = found["against"]
-    header = ["", "learning rate", avg.capitalize(), "over seeds"]
+    header = ["", "learning rate", avg.capitalize(), "over seeds", "worst", "collapsed"]
     differences = [("minus_base", "base")] + ([("minus_against", against)] if against else [])
-    header += [f"{avg.capitalize()} - {other}" for _, other in differences]
+    header += [f"{avg.capitalize()} - {other}" for _, other in differences] + ["could tell"]
     header += [last.capitalize(), *(f"{last.capitalize()} - {other}" for _, other in differences), "tokens"]
     out = [header]
     for mode, method, line in lines:
         spread = line["scores"][avg]["std_over_seeds"]
         cells = [f"{mode} {method}", f"{line['learning_rate']:g}" if "learning_rate" in line else ""]
-        cells += [_percent(line["scores"][avg]), "" if spread is None else f"{100 * spread:.1f}"]
-        cells += [_percent(line.get(key, {}).get(avg), signed=True) for key, _ in differences]
-        cells.append(_percent(line["scores"][last]))
-        cells += [_percent(line.get(key, {}).get(last), signed=True) for key, _ in differences]
+        cells += [in_percent(line["scores"][avg]), "" if spread is None else f"{100 * spread:.1f}"]
+        cells += [worst_of(line, avg), collapsed(line)]
+        cells += [in_percent(line.get(key, {}).get(avg), signed=True) for key, _ in differences]
+        cells.append(could_tell(line, avg))
+        cells.append(in_percent(line["scores"][last]))
+        cells += [in_percent(line.get(key, {}).get(last), signed=True) for key, _ in differences]
         out.append([*cells, f"{line['tokens_mean']:.1f}"])
-    seeds = len(found["seeds"])
-    note = (
-        f"{some['problems']} held-out problems, {some['samples']} samples each, {seeds} seed{'s' * (seeds > 1)}. "
-        f"Percent; in brackets the {found['level']:.0%} interval over problems of the seeds' mean. "
-        "Differences are paired by problem. Over seeds: the standard deviation of the seeds' scores. Tokens: the mean "
-        f"length of an answer.{_lost(lines)}"
+    return "Scores", out, f"{_about(found, lines)}{_lost(lines)}"
+
+
+def _about(found: dict[str, Any], lines: list[tuple[str, str, dict]]) -> str:
+    some = lines[0][2]
+    fewest, most = (of(len(line["seeds"]) for _, _, line in lines) for of in (min, max))
+    bases = found.get("bases") or [""]
+    return (
+        f"{some['problems']} held-out problems, {some['samples']} samples each, "
+        f"{most if fewest == most else f'{fewest} to {most}'} seed{'s' * (most > 1)}"
+        f"{f', on each of {len(bases)} bases' if len(bases) > 1 else ''}. "
+        f"Percent; in brackets the {found['level']:.0%} interval over seeds and problems"
+        f"{', of these bases' if len(bases) > 1 else ''}. Differences are paired by seed and problem, and their "
+        "intervals corrected for how many stand in the table (max-t). Where there is one seed, an interval holds "
+        "problems alone. Over seeds: the standard deviation of the seeds' scores. Worst: the lowest run. Collapsed: "
+        "runs below half of their base. Could tell: the smallest difference that so many seeds and problems find in "
+        "80% of cases, of the last difference to its left. Tokens: the mean length of an answer."
     )
-    return "Scores", out, note
+
+
+def worst_of(line: dict[str, Any], avg: str) -> str:
+    """The lowest of the runs."""
+    by_seed = line["scores"][avg].get("by_seed") or []
+    return f"{100 * min(by_seed):.1f}" if len(by_seed) > 1 else ""
+
+
+def collapsed(line: dict[str, Any]) -> str:
+    n = line.get("collapses")
+    return "" if n is None else f"{n} of {line['runs']}"
+
+
+def could_tell(line: dict[str, Any], avg: str) -> str:
+    """The smallest difference that the design finds, from `against` where there is one, else from the base."""
+    tree = line.get("minus_against") or line.get("minus_base") or {}
+    found = (tree.get(avg) or {}).get("detectable")
+    return "" if found is None else f"{100 * found:.1f}"
 
 
 def _cost(lines: list[tuple[str, str, dict]]) -> tuple[str, Lines, str]:
-    out = [["a run", "tokens sampled", "refined", "scored", "trained", "seconds", *STAGES]]
+    out = [["a run", "tokens sampled", "refined", "scored", "trained", "prefill", "seconds", *STAGES]]
     for mode, method, line in lines:
         tokens = line["cost"]["tokens"]
         seconds = line["cost"]["seconds"]
         out.append(
             [f"{mode} {method}", *(f"{tokens[kind]:,.0f}" for kind in ("sampled", "refined", "scored", "trained"))]
+            + [f"{line['cost'].get('prefill', 0):,.0f}"]
             + [f"{seconds[stage]:.1f}" for stage in ["step", *STAGES]]
         )
     note = (
         "Means over seeds. Refined: all candidates. Scored: refinements whose likelihood under the student was asked "
-        "for. Seconds are those of the steps; a stage's are the wall time in which it had work under way, and stages "
-        "overlap. The start of the learner and the evaluation are not in them."
+        "for. Prefill: the tokens of all prompts, and those scored. Seconds are those of the steps; a stage's are the "
+        "wall time in which it had work under way, and stages overlap. The start of the learner and the evaluation are "
+        "not in them."
     )
     return "Cost", out, note
 
@@ -103,7 +141,7 @@ def _trained_on(lines: list[tuple[str, str, dict]]) -> tuple[str, Lines, str]:
     }
     out = [["", *(label for label, _ in forms.values())]]
     for mode, method, line in lines:
-        values = [(line["trained_on"][key], form) for key, (_, form) in forms.items()]
+        values = [(line["trained_on"].get(key), form) for key, (_, form) in forms.items()]
         out.append([f"{mode} {method}", *("-" if v is None else format(v, form) for v, form in values)])
     note = (
         "Means over steps and seeds. KL: the forward KL of student and teacher in nats a trained token, whatever is "
@@ -126,17 +164,14 @@ def _tuning(found: dict[str, Any]) -> tuple[str, Lines, str]:
         f"{some['measure'].capitalize()} on {some['problems']} problems that neither train nor stand above, after "
         f"{some['steps']} steps with one seed; > marks the learning rate of the final runs."
     )
+    if edge := [f"{e['mode']} {e['method']}" for e in scored if e.get("edge")]:
+        note += f" At the end of what was tried, so that a wider grid might lift them: {', '.join(edge)}."
+    shared = [e for e in scored if e["chosen"] and len(e.get("for") or []) > 1]
+    if shared:
+        told = "; ".join(f"{e['mode']} {e['method']} for {', '.join(e['for'])}" for e in shared)
+        note += f" One tuning a family: {told}."
     return "Learning rates", out, note
 
 
 def _tuned(entry: dict[str, Any] | None) -> str:
-    return "-" if entry is None else f"{'> ' if entry['chosen'] else ''}{_percent(entry['score'])}"
-
-
-def _percent(e: dict[str, Any] | None, signed: bool = False) -> str:
-    if e is None:
-        return ""
-    sign = "+" if signed else ""
-    if e["low"] is None:
-        return f"{100 * e['value']:{sign}.1f}"
-    return f"{100 * e['value']:{sign}.1f} [{100 * e['low']:{sign}.1f}, {100 * e['high']:{sign}.1f}]"
+    return "-" if entry is None else f"{'> ' if entry['chosen'] else ''}{in_percent(entry['score'])}"

@@ -28,7 +28,7 @@ GENERATOR = "trd_ray report"  # by which a page of ours is known
 FIRST = ("theme.js",)  # in the head: the page is never seen in the wrong colours
 SCRIPTS = (
     "vendor/uplot/uPlot.iife.min.js",
-    *("shell.js", "charts.js", "curves.js", "ledger.js", "lanes.js", "diagnosed.js"),
+    *("shell.js", "charts.js", "curves.js", "spending.js", "ledger.js", "lanes.js", "diagnosed.js"),
     *(f"samples_{part}.js" for part in ("text", "diff", "list", "filter", "detail")),
     "samples.js",
 )

@@ -1,9 +1,10 @@
 """The panels of what is no run: an evaluation, and a comparison of methods.
 
     directory of trd evaluate  ->  panels_of_evaluation()  ->  verdict, scores, samples, recipe
-    directory of trd compare   ->  panels_of_comparison()  ->  verdict, curves, scores, recipes
+    directory of trd compare   ->  panels_of_comparison()  ->  verdict, curves, scores over cost, scores, recipes
 
-The tables are those of evaluation.md and comparison.md. The curves of a comparison are those of its runs.
+The tables are those of evaluation.md and comparison.md. The curves of a comparison are those of its runs; the scores
+over cost are means over the runs of a method.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.guards import difference
 from trd_ray.report import comparison_tables, evaluation_tables
+from trd_ray.report.curve_svg import AXES, SCORES, line_of
 from trd_ray.report.drawn import intervals
 from trd_ray.report.evaluation_tables import MEAN_NOTE, SUMMARY_NOTE, Result
 from trd_ray.report.helped import HEADLINES, kind_of, points
@@ -19,7 +21,7 @@ from trd_ray.report.panel import Panel
 from trd_ray.report.panels_of_run import FIRST_MB, MEGABYTE, attempt, curves_panel, samples_panel
 from trd_ray.report.recipe_shown import recipe_panel, recipes_panel
 from trd_ray.report.recorded import Recorded, json_of
-from trd_ray.report.rendering import rendered
+from trd_ray.report.rendering import readable, rendered
 from trd_ray.report.score_panels import of_gpus
 from trd_ray.report.spent import Spent, duration, spent
 from trd_ray.score.stats import Estimate, from_json, percent
@@ -84,6 +86,8 @@ def panels_of_comparison(path: Path) -> list[Panel]:
         attempt("verdict", "Verdict", lambda: _of_comparison(found)),
         attempt("scores", "Scores and cost", lambda: _compared(found)),
     ]
+    if found.get("curves"):
+        made.insert(1, attempt("spending", "At what cost", lambda: _spending(found)))
     if some:
         made.insert(1, attempt("curves", "Curves", lambda: _curves(runs, some)))
         made.append(attempt("recipe", "Recipes", lambda: recipes_panel(some)))
@@ -112,6 +116,19 @@ def _curves(runs: list[Recorded], some: list[Recorded]) -> Panel:
     panel = curves_panel(some)
     left_out = f" The first {len(some)} of {len(runs)} runs." if len(runs) > len(some) else ""
     return Panel(panel.name, panel.title, panel.explains + left_out, panel.html, panel.data)
+
+
+def _spending(found: dict[str, Any]) -> Panel:
+    charts = [
+        {"title": f"{mode}: {title} over {label}", "axis": label}
+        | {"lines": [{"method": one["method"], "points": line_of(one, axis, score)} for one in lines]}
+        for mode in dict.fromkeys(one["mode"] for one in found["curves"])
+        for score, title in SCORES.items()
+        for axis, label in AXES.items()
+        if (lines := [c for c in found["curves"] if c["mode"] == mode and line_of(c, axis, score)])
+    ]
+    explains = "Held-out scores against what the runs had spent, the base first; bars are one standard error over runs."
+    return Panel("spending", "At what cost", explains, data=readable({"charts": charts}))
 
 
 def _of_comparison(found: dict[str, Any]) -> Panel:

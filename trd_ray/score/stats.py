@@ -153,7 +153,8 @@ def _distinct(values_P: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.unique(np.round(np.asarray(values_P, dtype=np.float64), 12), return_counts=True)
 
 
-def _hardly_vary(values_P: np.ndarray) -> bool:
+def hardly_vary(values_P: np.ndarray) -> bool:
+    """Whether a sample shows too little of its spread for a bootstrap."""
     return len(values_P) < FEW or len(values_P) - max(_distinct(values_P)[1]) < RARE
 
 
@@ -176,7 +177,7 @@ def estimates(
     values_MP = np.array(list(values.values()), dtype=np.float64)
     intervals = bootstraps(values_MP, resamples, seed)
     for i, values_P in enumerate(values_MP):
-        if intervals[i] and _hardly_vary(values_P):
+        if intervals[i] and hardly_vary(values_P):
             intervals[i] = jeffreys(values_P, ends, resamples, seed)
     return {
         measure: Estimate(float(np.mean(values_P)), *(interval or (None, None)))
@@ -192,7 +193,7 @@ def mean_of_means(groups: list[np.ndarray], resamples: int, seed: int, ends: tup
     rng = np.random.default_rng(seed)
     drawn = np.zeros(resamples)
     for values_P in groups:
-        if _hardly_vary(values_P):
+        if hardly_vary(values_P):
             drawn += _drawn_means(values_P, ends, resamples, rng) / len(groups)
             continue
         counts_RP = rng.multinomial(len(values_P), np.full(len(values_P), 1 / len(values_P)), size=resamples)
@@ -217,10 +218,13 @@ def paired_difference(a_P: np.ndarray, b_P: np.ndarray, resamples: int, seed: in
 
 def measures(passed_PS: np.ndarray) -> dict[str, np.ndarray]:
     """Avg@n and Pass@k for every k from 1 to the n samples, a value for each problem."""
-    samples = passed_PS.shape[1]
-    correct_P = passed_PS.sum(axis=1)
+    return measures_of_counts(passed_PS.sum(axis=1), passed_PS.shape[1])
+
+
+def measures_of_counts(correct_P: np.ndarray, samples: int) -> dict[str, np.ndarray]:
+    """As `measures`, of how many of the samples of each problem passed."""
     passes = {f"pass@{k}": pass_at_k(samples, correct_P, k) for k in range(1, samples + 1)}
-    return {f"avg@{samples}": passed_PS.mean(axis=1)} | passes
+    return {f"avg@{samples}": np.asarray(correct_P) / samples} | passes
 
 
 def answers_of(rows: Iterable[dict]) -> list[Answer]:

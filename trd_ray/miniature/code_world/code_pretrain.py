@@ -1,6 +1,7 @@
 """What the two models of the world of code are taught before any distillation: `lessons` about made-up words."""
 
 import random
+from dataclasses import replace
 
 from trd_ray.miniature.beliefs import random_beliefs
 from trd_ray.miniature.code_world import code_task, code_tokenizer
@@ -11,6 +12,7 @@ from trd_ray.miniature.code_world.code_task import (
     Table,
     random_table,
     rewrite,
+    secret,
     solve,
     talk,
     text,
@@ -46,10 +48,9 @@ def _chain(rng: random.Random) -> ProgramChain:
     return next(of_split("train", lambda: code_task.random_chain(rng, code_task.TRAIN_STEPS)))
 
 
-def _held_out(rng: random.Random) -> ProgramChain:
-    return next(
-        filter(code_task.is_decided, of_split("test", lambda: code_task.random_chain(rng, code_task.TEST_STEPS)))
-    )
+def _held_out(rng: random.Random, table: int = 0) -> ProgramChain:
+    chains = of_split("test", lambda: code_task.random_chain(rng, code_task.TEST_STEPS))
+    return next(chain for chain in chains if code_task.is_decided(chain, table))
 
 
 LESSONS = Lessons(
@@ -75,3 +76,17 @@ WORLD = World(
     solved=code_task.solved,
     max_response_tokens=160,
 )
+
+
+def with_table(number: int) -> World:
+    """The same world with another meaning for each word, and a student with other beliefs about them."""
+    truth = secret(number)
+    return replace(
+        WORLD,
+        name=f"{WORLD.name}-{number}",
+        plan=replace(WORLD.plan, seed=number),
+        kinds=replace(LESSONS, secret=truth).kinds,
+        held_out=lambda rng: _held_out(rng, number),
+        reference=lambda chain: solve(chain, truth).text,
+        solved=lambda chain, response: code_task.solved(chain, response, number),
+    )

@@ -16,7 +16,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import islice
 
 from trd_ray.miniature.beliefs import Beliefs
@@ -91,7 +91,13 @@ def random_table(rng: random.Random) -> Table:
     return dict(zip(WORDS, rng.sample(MEANINGS, len(WORDS)), strict=True))
 
 
-SECRET = random_table(random.Random(20260607))  # the one true meaning of each word
+@cache
+def secret(number: int = 0) -> Table:
+    """The one true meaning of each word, for a base: each number is another table."""
+    return random_table(random.Random(20260607 + number))
+
+
+SECRET = secret()
 
 
 def random_chain(rng: random.Random, steps: tuple[int, int]) -> ProgramChain:
@@ -157,34 +163,34 @@ def program(response: str) -> str | None:
     return blocks[-1] if blocks else None
 
 
-def solved(chain: ProgramChain, response: str) -> bool:
+def solved(chain: ProgramChain, response: str, table: int = 0) -> bool:
     """Whether the response passes the chain's tests, by this world's own reading of its statements."""
     written = program(response)
-    return written is not None and all(run(written, given) == printed for given, printed in cases(chain))
+    return written is not None and all(run(written, given) == printed for given, printed in cases(chain, table))
 
 
-def cases(chain: ProgramChain) -> list[tuple[str, str]]:
+def cases(chain: ProgramChain, table: int = 0) -> list[tuple[str, str]]:
     """Standard inputs and outputs of the right program, always the same for a chain."""
-    found, _ = _cases(chain)
+    found, _ = _cases(chain, table)
     return found
 
 
-def is_decided(chain: ProgramChain) -> bool:
+def is_decided(chain: ProgramChain, table: int = 0) -> bool:
     """Whether the cases fail every program that gives any one made-up instruction another meaning."""
-    _, undecided = _cases(chain)
+    _, undecided = _cases(chain, table)
     return undecided == 0
 
 
 @lru_cache(maxsize=4096)
-def _cases(chain: ProgramChain) -> tuple[list[tuple[str, str]], int]:
+def _cases(chain: ProgramChain, table: int) -> tuple[list[tuple[str, str]], int]:
     """The cases, and how many of the wrong programs they do not fail."""
     rng = random.Random(chain.problem)
-    right = solve(chain, SECRET).statements
+    right = solve(chain, secret(table)).statements
     found = []
     wrong = [
         (i, meaning)
         for i, step in enumerate(chain.steps)
-        if step.instruction in SECRET
+        if step.instruction in secret(table)
         for meaning in MEANINGS
         if meaning != right[i]
     ]
@@ -213,21 +219,21 @@ def _applied(statement: str, times: int, xs: Numbers) -> Numbers:
     return xs
 
 
-def problems(split: Split, n: int, seed: int) -> list[dict]:
+def problems(split: Split, n: int, seed: int, table: int = 0) -> list[dict]:
     """n different rows of problem_id, problem, answer (""), reference, tests. Train: 2 to 5 steps. Test: 5."""
     rng = random.Random(f"{split} {seed}")
     steps = TRAIN_STEPS if split == "train" else TEST_STEPS
     chains = distinct(of_split(split, lambda: random_chain(rng, steps)))
     rows = []
-    for i, chain in enumerate(islice(filter(is_decided, chains), n)):
-        inputs, outputs = map(list, zip(*cases(chain), strict=True))
+    for i, chain in enumerate(islice((chain for chain in chains if is_decided(chain, table)), n)):
+        inputs, outputs = map(list, zip(*cases(chain, table), strict=True))
         tests = Tests(kind="stdio", inputs=inputs, outputs=outputs, compare="tokens")
         rows.append(
             {
                 "problem_id": f"code_{split}-{i:05d}",
                 "problem": chain.problem,
                 "answer": "",
-                "reference": solve(chain, SECRET).text,
+                "reference": solve(chain, secret(table)).text,
                 "tests": tests.pack(),
             }
         )

@@ -1,0 +1,253 @@
+"""A finished cell as a small table: all that the tables of a comparison need of a run, a few kB that can be committed.
+
+    run directory of a cell  ->  taken()  ->  CellTable  <->  cells/<mode>/<method>/<seed>.jsonl
+
+The first line says which cell it is and what the whole run cost. Each further line is an evaluation: how far the run
+was in steps, generated tokens, prefilled tokens and seconds, and for each problem how many answers passed, whether the
+majority did, and how many different answers there were. Problems stand in the order of their ids.
+
+- Generated: tokens of attempts and refinements, all candidates. Prefill: the prompts of those, and what was scored.
+- Seconds are those of the steps, in which no evaluation counts.
+- An answer is what the verifier found in the response. The majority is the commonest answer; among equally common ones
+  the share that is right counts.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from trd_ray.compare.grid import Cell
+from trd_ray.compare.plan import ComparisonPlan
+from trd_ray.errors import UserError
+from trd_ray.files import write_atomically
+from trd_ray.record.directory import RunDirectory
+from trd_ray.record.generated import KINDS, generated
+from trd_ray.record.ledger import facts_of_run
+from trd_ray.report.comparison_tables import STAGES
+from trd_ray.rows import RowFiles
+from trd_ray.score.stats import Score, measures_of_counts, shown
+
+FOLDER = "cells"
+AXES = ("tokens", "prefill", "seconds")
+TRAINED_ON = {  # name in comparison.json -> metric of a step
+    "raw_passed": "y_o/passed",
+    "refined_passed": "y_r/passed",
+    "raw_tokens": "y_o/tokens_mean",
+    "refined_tokens": "y_r/tokens_mean",
+    "grad_norm": "grad_norm",
+}
+
+
+@dataclass(frozen=True)
+class Graded:
+    """The answers to a set of problems, problem by problem."""
+
+    samples: int
+    problems: str  # digest of their ids
+    correct: list[int]
+    majority: list[float] | None = None  # 1 where the commonest answer is right; None without the answers themselves
+    unique: list[int] | None = None  # different answers
+    entropy: list[float] | None = None  # of the answers, in nats
+    tokens_mean: float = 0.0
+    truncated: float = 0.0
+    answered: float = 0.0
+
+    def measures(self) -> dict[str, np.ndarray]:
+        """Avg@n, Pass@k for the ks that are shown, Pass@n and maj@n, a value for each problem."""
+        found = measures_of_counts(np.array(self.correct), self.samples)
+        kept = {name: found[name] for name in [*shown(self.samples), f"pass@{self.samples}"]}
+        return kept | ({f"maj@{self.samples}": np.array(self.majority)} if self.majority is not None else {})
+
+
+@dataclass(frozen=True)
+class Point:
+    """An evaluation of a run on its way; 0 steps are the base."""
+
+    step: int
+    tokens: int
+    prefill: int
+    seconds: float
+    graded: dict[str, Graded]  # "" for evaluation.path, else the name of one of evaluation.sets
+
+
+@dataclass(frozen=True)
+class CellTable:
+    kind: str
+    mode: str
+    method: str
+    seed: int
+    base: str
+    lr: float | None
+    cost: dict[str, Any] = field(default_factory=dict)
+    trained_on: dict[str, Any] = field(default_factory=dict)
+    points: list[Point] = field(default_factory=list)
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.kind, self.mode, self.method, self.seed, self.lr if self.kind == "tuning" else None, self.base)  # pyright: ignore[reportArgumentType]
+
+    @property
+    def last(self) -> Point:
+        return self.points[-1]
+
+    def text(self) -> str:
+        tree = asdict(self)
+        lines = [{name: value for name, value in tree.items() if name != "points"}, *tree["points"]]
+        return "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+
+
+def read(folder: Path) -> list[CellTable]:
+    """Every table below a folder. Raises UserError where there is none, or one that cannot be read."""
+    files = sorted(folder.rglob("*.jsonl"))
+    if not files:
+        raise UserError(f"{folder} holds no tables of cells (*.jsonl): name the folder `{FOLDER}` of a comparison")
+    return [_read(file) for file in files]
+
+
+def _read(file: Path) -> CellTable:
+    try:
+        head, *points = map(json.loads, file.read_text().splitlines())
+        made = [Point(**one | {"graded": {of: Graded(**g) for of, g in one["graded"].items()}}) for one in points]
+        table = CellTable(**head, points=made)
+        table.last  # noqa: B018 - one without an evaluation is no table
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
+        raise UserError(f"{file} is no table of a cell ({type(e).__name__}: {e}): delete it, or take it anew") from e
+    return table
+
+
+def of_plan(plan: ComparisonPlan) -> list[CellTable]:
+    """The tables of all finished cells; those that are not there yet, or older than the run, are written."""
+    return [kept(plan, cell) for cell in plan.cells() if plan.score(cell) is not None]
+
+
+def kept(plan: ComparisonPlan, cell: Cell) -> CellTable:
+    """The table of a finished cell, which is written first where that is due."""
+    place = plan.path / FOLDER / f"{cell.name}.jsonl"
+    run = RunDirectory(plan.path / cell.name)
+    newest = max((file.stat().st_mtime for file in (run.path / "evaluation").rglob("*.json")), default=0.0)
+    if place.is_file() and place.stat().st_mtime >= newest:
+        return _read(place)
+    table = taken(cell, run, plan.recipe(cell).learner.lr if cell.kind != "base" else None)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, table.text())
+    return _read(place)
+
+
+def taken(cell: Cell, run: RunDirectory, lr: float | None) -> CellTable:
+    """The table of a finished run."""
+    metrics = run.read_metrics()
+    facts = facts_of_run(run.read_rows())
+    by_step: dict[int, list[dict]] = defaultdict(list)
+    for fact in facts:
+        by_step[fact["step"]].append(fact)
+    made = {step: generated(of_step) for step, of_step in by_step.items()}
+    prompts = _prompt_tokens(run)
+    points = []
+    for step, scores in _evaluations(run).items():
+        tokens = sum(n.get("sampled", 0) + n.get("refined", 0) for at, n in made.items() if at <= step)
+        prefill = sum(n.get("scored", 0) for at, n in made.items() if at <= step)
+        prefill += sum(n for at, n in prompts.items() if at <= step)
+        seconds = sum(line.get("seconds/step") or 0.0 for line in metrics if line["step"] <= step)
+        graded = {of: _graded(score, _answers(run, score, of)) for of, score in scores.items()}
+        points.append(Point(step, tokens, prefill, round(seconds, 3), graded))
+    if cell.kind == "base":
+        return CellTable("base", cell.mode, "", cell.seed, cell.base, None, points=points[:1])
+    points = points if cell.kind == "final" else points[-1:]
+    cost = _cost(metrics, generated(facts), points[-1].prefill)
+    return CellTable(
+        cell.kind, cell.mode, cell.method, cell.seed, cell.base, lr, cost, _trained_on(metrics), points
+    )  # fmt: skip
+
+
+def _evaluations(run: RunDirectory) -> dict[int, dict[str, Score]]:
+    """Steps -> the scores of every set, in order; where only some sets were scored, the step is left out."""
+    found: dict[int, dict[str, Score]] = defaultdict(dict)
+    for of in ["", *run.evaluated_sets()]:
+        for score in run.read_evaluations(of):
+            found[score.step][of] = score
+    return {step: scores for step, scores in sorted(found.items()) if "" in scores}
+
+
+def _answers(run: RunDirectory, score: Score, of: str) -> dict[str, list[str | None]] | None:
+    """Problem -> the answers found in its responses; None for a run that kept no rows of its evaluation."""
+    place = run.path / "evaluation" / of / f"{score.name}.parquet"
+    if not place.is_file():
+        return None
+    found: dict[str, list[str | None]] = defaultdict(list)
+    for table in RowFiles([place]).tables(["problem_id", "y_o.extracted"]):
+        for problem, answer in zip(table["problem_id"].to_pylist(), table["y_o.extracted"].to_pylist(), strict=True):
+            found[problem].append(answer or None)
+    return found
+
+
+def _graded(score: Score, answers: dict[str, list[str | None]] | None) -> Graded:
+    problems = sorted(score.per_problem)
+    spread: dict[str, Any] = {}
+    if answers is not None:
+        voted = [spread_of(answers[p], score.per_problem[p]) for p in problems]
+        spread = {name: [one[name] for one in voted] for name in ("majority", "unique", "entropy")}
+    return Graded(
+        score.samples,
+        hashlib.sha256(json.dumps(problems).encode()).hexdigest()[:12],
+        [sum(score.per_problem[p]) for p in problems],
+        tokens_mean=round(score.tokens_mean, 2),
+        truncated=round(score.truncated.value, 4),
+        answered=round(score.answered.value, 4),
+        **spread,
+    )
+
+
+def spread_of(answers: Sequence[str | None], passed: Iterable[bool]) -> dict[str, float]:
+    """Of the answers to one problem: whether the majority is right, how many differ, and their entropy in nats."""
+    counts = Counter(answer for answer in answers if answer is not None)
+    right = {answer for answer, ok in zip(answers, passed, strict=True) if ok}
+    most = max(counts.values(), default=0)
+    commonest = [answer for answer, n in counts.items() if n == most]
+    n = sum(counts.values())
+    return {
+        "majority": round(fmean(answer in right for answer in commonest), 4) if commonest else 0.0,
+        "unique": len(counts),
+        "entropy": round(max(0.0, -sum(c / n * math.log(c / n) for c in counts.values())), 4),
+    }
+
+
+def _prompt_tokens(run: RunDirectory) -> dict[int, int]:
+    """Step -> tokens of the prompts of attempts and refinements."""
+    found: dict[int, int] = defaultdict(int)
+    for table in run.read_rows().tables(["step", "student_prompt_ids", "refine_prompt_ids"]):
+        for name in ("student_prompt_ids", "refine_prompt_ids"):
+            lengths = pc.fill_null(pc.list_value_length(table[name]), 0).to_pylist()  # pyright: ignore
+            for step, n in zip(table["step"].to_pylist(), lengths, strict=True):
+                found[step] += n
+    return found
+
+
+def _cost(metrics: list[dict], tokens: dict[str, int], prefill: int) -> dict[str, Any]:
+    """Tokens made and trained on, and seconds of the steps by stage. Stages overlap."""
+    trained = sum(m.get("trained_tokens") or 0 for m in metrics)
+    return {
+        "tokens": {kind: tokens.get(kind, 0) for kind in KINDS} | {"trained": trained},
+        "prefill": prefill,
+        "seconds": {s: round(sum(m.get(f"seconds/{s}") or 0 for m in metrics), 3) for s in ["step", *STAGES]},
+    }
+
+
+def _trained_on(metrics: list[dict]) -> dict[str, Any]:
+    """Means over steps; the KL has two means, over the first and the last quarter of the steps."""
+    out = {name: _mean(metrics, key) for name, key in TRAINED_ON.items()}
+    quarter = max(1, len(metrics) // 4)
+    return out | {"kl_first": _mean(metrics[:quarter], "kl/mean"), "kl_last": _mean(metrics[-quarter:], "kl/mean")}
+
+
+def _mean(metrics: list[dict], name: str) -> float | None:
+    values = [m[name] for m in metrics if m.get(name) is not None]
+    return round(fmean(values), 6) if values else None
