@@ -228,7 +228,6 @@ def test_the_tests_marked_gpu_are_found_and_a_skipped_one_is_no_pass():
             gpu_tests.counted(code, output)
 
 
-@pytest.mark.long
 def test_the_tests_marked_gpu_are_collected_with_torch_transformers_and_pytest_alone(without):
     env = without("ray", "vllm", "pydantic", "peft", "trl", "datasets", "rich")
     done = subprocess.run(

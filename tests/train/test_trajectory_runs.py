@@ -49,7 +49,7 @@ def test_the_nearest_refinement_is_scored_by_the_student_that_the_learner_has(tm
     trained = run(tmp_path / "run", "train", "miniature_opsd", *nearest)
     assert trained.code == 0, trained.output[-3000:]
     assert all(m["sync/gap_mean"] < 1e-3 for m in trained.metrics)
-    assert all(m["tokens/refined"] > m["tokens/scored"] > 0 for m in trained.metrics)
+    assert all(m["tokens/refined"] >= m["tokens/scored"] > 0 for m in trained.metrics)
     base = AutoModelForCausalLM.from_pretrained(model_path("student"), dtype=torch.float32)
     scored = 0
     for row in trained.rows:

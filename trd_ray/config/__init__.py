@@ -47,7 +47,6 @@ from trd_ray.config.rollout_keys import (
 from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.teachers import (
     JUDGE_POOL,
-    ONLY,
     REFINER,
     SAMPLER,
     Each,
@@ -72,6 +71,7 @@ from trd_ray.config.training_keys import (
 )
 from trd_ray.config.tree import ClusterConfig, Recipe, Rest
 from trd_ray.config.verify_keys import BUILT_IN, JUDGE, REVIEW, NamedFunction, VerifyConfig, is_own, own_parts
+from trd_ray.only_teacher import ONLY
 
 __all__ = [
     "ALARMS",

@@ -16,8 +16,8 @@ from pydantic import Field, create_model
 from trd_ray.config.effects import ENGINES, MACHINES, NUMBERS, ROWS, Effect
 from trd_ray.config.node import Node
 from trd_ray.config.rollout_keys import EngineConfig, RefinerConfig, TeacherConfig
+from trd_ray.only_teacher import ONLY
 
-ONLY = ""  # the name of the teacher of a run that has one
 SAMPLER = "sampler"
 REFINER = "refiner"
 JUDGE_POOL = "judge"

@@ -39,7 +39,6 @@ from trd_ray.config.rollout_keys import (
 from trd_ray.config.scale_keys import ScaleConfig
 from trd_ray.config.teachers import (
     JUDGE_POOL,
-    ONLY,
     SAMPLER,
     NamedTeacherConfig,
     engines_by_pool,
@@ -52,6 +51,7 @@ from trd_ray.config.teachers import (
 from trd_ray.config.tracking_keys import TrackerName, TrackingConfig
 from trd_ray.config.training_keys import CheckpointConfig, LearnerConfig, LossConfig, SyncConfig, TrainConfig
 from trd_ray.config.verify_keys import VerifyConfig
+from trd_ray.only_teacher import ONLY
 from trd_ray.own_code import FORM, checked
 
 # How the weights of an engine rest: on the GPU, nowhere (new ones come), or in host memory.

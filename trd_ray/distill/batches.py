@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from trd_ray.config import ONLY
 from trd_ray.models import ModelFacts
+from trd_ray.only_teacher import ONLY
 
 
 class Example:

@@ -12,8 +12,8 @@ With one teacher these are `batches.split` and `batches.micro_batches`. Pure.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from trd_ray.config import ONLY
 from trd_ray.distill.batches import Example, micro_batches, split, token_count
+from trd_ray.only_teacher import ONLY
 
 
 @dataclass(frozen=True)
