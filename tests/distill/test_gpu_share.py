@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from serving import make_tiny_model
 from trd_ray import config
+from trd_ray.config import ONLY
 from trd_ray.distill import gpu_share
 from trd_ray.distill.batches import Example
 from trd_ray.distill.gpu_share import CPU, GpuShare, move
@@ -69,7 +70,7 @@ def test_only_weights_that_all_train_and_are_on_the_gpu_move(model, monkeypatch,
     monkeypatch.setattr(gpu_share, "move", lambda learner, device: moved.append(str(device)))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: moved.append("emptied"))
     recipe = config.from_tree({"student": {"path": model}, "learner": keys})
-    on_gpu: Any = type("OnGpu", (), {"recipe": recipe, "device": torch.device("cuda", 0), "teachers": {}})()
+    on_gpu: Any = type("OnGpu", (), {"recipe": recipe, "device": torch.device("cuda", 0), "teachers": {ONLY: None}})()
     share = GpuShare(on_gpu)
     share.take()
     for _ in range(2):  # a command may be given again

@@ -28,7 +28,8 @@ class GpuShare:
         if self.learner.device.type == "cpu":
             return
         for teacher in self.learner.teachers.values():
-            teacher.reshard()
+            if teacher is not None:  # labels alone have none
+                teacher.reshard()
         if self.moves and not self.away:
             move(self.learner, CPU)
             self.away = True
