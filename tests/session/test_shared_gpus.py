@@ -27,7 +27,7 @@ class Run:
         self.how = how
         self.session: Any = SimpleNamespace(
             pools={name: self._pool(name) for name in ("sampler", "refiner")}, following=lambda: {"sampler": "student"},
-            to_start=[] if started else ["sampler", "refiner"], look=self._look,
+            lender=None, to_start=[] if started else ["sampler", "refiner"], look=self._look,
             start_engines=lambda: self.told.append("start"), wait_until_started=lambda: self.told.append("started"),
         )  # fmt: skip
         self.engines = SharedGpus(self.session)
@@ -58,6 +58,19 @@ class Run:
 
 def test_a_turn_tells_all_pools_to_rest_those_that_get_weights_to_wake_for_them_and_then_all(monkeypatch):
     run = Run(monkeypatch)
+    run.engines.rest()
+    run.engines.wake_weights()
+    run.engines.wake_keys()
+    assert run.told == [
+        "sampler rest", "refiner rest", "sampler wake weights", "sampler wake weights+kv_cache",
+        "refiner wake weights+kv_cache",
+    ]  # fmt: skip
+
+
+def test_a_run_that_borrows_engines_lets_those_rest_too_that_it_does_not_need(monkeypatch):
+    run = Run(monkeypatch)
+    run.session.lender = SimpleNamespace(pools=run.session.pools)
+    run.session.pools = {"sampler": run.session.pools["sampler"]}
     run.engines.rest()
     run.engines.wake_weights()
     run.engines.wake_keys()
