@@ -357,3 +357,20 @@ def test_a_pool_of_which_nobody_knows_any_more_starts_no_engine_before_it_is_tol
         assert await p.client.generate(ASK, 3) == ANSWER
 
     run(story())
+
+
+def test_a_pool_of_which_nobody_knows_any_more_starts_its_engines_if_the_run_still_waits_for_them(process, monkeypatch):
+    """Nobody tells it to wake then: no engine has rested yet."""
+
+    async def story() -> None:
+        p = process(2)
+        p.spec.rests = "drop"
+        p.keeper.died = True
+        monkeypatch.setattr(pool_module, "has_lived_before", lambda: True)
+        p.dies()
+        assert p.pool.phase is Phase.ASLEEP
+        async with asyncio.timeout(60):
+            await p.pool.start()  # Ray makes the call again
+        assert p.states() == [State.STALE] * 2 and p.pool.phase is Phase.AWAKE
+
+    run(story())

@@ -48,7 +48,7 @@ from trd_ray.engine.fleet import UP, Fleet, Life, State
 from trd_ray.engine.fleet import PoolFailed as PoolFailed
 from trd_ray.engine.keeper import Noted, begin_anew, has_lived_before, recall, start_engine, take_over
 from trd_ray.engine.leases import Admission, Lease, Leases, Who
-from trd_ray.engine.phases import InPhases, Phase
+from trd_ray.engine.phases import KV_CACHE, InPhases, Phase
 from trd_ray.engine.reservation import Place
 from trd_ray.engine.resizable import Resizable
 from trd_ray.engine.routing import Routing
@@ -124,6 +124,7 @@ class Pool(Resizable, InPhases):
     # Engines come and go
 
     async def start(self) -> None:
+        await self.wake([KV_CACHE])  # a process that knows of none before it takes itself for asleep
         self.loads.begin()
         await self.fleet.start()
 
@@ -343,8 +344,7 @@ class Pool(Resizable, InPhases):
         Those that are still in the handshake before it come out of that, or restart.
         """
         come_out(self.fleet, self.joining)
-        self.joining = []
-        update = self.update or self.coming
+        self.joining, update = [], self.update or self.coming
         self.update, self.coming, self.draining = None, None, False
         if update:
             await update.give_up()
