@@ -23,6 +23,7 @@ from serving import greedy_requests, prompts
 from trd_ray import config, miniature
 from trd_ray.cli import main
 from trd_ray.compare import command, grid, report
+from trd_ray.compare.engine_groups import engine_groups
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.compare.results import results
@@ -155,6 +156,14 @@ def test_methods_that_ask_other_things_of_the_engines_get_engines_of_their_own(t
         comparison(tmp_path, "methods.long={set: {refiner: {max_model_len: 400}}}", f"methods.raw={Y_O}")
     )
     assert [g.methods for g in plan.groups] == [["forward_kl", "trd", "raw"], ["long"]]
+
+
+def test_engines_that_drop_their_weights_at_rest_serve_no_method_that_samples_with_the_initial_ones(tmp_path):
+    offline = "methods.offline={set: {stream: {max_staleness: never}}}"
+    turns = ("modes.opsd.set.placement=timeshare", "modes.opsd.set.stream.max_staleness=0")
+    assert [g.methods for g in engine_groups(comparison(tmp_path, offline))] == [["forward_kl", "trd", "offline"]]
+    groups = engine_groups(comparison(tmp_path, offline, *turns))
+    assert [g.methods for g in groups] == [["forward_kl", "trd"], ["offline"]]
 
 
 def test_modes_share_the_base_that_would_answer_alike_and_no_other(tmp_path):

@@ -45,7 +45,8 @@ def engine_groups(comparison: Comparison) -> list[EngineGroup]:
 def _engines(r: Recipe) -> str:
     """What engines are started with, without what may differ from request to request."""
     adapters = adapters_at_once(r) if r.sync.lora == "adapter" else 0
-    return json.dumps([adapters, keys.only(r.model_dump(mode="json"), OF_ENGINES)])
+    rests = {pool: r.rest_of(pool) for pool in r.engines} if r.takes_turns else {}
+    return json.dumps([adapters, rests, keys.only(r.model_dump(mode="json"), OF_ENGINES)])
 
 
 def elsewhere(comparison: Comparison, on: str) -> int:
