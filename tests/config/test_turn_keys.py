@@ -7,6 +7,7 @@ from trd_ray.errors import UserError
 
 TURNS = {"placement": "timeshare"}
 ADAPTERS = TURNS | {"learner": {"lora": {}}, "sync": {"lora": "adapter"}}
+JUDGED = {"verify": {"function": "judge"}}
 OPD = {"teacher": {"mode": "opd", "path": "t"}}
 
 
@@ -20,6 +21,7 @@ OPD = {"teacher": {"mode": "opd", "path": "t"}}
         ({"sampler": {"gpus": 0.5}}, "sampler.gpus is 0.5: leave it out (sampler.gpus=null)"),
         ({"learner": {"gpus": 1}}, "learner.gpus is 1: leave it out (learner.gpus=null)"),
         ({"refiner": {"tensor_parallel": 2}}, "set refiner.tensor_parallel=1, or placement=separate"),
+        (JUDGED | {"judge": {"path": "j", "gpus": 0.5}}, "judge.gpus is 0.5, which could be of one of those"),
         ({"sync": {"backend": "nccl"}}, "set sync.backend=auto, or placement=separate"),
     ],
 )

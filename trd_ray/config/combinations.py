@@ -281,7 +281,11 @@ def unshareable(
 
 
 def require_turns(
-    engines: Mapping[str, EngineConfig], learner: LearnerConfig, sync: SyncConfig, stream: StreamConfig
+    engines: Mapping[str, EngineConfig],
+    judge: EngineConfig,
+    learner: LearnerConfig,
+    sync: SyncConfig,
+    stream: StreamConfig,
 ) -> None:
     """What placement=timeshare cannot have. `engines` are the pools that rest while the learner works."""
     if stream.max_staleness not in (0, "never"):
@@ -303,6 +307,11 @@ def require_turns(
         _require_turns_of(keys_of(pool), engine)
     if learner.gpus is not None:
         raise _whole_in_turn("learner.gpus", learner.gpus)
+    if judge.gpus and judge.gpus % 1:
+        raise ValueError(
+            f"placement=timeshare has engines and ranks take whole GPUs in turn, but judge.gpus is {judge.gpus:g}, "
+            "which could be of one of those: set judge.gpus=1, or placement=separate"
+        )
 
 
 def _whole_in_turn(key: str, gpus: float) -> ValueError:

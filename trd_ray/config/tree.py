@@ -341,7 +341,7 @@ class Recipe(Node):
             alone = self.shares_engines or not self.refines
             pools = [SAMPLER] if alone else [pool for pool in self.engines if pool != JUDGE_POOL]
             engines = {pool: self.engines[pool] for pool in pools}
-            combinations.require_turns(engines, self.learner, self.sync, self.stream)
+            combinations.require_turns(engines, self.judge, self.learner, self.sync, self.stream)
         if isinstance(self.stream.max_staleness, int) and self.stream.max_staleness < 0:
             raise ValueError("stream.max_staleness must be 0, a positive number of versions, or never")
         return self
