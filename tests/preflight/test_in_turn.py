@@ -208,6 +208,8 @@ def test_a_share_of_the_recipe_s_own_is_kept_and_checked():
     [reason] = plan(own_adapters(sampler={"memory_utilization": 0.97})).reasons
     assert 'in the phase "engines awake" (sampler 77.6; at rest learner 3.7), but has 80.0' in reason
     assert "lower sampler.memory_utilization (by default it is computed)" in reason
+    [reason] = plan(own_adapters(sampler={"memory_utilization": 0.27})).reasons
+    assert "raise sampler.memory_utilization, or lower sampler.max_model_len" in reason, "more ranks would not help"
 
 
 def test_a_gpu_that_is_too_small_for_the_learner_s_phase_is_refused_with_what_to_lower():

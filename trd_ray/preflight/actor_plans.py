@@ -137,7 +137,10 @@ def _engine(
     sequence_gib = estimate.sequence_gib(engine, recipe, model, length)
     if kv_gib < sequence_gib:
         keys = f"{group}.tensor_parallel or {group}.memory_utilization" if on_gpu else f"{group}.cpu_kv_cache_gib"
-        keys = "learner.workers, and the engines with it" if spec.memory_utilization else keys
+        if spec.rest and spec.memory_utilization not in (None, engine.memory_utilization):  # it is computed
+            keys = "learner.workers, and the engines with it"
+        elif spec.memory_utilization:  # and has one GPU in any case
+            keys = f"{group}.memory_utilization"
         reasons.append(
             f"the {name}'s KV cache has {max(0.0, kv_gib):.1f} GiB, but one sequence of {length} tokens takes "
             f"{sequence_gib:.1f}: raise {keys}, or lower {group}.max_model_len"
