@@ -146,6 +146,19 @@ def test_a_run_without_timed_rows_says_so(tmp_path):
     directory.release()
 
 
+def test_an_answer_without_a_token_is_timed_and_a_refinement_that_was_kept_whole_is_not(tmp_path):
+    directory = RunDirectory.create(tmp_path / "r", config.load("paper_opd_1p7b", []))
+    empty, whole, tail, plain = rows(0)
+    empty["y_o"]["ids"] = []
+    whole["refine_kept_tokens"], tail["refine_kept_tokens"] = 21, 15
+    directory.write_rows(1, to_table([empty, whole, tail, plain]))
+    found = predicted.timed_rows(directory.read_rows())
+    directory.release()
+    assert [row.sampled.tokens for row in found] == [0, 200, 300, 400]
+    asked = [row.refined and (row.refined.prompt, row.refined.tokens) for row in found]
+    assert asked == [(50, 20), None, (50 + 15, 22 - 15), (50, 23)]
+
+
 def test_in_turn_a_gpu_is_idle_while_neither_engines_nor_learner_work(run):
     with_gpus(run, *["NVIDIA H100 80GB HBM3, 81559 MiB"] * 2)
     settled = ["rollouts_per_step=4", "steps=5", "evaluation.path=null", "name=r"]
