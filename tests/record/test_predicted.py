@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from trd_ray import config
+from trd_ray.economics import run_cost
 from trd_ray.errors import UserError
 from trd_ray.known_models import facts_of_recipe
 from trd_ray.preflight import placement
@@ -157,6 +158,10 @@ def test_an_answer_without_a_token_is_timed_and_a_refinement_that_was_kept_whole
     assert [row.sampled.tokens for row in found] == [0, 200, 300, 400]
     asked = [row.refined and (row.refined.prompt, row.refined.tokens) for row in found]
     assert asked == [(50, 20), None, (50 + 15, 22 - 15), (50, 23)]
+    recipe = config.load("paper_opd_1p7b", [*QWEN, "refiner.from=relay"])
+    case = predicted.case_of(directory, recipe)
+    responses = [run_cost.trained(case, row) for row in run_cost.chosen(case, [row.lengths for row in found])]
+    assert [one.response for one in responses] == [20, 200, 22, 23], "what is kept of an attempt trains too"
 
 
 def test_in_turn_a_gpu_is_idle_while_neither_engines_nor_learner_work(run):
