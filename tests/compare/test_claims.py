@@ -72,6 +72,16 @@ def test_at_equal_tokens_the_dearer_method_is_where_it_has_spent_as_much():
     assert found["g"] == FAILS, "at half of its steps it is at 0.525"
 
 
+def test_at_equal_tokens_no_run_is_left_out_that_spends_less_than_those_of_another_method():
+    c = grid.load("claims_maths")
+    tables = [one for one in world({"trd": 0.9}) if one.method != "reverse_kl"]
+    tables += [
+        run(mode, "reverse_kl", seed, 0.5, tokens=90, base=base)
+        for mode in c.modes for base in c.base_names for seed in c.seeds_of("reverse_kl")
+    ]  # fmt: skip
+    assert verdicts(tables)["g"] == HOLDS
+
+
 def test_staleness_is_tolerated_up_to_a_margin_that_is_written_down():
     same = {f"{m}_stale_{level}": 0.5 for m in ("trd", "forward_kl") for level in ("4", "never")}
     lost = verdicts(world(same | {"trd_stale_4": 0.2, "reverse_kl_stale_never": 0.2}))

@@ -173,6 +173,9 @@ def test_modes_share_the_base_that_would_answer_alike_and_no_other(tmp_path):
     for other in ("evaluation.temperature=0.5", "verify.answer_in_prose=true"):
         plan = ComparisonPlan(comparison(tmp_path, *two, f"modes.more.set.{other}"))
         assert plan.base_mode == {"opsd": "opsd", "more": "more"}
+    bases = "bases={a: {}, b: {modes: {more: {evaluation: {temperature: 0.5}}}}}"
+    plan = ComparisonPlan(comparison(tmp_path, *two, bases))
+    assert plan.base_mode == {"opsd": "opsd", "more": "more"}, "alike on the first base alone"
 
 
 def test_a_dry_run_tells_what_there_is_to_know_of_the_problems(tmp_path, capsys):

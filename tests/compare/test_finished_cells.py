@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from trd_ray.cli import main
 from trd_ray.compare import cells, command, grid, report, results
@@ -243,6 +244,19 @@ def test_anyone_makes_the_tables_from_committed_cells(tmp_path, capsys):
     (folder / "opsd/trd/seed-2.jsonl").unlink()
     assert main(["compare", "miniature", *cut, *place, "--from-cells", str(folder)]) == 1
     assert json.loads((out / "comparison.json").read_text())["unfinished"] == ["opsd/trd/seed-2"]
+
+
+def test_a_hostile_name_of_a_set_cannot_leave_its_place(tmp_path, capsys):
+    hostile = "x[/red] [here](javascript:1)\n# Mine"
+    tables = [table("trd", seed, (0.3, 0.5)) for seed in (0, 1)]
+    for point in (point for one in tables for point in one.points):
+        point.graded[hostile] = point.graded.pop("greedy")
+    c = comparison(tmp_path)
+    found = report.write_found(tmp_path, results.from_cells(c, tables, {}, []), c, tables)
+    told = (tmp_path / "comparison.md").read_text()
+    assert "\n# Mine" not in told and "[here](" not in told
+    Console(width=200).print(report.rendered(found))
+    assert "x[/red] [here]" in capsys.readouterr().out
 
 
 def test_cells_that_say_nothing_or_other_things_are_refused(tmp_path, capsys):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from trd_ray import config
+from trd_ray.economics import run_cost
 from trd_ray.errors import UserError
 from trd_ray.known_models import facts_of_recipe
 from trd_ray.preflight import placement
@@ -144,6 +145,23 @@ def test_a_run_without_timed_rows_says_so(tmp_path):
     with pytest.raises(UserError, match="none of its rows says how long its sampling took"):
         predicted.measured(directory)
     directory.release()
+
+
+def test_an_answer_without_a_token_is_timed_and_a_refinement_that_was_kept_whole_is_not(tmp_path):
+    directory = RunDirectory.create(tmp_path / "r", config.load("paper_opd_1p7b", []))
+    empty, whole, tail, plain = rows(0)
+    empty["y_o"]["ids"] = []
+    whole["refine_kept_tokens"], tail["refine_kept_tokens"] = 21, 15
+    directory.write_rows(1, to_table([empty, whole, tail, plain]))
+    found = predicted.timed_rows(directory.read_rows())
+    directory.release()
+    assert [row.sampled.tokens for row in found] == [0, 200, 300, 400]
+    asked = [row.refined and (row.refined.prompt, row.refined.tokens) for row in found]
+    assert asked == [(50, 20), None, (50 + 15, 22 - 15), (50, 23)]
+    recipe = config.load("paper_opd_1p7b", [*QWEN, "refiner.from=relay"])
+    case = predicted.case_of(directory, recipe)
+    responses = [run_cost.trained(case, row) for row in run_cost.chosen(case, [row.lengths for row in found])]
+    assert [one.response for one in responses] == [20, 200, 22, 23], "what is kept of an attempt trains too"
 
 
 def test_in_turn_a_gpu_is_idle_while_neither_engines_nor_learner_work(run):

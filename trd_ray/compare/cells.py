@@ -169,7 +169,7 @@ def taken(cell: Cell, run: RunDirectory, lr: float | None) -> CellTable:
 
 
 def _evaluations(run: RunDirectory) -> dict[int, dict[str, Score]]:
-    """Steps -> the scores of every set, in order; where only some sets were scored, the step is left out."""
+    """Steps -> the scores of the sets, in order; where evaluation.path was not scored, the step is left out."""
     found: dict[int, dict[str, Score]] = defaultdict(dict)
     for of in ["", *run.evaluated_sets()]:
         for score in run.read_evaluations(of):

@@ -146,7 +146,8 @@ CLAIMS = (
     Claim(
         "g",
         "It is worth its tokens",
-        "At equal generated tokens TRD is above forward KL and above reverse KL, in OPD and OPSD, on Avg.",
+        "At equal generated tokens, which are what the cheapest run of the two methods spends, TRD is above forward KL "
+        "and above reverse KL, in OPD and OPSD, on Avg.",
         [part for raw in ("forward_kl", "reverse_kl") for part in _above("trd", raw, "avg", BOTH, "tokens")],
     ),
 )
@@ -166,7 +167,7 @@ def judged(comparison: Comparison, tables: Sequence[CellTable]) -> list[Judged]:
         if not _is_asked(claim, comparison):
             found.append(Judged(claim.letter, NOT_ASKED, []))
             continue
-        made = {str(i): _contrast(comparison, finals, part) for i, part in enumerate(claim.parts)}
+        made = {str(i): _contrast(finals, part) for i, part in enumerate(claim.parts)}
         there = {i: values for i, values in made.items() if values}
         estimates = simultaneous(there, RESAMPLES, 0) if there else {}
         found.append(_verdict(claim, [estimates.get(i) for i in made]))
@@ -195,9 +196,12 @@ def _points(e: Crossed) -> str:
     return f"{100 * e.value:+.1f} [{100 * e.low:+.1f}, {100 * e.high:+.1f}]{told}"
 
 
-def _contrast(comparison: Comparison, finals: Mapping[tuple, Any], part: ClaimPart) -> list[SeedBlock] | None:
+def _contrast(finals: Mapping[tuple, Any], part: ClaimPart) -> list[SeedBlock] | None:
     """The part's value for every base, seed and problem that all of its methods have; None for none."""
-    found = [dict(_measured(comparison, finals, part, method)) for method in part.weights]
+    runs = [table for method in part.weights for table in finals.get((part.mode, method), {}).values()]
+    # What the cheapest of them spends, or the runs that never spend so much would be left out.
+    budget = budget_of(runs, part.at) if runs and part.at != "steps" else None
+    found = [dict(_measured(finals, part, method, budget)) for method in part.weights]
     common = set.intersection(*(set(one) for one in found))
     if not common:
         return None
@@ -209,10 +213,9 @@ def _contrast(comparison: Comparison, finals: Mapping[tuple, Any], part: ClaimPa
 
 
 def _measured(
-    comparison: Comparison, finals: Mapping[tuple, Any], part: ClaimPart, method: str
+    finals: Mapping[tuple, Any], part: ClaimPart, method: str, budget: float | None
 ) -> Iterator[tuple[tuple[str, int], np.ndarray]]:
     runs: dict[tuple[str, int], CellTable] = finals.get((part.mode, method), {})
-    raw = finals.get((part.mode, comparison.budget or comparison.methods_of(part.mode)[0]), {})
     for run, table in runs.items():
         if part.measure in ("righter", "shorter"):
             on = table.trained_on
@@ -223,10 +226,7 @@ def _measured(
             else:
                 yield run, np.array([1 - on["refined_tokens"] / on["raw_tokens"]])
             continue
-        if part.at == "steps":
-            measures = table.last.graded[""].measures()
-        else:
-            measures = at_budget(table, part.at, budget_of(list(raw.values()), part.at)) if raw else None
+        measures = table.last.graded[""].measures() if budget is None else at_budget(table, part.at, budget)
         if measures is None:
             continue
         samples = table.last.graded[""].samples

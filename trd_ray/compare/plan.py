@@ -172,9 +172,11 @@ class ComparisonPlan:
         return None if score is None else score.scores[f"avg@{score.samples}"].value
 
     def _base_key(self, mode: str) -> str:
-        """A key that is equal for modes that share their base: the same model, problems and way to answer."""
-        resolved = self.inputs(first_base(self.comparison, mode)).recipe
-        return json.dumps(keys.only(resolved.model_dump(mode="json"), OF_A_BASE))
+        """A key that is equal for modes that share their bases: the same models, problems and way to answer."""
+        seed = self.comparison.seeds_of_base(mode)[0]
+        cells_of_each = [Cell("base", mode, "", seed, base=base) for base in self.comparison.base_names]
+        resolved = [self.inputs(cell).recipe.model_dump(mode="json") for cell in cells_of_each]
+        return json.dumps([keys.only(tree, OF_A_BASE) for tree in resolved])
 
     def _different_problems(self, mode: str, base: str) -> None:
         method = self.comparison.methods_of(mode)[0]

@@ -47,7 +47,7 @@ def write_found(path: Path, found: dict[str, Any], comparison: Comparison, made:
     parts = [f"# {markdown.inline(found['name'])}"]
     for title, lines, note in tables(found):
         cells = [[markdown.inline(cell) for cell in line] for line in lines]
-        parts.append(f"## {title}\n\n{markdown.table(cells)}\n\n{note}")
+        parts.append(f"## {markdown.inline(title)}\n\n{markdown.table(cells)}\n\n{note}")
     parts += [f"![{picture}]({CURVES}/{picture})" for picture in pictures(found) if "-avg-" in picture]
     parts += [f"- {markdown.inline(name)} failed: {markdown.inline(why)}" for name, why in found["failures"].items()]
     if found["unfinished"]:
@@ -62,7 +62,7 @@ def rendered(found: dict[str, Any]) -> Group:
     parts = []
     for title, lines, note in tables(found):
         header, *body = lines
-        drawn = Table(*header, title=title, title_justify="left", box=None, pad_edge=False)
+        drawn = Table(*header, title=Text(title, "table.title"), title_justify="left", box=None, pad_edge=False)
         for column in drawn.columns[1:]:
             column.justify = "right"
         for line in body:

@@ -37,7 +37,7 @@ def results(plan: ComparisonPlan, failures: dict[str, str]) -> dict[str, Any]:
 
 
 def missing(comparison: Comparison, tables: Sequence[CellTable]) -> list[str]:
-    """The base and final cells of a comparison that have no table."""
+    """The final cells of a comparison that have no table. That of the base stands in the tables of its runs too."""
     there = {table.cell.name for table in tables}
     asked = [
         cell.name

@@ -42,6 +42,7 @@ class Timed(NamedTuple):
     seconds: float
     engine: str
     others: tuple[int, ...] = ()  # tokens of further answers to it, where there were several
+    kept: int = 0  # of the prompt, that the answers begin with
 
     @property
     def end_s(self) -> float:
@@ -66,7 +67,9 @@ class TimedRow(NamedTuple):
     def lengths(self) -> Row:
         raw, after = self.sampled, self.refined
         alone = Row(raw.prompt, raw.tokens, 0, 0)
-        return alone._replace(refine_prompt=after.prompt, refined=after.tokens, others=after.others) if after else alone
+        if not after:
+            return alone
+        return alone._replace(refine_prompt=after.prompt, refined=after.tokens, others=after.others, kept=after.kept)
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def trained(case: Case, row: Row) -> Trained:
     """What the learner gets of a row: the refinement, where there is one, below the teacher's view of it."""
     r = case.recipe
     refines = bool(row.refine_prompt) and "y_r" in r.trains_on
-    response = row.refined if refines else row.raw
+    response = row.kept + row.refined if refines else row.raw
     if r.train.trajectory == "reference":
         response = min(c.REFERENCE_TOKENS, r.sampler.response_tokens)
     shown = row.refine_prompt if refines and r.view_of("y_r") == "refine" else _vanilla(case, row)

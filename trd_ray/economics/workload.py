@@ -21,6 +21,7 @@ class Row(NamedTuple):
     refine_prompt: int
     refined: int
     others: tuple[int, ...] = ()  # refinements that are made beside it, where refiner.n is above 1
+    kept: int = 0  # of the attempt, with which the refinement begins: not generated, but trained on
 
     @property
     def all_refined(self) -> int:

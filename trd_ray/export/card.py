@@ -129,10 +129,10 @@ def _trains_on(r: Recipe) -> str:
 
 
 def _loss(r: Recipe) -> str:
-    if not r.loss.has_teacher:
-        return "cross entropy"
     loss = r.loss.model_dump(exclude_defaults=True, exclude={"divergence"})
     settings = "".join(f", {key} {value}" for key, value in loss.items())
+    if not r.loss.has_teacher:
+        return f"cross entropy{settings}"
     return f"{r.loss.divergence.replace('_', ' ')}{settings or ' over the whole vocabulary'}"
 
 

@@ -42,9 +42,10 @@ def _timed(row: dict[str, Any], y: str, prompt: str) -> Timed | None:
     if tokens is None or start is None or seconds is None:
         return None
     kept = (row["refine_kept_tokens"] or 0) if y == "y_r" else 0  # not generated, but read with the prompt
-    if kept == tokens:
+    if kept and kept == tokens:
         return None
-    return Timed((row[prompt] or 0) + kept, tokens - kept, start, seconds, row[f"{y}.engine"] or "engine")
+    engine = row[f"{y}.engine"] or "engine"
+    return Timed((row[prompt] or 0) + kept, tokens - kept, start, seconds, engine, kept=kept)
 
 
 def _others(row: dict[str, Any], chosen: int) -> tuple[int, ...]:

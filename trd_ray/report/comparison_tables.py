@@ -85,10 +85,10 @@ def _about(found: dict[str, Any], lines: list[tuple[str, str, dict]]) -> str:
         f"{f', on each of {len(bases)} bases' if len(bases) > 1 else ''}. "
         f"Percent; in brackets the {found['level']:.0%} interval over seeds and problems"
         f"{', of these bases' if len(bases) > 1 else ''}. Differences are paired by seed and problem, and their "
-        "intervals corrected for how many stand in the table (max-t). Where there is one seed, an interval holds "
-        "problems alone. Over seeds: the standard deviation of the seeds' scores. Worst: the lowest run. Collapsed: "
-        "runs below half of their base. Could tell: the smallest difference that so many seeds and problems find in "
-        "80% of cases, of the last difference to its left. Tokens: the mean length of an answer."
+        "intervals corrected for how many of a score stand in the table (max-t). Where there is one seed, an interval "
+        "holds problems alone. Over seeds: the standard deviation of the seeds' scores. Worst: the lowest run. "
+        "Collapsed: runs below half of their base. Could tell: the smallest difference that so many seeds and problems "
+        "find in 80% of cases, of the last difference to its left. Tokens: the mean length of an answer."
     )
 
 
