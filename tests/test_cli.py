@@ -93,7 +93,7 @@ def test_an_unknown_name_is_refused_with_the_list_of_shipped_ones_once(capsys, c
     first = {"recipe": "miniature", "comparison": "claims_code"}[kind]
     assert said.startswith(f"there is no {kind} 'xyz': give a YAML file or one of {first}")
     names = re.findall(r"\w+", said.partition("one of ")[2])
-    assert len(set(names)) == len(names) == {"recipe": 18, "comparison": 6}[kind]
+    assert len(set(names)) == len(names) == {"recipe": 20, "comparison": 6}[kind]
     assert "(did you mean miniature" in refused(capsys, command, "miniatur")
 
 

@@ -80,7 +80,8 @@ def test_with_repair_only_attempts_that_failed_are_refined(ray_cluster, problems
 def test_a_solution_may_ignore_the_attempt_which_stands_in_no_prompt_then(ray_cluster, problems, tmp_path):
     order = Order(8, seed=0, rollouts_per_step=4, steps=1, shuffle=False)
     pool = scripted_pool("ignores", Script(), tmp_path)
-    rows = feed_of(pool, problems, order, refiner={"from": "problem"}).take(0, lambda: None).to_pylist()
+    fresh = {"from": "problem", "max_response_tokens": 32, "max_prompt_tokens": 600}
+    rows = feed_of(pool, problems, order, refiner=fresh).take(0, lambda: None).to_pylist()
     spec = stage_spec(pool, order, problems)
     [views] = load_views(spec.recipe, spec.student_path, spec.teacher_path).values()
     for row in rows:
