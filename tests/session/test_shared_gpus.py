@@ -56,28 +56,29 @@ class Run:
             raise ref.error
 
 
-def test_a_turn_tells_all_pools_to_rest_those_that_get_weights_to_wake_for_them_and_then_all(monkeypatch):
-    run = Run(monkeypatch)
+WHOLE_TURN = [
+    "sampler rest", "refiner rest", "sampler wake weights", "sampler wake weights+kv_cache",
+    "refiner wake weights+kv_cache",
+]  # fmt: skip
+
+
+def told_in_a_turn(run: Run) -> list[str]:
     run.engines.rest()
     run.engines.wake_weights()
     run.engines.wake_keys()
-    assert run.told == [
-        "sampler rest", "refiner rest", "sampler wake weights", "sampler wake weights+kv_cache",
-        "refiner wake weights+kv_cache",
-    ]  # fmt: skip
+    return run.told
+
+
+def test_a_turn_tells_all_pools_to_rest_those_that_get_weights_to_wake_for_them_and_then_all(monkeypatch):
+    run = Run(monkeypatch)
+    assert told_in_a_turn(run) == WHOLE_TURN
 
 
 def test_a_run_that_borrows_engines_lets_those_rest_too_that_it_does_not_need(monkeypatch):
     run = Run(monkeypatch)
     run.session.lender = SimpleNamespace(pools=run.session.pools)
     run.session.pools = {"sampler": run.session.pools["sampler"]}
-    run.engines.rest()
-    run.engines.wake_weights()
-    run.engines.wake_keys()
-    assert run.told == [
-        "sampler rest", "refiner rest", "sampler wake weights", "sampler wake weights+kv_cache",
-        "refiner wake weights+kv_cache",
-    ]  # fmt: skip
+    assert told_in_a_turn(run) == WHOLE_TURN
 
 
 def test_engines_that_were_never_started_start_once_the_learner_has_left_them_the_gpus(monkeypatch):
