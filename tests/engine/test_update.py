@@ -8,7 +8,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from stands import ANSWER, ASK, Stands, run, without_ray
 from trd_ray.engine import fleet as fleet_module
-from trd_ray.engine import pool as pool_module
+from trd_ray.engine import receiver
 from trd_ray.engine import update as update_module
 from trd_ray.engine.fleet import State
 from trd_ray.engine.update import EngineFailed
@@ -67,7 +67,7 @@ def test_a_drain_that_takes_longer_than_a_request_may_says_so_and_opens_the_gate
         let_go = s.started[0].hold("generate")
         flying = asyncio.create_task(s.client.generate(ASK))
         await s.until(lambda: s.fleet.lives[0].outstanding == 1)
-        monkeypatch.setattr(pool_module, "HEALTH_TIMEOUT_S", 0.05 - s.pool.spec.request_timeout_s)
+        monkeypatch.setattr(receiver, "HEALTH_TIMEOUT_S", 0.05 - s.pool.spec.request_timeout_s)
         with pytest.raises(TimeoutError, match="for requests to finish before new weights arrive"):
             await s.pool.drain()
         late = asyncio.create_task(s.client.generate(ASK))
