@@ -151,6 +151,15 @@ def test_engines_that_are_another_s_are_awake_after_a_run_that_ended_at_rest():
     assert t.take() == ["rest", "wake keys"]
 
 
+def test_engines_that_are_another_s_are_awake_after_a_run_of_which_one_pool_could_not_rest():
+    t = Told()
+    t.raises["rest"] = TimeoutError()
+    with pytest.raises(TimeoutError):
+        t.turns.learner()
+    t.turns.leave()
+    assert t.take() == ["wake keys"]
+
+
 # With a real pool and the learner's lives
 
 
