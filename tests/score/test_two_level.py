@@ -107,12 +107,13 @@ def test_methods_that_move_alike_pay_less_for_their_number_than_bonferroni_asks(
     assert stats.t.isf(0.0025, freedom) / stats.t.isf(0.025, freedom) > 1.4  # what Bonferroni asks
 
 
-def test_the_smallest_difference_that_a_design_finds_is_found_in_four_of_five_cases():
+@pytest.mark.parametrize("seeds", [3, 8])
+def test_the_smallest_difference_that_a_design_finds_is_found_in_four_of_five_cases(seeds):
     rng = np.random.default_rng(0)
-    shape = dict(seeds=8, problems=60, of_seeds=0.05, of_problems=0.1, rest=0.1)
-    truth = np.median([alone([block(drawn(rng, **shape))], 400, 0, DIFFERENCE).detectable for _ in range(100)])
-    tries = [alone([block(drawn(rng, **shape, truth=truth))], 400, i, DIFFERENCE) for i in range(300)]
-    assert 0.72 <= np.mean([found.low > 0 for found in tries]) <= 0.88
+    shape = dict(seeds=seeds, problems=60, of_seeds=0.05, of_problems=0.1, rest=0.1)
+    truth = np.sqrt(np.mean([alone([block(drawn(rng, **shape))], 400, 0, DIFFERENCE).detectable**2 for _ in range(200)]))
+    tries = [alone([block(drawn(rng, **shape, truth=truth))], 400, i, DIFFERENCE) for i in range(400)]
+    assert 0.74 <= np.mean([found.low > 0 for found in tries]) <= 0.86
 
 
 def test_bases_weigh_alike_and_are_not_resampled():
