@@ -24,7 +24,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import line_panels
 import numpy as np
 import seeded_runs
 
@@ -33,6 +32,7 @@ from trd_ray.errors import UserError
 from trd_ray.files import write_atomically
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.markdown import table as markdown_table
+from trd_ray.report import line_panels
 from trd_ray.token_values import perplexity
 
 MODES = ("opd", "opsd")
@@ -160,15 +160,13 @@ def shown(found: Found) -> str:
 
 # The drawing
 
-LOOKS = dict(zip([line.name for line in LINES], ("vanilla", "trd", "raw"), strict=True))
-
 
 def drawn(found: Found) -> str:
     """The figure as SVG: a row of panels for each mode that has lines."""
     modes = [mode for mode in MODES if any(key[0] == mode for key in found)]
     rows = [[_panel(mode, panel, found) for panel in PANELS] for mode in modes]
     about = "KL signal, perplexity gap and onset mass over training"
-    return line_panels.drawn(rows, LOOKS, about, "step", "mean and range over seeds")
+    return line_panels.drawn(rows, about, "step", "mean and range over seeds")
 
 
 def _panel(mode: str, panel: Panel, found: Found) -> line_panels.LinePanel:

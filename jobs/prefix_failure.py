@@ -24,7 +24,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import line_panels
 import seeded_runs
 from prefix_parts.gradients import GROUPS, METHODS, PassRate, Pull, by_method, cosine, pass_rate
 from prefix_parts.positions import TENTHS, Signal, Step, clustered, mean_by_tenths, signals, steps
@@ -34,12 +33,12 @@ from trd_ray.errors import UserError
 from trd_ray.files import write_atomically
 from trd_ray.miniature import TEST_PROBLEMS, model_path
 from trd_ray.record.markdown import table
+from trd_ray.report import line_panels
 from trd_ray.score.stats import percent
 
 RESAMPLES = 10_000
 KINDS = {"+ and -": "+-", "@": "@"}  # what is seen of a step: facts that everybody knows, and the secret ones
 LINES = ("y_o passed", "y_o failed", "y_r")
-LOOKS: dict[str, str] = dict(zip(LINES, ("passed", "failed", "refined"), strict=True))
 AT_LEAST = 2  # problems, and rollouts of each: what the gradient of the pass rate needs
 
 
@@ -128,7 +127,7 @@ def picture(by_mode: dict[str, dict[str, dict[str, list[float]]]]) -> str:
         ]
         for mode, of_kl in by_mode.items()
     ]
-    return line_panels.drawn(rows, LOOKS, "KL signal by tenth of the trajectory", "tenth of the trajectory", "one base")
+    return line_panels.drawn(rows, "KL signal by tenth of the trajectory", "tenth of the trajectory", "one base")
 
 
 # The gradients
