@@ -11,9 +11,19 @@ from trd_ray.report.written import write_report
 
 pytestmark = pytest.mark.long
 
-OUTSIDE = """() => [...document.querySelectorAll("main *")]
-    .filter(one => one.getBoundingClientRect().right > innerWidth + 1 && !one.closest(".scrolls, .plot, nav"))
-    .map(one => one.outerHTML.slice(0, 200))"""
+# Elements of which something is seen beyond the width: what an ancestor clips, as a cell of one line does, is not seen.
+OUTSIDE = """() => {
+    const seen = one => {
+        let right = one.getBoundingClientRect().right
+        for (let up = one.parentElement; up; up = up.parentElement)
+            if (["hidden", "clip"].includes(getComputedStyle(up).overflowX))
+                right = Math.min(right, up.getBoundingClientRect().right)
+        return right
+    }
+    return [...document.querySelectorAll("main *")]
+        .filter(one => !one.closest(".scrolls, .plot, nav") && seen(one) > innerWidth + 1)
+        .map(one => one.outerHTML.slice(0, 200))
+}"""
 
 
 @pytest.fixture(scope="module")
