@@ -109,8 +109,18 @@ def test_the_edited_share_is_that_of_the_plain_table():
     draw = random.Random(0)
     for _ in range(600):
         words = draw.choice([1, 2, 4, 30])
-        a, b = ([draw.randrange(words) for _ in range(draw.randint(1, 24))] for _ in range(2))
-        assert edited_share(a, b) == edited_share(b, a) == by_the_table(a, b) / max(len(a), len(b))
+        a, b = ([draw.randrange(words) for _ in range(draw.randint(0, 24))] for _ in range(2))
+        assert edited_share(a, b) == edited_share(b, a) == by_the_table(a, b) / (max(len(a), len(b)) or 1)
+
+
+def test_what_both_begin_and_end_with_costs_nothing():
+    draw = random.Random(1)
+    text = [draw.randrange(50) for _ in range(40_000)]
+    changed = [*text[:20_000], 99, *text[20_003:]]
+    began = time.process_time()
+    assert edited_share(text, changed) == 3 / 40_000 and edited_share(text, text) == 0
+    assert edited_share(text[:7], text) == 39_993 / 40_000
+    assert time.process_time() - began < 1  # half a minute where all of it is compared
 
 
 def test_the_edited_share_goes_from_nothing_to_all():

@@ -10,9 +10,8 @@ that only leaves things out keeps little, one that only adds keeps everything, a
 Pure.
 """
 
-from collections import defaultdict
-
 import numpy as np
+from rapidfuzz.distance import LCSseq
 
 from trd_ray.diagnostics.step_rows import StepRows
 from trd_ray.stream.edits import edited_share
@@ -20,34 +19,12 @@ from trd_ray.stream.edits import edited_share
 
 def kept_share(y_o: np.ndarray, y_r: np.ndarray) -> float | None:
     """None for an attempt without tokens, of which nothing can be kept."""
-    return common_tokens(np.asarray(y_o), np.asarray(y_r)) / len(y_o) if len(y_o) else None
+    return common_tokens(y_o, y_r) / len(y_o) if len(y_o) else None
 
 
 def common_tokens(a: np.ndarray, b: np.ndarray) -> int:
-    """The length of a longest common subsequence, a column of the table at a time as the bits of one integer.
-
-    H. Hyyrö, "Bit-parallel LCS-length computation revisited", 2004. What both begin and end with costs nothing.
-    """
-    begin = _common(a, b)
-    a, b = a[begin:], b[begin:]
-    end = _common(a[::-1], b[::-1])
-    longer, shorter = sorted((a[: len(a) - end].tolist(), b[: len(b) - end].tolist()), key=len, reverse=True)
-    matches: defaultdict[int, int] = defaultdict(int)  # token -> the places of the longer that hold it
-    for place, token in enumerate(longer):
-        matches[token] |= 1 << place
-    every = (1 << len(longer)) - 1
-    unmatched = every  # its zeros are the places at which the subsequence grows
-    for token in shorter:
-        held = unmatched & matches.get(token, 0)
-        unmatched = (unmatched + held | unmatched - held) & every
-    return begin + end + len(longer) - unmatched.bit_count()
-
-
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens both begin with."""
-    shortest = min(len(a), len(b))
-    unequal = np.flatnonzero(a[:shortest] != b[:shortest])
-    return int(unequal[0]) if len(unequal) else shortest
+    """The length of a longest common subsequence."""
+    return LCSseq.similarity(np.asarray(a).tolist(), np.asarray(b).tolist())
 
 
 def edits(rows: StepRows, most_pairs: int) -> tuple[np.ndarray, np.ndarray]:
