@@ -74,16 +74,13 @@ class Turns:
         self.taken = taken
         self.turn = first
         self.back: Turn | None = None  # whose turn it is again once the learner is back
-        self.half_way = False  # engines were told to rest; where one pool cannot, the others are at rest
 
     def learner(self) -> None:
         """The learner may work when this returns."""
         if self.taken and self.turn is not Turn.LEARNER:
             with self.span("rest"):
                 if self.turn is not Turn.NOBODY:
-                    self.half_way = True
                     self.sleepers.rest()
-                    self.half_way = False
             self._move(Turn.LEARNER)
 
     def engines(self, send: Callable[[], object] | None = None) -> None:
@@ -127,8 +124,11 @@ class Turns:
         self.back = None
 
     def leave(self) -> None:
-        """The learner has ended: engines that go on for somebody else are awake when this returns."""
-        if self.taken and (self.half_way or self.turn is not Turn.ENGINES):
+        """The learner has ended: engines that go on for somebody else are awake when this returns.
+
+        Also in their own turn: where one pool could not rest, the others are at rest. One that is awake does nothing.
+        """
+        if self.taken:
             self.sleepers.wake_keys()
 
     def look(self, statuses: Mapping[str, Mapping[str, Any]]) -> None:
