@@ -41,14 +41,15 @@ def write_found(path: Path, found: dict[str, Any], comparison: Comparison, made:
     if comparison.claims:
         write_atomically(path / "claims.md", claims.of_world(comparison, made))
     write_atomically(path / "comparison.json", json.dumps(found, indent=2))
-    for name, picture in pictures(found).items():
+    drawn = pictures(found)
+    for name, picture in drawn.items():
         (path / CURVES).mkdir(exist_ok=True)
         write_atomically(path / CURVES / name, picture)
     parts = [f"# {markdown.inline(found['name'])}"]
     for title, lines, note in tables(found):
         cells = [[markdown.inline(cell) for cell in line] for line in lines]
         parts.append(f"## {markdown.inline(title)}\n\n{markdown.table(cells)}\n\n{note}")
-    parts += [f"![{picture}]({CURVES}/{picture})" for picture in pictures(found) if "-avg-" in picture]
+    parts += [f"![{picture}]({CURVES}/{picture})" for picture in drawn if "-avg-" in picture]
     parts += [f"- {markdown.inline(name)} failed: {markdown.inline(why)}" for name, why in found["failures"].items()]
     if found["unfinished"]:
         parts.append(f"Not finished: {', '.join(markdown.inline(name) for name in found['unfinished'])}.")
