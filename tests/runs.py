@@ -87,9 +87,9 @@ def engines(pid: int) -> list[psutil.Process]:
 def wait_for_engines(process: subprocess.Popen, count: int, timeout_s: float = 60) -> list[psutil.Process]:
     """All engines of a run, once there are so many; a listing of processes that start and end can miss one."""
     deadline = time.monotonic() + timeout_s
-    seen: dict[int, list] = {}  # how many there were, and which
+    seen: dict[int, list[psutil.Process]] = {}  # by how many there were
     while len(found := engines(process.pid)) != count:
-        seen[len(found)] = [(p.pid, p.ppid(), p.create_time()) for p in found if p.is_running()]
+        seen[len(found)] = found
         assert process.poll() is None and time.monotonic() < deadline, f"expected {count} engines, found {seen}"
         time.sleep(0.2)
     return found

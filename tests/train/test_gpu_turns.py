@@ -282,7 +282,8 @@ class World:
 
     def one_step(self, step: int) -> None:
         """As the loop makes it: who waits for rows sends weights to engines whose death was seen after the sync."""
-        rows = asyncio.run_coroutine_threadsafe(self.stands.client.generate(ASK, step), self.loop)
+        asked = asyncio.wait_for(self.stands.client.generate(ASK, step), 60)
+        rows = asyncio.run_coroutine_threadsafe(asked, self.loop)
         while not concurrent.futures.wait([rows], timeout=0.001).done:
             self.policy.watch()
         assert rows.result() == ANSWER
