@@ -78,7 +78,7 @@ class HostedPool(Pool):
         host: Any = ray.remote(EngineHost).options(num_cpus=0, max_concurrency=HOST_CALLS)
         self.hosts = [host.remote() for _ in range(min(spec.replicas, spec.engine.extra["additional_config"]["hosts"]))]
         self.made = 0
-        self.may_start = asyncio.Event()
+        self.allowed = asyncio.Event()
         self.up_at = 0.0
         ray.kill = _kills_hosted(ray.kill)
 
@@ -90,12 +90,12 @@ class HostedPool(Pool):
 
     async def start(self) -> None:
         """Start the engines, but not before `let_start`, as real ones are up later than all else."""
-        await self.may_start.wait()
+        await self.allowed.wait()
         await super().start()
         self.up_at = time.time()
 
     async def let_start(self) -> None:
-        self.may_start.set()
+        self.allowed.set()
 
     async def when_up(self) -> float:
         """Unix time at which all its engines were."""
