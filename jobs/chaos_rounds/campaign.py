@@ -20,7 +20,17 @@ from chaos_rounds import checks, results
 from chaos_rounds.nodes import Nodes
 from chaos_rounds.results import Calm, Result
 from chaos_rounds.struck_run import StruckRun, Told
-from chaos_rounds.ways import EVERY_CHECKPOINT, EVERY_EVALUATION, Ground, Rows, Strike, Way, drawn, steps_for
+from chaos_rounds.ways import (
+    EVERY_CHECKPOINT,
+    EVERY_EVALUATION,
+    HEARTBEAT_S,
+    Ground,
+    Rows,
+    Strike,
+    Way,
+    drawn,
+    steps_for,
+)
 from trd_ray import config, models
 from trd_ray.errors import RunFailed, UserError
 from trd_ray.record.events import last_events
@@ -28,7 +38,6 @@ from trd_ray.record.events import last_events
 JOBS = Path(__file__).resolve().parents[1]
 IN_FRONT = JOBS / "stream_bench" / "in_front"
 ROWS_PER_STEP = 8
-HEARTBEAT_S = 20.0  # a stopped process is noticed so soon in a campaign, where nothing compiles for long
 CALM_PATIENCE_S = 1200.0
 PATIENCE = 3.0  # times the undisturbed run, and HELP_S on top: longer than that, a run hangs
 HELP_S = 300.0

@@ -10,9 +10,10 @@ from pathlib import Path
 from signal import Signals
 
 from chaos_rounds.struck_run import Told
-from chaos_rounds.ways import STOP, Must, Strike
+from chaos_rounds.ways import HEARTBEAT_S, STOP, STOPPED, Must, Strike
 from trd_ray.record import markdown
 
+NOTICING_S = 15.0  # that a stopped process may be noticed after the heartbeat
 RECOVERY_S = 30.0  # from being noticed, plus the start of what has to start
 NOTICES = ("engine", "learner", "stream")  # kinds of events that say that something is missed
 
@@ -97,6 +98,9 @@ def _time(
     recorded = [m["when"] for m in told.moments if m["moment"] == "recorded" and m["when"] > at]
     result.noticed_s = round(min(noticed) - at, 1) if noticed else None
     result.back_s = round(min(recorded) - at, 1) if recorded else None
+    stopped = strike.way.signal == STOP and strike.way.victim in STOPPED
+    if stopped and result.noticed_s is not None and result.noticed_s > HEARTBEAT_S + NOTICING_S:
+        result.flaws.append(f"it was noticed after {result.noticed_s:.0f} s, with a heartbeat_s of {HEARTBEAT_S:.0f}")
     if calm is None:
         return
     result.lost_s = round(told.seconds - calm.seconds, 1)

@@ -20,6 +20,7 @@ STREAM = ("start", "sampling", "refining", "verify", "train", "sync", "checkpoin
 CORPUS = ("start", "train", "checkpoint")
 SAMPLES = ("sampling", "refining", "verify", "evaluation")
 
+HEARTBEAT_S = 20.0  # a stopped process is noticed so soon in a campaign, where nothing compiles for long
 STEPS = 6
 EVERY_CHECKPOINT, EVERY_EVALUATION = 2, 3
 FIRST_STRUCK = 2  # the first step that may be struck: there is something to lose

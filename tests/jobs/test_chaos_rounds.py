@@ -341,6 +341,16 @@ def test_times_are_counted_from_the_strike_and_a_slow_recovery_is_a_flaw():
     assert found.flaws == ["the recovery took 56 s, longer than 30 s and a start (20 s)"]
 
 
+def test_what_is_stopped_must_be_noticed_soon_after_the_heartbeat():
+    strike = Strike(0, Way("pool", STOP, "start", "stream", "cluster"), 0, 0.0)
+    events = [{"when": 80.0, "kind": "engine"}]
+    run = told([(190.0, 0)], {0: 50.0})
+    assert results.judged([strike], run, [], events, CALM, "code")[0].verdict == "ok"
+    events[0]["when"] = 150.0
+    found = results.judged([strike], run, [], events, CALM, "code")[0]
+    assert found.flaws == ["it was noticed after 100 s, with a heartbeat_s of 20"]
+
+
 def test_a_round_of_other_code_is_made_again(tmp_path):
     [found] = results.judged(STRIKES[:1], told([(190.0, 0)], {0: 50.0}), [], [], CALM, "code")
     results.save(found, tmp_path)

@@ -102,7 +102,6 @@ def test_a_pool_that_is_stopped_while_its_engines_start_is_ended_too(monkeypatch
 
 def test_a_pool_that_is_stopped_before_it_has_told_its_pid_is_found_by_ray(monkeypatch, sleeping):
     process = sleeping("ray::Pool.status")
-    psutil.Process(process.pid).suspend()
     pulse, told = pulse_of(monkeypatch, process.pid, lambda: process.poll() is not None)
     pulse.pids.clear()
     row: dict = {"Pid": process.pid, "State": "RESTARTING", "Timestamp": 0}
@@ -110,12 +109,30 @@ def test_a_pool_that_is_stopped_before_it_has_told_its_pid_is_found_by_ray(monke
     for _ in range(20):  # of 10 s each
         pulse.soon(0.5)
     assert process.poll() is None  # it may still start
+    psutil.Process(process.pid).suspend()
     row |= {"State": "ALIVE", "Timestamp": time.time() * 1000}
     pulse.soon(0.5)
     assert process.poll() is None  # it has just started, and could not answer yet
     row["Timestamp"] = 0
     while not told:
         pulse.soon(0.5)
+    assert process.wait(120) == -9 and len(told) == 1
+
+
+def test_a_pool_that_is_stopped_while_its_process_starts_is_ended_after_the_heartbeat(monkeypatch, sleeping):
+    process = sleeping("ray::IDLE")
+    pulse, told = pulse_of(monkeypatch, process.pid, lambda: process.poll() is not None)
+    pulse.pids.clear()
+    row: dict = {"Pid": 0, "State": "PENDING_CREATION", "Timestamp": 0}
+    monkeypatch.setattr(module.gcs, "actor_table", lambda actor_id: row)
+    for _ in range(10):  # of 10 s each
+        pulse.soon(0.5)
+    assert told == []  # Ray has no process for it yet
+    row["Pid"] = process.pid
+    psutil.Process(process.pid).suspend()
+    while psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
+    pulse.soon(0.5)
     assert process.wait(120) == -9 and len(told) == 1
 
 

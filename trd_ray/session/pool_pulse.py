@@ -22,7 +22,7 @@ from trd_ray.engine.launch import keeper_of
 from trd_ray.engine.life import in_words
 
 LOOK_EVERY_S = 1.0
-START_S = 300.0  # that a process of Ray may need to start: it hears nothing before it is up
+START_S = 300.0  # that a process of Ray may need to start: it hears nothing before it is up, unless it is stopped
 
 
 class PoolPulse:
@@ -122,8 +122,17 @@ def _pid_of(actor: Any, heartbeat_s: float, silent_s: float) -> int | None:
     row = gcs.actor_table(actor._actor_id.hex())
     if not row:
         return None
-    up_s = time.time() - row["Timestamp"] / 1000  # when its state changed last
-    return row["Pid"] if (up_s > heartbeat_s if row["State"] == "ALIVE" else silent_s > START_S) else None
+    if row["State"] == "ALIVE":
+        up_s = time.time() - row["Timestamp"] / 1000  # when its state changed last
+        return row["Pid"] if up_s > heartbeat_s else None
+    return row["Pid"] if silent_s > START_S or _is_stopped(row["Pid"]) else None
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped the process (SIGSTOP), which then starts no further. There may be none yet (0)."""
+    with contextlib.suppress(psutil.Error):
+        return pid > 0 and psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    return False
 
 
 def _kill(pid: int, name: str) -> bool:
