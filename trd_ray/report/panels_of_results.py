@@ -7,6 +7,7 @@ The tables are those of evaluation.md and comparison.md. The curves of a compari
 over cost are means over the runs of a method.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def _cost(results: list[Result], cost: Spent) -> list[list[str]]:
 def panels_of_comparison(path: Path) -> list[Panel]:
     found = json_of(path / "comparison.json") or {}
     runs = cells_of(path)
-    some = runs[:MOST_CURVES]
+    some = of_every_method(runs, MOST_CURVES)
     made = [
         attempt("verdict", "Verdict", lambda: _of_comparison(found)),
         attempt("scores", "Scores and cost", lambda: _compared(found)),
@@ -112,9 +113,20 @@ def cells_of(path: Path) -> list[Recorded]:
     ]
 
 
+def of_every_method(runs: list[Recorded], most: int) -> list[Recorded]:
+    """At most so many of the cells: the first seed of every method, then the second of each, in the order of `runs`."""
+    before: Counter[Path] = Counter()
+    turns = []
+    for at, run in enumerate(runs):
+        method = run.path.parent
+        turns.append((before[method], at))
+        before[method] += 1
+    return [runs[at] for at in sorted(at for _, at in sorted(turns)[:most])]
+
+
 def _curves(runs: list[Recorded], some: list[Recorded]) -> Panel:
     panel = curves_panel(some)
-    left_out = f" The first {len(some)} of {len(runs)} runs." if len(runs) > len(some) else ""
+    left_out = f" {len(some)} of {len(runs)} runs, seed by seed of every method." if len(runs) > len(some) else ""
     return Panel(panel.name, panel.title, panel.explains + left_out, panel.html, panel.data)
 
 

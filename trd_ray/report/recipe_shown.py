@@ -41,12 +41,14 @@ def recipe_panel(run: Recorded) -> Panel:
 
 
 def recipes_panel(runs: list[Recorded]) -> Panel:
+    said = [(run.label, command) for run in runs for command in commands(run)[:1]]
+    one = len({command for _, command in said}) == 1
     html = rendered(
         "recipe.html",
         lines=None,
-        versions=_versions(runs),
+        versions=once(_versions(runs)),
         seeds=[["run", "seed", "evaluation"], *([run.label, str(run.recipe.seed), _sampling(run)] for run in runs)],
-        commands=[f"{run.label}: {command}" for run in runs for command in commands(run)[:1]],
+        commands=[said[0][1]] if one else [f"{label}: {command}" for label, command in said],
         again="",
         diff=differing(runs),
     )
@@ -88,6 +90,12 @@ def _versions(runs: list[Recorded]) -> list[list[str]]:
     for name in names:
         lines.append([name, *(str((start.get("packages") or {}).get(name, "-")) for _, start in starts)])
     return lines
+
+
+def once(lines: list[list[str]]) -> list[list[str]]:
+    """The table with one column of values where those of all runs are the same."""
+    same = len(lines[0]) > 2 and all(len(set(line[1:])) == 1 for line in lines[1:])
+    return [["", "every run"], *(line[:2] for line in lines[1:])] if same else lines
 
 
 def _cpu(start: dict[str, Any]) -> str:
