@@ -131,7 +131,7 @@ def _pid_of(actor: Any, heartbeat_s: float, silent_s: float) -> int | None:
 def _is_stopped(pid: int) -> bool:
     """Whether a signal has stopped the process (SIGSTOP), which then starts no further. There may be none yet (0)."""
     with contextlib.suppress(psutil.Error):
-        return pid > 0 and psutil.Process(pid).status() == psutil.STATUS_STOPPED
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
     return False
 
 
