@@ -5,7 +5,7 @@
 
 The others differ from the base in their batch, staleness, engines and lengths. The machine's load stands beside each,
 since a run beside other work is slower than its prediction. Started again, the same command goes on: a run that is
-whole is not made again. Overrides reach every run. On 2 cores all six take some minutes.
+whole is not made again. Overrides reach every run. On 2 cores all take some minutes.
 
 Exit codes: 0 every prediction is within 30%, 1 one is not, 2 a mistake in the options or a run that failed.
 """
@@ -37,6 +37,7 @@ OTHERS: Mapping[str, Sequence[str]] = {
     "staleness-1-keep": ["stream.max_staleness=1", "sync.in_flight=keep"],
     "two-samplers": ["sampler.replicas=2", "sampler.cpus=0.25"],  # so that they fit 2 cores beside the others
     "short": ["sampler.max_response_tokens=24"],
+    "staleness-4-128": ["stream.max_staleness=4", "rollouts_per_step=128"],
 }
 WITHIN = 0.3
 LOADS = "loads.json"  # run -> the highest load average (of a minute) at its start and its end

@@ -12,7 +12,7 @@ What binds a step, with k = stream.max_staleness:
                          are read again by the engines after each sync
     never                the work of the fullest of the three
     shares of a GPU      besides, the sum of the work of all that sit on it
-    a CPU                besides, the work of all processes that share its cores
+    a CPU                besides, the work of all that share its cores: an engine is at work on one, the learner on all
     in turn              (timeshare) sampling and refining on all GPUs, rest, training on all, waking, sync
 
 In turn, one pool refines what it sampled as a shared one does. Two models have an engine each on every GPU, which take
@@ -86,9 +86,7 @@ def step_cost(setup: Setup, rows: Sequence[Row], train_s: float, earlier: Sequen
         found = _separate(replace(setup, staleness=0, sync_s=sync_s), rows, train_s, ())
     else:
         found = _together(setup, rows, train_s, earlier)
-    counts = {"sampler": setup.sampler.engines, "refiner": setup.refiner.engines if setup.refiner else 0}
-    on_cores = sum(found.busy_s[name] * min(counts.get(name, setup.ranks), setup.cores) for name in found.busy_s)
-    least = max(len(rows) / setup.rows_a_second, on_cores / setup.cores)
+    least = len(rows) / setup.rows_a_second
     return found if found.step_s >= least else replace(found, step_s=least, rest_s=found.rest_s + least - found.step_s)
 
 
@@ -228,7 +226,7 @@ def _cost(
     turn_s = s.turn_s if s.placed == "timeshare" else 0.0
     refined = float(sum(row.all_refined for row in rows)) if s.refiner else 0.0
     return StepCost(
-        step_s=work + sync_s + turn_s + s.scheduling_s,
+        step_s=max(work, _on_cores(s, busy)) + sync_s + turn_s + s.scheduling_s,
         sample_s=sample_s,
         refine_s=max(0.0, ends - begin) if refined else 0.0,
         refine_ends_s=ends,
@@ -240,6 +238,18 @@ def _cost(
         sampled_tokens=float(sum(row.raw for row in rows)),
         refined_tokens=refined,
     )
+
+
+def _on_cores(s: Setup, busy: dict[str, float]) -> float:
+    """Seconds that a CPU's cores need for the work of all: 0 where there are GPUs.
+
+    An engine of a small model is mostly Python, which is of one core; products of the learner are of all.
+    """
+    if math.isinf(s.cores):
+        return 0.0
+    engines = {"sampler": s.sampler.engines, "refiner": s.refiner.engines if s.refiner else 0}
+    shares = {name: min(count, s.cores) / s.cores for name, count in engines.items()}
+    return sum(busy_s * shares.get(name, max(1.0, s.ranks / s.cores)) for name, busy_s in busy.items())
 
 
 def mean_cost(costs: Sequence[StepCost]) -> StepCost:
