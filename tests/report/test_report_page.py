@@ -224,7 +224,7 @@ def test_texts_stand_out_in_light_and_in_dark(opened):
         const ratio = it => (Math.max(it, paper) + .05) / (Math.min(it, paper) + .05);
         return names.map(name => ratio(of(name)));
     }"""
-    texts, lines = ["--ink", "--muted", "--accent", "--good", "--bad", "--warn"], [f"--line-{i}" for i in range(7)]
+    texts, lines = ["--ink", "--muted", "--accent", "--good", "--bad", "--warn"], [f"--line-{i}" for i in range(12)]
     shown = []
     for _ in range(2):
         assert min(opened.page.evaluate(read, texts)) >= 4.5

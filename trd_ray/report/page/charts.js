@@ -16,7 +16,7 @@
    A series with one value alone is drawn as a point. */
 (() => {
   const DASHES = [[], [7, 4], [2, 3], [12, 3, 2, 3], [4, 2], [1, 5], [16, 4]];
-  const COLOURS = 7;
+  const COLOURS = trd.colours = 12; // those of shell.css
   const HEIGHT = 190;
   const groups = {}; // name -> charts
 

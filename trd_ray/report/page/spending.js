@@ -5,7 +5,7 @@
     const at = new Map(one.points.map(([spent, value, error]) => [spent, { value, error }]));
     const each = (of) => x.map((spent) => (at.has(spent) ? of(at.get(spent)) : null));
     return {
-      label: one.method, y: each((p) => p.value), colour: i, dash: Math.floor(i / 7), points: true,
+      label: one.method, y: each((p) => p.value), colour: i, dash: Math.floor(i / trd.colours), points: true,
       low: each((p) => (p.error === null ? null : p.value - p.error)),
       high: each((p) => (p.error === null ? null : p.value + p.error)),
     };
