@@ -46,13 +46,15 @@ def math_rows(keep: Callable[[dict], bool]) -> Rows:
     return [_row(p["expected"], p["written"], p["problem"]) for p in pairs if keep(p)]
 
 
-def code_rows() -> Rows:
+def code_rows(number: int, first: int = 0) -> Rows:
+    """Programs that do the same, but are not the same: a verifier runs each."""
     from trd_ray.verify.code.tests import Tests
 
     inputs = [f"{n} {n * n}\n" for n in range(CASES)]
     outputs = [f"{n + n * n}\n" for n in range(CASES)]
     tests = Tests(kind="stdio", inputs=inputs, outputs=outputs, compare="tokens").pack()
-    return [(f"```python\n{PROGRAM}```", {"problem": "Add two numbers.", "answer": "", "tests": tests})]
+    problem = {"problem": "Add two numbers.", "answer": "", "tests": tests}
+    return [(f"```python\n# {n}\n{PROGRAM}```", problem) for n in range(first, first + number)]
 
 
 def _row(expected: str, written: str, problem: str = "") -> tuple[str, dict]:
@@ -114,10 +116,9 @@ def math_task(seconds: float) -> None:
 def code_task(seconds: float) -> None:
     own = statistics.median(_seconds(lambda: subprocess.run([sys.executable, "-I", "-c", "pass"])) for _ in range(15))
     print(f"Python's own start: {own * 1e3:.0f} ms; a problem has {CASES} cases\n")
-    print(
-        f"| {'sandbox':<18} | {'start-up beyond it, ms':>22} | {'a further case, ms':>18} | {'verdicts a second':>17} |"
-    )
-    print(f"|{'-' * 20}|{'-' * 23}:|{'-' * 19}:|{'-' * 18}:|")
+    print(f"| {'sandbox':<18} | {'start-up beyond it, ms':>22} | {'a further case, ms':>18} | ", end="")
+    print(f"{'verdicts a second':>17} | {'seen before':>11} |")
+    print(f"|{'-' * 20}|{'-' * 23}:|{'-' * 19}:|{'-' * 18}:|{'-' * 12}:|")
     for backend in ("bubblewrap", "unshare", "unsafe_no_sandbox"):
         try:
             print(_sandbox_line(backend, own, seconds), flush=True)
@@ -144,9 +145,14 @@ def _sandbox_line(backend: str, own: float, seconds: float) -> str:
         many.append(_seconds(lambda: run(1 + CASES)))
     first, further = statistics.median(one), (statistics.median(many) - statistics.median(one)) / CASES
     verify = verifier(VerifyConfig(sandbox=backend))  # pyright: ignore[reportArgumentType]
-    verdicts = repeated(verify, code_rows(), seconds / 2)
-    rate = len(verdicts) / sum(verdicts)
-    return f"| {backend:<18} | {(first - own) * 1e3:>22.0f} | {further * 1e3:>18.1f} | {rate:>17.1f} |"
+    verdicts: list[float] = []
+    end = time.perf_counter() + seconds / 2
+    while time.perf_counter() < end:
+        verdicts += timed(verify, code_rows(1, len(verdicts)))
+    again = repeated(verify, code_rows(1), seconds / 10)
+    new, seen = (len(taken) / sum(taken) for taken in (verdicts, again))
+    sandboxed = f"| {backend:<18} | {(first - own) * 1e3:>22.0f} | {further * 1e3:>18.1f}"
+    return f"{sandboxed} | {new:>17.1f} | {seen:>11.0f} |"
 
 
 def _seconds(run: Callable[[], object]) -> float:
@@ -160,10 +166,10 @@ def ray_task(task: str, seconds: float) -> None:
 
     cores = os.cpu_count() or 1
     ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
-    pairs = math_rows(lambda p: True) if task == "math" else code_rows() * 8
+    pairs = math_rows(lambda p: True) if task == "math" else code_rows(4_000)
     rows = [row for turn in range(7) for row in other_digits(pairs, turn)] if task == "math" else pairs
     blocks = [ray.put(rows[i : i + BLOCK_ROWS]) for i in range(0, len(rows), BLOCK_ROWS)]
-    warm_up = blocks[: -(-len(pairs) // BLOCK_ROWS)]
+    warm_up = blocks[: -(-len(pairs) // BLOCK_ROWS)] if task == "math" else [ray.put(code_rows(1))] * cores
     config = VerifyConfig()
 
     @ray.remote(num_cpus=1)

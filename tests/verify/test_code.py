@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -22,7 +23,8 @@ from trd_ray.config import VerifyConfig
 from trd_ray.errors import BadRow, UserError
 from trd_ray.sandbox.process import Process
 from trd_ray.verify import Verdict, verifier
-from trd_ray.verify.code.code_verifier import MAX_PROGRAM_CHARS, CodeVerifier, choose_reference
+from trd_ray.verify.code import code_verifier
+from trd_ray.verify.code.code_verifier import MAX_PROGRAM_CHARS, CodeVerifier, choose_reference, run_tests
 from trd_ray.verify.code.outputs import rule, same_tokens
 from trd_ray.verify.code.tests import IMPORTS, Tests
 
@@ -43,6 +45,42 @@ def judged(program: str, tests: Tests, by: CodeVerifier = verify) -> Verdict:
 
 ADD_ONE = stdio(("1\n", "2\n"), ("41\n", "42\n"), ("-1\n", "0\n"))
 ADD = calls("add", ([1, 2], 3), ([0, 0], 0), (["a", "b"], "ab"))
+
+
+# The same program on the same tests is run once.
+
+
+def test_a_program_that_was_judged_is_not_run_again_on_the_same_tests(monkeypatch):
+    runs = []
+    monkeypatch.setattr(
+        code_verifier, "run_tests", lambda program, *rest: runs.append(program) or run_tests(program, *rest)
+    )
+    by = CodeVerifier(VerifyConfig(time_limit_s=1.0))
+    right, wrong, broken = "print(int(input()) + 1)", "print(int(input()))", "print(1 / 0)"
+    for program in (right, wrong, broken):
+        first, again = (judged(program, ADD_ONE, by) for _ in range(2))
+        assert replace(first, seconds=0) == replace(again, seconds=0) and first.passed == (program == right)
+    assert runs == [right, wrong, broken]
+    assert not judged(right, stdio(("1\n", "3\n")), by).passed, "other tests are another question"
+    judged(right, ADD_ONE, CodeVerifier(VerifyConfig(max_tests=1)))
+    assert runs[3:] == [right, right], "and so are other limits"
+
+
+def test_what_the_machine_has_a_part_in_is_asked_again(monkeypatch):
+    runs = []
+    monkeypatch.setattr(code_verifier, "run_tests", lambda *a: runs.append(a) or (f"time limit (1 s) {len(runs)}", ""))
+    by = CodeVerifier(VerifyConfig())
+    assert [judged("print(1)", ADD_ONE, by).detail[-1] for _ in range(2)] == ["1", "2"]
+
+
+def test_what_is_remembered_has_a_bound(monkeypatch):
+    monkeypatch.setattr(code_verifier, "MOST_KNOWN", 2)
+    runs = []
+    monkeypatch.setattr(code_verifier, "run_tests", lambda program, *_: runs.append(program) or ("", ""))
+    by = CodeVerifier(VerifyConfig())
+    for program in ("a = 1", "b = 1", "c = 1", "b = 1", "a = 1"):
+        judged(program, ADD_ONE, by)
+    assert runs == ["a = 1", "b = 1", "c = 1", "a = 1"]
 
 
 # Tests travel as bytes.
@@ -474,7 +512,7 @@ def test_a_program_whose_sandbox_is_killed_is_run_again_and_is_not_judged_when_t
             choose_reference(["print(int(input()) + 1)"], ADD_ONE)
         asked = 0
     text = "```python\nprint(int(input()) + 1)\n```\n" + "```python\nnot a program\n```\n" * (blocks - 1)
-    verdict = verify(text, {"tests": ADD_ONE.pack()})
+    verdict = CodeVerifier(VerifyConfig())(text, {"tests": ADD_ONE.pack()})
     assert (verdict.passed, verdict.detail, verdict.judged) == (not told, told, not told)
 
 

@@ -9,9 +9,14 @@ case that fails ends the verdict.
 
 A sandbox that somebody kills (the system, for want of memory) tells nothing about the program: the case is run again,
 and if its sandbox is killed again, the verdict is UNJUDGED.
+
+The same program on the same tests is run once: rollouts of one problem are often alike, above all those of a trained
+student. What the machine has a part in (time, memory, a death) is never remembered.
 """
 
+import hashlib
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,7 +35,8 @@ MAX_PROGRAM_CHARS = 200_000  # several times what programming contests accept
 MAX_EXTRACTED_CHARS = 8_000  # how much of the program a verdict holds
 MAX_PART_CHARS = 350  # of each of input, expected, got and standard error in a feedback
 MAX_DETAIL_CHARS = 120
-SYNTAX_ERROR = "syntax error"
+SYNTAX_ERROR, WRONG_ANSWER = "syntax error", "wrong answer"
+MOST_KNOWN = 4_096  # programs whose outcome a verifier remembers: a MiB or two
 
 _INSPECT_LIMITS = Limits(time_s=5.0, memory_mib=512)
 _SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
@@ -49,6 +55,8 @@ class CodeVerifier:
 
     def __init__(self, config: VerifyConfig):
         self._config = config
+        self._known: dict[bytes, tuple[str, str]] = {}  # digest of tests and program -> detail, feedback
+        self._lock = threading.Lock()
 
     def __call__(self, text: str | None, problem: dict) -> Verdict:
         start = time.monotonic()
@@ -64,9 +72,23 @@ class CodeVerifier:
         detail = "no code block"
         feedback = "The response holds no Python program in a fenced code block."
         if program:
-            detail, feedback = run_tests(program, tests, sandbox, self._config)
+            detail, feedback = self._tested(program, problem["tests"], tests, sandbox)
         seconds = time.monotonic() - start
         return Verdict(not detail, float(not detail), _clipped(program, MAX_EXTRACTED_CHARS), detail, seconds, feedback)
+
+    def _tested(self, program: str, packed: bytes, tests: Tests, sandbox: Sandbox) -> tuple[str, str]:
+        digest = hashlib.sha256(packed)
+        digest.update(program.encode("utf-8", "surrogatepass"))
+        key = digest.digest()
+        if (known := self._known.get(key)) is not None:
+            return known
+        found = run_tests(program, tests, sandbox, self._config)
+        if not found[0] or found[0].startswith((WRONG_ANSWER, SYNTAX_ERROR, "error (")):
+            with self._lock:
+                if len(self._known) >= MOST_KNOWN:
+                    del self._known[next(iter(self._known))]
+                self._known[key] = found
+        return found
 
     def close(self) -> None:
         """Nothing outlives a call."""
@@ -114,7 +136,7 @@ def run_tests(program: str, tests: Tests, sandbox: Sandbox, config: VerifyConfig
                     if outcome.status == "error" and not defines(program, tests.entry_point) and why != SYNTAX_ERROR:
                         why = f"{tests.entry_point} is not defined"
                 elif not right(case, got):
-                    why = "wrong answer"
+                    why = WRONG_ANSWER
                 if why:
                     where = "" if why == SYNTAX_ERROR else f" in {_name(case, tests)}"
                     stderr = _own_lines(outcome.stderr.strip(), program, tests)
@@ -222,7 +244,7 @@ def _feedback(why: str, tests: Tests, case: int, got: Any, stderr: str) -> str:
         parts = [f"Test {_name(case, tests)} failed: {_clipped(why, MAX_DETAIL_CHARS)}."]
         parts.append(f"{'Input' if stdio else 'Call'}:\n{_clipped(given)}")
         parts.append(f"Expected:\n{_clipped(expected if stdio else _repr(expected))}")
-    if why == "wrong answer":
+    if why == WRONG_ANSWER:
         parts.append(f"Got:\n{_clipped(got if stdio else _repr(got))}")
     if stderr:
         parts.append(f"Standard error ends with:\n{_clipped(stderr, tail=True)}")
