@@ -16,6 +16,7 @@ from trd_ray.compare.spending import at_budget
 from trd_ray.errors import UserError
 from trd_ray.record.directory import RunDirectory
 from trd_ray.report import curve_svg
+from trd_ray.report.comparison_tables import unfinished
 from trd_ray.rows import to_table
 from trd_ray.score.stats import pass_at_k, score
 
@@ -195,6 +196,15 @@ def test_bases_stand_beside_each_other_and_none_is_resampled(tmp_path):
     by_base = found["modes"]["opsd"]["trd"]["scores"]["avg@8"]["by_base"]
     assert by_base["a"] > 0.7 and by_base["b"] < 0.5
     assert found["modes"]["opsd"]["trd"]["runs"] == 6 and "on each of 2 bases" in report.tables(found)[0][2]
+    of_one = found_of(tmp_path, [one for one in tables if one.base == "a"], bases)
+    assert "bases" not in report.tables(of_one)[0][2], "the other has no finished cell"
+
+
+def test_what_is_not_finished_is_named_or_where_it_is_much_counted():
+    few = [f"opsd/trd/seed-{n}" for n in range(3)]
+    assert unfinished([]) == "" and unfinished(few) == f"Not finished: {', '.join(few)}."
+    many = [*few, *(f"opd/trd/seed-{n}" for n in range(10))]
+    assert unfinished(many) == "Not finished: 3 of opsd/trd, 10 of opd/trd."
 
 
 # Curves

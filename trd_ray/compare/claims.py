@@ -10,7 +10,7 @@ a margin. The intervals of a claim's parts are corrected together. So:
 - does not hold here: some part's interval lies below its margin
 - cannot be told with this many seeds: anything else
 
-A claim of which a method has no finished run yet is not decided.
+A claim of which a method has no finished run yet is not decided; the numbers of its other parts are shown.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from trd_ray.record import markdown
 from trd_ray.score.two_level import Crossed, SeedBlock, simultaneous
 
 RESAMPLES = 4_000
-NOT_RUN, NOT_ASKED = "not run yet", "its methods are not in this comparison"
+NOT_RUN, PARTLY_RUN, NOT_ASKED = "not run yet", "not all run yet", "its methods are not in this comparison"
 HOLDS, FAILS, OPEN = "holds", "does not hold here", "cannot be told with this many seeds"
 BOTH = ("opd", "opsd")
 RAW = ("forward_kl", "clipped_forward_kl", "reverse_kl", "reverse_kl_top_k")
@@ -184,7 +184,7 @@ def _verdict(claim: Claim, found: list[Crossed | None]) -> Judged:
         if e.low is not None and e.high is not None:
             states.append(HOLDS if e.low > part.margin else FAILS if e.high < part.margin else OPEN)
     if len(states) < len(claim.parts):
-        return Judged(claim.letter, NOT_RUN, numbers)
+        return Judged(claim.letter, PARTLY_RUN if states else NOT_RUN, numbers)
     verdict = FAILS if FAILS in states else OPEN if OPEN in states else HOLDS
     return Judged(claim.letter, verdict, numbers)
 

@@ -21,7 +21,7 @@ from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.compare.results import results
 from trd_ray.files import write_atomically
 from trd_ray.record import markdown
-from trd_ray.report.comparison_tables import tables
+from trd_ray.report.comparison_tables import tables, unfinished
 from trd_ray.report.curve_svg import pictures
 from trd_ray.session.inputs import Inputs
 
@@ -51,8 +51,8 @@ def write_found(path: Path, found: dict[str, Any], comparison: Comparison, made:
         parts.append(f"## {markdown.inline(title)}\n\n{markdown.table(cells)}\n\n{note}")
     parts += [f"![{picture}]({CURVES}/{picture})" for picture in drawn if "-avg-" in picture]
     parts += [f"- {markdown.inline(name)} failed: {markdown.inline(why)}" for name, why in found["failures"].items()]
-    if found["unfinished"]:
-        parts.append(f"Not finished: {', '.join(markdown.inline(name) for name in found['unfinished'])}.")
+    if left := unfinished(found["unfinished"]):
+        parts.append(markdown.inline(left))
     parts.append("Made by `trd compare`; its recipe is `comparison.yaml`, every number is in `comparison.json`.")
     write_atomically(path / "comparison.md", "\n\n".join(parts) + "\n")
     return found

@@ -59,7 +59,7 @@ def from_cells(
         "name": comparison.name,
         "level": LEVEL,
         "seeds": comparison.seeds,
-        "bases": comparison.base_names,
+        "bases": [base for base in comparison.base_names if base in {table.base for table in tables}],
         "against": against,
         "modes": {},
         "tuning": _tuning(comparison, tables),

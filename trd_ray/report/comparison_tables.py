@@ -5,6 +5,8 @@ comparison.json  ->  tables()  ->  (title, header and rows, what they mean), eac
 What is given alike beside steps, and what is covered, stands in design_tables.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from trd_ray.report.design_tables import coverage, equal
@@ -12,6 +14,7 @@ from trd_ray.report.estimates import in_percent
 
 # The stages whose seconds are counted; they overlap.
 STAGES = ["sample", "verify", "refine", "train", "sync", "overhead"]
+MOST_NAMED = 12  # cells that are not finished
 
 Lines = list[list[str]]
 
@@ -73,6 +76,16 @@ def _scores(found: dict[str, Any], lines: list[tuple[str, str, dict]]) -> tuple[
         cells += [in_percent(line.get(key, {}).get(last), signed=True) for key, _ in differences]
         out.append([*cells, f"{line['tokens_mean']:.1f}"])
     return "Scores", out, f"{_about(found, lines)}{_lost(lines)}"
+
+
+def unfinished(names: Sequence[str]) -> str:
+    """Cells by name or, where they are many, how many of each method; "" for none."""
+    if not names:
+        return ""
+    if len(names) <= MOST_NAMED:
+        return f"Not finished: {', '.join(names)}."
+    counts = Counter(name.rpartition("/")[0] for name in names)
+    return f"Not finished: {', '.join(f'{n} of {method}' for method, n in counts.items())}."
 
 
 def _about(found: dict[str, Any], lines: list[tuple[str, str, dict]]) -> str:

@@ -161,8 +161,8 @@ def _of_comparison(found: dict[str, Any]) -> Panel:
                         f"{mode} {method}: {HEADLINES[kind].lower()}, by {points(e)} points of {avg.capitalize()}."
                     )
     sentences += [f"{name} failed: {why}" for name, why in (found.get("failures") or {}).items()]
-    if found.get("unfinished"):
-        sentences.append(f"Not finished: {', '.join(found['unfinished'])}.")
+    if left := comparison_tables.unfinished(found.get("unfinished") or []):
+        sentences.append(left)
     sentences = sentences or ["No cell is finished yet: the same command goes on."]
     html = rendered("runs.html", sentences=sentences, drawn=intervals(lines))
     return Panel("verdict", "Verdict", "", html)
