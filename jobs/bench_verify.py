@@ -1,7 +1,7 @@
 """`python -m jobs.bench_verify --task math|code`: verdicts a second on a core, and what a sandboxed run costs.
 
     math   the hand-made pairs of tests/verify/math_pairs.tsv, each as a response with a box  ->  verdicts/s and latency
-    code   a small stdin/stdout problem with 10 cases  ->  start-up, a further case, verdicts/s
+    code   a small stdin/stdout problem with 10 cases  ->  start-up, a further case, verdicts/s new and seen before
 
 A verifier and its child take turns, so one verifier keeps one core busy. *First*: a new worker, whose grammar still
 fills its tables; *new*: a worker that has run for a while reads answers it has not seen (the pairs with other digits);
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from trd_ray.config import VerifyConfig
 from trd_ray.errors import UserError
@@ -35,7 +36,7 @@ HOSTILE = (
 PROGRAM = "a, b = map(int, input().split())\nprint(a + b)\n"
 CASES = 10
 TURNS = {"all pairs": (1, 2), "numbers": (3, 4), "everything else": (5, 6)}  # no digits twice
-BLOCK_ROWS = 64  # of a Ray task
+BLOCK_ROWS, CODE_ROWS = 64, 8  # of a Ray task
 
 Rows = list[tuple[str, dict]]  # a response, and its problem
 
@@ -166,11 +167,17 @@ def ray_task(task: str, seconds: float) -> None:
 
     cores = os.cpu_count() or 1
     ray.init(address="local", num_cpus=cores, include_dashboard=False, log_to_driver=False)
-    pairs = math_rows(lambda p: True) if task == "math" else code_rows(4_000)
+    pairs = math_rows(lambda p: True) if task == "math" else code_rows(1)
     rows = [row for turn in range(7) for row in other_digits(pairs, turn)] if task == "math" else pairs
     blocks = [ray.put(rows[i : i + BLOCK_ROWS]) for i in range(0, len(rows), BLOCK_ROWS)]
-    warm_up = blocks[: -(-len(pairs) // BLOCK_ROWS)] if task == "math" else [ray.put(code_rows(1))] * cores
+    warm_up = blocks[: -(-len(pairs) // BLOCK_ROWS)]
     config = VerifyConfig()
+
+    def block(number: int) -> Any:
+        """Of code each one is new: what was seen before is not run."""
+        if task == "math":
+            return blocks[(len(warm_up) + number) % len(blocks)]
+        return ray.put(code_rows(CODE_ROWS, first=1 + number * CODE_ROWS))
 
     @ray.remote(num_cpus=1)
     def verify_block(block: Rows) -> int:
@@ -181,7 +188,7 @@ def ray_task(task: str, seconds: float) -> None:
     running: list = []
     while time.perf_counter() < start + seconds:
         while len(running) < 2 * cores:
-            running.append(verify_block.remote(blocks[(len(warm_up) + sent) % len(blocks)]))
+            running.append(verify_block.remote(block(sent)))
             sent += 1
         ready, running = ray.wait(running)
         done += sum(ray.get(ready))

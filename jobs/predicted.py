@@ -37,6 +37,7 @@ OTHERS: Mapping[str, Sequence[str]] = {
     "staleness-1-keep": ["stream.max_staleness=1", "sync.in_flight=keep"],
     "two-samplers": ["sampler.replicas=2", "sampler.cpus=0.25"],  # so that they fit 2 cores beside the others
     "short": ["sampler.max_response_tokens=24"],
+    "staleness-4-128": ["stream.max_staleness=4", "rollouts_per_step=128"],
     "staleness-1-128": ["stream.max_staleness=1", "rollouts_per_step=128"],
 }
 WITHIN = 0.3

@@ -120,8 +120,10 @@ def test_processes_of_a_cpu_share_its_cores():
     alone, shared = (step(staleness=1, train_s=3.9, cores=n) for n in (64.0, 1.5))
     assert alone.step_s == pytest.approx(step(staleness=1, train_s=3.9).step_s)
     engines = shared.busy_s["sampler"] + shared.busy_s["refiner"]
-    assert shared.step_s - 0.75 == pytest.approx(engines / 1.5 + 3.9), "a core of an engine, and all of them to learn"
+    assert shared.step_s - 0.75 == pytest.approx((c.CPU_ENGINE_CORES * engines + 3.9 + c.CPU_CONTROL_S) / 1.5)
     assert shared.step_s > alone.step_s
+    crowded = step(cores=2.0, learner_cores=4.0)
+    assert crowded.step_s == pytest.approx(step().step_s), "ranks that share cores are slower already"
 
 
 def test_who_shares_a_gpu_has_the_sum_of_the_work():

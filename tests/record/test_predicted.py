@@ -84,6 +84,15 @@ def test_idle_shares_are_what_the_requests_leave_of_the_steps(run):
     assert found["learner"] == pytest.approx(1 - TRAIN_S / STEP_S)
 
 
+def test_steps_without_all_of_a_steps_work_are_not_measured():
+    lines = [{"step": n, "seconds/step": 1.0} for n in range(1, 13)]
+    for k, steps in ((0, range(2, 13)), (1, range(3, 12)), (4, range(6, 9))):
+        recipe = config.load("miniature_opsd", ["steps=12", f"stream.max_staleness={k}"])
+        assert [line["step"] for line in predicted.steady(recipe, lines)] == [*steps], "the last k sample nothing"
+    short = config.load("miniature_opsd", ["steps=3", "stream.max_staleness=1"])
+    assert [line["step"] for line in predicted.steady(short, lines[:3])] == [3], "or there would be none"
+
+
 def test_mfu_is_the_flops_of_the_rows_that_no_checkpointing_repeats_over_what_the_card_could(run):
     with_gpus(run, *["NVIDIA H100 80GB HBM3, 81559 MiB"] * 8)
     recipe = config.stored(run.path / "recipe.yaml")

@@ -59,8 +59,9 @@ def on_gpu_speed(gpu: c.Gpu, several_nodes: bool = False) -> LearnerSpeed:
     )
 
 
-def on_cpu_speed(cores: float) -> LearnerSpeed:
-    return LearnerSpeed(c.CPU_FLOPS * cores, c.CPU_BYTES_S, c.CPU_BYTES_S, c.CPU_UPDATE_S)
+def on_cpu_speed(threads: float) -> LearnerSpeed:
+    """A rank on so many threads; below 1 where ranks share cores."""
+    return LearnerSpeed(c.CPU_RANK_FLOPS * threads, c.CPU_BYTES_S, c.CPU_BYTES_S, c.CPU_UPDATE_S)
 
 
 def work(rows: Sequence[Trained], student: ModelCosts, teacher: ModelCosts | None, how: HowItTrains) -> LearnerWork:

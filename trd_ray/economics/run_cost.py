@@ -189,11 +189,16 @@ def learner_speed(case: Case, modelled: bool = False) -> LearnerSpeed:
     if case.on_gpu:
         speed = learning.on_gpu_speed(case.gpu[0], case.several_nodes)
     else:
-        speed = learning.on_cpu_speed(max(1.0, case.cores / max(1, case.count("learner"))))
+        speed = learning.on_cpu_speed(min(_rank_threads(case), case.cores / max(1, case.count("learner"))))
     found = case.measured
     if modelled or not (found and found.learner and found.slower):
         return speed
     return replace(found.learner, flops=speed.flops / found.slower["learner"], link_bytes_s=speed.link_bytes_s)
+
+
+def _rank_threads(case: Case) -> int:
+    """Ray sets OMP_NUM_THREADS of an actor to the CPUs that it reserves."""
+    return max(1, math.floor(case.recipe.learner.cpus))
 
 
 def engine_speed(case: Case, role: str, modelled: bool = False) -> EngineSpeed:
@@ -267,7 +272,7 @@ def setup_of(case: Case) -> Setup:
         reads_again=r.sync.in_flight == "keep" and not adapter,
         turn_s=_or(measured and measured.turn_s, _turn_s(case)),
         share=case.on_gpu and not r.takes_turns and any(0 < a.spec.gpus < 1 for a in case.placed.actors),
-        ranks=max(1, case.count("learner")),
+        learner_cores=max(1, case.count("learner")) * _rank_threads(case),
         cores=math.inf if case.on_gpu else case.cores,
     )
 

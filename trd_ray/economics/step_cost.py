@@ -12,7 +12,7 @@ What binds a step, with k = stream.max_staleness:
                          are read again by the engines after each sync
     never                the work of the fullest of the three
     shares of a GPU      besides, the sum of the work of all that sit on it
-    a CPU                besides, the work of all that share its cores: an engine is at work on one, the learner on all
+    a CPU                besides, the work of all processes that share its cores
     in turn              (timeshare) sampling and refining on all GPUs, rest, training on all, waking, sync
 
 In turn, one pool refines what it sampled as a shared one does. Two models have an engine each on every GPU, which take
@@ -53,7 +53,7 @@ class Setup:
     rows_a_second: float
     reads_again: bool  # rollouts under way lose their keys and values at a sync
     turn_s: float = 0.0  # timeshare: from engines to learner and back
-    ranks: int = 1
+    learner_cores: float = 1.0  # threads of all ranks
     cores: float = math.inf  # that all processes share, where there are no GPUs
     share: bool = False  # pools and learner have shares of the same GPUs: none is fast while another works
 
@@ -241,15 +241,14 @@ def _cost(
 
 
 def _on_cores(s: Setup, busy: dict[str, float]) -> float:
-    """Seconds that a CPU's cores need for the work of all: 0 where there are GPUs.
-
-    An engine of a small model is mostly Python, which is of one core; products of the learner are of all.
-    """
+    """Seconds in which a CPU's cores do the work of all processes; 0 where there are GPUs."""
     if math.isinf(s.cores):
         return 0.0
     engines = {"sampler": s.sampler.engines, "refiner": s.refiner.engines if s.refiner else 0}
-    shares = {name: min(count, s.cores) / s.cores for name, count in engines.items()}
-    return sum(busy_s * shares.get(name, max(1.0, s.ranks / s.cores)) for name, busy_s in busy.items())
+    wanted = {name: c.CPU_ENGINE_CORES * count for name, count in engines.items()} | {"learner": s.learner_cores}
+    at_work_s = sum(busy_s * min(wanted[name], s.cores) for name, busy_s in busy.items())
+    control_s = c.CPU_CONTROL_S if busy["sampler"] else 0.0  # a corpus has no stream
+    return (at_work_s + control_s) / s.cores
 
 
 def mean_cost(costs: Sequence[StepCost]) -> StepCost:

@@ -11,7 +11,8 @@ A sandbox that somebody kills (the system, for want of memory) tells nothing abo
 and if its sandbox is killed again, the verdict is UNJUDGED.
 
 The same program on the same tests is run once: rollouts of one problem are often alike, above all those of a trained
-student. What the machine has a part in (time, memory, a death) is never remembered.
+student. Only a pass, a wrong answer and a syntax error are remembered. An exception, a limit or a death may be the
+machine's doing, and what names chance, the clock or threads may do otherwise next time: those are run again.
 """
 
 import hashlib
@@ -36,10 +37,11 @@ MAX_EXTRACTED_CHARS = 8_000  # how much of the program a verdict holds
 MAX_PART_CHARS = 350  # of each of input, expected, got and standard error in a feedback
 MAX_DETAIL_CHARS = 120
 SYNTAX_ERROR, WRONG_ANSWER = "syntax error", "wrong answer"
-MOST_KNOWN = 4_096  # programs whose outcome a verifier remembers: a MiB or two
+MOST_KNOWN = 4_096  # programs whose outcome a verifier remembers: at most some 10 MiB, with their feedback
 
 _INSPECT_LIMITS = Limits(time_s=5.0, memory_mib=512)
 _SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
+_MAY_DIFFER = re.compile(r"\b(random|secrets|uuid\w*|urandom|time|datetime|threading|multiprocessing|asyncio)\b")
 _CONTROL = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)], "\ufffd") | {
     0x0A: "\n",
     0x09: "\t",
@@ -83,7 +85,8 @@ class CodeVerifier:
         if (known := self._known.get(key)) is not None:
             return known
         found = run_tests(program, tests, sandbox, self._config)
-        if not found[0] or found[0].startswith((WRONG_ANSWER, SYNTAX_ERROR, "error (")):
+        is_lasting = not found[0] or found[0].startswith((WRONG_ANSWER, SYNTAX_ERROR))
+        if is_lasting and not _MAY_DIFFER.search(program):
             with self._lock:
                 if len(self._known) >= MOST_KNOWN:
                     del self._known[next(iter(self._known))]
