@@ -32,11 +32,14 @@ def told(step_s: float, warnings: tuple[str, ...] = ()) -> str:
 def test_the_runs_differ_from_the_base_in_batch_staleness_engines_and_lengths(tmp_path):
     recipes = {name: load(predicted.RECIPE, predicted.overrides_of(name, tmp_path)) for name in predicted.OTHERS}
     base = load(predicted.RECIPE, predicted.overrides_of(predicted.BASE, tmp_path))
-    assert len(recipes) == 5 and all(r.steps == base.steps == 12 and not r.evaluation.names for r in recipes.values())
+    assert len(recipes) == 7 and all(r.steps == base.steps == 12 and not r.evaluation.names for r in recipes.values())
     assert base.directory == tmp_path / "base" and recipes["short"].directory == tmp_path / "short"
     assert recipes["rollouts-128"].rollouts_per_step == 2 * base.rollouts_per_step
     assert recipes["staleness-1"].stream.max_staleness == recipes["staleness-1-keep"].stream.max_staleness == 1
     assert (recipes["staleness-1"].sync.in_flight, recipes["staleness-1-keep"].sync.in_flight) == ("drain", "keep")
+    for k in (1, 4):
+        both = recipes[f"staleness-{k}-128"]
+        assert (both.stream.max_staleness, both.rollouts_per_step) == (k, 2 * base.rollouts_per_step)
     two = recipes["two-samplers"].sampler
     assert two.bounds.start == 2 and two.cpus * 2 == base.sampler.cpus, "the same cores"
     assert recipes["short"].sampler.max_response_tokens == 24
