@@ -122,6 +122,14 @@ def test_a_run_that_crashed_says_where_and_what_is_kept(tmp_path):
     assert "Checkpoint 2 is kept: the same command with --resume goes on." in text
 
 
+def test_a_score_on_the_way_says_of_which_step_it_is(tmp_path):
+    run = recorded(tmp_path / "r", steps=3, ended=None)
+    assert "the last that was evaluated" not in page_text(run)
+    place = run / "evaluation" / "trained.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"step": 2}))
+    assert "by step 2, the last that was evaluated." in page_text(run)
+
+
 def test_a_run_that_goes_on_says_so(tmp_path):
     run = recorded(tmp_path / "r", steps=3, ended=None, evaluated=("base",))
     holder = subprocess.Popen(

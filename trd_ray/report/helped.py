@@ -41,7 +41,7 @@ def helped(run: Recorded, cost: Spent) -> Helped:
     elif last is None or found is None:
         kind, first = "unknown", _unknown(run)
     else:
-        kind, first = kind_of(found), _told(last, found)
+        kind, first = kind_of(found), _told(last, found, run.steps)
     sentences = [first, *_refined(run), *_guards(run), _state(run), cost.sentence()]
     return Helped(kind, [sentence for sentence in sentences if sentence])
 
@@ -52,12 +52,13 @@ def kind_of(found: Estimate) -> str:
     return "better" if found.value > 0 else "worse"
 
 
-def _told(last: Score, found: Estimate) -> str:
+def _told(last: Score, found: Estimate, steps: int) -> str:
     after = last.scores[f"avg@{last.samples}"].value
     clear = "" if found.clear_of_zero else ", which is not clear of zero"
+    by_then = f", by step {last.step}, the last that was evaluated" if last.step < steps else ""
     return (
         f"Training moved Avg@{last.samples} on {last.problems} held-out problems by {points(found)} points, from "
-        f"{100 * (after - found.value):.1f}% to {100 * after:.1f}%{clear}."
+        f"{100 * (after - found.value):.1f}% to {100 * after:.1f}%{clear}{by_then}."
     )
 
 
