@@ -50,8 +50,8 @@ PARTS = {
     "subsets": (*_FACTS, *_EDITS, "scored"),
 }
 _UNTRAINED = (
-    "no row has what the learner found at its tokens: set diagnostics.tokens=true for the next run; a corpus that trd "
-    "refine made, and an evaluation, have none, since nothing trains there"
+    "no row has what the learner found at its tokens: set diagnostics.tokens=true for the next run; a loss without a "
+    "teacher has none, nor have a corpus that trd refine made and an evaluation, since nothing trains there"
 )
 NOTHING_YET = "no step is recorded: look again once the first one is"
 ABSENT = {

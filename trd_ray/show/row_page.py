@@ -192,7 +192,7 @@ def _unscored(row: dict[str, Any], y: str, look: Look) -> str:
     if views:
         return f"not scored under the {look.view} view: --view {' or '.join(views)}"
     if row.get("train") and row.get("trajectory") == y:
-        return "no numbers for its tokens: a run keeps them with diagnostics.tokens=true"
+        return "no numbers for its tokens: a run keeps them with diagnostics.tokens=true, if its loss has a teacher"
     return "no numbers for its tokens: it was not trained on (diagnostics.rows scores both of some rows)"
 
 

@@ -26,8 +26,8 @@ EXPLAINS = (
     "far teacher and student are apart."
 )
 NO_NUMBERS = (
-    "Tokens have no colours: nothing is recorded of them here. A run with diagnostics.tokens=true keeps the KL and "
-    "both likelihoods of every trained token."
+    "Tokens have no colours: nothing is recorded of them here. A run with diagnostics.tokens=true, whose loss has "
+    "a teacher, keeps the KL and both likelihoods of every trained token."
 )
 OF_EVALUATIONS = 0.25  # of the budget at most, where there are rows as well
 _ROUNDS = 5
