@@ -55,11 +55,12 @@ def from_cells(
     finals, points = of_comparison(comparison, tables)
     e = recipe(comparison, first_base(comparison, next(iter(comparison.modes)))).evaluation
     against, resamples = comparison.against, e.bootstrap
+    with_cells = {table.base for table in tables}
     out: dict[str, Any] = {
         "name": comparison.name,
         "level": LEVEL,
         "seeds": comparison.seeds,
-        "bases": [base for base in comparison.base_names if base in {table.base for table in tables}],
+        "bases": [base for base in comparison.base_names if base in with_cells],
         "against": against,
         "modes": {},
         "tuning": _tuning(comparison, tables),

@@ -79,9 +79,7 @@ class CodeVerifier:
         return Verdict(not detail, float(not detail), _clipped(program, MAX_EXTRACTED_CHARS), detail, seconds, feedback)
 
     def _tested(self, program: str, packed: bytes, tests: Tests, sandbox: Sandbox) -> tuple[str, str]:
-        digest = hashlib.sha256(packed)
-        digest.update(program.encode("utf-8", "surrogatepass"))
-        key = digest.digest()
+        key = hashlib.sha256(packed + program.encode("utf-8", "surrogatepass")).digest()
         if (known := self._known.get(key)) is not None:
             return known
         found = run_tests(program, tests, sandbox, self._config)
