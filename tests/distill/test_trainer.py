@@ -18,6 +18,7 @@ from serving import make_tiny_model
 from trd_ray import config
 from trd_ray.config import ONLY
 from trd_ray.distill.batches import Example
+from trd_ray.distill.controller import ranks_up
 from trd_ray.distill.mailbox import CONTROLLER
 from trd_ray.distill.trainer import LearnerLost, Trainer
 from trd_ray.errors import UserError
@@ -211,6 +212,25 @@ def test_a_rank_that_is_stopped_before_its_first_sign_of_life_is_missed(ray_clus
             run.trainer.wait_until_started(lambda: None)
     psutil.wait_procs(stopped, timeout=60)
     assert not stopped[0].is_running()
+
+
+def test_a_rank_has_a_process_before_its_actor_is_made_and_none_while_it_waits_for_a_place(ray_cluster):
+    class RayTrainWorker:
+        def __init__(self) -> None:
+            threading.Event().wait()
+
+    class Controller:
+        def make(self) -> None:
+            kind = ray.remote(RayTrainWorker)
+            self.ranks = [kind.options(num_cpus=0).remote(), kind.options(resources={"nowhere": 1}).remote()]
+
+    controller: Any = ray.remote(Controller).options(num_cpus=0).remote()
+    ray.get(controller.make.remote())
+    deadline = time.monotonic() + 60
+    while (up := ranks_up(controller)) == 0 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    ray.kill(controller)
+    assert up == 1
 
 
 def test_a_best_metric_that_nothing_measures_is_refused_with_what_was_meant():

@@ -26,6 +26,7 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from trd_ray.distill.mailbox import CONTROLLER, Member
 
 RANK = RayTrainWorker.__name__
+HAS_PROCESS = "PENDING_CREATION", "ALIVE"  # in the former from when it has a Pid
 
 
 def beat(mailbox: ActorHandle, who: Member, every_s: float) -> None:
@@ -56,11 +57,17 @@ class Beats(ControllerCallback, WorkerGroupCallback):
 
 
 def ranks_up(controller: ActorHandle) -> int:
-    """How many ranks of this controller have a process that is ready to be told something, as far as Ray knows."""
-    alive = gcs.actor_table(None, None, "ALIVE")
-    me = alive.get(controller._actor_id.hex())
-    mine = [one for one in alive.values() if me and one["OwnerAddress"] == me["Address"]]
-    return sum(one["ActorClassName"] == RANK for one in mine)
+    """How many ranks of this controller have a process, as far as Ray knows.
+
+    One that makes its actor is counted: stopped in there, it stays "PENDING_CREATION" for good. Its imports and its
+    environment are ready by then.
+    """
+    actors: dict[str, Any] = {}
+    for state in HAS_PROCESS:
+        actors |= gcs.actor_table(None, None, state)
+    me = actors.get(controller._actor_id.hex())
+    mine = [one for one in actors.values() if me and one["OwnerAddress"] == me["Address"]]
+    return sum(one["ActorClassName"] == RANK and one["Pid"] > 0 for one in mine)
 
 
 def kill(members: dict[Member, ActorHandle], end: Callable[[ActorHandle], object]) -> None:
