@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trd_ray.compare import cells, claims, grid
-from trd_ray.compare.cells import CellTable, Graded, Point
+from trd_ray.compare import cell_tables, claims, grid
+from trd_ray.compare.cell_tables import CellTable, Graded, Point
 from trd_ray.compare.claims import CLAIMS, FAILS, HOLDS, NOT_ASKED, NOT_RUN, OPEN, PARTLY_RUN
 from trd_ray.compare.grid import Cell
 
@@ -114,7 +114,7 @@ def test_the_page_in_the_readme_is_the_one_the_rules_make():
 
 
 def _of(folder: Path):
-    return claims.judged(grid.load(folder.name), cells.read(folder)) if folder.is_dir() else None
+    return claims.judged(grid.load(folder.name), cell_tables.read(folder)) if folder.is_dir() else None
 
 
 # The shipped comparisons

@@ -2,16 +2,19 @@
 
 import json
 import math
+import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from trd_ray.cli import main
-from trd_ray.compare import cells, command, grid, report, results
-from trd_ray.compare.cells import CellTable, Graded, Point
+from trd_ray.compare import cell_tables, cells, command, grid, report, results
+from trd_ray.compare.cell_tables import CellTable, Graded, Point
 from trd_ray.compare.grid import Cell
+from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.compare.spending import at_budget
 from trd_ray.errors import UserError
 from trd_ray.record.directory import RunDirectory
@@ -90,7 +93,7 @@ def test_a_table_holds_what_the_run_scored_and_spent_on_its_way(tmp_path):
             one |= {"student_prompt_ids": [1] * 10, "refine_prompt_ids": [1] * 20, "refine_scored_tokens": 4}
             run.write_rows(step, to_table([one | {"y_o": {"ids": [1] * step}, "y_r": {"ids": [1, 2]}}]))
     run.release()
-    made = cells.taken(cell, run, 1e-3)
+    made = cells.taken(cell, run, r)
     assert [(p.step, p.tokens, p.prefill, p.seconds) for p in made.points] == [
         (0, 0, 0, 0.0),
         (2, 1 + 2 + 2 * 2, 2 * (10 + 20 + 4), 4.0),
@@ -105,8 +108,8 @@ def test_a_table_holds_what_the_run_scored_and_spent_on_its_way(tmp_path):
     )
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "one.jsonl").write_text(made.text())
-    assert cells.read(tmp_path / "cells") == [made]
-    assert made.cell == cell
+    assert cell_tables.read(tmp_path / "cells") == [made]
+    assert made.cell == cell and made.lr == r.learner.lr and made.recipe["steps"] == r.steps
 
 
 def test_a_table_is_small_enough_to_be_committed():
@@ -256,6 +259,53 @@ def test_anyone_makes_the_tables_from_committed_cells(tmp_path, capsys):
     assert json.loads((out / "comparison.json").read_text())["unfinished"] == ["opsd/trd/seed-2"]
 
 
+def test_a_comparison_goes_on_from_cells_that_were_finished_elsewhere(tmp_path, capsys):
+    """Learning rates and runs are those of the tables; the base is scored here."""
+    cut = ["modes.opd=null", "methods.clipped_forward_kl=null", "methods.reverse_kl_top_k=null", "seeds=[0]"]
+    cut += ["methods.reverse_kl=null", "tuning.learning_rates=[0.01, 0.1]", "set.evaluation.limit=40"]
+    here = grid.load("miniature", [*cut, f"directory={tmp_path / 'here'}"])
+    plan = ComparisonPlan(here)
+
+    def taken(cell: Cell, rate: float, lr: float) -> CellTable:
+        ids = plan.inputs(cell).held_out["problem_id"].to_pylist()
+        last = Point(12, 1, 1, 1.0, {"": replace(graded(correct(rate, 3)), problems=cell_tables.digest(ids))})
+        of = cell_tables.recipe_of(grid.recipe(here, cell, lr))
+        return CellTable(cell.kind, cell.mode, cell.method, cell.seed, cell.base, lr, points=[last], recipe=of)
+
+    tuned = [cell for method in ("forward_kl", "trd") for cell in plan.tuning_cells("opsd", method)]
+    trd = Cell("final", "opsd", "trd", 0)
+    tables = [taken(cell, 0.2 if cell.lr == 0.1 else 0.7, cell.lr) for cell in tuned] + [taken(trd, 0.9, 0.01)]
+    there = committed(tmp_path / "there" / "cells", tables)
+    asked = [*cut, f"directory={there.parent}"]
+    assert main(["compare", "miniature", *asked, "--dry-run"]) == 0
+    assert "7 cells, 5 done, 2 left: 12 optimizer steps" in capsys.readouterr().out
+    moved = ComparisonPlan(grid.load("miniature", asked))
+    assert [cell.name for cell in moved.cells() if not moved.is_done(cell)] == [
+        "opsd/base/seed-0",
+        "opsd/forward_kl/seed-0",
+    ]
+    assert moved.best_lr("opsd", "forward_kl") == 0.01
+    assert results.results(moved, {})["unfinished"] == ["opsd/base/seed-0", "opsd/forward_kl/seed-0"]
+
+    place = there / "opsd/trd/seed-0.jsonl"
+    for changed, why in (
+        (replace(tables[-1], recipe=tables[-1].recipe | {"steps": 11}), "is of another recipe: put back steps=11, set"),
+        (
+            replace(tables[-1], lr=0.1, recipe=cell_tables.recipe_of(grid.recipe(here, trd, 0.1))),
+            "back learner.lr=0.1, set",
+        ),
+        (
+            replace(tables[-1], points=[Point(12, 1, 1, 1.0, {"": graded([1])})]),
+            "put back the problems of evaluation, set",
+        ),
+        (replace(tables[-1], recipe={}), "is of an older version, which kept no recipe: delete it"),
+    ):
+        moved.elsewhere[trd.name] = changed
+        with pytest.raises(UserError, match=re.escape(str(place))) as refused:
+            moved._as_taken(trd)
+        assert why in str(refused.value)
+
+
 def test_a_hostile_name_of_a_set_cannot_leave_its_place(tmp_path, capsys):
     hostile = "x[/red] [here](javascript:1)\n# Mine"
     tables = [table("trd", seed, (0.3, 0.5)) for seed in (0, 1)]
@@ -271,10 +321,10 @@ def test_a_hostile_name_of_a_set_cannot_leave_its_place(tmp_path, capsys):
 
 def test_cells_that_say_nothing_or_other_things_are_refused(tmp_path, capsys):
     with pytest.raises(UserError, match="holds no tables of cells"):
-        cells.read(tmp_path)
+        cell_tables.read(tmp_path)
     (tmp_path / "bad.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"bad.jsonl is no table of a cell .*: delete it, or take it anew"):
-        cells.read(tmp_path)
+        cell_tables.read(tmp_path)
     other = table("trd", 0, (0.3, 0.5))
     other.points[-1].graded[""] = Graded(SAMPLES, "others", [1] * PROBLEMS)
     with pytest.raises(UserError, match="scored on different problems: delete the cells of one"):

@@ -1,10 +1,7 @@
-"""A finished cell as a small table: all that the tables of a comparison need of a run, a few kB that can be committed.
+"""From the run directory of a finished cell to its table, which is written once.
 
-    run directory of a cell  ->  taken()  ->  CellTable  <->  cells/<mode>/<method>/<seed>.jsonl
-
-The first line says which cell it is and what the whole run cost. Each further line is an evaluation: how far the run
-was in steps, generated tokens, prefilled tokens and seconds, and for each problem how many answers passed, whether the
-majority did, and how many different answers there were. Problems stand in the order of their ids.
+    run directory of a cell  ->  taken()  ->  CellTable
+    ComparisonPlan           ->  of_plan() -> the tables of all finished cells, also of those that were taken elsewhere
 
 - Generated: tokens of attempts and refinements, all candidates. Prefill: the prompts of those, and what was scored.
 - Seconds are those of the steps, in which no evaluation counts.
@@ -12,32 +9,26 @@ majority did, and how many different answers there were. Problems stand in the o
   the share that is right counts.
 """
 
-import hashlib
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 import pyarrow.compute as pc
 
+from trd_ray.compare.cell_tables import FOLDER, CellTable, Graded, Point, digest, read_table, recipe_of
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan
-from trd_ray.errors import UserError
+from trd_ray.config import Recipe
 from trd_ray.files import write_atomically
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.generated import KINDS, generated
 from trd_ray.record.ledger import facts_of_run
 from trd_ray.report.comparison_tables import STAGES
 from trd_ray.rows import RowFiles
-from trd_ray.score.stats import Score, measures_of_counts, shown
+from trd_ray.score.stats import Score
 
-FOLDER = "cells"
-AXES = ("tokens", "prefill", "seconds")
 TRAINED_ON = {  # name in comparison.json -> metric of a step
     "raw_passed": "y_o/passed",
     "refined_passed": "y_r/passed",
@@ -47,86 +38,9 @@ TRAINED_ON = {  # name in comparison.json -> metric of a step
 }
 
 
-@dataclass(frozen=True)
-class Graded:
-    """The answers to a set of problems, problem by problem."""
-
-    samples: int
-    problems: str  # digest of their ids
-    correct: list[int]
-    majority: list[float] | None = None  # 1 where the commonest answer is right; None without the answers themselves
-    unique: list[int] | None = None  # different answers
-    entropy: list[float] | None = None  # of the answers, in nats
-    tokens_mean: float = 0.0
-    truncated: float = 0.0
-    answered: float = 0.0
-
-    def measures(self) -> dict[str, np.ndarray]:
-        """Avg@n, Pass@k for the ks that are shown, Pass@n and maj@n, a value for each problem."""
-        found = measures_of_counts(np.array(self.correct), self.samples)
-        kept = {name: found[name] for name in [*shown(self.samples), f"pass@{self.samples}"]}
-        return kept | ({f"maj@{self.samples}": np.array(self.majority)} if self.majority is not None else {})
-
-
-@dataclass(frozen=True)
-class Point:
-    """An evaluation of a run on its way; 0 steps are the base."""
-
-    step: int
-    tokens: int
-    prefill: int
-    seconds: float
-    graded: dict[str, Graded]  # "" for evaluation.path, else the name of one of evaluation.sets
-
-
-@dataclass(frozen=True)
-class CellTable:
-    kind: str
-    mode: str
-    method: str
-    seed: int
-    base: str
-    lr: float | None
-    cost: dict[str, Any] = field(default_factory=dict)
-    trained_on: dict[str, Any] = field(default_factory=dict)
-    points: list[Point] = field(default_factory=list)
-
-    @property
-    def cell(self) -> Cell:
-        return Cell(self.kind, self.mode, self.method, self.seed, self.lr if self.kind == "tuning" else None, self.base)  # pyright: ignore[reportArgumentType]
-
-    @property
-    def last(self) -> Point:
-        return self.points[-1]
-
-    def text(self) -> str:
-        tree = asdict(self)
-        lines = [{name: value for name, value in tree.items() if name != "points"}, *tree["points"]]
-        return "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
-
-
-def read(folder: Path) -> list[CellTable]:
-    """Every table below a folder. Raises UserError where there is none, or one that cannot be read."""
-    files = sorted(folder.rglob("*.jsonl"))
-    if not files:
-        raise UserError(f"{folder} holds no tables of cells (*.jsonl): name the folder `{FOLDER}` of a comparison")
-    return [_read(file) for file in files]
-
-
-def _read(file: Path) -> CellTable:
-    try:
-        head, *points = map(json.loads, file.read_text().splitlines())
-        made = [Point(**one | {"graded": {of: Graded(**g) for of, g in one["graded"].items()}}) for one in points]
-        table = CellTable(**head, points=made)
-        table.last  # noqa: B018 - one without an evaluation is no table
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
-        raise UserError(f"{file} is no table of a cell ({type(e).__name__}: {e}): delete it, or take it anew") from e
-    return table
-
-
 def of_plan(plan: ComparisonPlan) -> list[CellTable]:
     """The tables of all finished cells; those that are not there yet, or older than the run, are written."""
-    return [kept(plan, cell) for cell in plan.cells() if plan.score(cell) is not None]
+    return [plan.elsewhere.get(cell.name) or kept(plan, cell) for cell in plan.cells() if plan.is_done(cell)]
 
 
 def kept(plan: ComparisonPlan, cell: Cell) -> CellTable:
@@ -135,15 +49,17 @@ def kept(plan: ComparisonPlan, cell: Cell) -> CellTable:
     run = RunDirectory(plan.path / cell.name)
     newest = max((file.stat().st_mtime for file in (run.path / "evaluation").rglob("*.json")), default=0.0)
     if place.is_file() and place.stat().st_mtime >= newest:
-        return _read(place)
-    table = taken(cell, run, plan.recipe(cell).learner.lr if cell.kind != "base" else None)
+        table = read_table(place)
+        if table.recipe or table.kind == "base":  # else it is of an older version
+            return table
+    table = taken(cell, run, plan.inputs(cell).recipe)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(place, table.text())
-    return _read(place)
+    return read_table(place)
 
 
-def taken(cell: Cell, run: RunDirectory, lr: float | None) -> CellTable:
-    """The table of a finished run."""
+def taken(cell: Cell, run: RunDirectory, recipe: Recipe) -> CellTable:
+    """The table of a finished run of this recipe."""
     metrics = run.read_metrics()
     facts = facts_of_run(run.read_rows())
     by_step: dict[int, list[dict]] = defaultdict(list)
@@ -163,8 +79,9 @@ def taken(cell: Cell, run: RunDirectory, lr: float | None) -> CellTable:
         return CellTable("base", cell.mode, "", cell.seed, cell.base, None, points=points[:1])
     points = points if cell.kind == "final" else points[-1:]
     cost = _cost(metrics, generated(facts), points[-1].prefill)
+    lr, of = recipe.learner.lr, recipe_of(recipe)
     return CellTable(
-        cell.kind, cell.mode, cell.method, cell.seed, cell.base, lr, cost, _trained_on(metrics), points
+        cell.kind, cell.mode, cell.method, cell.seed, cell.base, lr, cost, _trained_on(metrics), points, of
     )  # fmt: skip
 
 
@@ -197,7 +114,7 @@ def _graded(score: Score, answers: dict[str, list[str | None]] | None) -> Graded
         spread = {name: [one[name] for one in voted] for name in ("majority", "unique", "entropy")}
     return Graded(
         score.samples,
-        hashlib.sha256(json.dumps(problems).encode()).hexdigest()[:12],
+        digest(problems),
         [sum(score.per_problem[p]) for p in problems],
         tokens_mean=round(score.tokens_mean, 2),
         truncated=round(score.truncated.value, 4),

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from trd_ray.compare.cells import CellTable
+from trd_ray.compare.cell_tables import CellTable
 from trd_ray.compare.compared import Runs, blocks
 from trd_ray.compare.design import Comparison
 from trd_ray.compare.results import of_comparison

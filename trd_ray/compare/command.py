@@ -24,7 +24,7 @@ import ray
 import yaml
 from rich.console import Console
 
-from trd_ray.compare import cells, grid, report, results
+from trd_ray.compare import cell_tables, cells, grid, report, results
 from trd_ray.compare.engine_groups import EngineGroup
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan, pending
@@ -104,7 +104,7 @@ def from_cells(name: str, overrides: list[str], folder: str) -> int:
     Returns 1 if cells of the comparison are not there, else 0.
     """
     comparison = grid.load(name, overrides)
-    tables = cells.read(Path(folder))
+    tables = cell_tables.read(Path(folder))
     found = results.from_cells(comparison, tables, {}, results.missing(comparison, tables))
     if not found["modes"]:
         raise UserError(f"{folder} holds no cell of {comparison.name}: name the folder `cells` of that comparison")
@@ -245,7 +245,7 @@ class Work:
         self.console.print(text, soft_wrap=True, markup=False)
 
     def _left(self) -> list[Cell]:
-        return [c for c in self.plan.cells() if c.name not in self.failures and self.plan.score(c) is None]
+        return [c for c in self.plan.cells() if c.name not in self.failures and not self.plan.is_done(c)]
 
     def _progress(self) -> tuple[int, int]:
         everything = len(self.plan.cells())

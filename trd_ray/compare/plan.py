@@ -5,6 +5,8 @@
 
 - A cell is finished when its folder holds its evaluation, on each of evaluation.sets too. A finished cell is never run
   again.
+- A run or a tuning of which only the table is there, in `cells`, was finished elsewhere. A base is always scored here,
+  since the runs show what its answers were.
 - A cell that was begun goes on from its last checkpoint.
 - A cell that was begun with another recipe is refused, since its score could not be compared with the others.
 """
@@ -15,12 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from trd_ray.compare.cell_tables import FOLDER, OF_A_SCORE, CellTable, digest, read, recipe_of
 from trd_ray.compare.design import GIVEN, Comparison
 from trd_ray.compare.engine_groups import EngineGroup, engine_groups
 from trd_ray.compare.grid import Cell, cells, first_base, recipe
 from trd_ray.compare.tuning import chosen, rates
-from trd_ray.config import EvaluationSet, Recipe, keys, stored
-from trd_ray.config.effects import ANSWERS, LENGTH, NUMBERS, ROWS, SCORES, VERDICTS
+from trd_ray.config import EvaluationSet, Recipe, flat, keys, stored
+from trd_ray.config.effects import ANSWERS, SCORES, VERDICTS
 from trd_ray.errors import UserError
 from trd_ray.preflight.held_out import key_of
 from trd_ray.preflight.lengths_of_each import carried
@@ -33,7 +36,7 @@ from trd_ray.session.cluster import Connection
 from trd_ray.session.inputs import Inputs, fixed_numbers, prepare
 
 # Keys that a score does not depend on: they may differ between a cell that was begun and the comparison.
-MAY_DIFFER = keys.not_affecting(ROWS, NUMBERS, VERDICTS, ANSWERS, SCORES, LENGTH)
+MAY_DIFFER = keys.not_affecting(*OF_A_SCORE)
 OF_A_BASE = keys.affecting(ANSWERS, VERDICTS, SCORES)
 
 
@@ -47,6 +50,7 @@ class ComparisonPlan:
         self._inputs: dict[str, Inputs] = {}
         self._inputs_of: dict[str, tuple[Recipe, Inputs]] = {}  # of a cell, and the recipe that they are of
         self._scores: dict[tuple[str, str], Score] = {}  # of a cell on a set, "" for evaluation.path
+        self.elsewhere = self._finished_elsewhere()
         self.groups = engine_groups(comparison)
         bases: dict[str, str] = {}
         self.base_mode = {mode: bases.setdefault(self._base_key(mode), mode) for mode in comparison.modes}
@@ -57,6 +61,7 @@ class ComparisonPlan:
                 self._different_problems(mode, base)
         for cell in self.cells():
             self._as_begun(cell)
+            self._as_taken(cell)
 
     def cells(self) -> list[Cell]:
         """All cells, in the order in which they are run."""
@@ -112,8 +117,11 @@ class ComparisonPlan:
         """What all runs of the mode are scored on beside evaluation.path."""
         return self.recipe(first_base(self.comparison, mode)).evaluation.sets
 
+    def is_done(self, cell: Cell) -> bool:
+        return cell.name in self.elsewhere or self.score(cell) is not None
+
     def score(self, cell: Cell, of: str = "") -> Score | None:
-        """The score of a finished cell on one of evaluation.sets, or on evaluation.path; None for an unfinished one."""
+        """The score of a cell that was finished here on one of evaluation.sets, or on evaluation.path."""
         if (cell.name, of) not in self._scores:
             needed = [of, *(self.recipe(cell).evaluation.names if cell.kind == "base" else [])]
             found = {name: self.scored(cell, name) for name in needed}
@@ -168,7 +176,10 @@ class ComparisonPlan:
         return Cell("tuning", mode, self.comparison.tuned_for(mode, method), t.seed, lr, self.comparison.base_names[0])
 
     def _tuned(self, mode: str, method: str, lr: float) -> float | None:
-        score = self.score(self._tuning_cell(mode, method, lr))
+        cell = self._tuning_cell(mode, method, lr)
+        if table := self.elsewhere.get(cell.name):
+            return table.avg()
+        score = self.score(cell)
         return None if score is None else score.scores[f"avg@{score.samples}"].value
 
     def _base_key(self, mode: str) -> str:
@@ -206,17 +217,45 @@ class ComparisonPlan:
         if not place.is_file():
             return
         began, now = (r.model_dump(mode="json") for r in (_stored(place), self.inputs(cell).recipe))
-        may_differ = set(MAY_DIFFER)
-        if cell.kind == "final" and self.comparison.tuning and self.best_lr(cell.mode, cell.method) is None:
-            may_differ.add("learner.lr")
-        if cell.kind == "tuning":  # which its choice does not depend on, and which older versions evaluated too
-            may_differ.add("evaluation.sets")
-        differ = differences(began, now, may_differ)
-        if differ:
+        if differ := differences(began, now, MAY_DIFFER | self._not_settled(cell)):
             raise UserError(
                 f"{cell.name} was begun with another recipe: put back {'; '.join(differ)}, set directory to a new "
-                f"place, or delete {place.parent}"
+                f"place, or delete {place.parent} and, where it is, its table in {FOLDER}"
             )
+
+    def _not_settled(self, cell: Cell) -> set[str]:
+        """The keys in which what was begun or finished may differ from what this cell would be now."""
+        if cell.kind == "tuning":  # its choice does not depend on them, and older versions evaluated them too
+            return {"evaluation.sets"}
+        waits = cell.kind == "final" and self.comparison.tuning and self.best_lr(cell.mode, cell.method) is None
+        return {"learner.lr"} if waits else set()
+
+    def _finished_elsewhere(self) -> dict[str, CellTable]:
+        folder = self.path / FOLDER
+        tables = read(folder) if any(folder.rglob("*.jsonl")) else []
+        own = {one.cell.name for one in tables if (self.path / one.cell.name / "recipe.yaml").is_file()}
+        return {one.cell.name: one for one in tables if one.kind != "base" and one.cell.name not in own}
+
+    def _as_taken(self, cell: Cell) -> None:
+        table = self.elsewhere.get(cell.name)
+        if table is None:
+            return
+        place = self.path / FOLDER / f"{cell.name}.jsonl"
+        if not table.recipe:
+            raise UserError(
+                f"{place} is of an older version, which kept no recipe: delete it, and its cell is run again"
+            )
+        inputs = self.inputs(cell)
+        had, now = dict(flat(table.recipe)), dict(flat(recipe_of(inputs.recipe)))
+        changed = {key for key in had.keys() | now.keys() if had.get(key) != now.get(key)} - self._not_settled(cell)
+        differ = [f"{key}={json.dumps(had[key])}" if key in had else f"the default of {key}" for key in sorted(changed)]
+        for of, problems in {"": inputs.held_out, **inputs.held_out_sets}.items():
+            graded = table.last.graded.get(of)
+            if problems is not None and (not graded or graded.problems != digest(problems["problem_id"].to_pylist())):
+                differ.append(f"the problems of {key_of(of)}")
+        if differ:
+            remedy = f"put back {'; '.join(differ)}, set directory to a new place, or delete it"
+            raise UserError(f"{place} is of another recipe: {remedy}")
 
 
 def _stored(place: Path) -> Recipe:

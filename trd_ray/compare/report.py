@@ -14,7 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from trd_ray.compare import claims
-from trd_ray.compare.cells import CellTable, of_plan
+from trd_ray.compare.cell_tables import CellTable
+from trd_ray.compare.cells import of_plan
 from trd_ray.compare.design import Comparison
 from trd_ray.compare.grid import first_base
 from trd_ray.compare.plan import ComparisonPlan
@@ -82,7 +83,7 @@ def grid(plan: ComparisonPlan) -> Group:
     for cell in cells:
         inputs = plan.inputs(cell)
         trains = cell.kind != "base"
-        state = "done" if plan.score(cell) else "begun" if _begun(plan.path / cell.name) else "to do"
+        state = "done" if plan.is_done(cell) else "begun" if _begun(plan.path / cell.name) else "to do"
         tuned = cell.kind == "final" and plan.comparison.tuning and plan.best_lr(cell.mode, cell.method) is None
         lr = "" if not trains else "to be tuned" if tuned else f"{inputs.recipe.learner.lr:g}"
         drawn.add_row(cell.name, lr, state)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from trd_ray.compare import cells as tables_of_cells
-from trd_ray.compare.cells import CellTable, Graded, Point
+from trd_ray.compare.cell_tables import CellTable, Graded, Point
+from trd_ray.compare.cells import of_plan
 from trd_ray.compare.compared import BASE, Lines, Runs, collapses, compared, gained
 from trd_ray.compare.design import Comparison
 from trd_ray.compare.grid import cells, first_base, recipe
@@ -32,8 +32,8 @@ Points = dict[tuple[str, str], dict[tuple[str, int], Point]]  # (mode, method) -
 
 
 def results(plan: ComparisonPlan, failures: dict[str, str]) -> dict[str, Any]:
-    unfinished = [c.name for c in plan.cells() if plan.score(c) is None]
-    return from_cells(plan.comparison, tables_of_cells.of_plan(plan), failures, unfinished)
+    unfinished = [c.name for c in plan.cells() if not plan.is_done(c)]
+    return from_cells(plan.comparison, of_plan(plan), failures, unfinished)
 
 
 def missing(comparison: Comparison, tables: Sequence[CellTable]) -> list[str]:
@@ -261,8 +261,7 @@ def _tuning(comparison: Comparison, tables: Sequence[CellTable]) -> list[dict[st
 def _scored_rates(scored: dict[tuple, CellTable], mode: str, method: str) -> Callable[[float], float | None]:
     def score(rate: float) -> float | None:
         table = scored.get((mode, method, rate))
-        graded = table and table.last.graded[""]
-        return float(np.mean(graded.correct)) / graded.samples if graded else None
+        return table.avg() if table else None
 
     return score
 

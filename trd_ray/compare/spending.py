@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from trd_ray.compare.cells import AXES, CellTable, Point
+from trd_ray.compare.cell_tables import AXES, CellTable, Point
 
 Values = dict[str, np.ndarray]  # measure -> a value for each problem
 GREEDY = "greedy"  # the name of a set of one answer a problem at temperature 0
