@@ -72,4 +72,8 @@ def test_steps_that_were_sampled_before_a_run_or_in_an_evaluation_are_left_out()
     lines = [{"step": step} | ({"evaluation/avg": 0.5} if step == 5 else {}) for step in range(1, 11)]
     assert [line["step"] for line in steady(lines, 0)] == [2, 3, 4, 5, 7, 8, 9, 10]
     assert [line["step"] for line in steady(lines, 1)] == [3, 4, 5, 8, 9, 10]
+    assert [line["step"] for line in steady(lines, 1, steps=10)] == [3, 4, 5, 8, 9], (
+        "while the last k go on, nothing is sampled"
+    )
+    assert [line["step"] for line in steady(lines[:3], 1, steps=3)] == [3], "or there would be none"
     assert steady(lines[:2], 1) == []

@@ -22,6 +22,7 @@ sampling and refining.
 Pure.
 """
 
+import math
 from collections.abc import Iterable
 from statistics import median
 from typing import NamedTuple
@@ -60,11 +61,12 @@ def slowest(facts: Iterable[dict]) -> tuple[float, float] | None:
     return max(times, key=sum, default=None)
 
 
-def steady(metrics: Iterable[dict], staleness: int) -> list[dict]:
+def steady(metrics: Iterable[dict], staleness: int, steps: int | None = None) -> list[dict]:
     """The lines of metrics.jsonl whose steps' rollouts were sampled while the run went from step to step.
 
     Those of the first k + 1 steps, and of as many after an evaluation, were under way before: neither the start nor an
-    evaluation counts as a step's time.
+    evaluation counts as a step's time. While the last k of all `steps` go on, nothing is sampled any more: they are
+    left out where others remain.
     """
     found = []
     before = 0  # steps since the run paused
@@ -72,7 +74,8 @@ def steady(metrics: Iterable[dict], staleness: int) -> list[dict]:
         if before > staleness:
             found.append(line)
         before = 0 if line.get("evaluation/avg") is not None else before + 1
-    return found
+    last = math.inf if steps is None else steps - staleness
+    return [line for line in found if line["step"] <= last] or found
 
 
 def of_run(facts: Iterable[dict], metrics: Iterable[dict]) -> StepSeconds | None:

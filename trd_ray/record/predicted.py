@@ -52,12 +52,10 @@ def _machine(start: dict) -> Machine:
 
 
 def steady(recipe: Recipe, metrics: Sequence[dict]) -> list[dict]:
-    """Lines of steps that had all of a step's work. While the last k go on, nothing is sampled any more."""
+    """Lines of steps that had all of a step's work."""
     k = recipe.stream.max_staleness
-    found = bounds.steady(metrics, k if isinstance(k, int) else 1)
-    found = [line for line in found if line.get("seconds/step") is not None]
-    last = recipe.steps - k if recipe.steps is not None and isinstance(k, int) else math.inf
-    return [line for line in found if line["step"] <= last] or found
+    found = bounds.steady(metrics, 1) if k == "never" else bounds.steady(metrics, k, recipe.steps)
+    return [line for line in found if line.get("seconds/step") is not None]
 
 
 def measured(directory: RunDirectory, of: Case | None = None) -> Measured:

@@ -287,7 +287,7 @@ def _bound(recipe: Recipe, metrics: list[dict], facts: list[dict]) -> str:
         return ""
     # An adapter comes beside the requests under way, so it waits for none, as `keep` does not.
     in_flight = "keep" if recipe.sync.lora == "adapter" else recipe.sync.in_flight
-    steady = bounds.steady(metrics, staleness)
+    steady = bounds.steady(metrics, staleness, recipe.steps)
     steps = _values(steady, "seconds/step")
     s = bounds.of_run(facts, steady)
     if s is None or not steps or not (least := bounds.bound(s, staleness, in_flight)):
@@ -298,8 +298,8 @@ def _bound(recipe: Recipe, metrics: list[dict], facts: list[dict]) -> str:
         f"\n\nA step took {fmean(_values(metrics, 'seconds/step')):.2f} s on average. Between pauses it took "
         f"{median(steps):.2f} s, {median(steps) / least:.2f} times its bound, {formula} = {least:.2f} s: the slowest "
         f"rollout was sampled in S = {s.sample:.2f} s and refined in R = {s.refine:.2f} s, and the learner trained "
-        f"for T = {s.train:.2f} s (medians over {len(steps)} steps, without the first ones and those after an "
-        "evaluation)."
+        f"for T = {s.train:.2f} s (medians over {len(steps)} steps, without the first {staleness + 1}, the last "
+        f"{staleness}, and {staleness + 1} after each evaluation)."
     )
     binding = bounds.binding(s, staleness, in_flight)
     if binding == "drain":
