@@ -90,6 +90,22 @@ def test_staleness_is_tolerated_up_to_a_margin_that_is_written_down():
     assert "at most 5 points" in rule and claims.TOLERATED == 0.05
 
 
+@pytest.mark.parametrize(
+    ("tokens", "rate", "verdict"), [(139, 0.7, HOLDS), (139, 0.66, FAILS), (141, 0.9, FAILS), (139, 0.68, OPEN)]
+)
+def test_repair_is_cheap_where_it_costs_little_and_loses_little(tokens, rate, verdict):
+    tables = [one for one in world({"forward_kl": 0.7}) if one.method != "repair"]
+    tables += [
+        run("opd", "repair", seed, rate, tokens=tokens, base=base)
+        for base in grid.load("claims_maths").base_names for seed in range(8)
+    ]  # fmt: skip
+    [h] = [one for one in claims.judged(grid.load("claims_maths"), tables) if one.letter == "h"]
+    assert h.verdict == verdict, h.numbers
+    assert h.numbers[1].startswith(
+        f"opd 1.4 x forward_kl - repair, thousands of tokens: {(280 - 2 * tokens) / 1e3:+.1f}"
+    )
+
+
 def test_no_claim_is_decided_before_all_its_methods_have_run():
     found = verdicts(world({"trd": 0.9}))
     tables = [one for one in world({"trd": 0.9}) if one.method != "best_of_2"]
@@ -124,7 +140,7 @@ def _of(folder: Path):
 def test_the_comparisons_of_the_claims_have_the_seeds_bases_and_grids_that_a_claim_needs(name):
     c = grid.load(name)
     assert len(c.bases) == 3 and c.claims and c.against == "trd" and c.budget == "forward_kl"
-    main = ["forward_kl", "reverse_kl", "trd", "fresh", "sft_refined"]
+    main = ["forward_kl", "reverse_kl", "trd", "fresh", "sft_refined", "repair"]
     assert [m for m in c.methods if len(c.seeds_of(m)) == 8] == main == c.methods_of("opd")
     assert all(len(c.seeds_of(m)) == 3 and c.methods[m].only_in == ["opsd"] for m in c.methods if m not in main)
     assert c.tuning and len(c.tuning.learning_rates) >= 5 and c.tuning.widenings >= 2
