@@ -14,7 +14,7 @@ from trd_ray.cli import main
 from trd_ray.compare import cell_tables, cells, command, grid, report, results
 from trd_ray.compare.cell_tables import CellTable, Graded, Point
 from trd_ray.compare.grid import Cell
-from trd_ray.compare.plan import ComparisonPlan
+from trd_ray.compare.plan import ComparisonPlan, pending
 from trd_ray.compare.spending import at_budget
 from trd_ray.errors import UserError
 from trd_ray.record.directory import RunDirectory
@@ -280,12 +280,10 @@ def test_a_comparison_goes_on_from_cells_that_were_finished_elsewhere(tmp_path, 
     assert main(["compare", "miniature", *asked, "--dry-run"]) == 0
     assert "7 cells, 5 done, 2 left: 12 optimizer steps" in capsys.readouterr().out
     moved = ComparisonPlan(grid.load("miniature", asked))
-    assert [cell.name for cell in moved.cells() if not moved.is_done(cell)] == [
-        "opsd/base/seed-0",
-        "opsd/forward_kl/seed-0",
-    ]
+    left = [cell.name for group in moved.groups for cell in pending(moved, group, {})]
+    assert left == ["opsd/base/seed-0", "opsd/forward_kl/seed-0"]
     assert moved.best_lr("opsd", "forward_kl") == 0.01
-    assert results.results(moved, {})["unfinished"] == ["opsd/base/seed-0", "opsd/forward_kl/seed-0"]
+    assert results.results(moved, {})["unfinished"] == left
 
     place = there / "opsd/trd/seed-0.jsonl"
     for changed, why in (

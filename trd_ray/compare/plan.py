@@ -278,7 +278,7 @@ def pending(
     """
     seen = set(failed)
     while True:
-        left = (c for c in plan.cells_of(group) if c.name not in seen and plan.score(c) is None)
+        left = (c for c in plan.cells_of(group) if c.name not in seen and not plan.is_done(c))
         cell = next((c for c in left if not (patient and plan.waits(c, group))), None)
         if cell is None:
             return
