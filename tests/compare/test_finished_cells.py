@@ -285,23 +285,22 @@ def test_a_comparison_goes_on_from_cells_that_were_finished_elsewhere(tmp_path, 
     assert moved.best_lr("opsd", "forward_kl") == 0.01
     assert results.results(moved, {})["unfinished"] == left
 
-    place = there / "opsd/trd/seed-0.jsonl"
+    other_rate = cell_tables.recipe_of(grid.recipe(here, trd, 0.1))
+    others = Point(12, 1, 1, 1.0, {"": graded([1])})
+    place = there / f"{trd.name}.jsonl"
     for changed, why in (
-        (replace(tables[-1], recipe=tables[-1].recipe | {"steps": 11}), "is of another recipe: put back steps=11, set"),
-        (
-            replace(tables[-1], lr=0.1, recipe=cell_tables.recipe_of(grid.recipe(here, trd, 0.1))),
-            "back learner.lr=0.1, set",
-        ),
-        (
-            replace(tables[-1], points=[Point(12, 1, 1, 1.0, {"": graded([1])})]),
-            "put back the problems of evaluation, set",
-        ),
-        (replace(tables[-1], recipe={}), "is of an older version, which kept no recipe: delete it"),
+        ({"recipe": tables[-1].recipe | {"steps": 11}}, "is of another recipe: put back steps=11, set"),
+        ({"recipe": other_rate}, "put back learner.lr=0.1, set"),
+        ({"points": [others]}, "put back the problems of evaluation, set"),
+        ({"recipe": {}}, "is of an older version, which kept no recipe: delete it"),
     ):
-        moved.elsewhere[trd.name] = changed
+        moved.elsewhere[trd.name] = replace(tables[-1], **changed)
         with pytest.raises(UserError, match=re.escape(str(place))) as refused:
             moved._as_taken(trd)
         assert why in str(refused.value)
+    (there / f"{tuned[-1].name}.jsonl").unlink()
+    with pytest.raises(UserError, match="has a learning rate that is not tuned here: put the tables of its tuning"):
+        ComparisonPlan(grid.load("miniature", asked))
 
 
 def test_a_hostile_name_of_a_set_cannot_leave_its_place(tmp_path, capsys):

@@ -192,7 +192,7 @@ class Work:
     def _one(self, cell: Cell, engines: Session) -> Score:
         """Run the cell from where it was left; returns its score."""
         plan = self.plan
-        if cell.kind == "final" and plan.comparison.tuning and plan.best_lr(cell.mode, cell.method) is None:
+        if plan.lacks_rate(cell):
             raise UserError(f"the learning rate of {cell.mode}/{cell.method} is not tuned, since a tuning cell failed")
         inputs = plan.inputs(cell)
         recipe = inputs.recipe

@@ -163,12 +163,14 @@ class ComparisonPlan:
         tried = [cell.lr for cell in self.tuning_cells(mode, method) if cell.lr is not None]
         return chosen(tried, lambda lr: self._tuned(mode, method, lr))
 
+    def lacks_rate(self, cell: Cell) -> bool:
+        """Whether the learning rate of a final cell is not tuned yet."""
+        tunes = cell.kind == "final" and self.comparison.tuning is not None
+        return tunes and self.best_lr(cell.mode, cell.method) is None
+
     def waits(self, cell: Cell, group: EngineGroup) -> bool:
         """Whether a final cell of a group needs a learning rate that is tuned with the engines of another one."""
-        if cell.kind != "final" or self.comparison.tuning is None:
-            return False
-        tuned_by = self.comparison.tuned_for(cell.mode, cell.method)
-        return tuned_by not in group.methods and self.best_lr(cell.mode, cell.method) is None
+        return self.lacks_rate(cell) and self.comparison.tuned_for(cell.mode, cell.method) not in group.methods
 
     def _tuning_cell(self, mode: str, method: str, lr: float) -> Cell:
         t = self.comparison.tuning
@@ -217,18 +219,16 @@ class ComparisonPlan:
         if not place.is_file():
             return
         began, now = (r.model_dump(mode="json") for r in (_stored(place), self.inputs(cell).recipe))
-        if differ := differences(began, now, MAY_DIFFER | self._not_settled(cell)):
+        may_differ = set(MAY_DIFFER)
+        if self.lacks_rate(cell):
+            may_differ.add("learner.lr")
+        if cell.kind == "tuning":  # which its choice does not depend on, and which older versions evaluated too
+            may_differ.add("evaluation.sets")
+        if differ := differences(began, now, may_differ):
             raise UserError(
                 f"{cell.name} was begun with another recipe: put back {'; '.join(differ)}, set directory to a new "
                 f"place, or delete {place.parent} and, where it is, its table in {FOLDER}"
             )
-
-    def _not_settled(self, cell: Cell) -> set[str]:
-        """The keys in which what was begun or finished may differ from what this cell would be now."""
-        if cell.kind == "tuning":  # its choice does not depend on them, and older versions evaluated them too
-            return {"evaluation.sets"}
-        waits = cell.kind == "final" and self.comparison.tuning and self.best_lr(cell.mode, cell.method) is None
-        return {"learner.lr"} if waits else set()
 
     def _finished_elsewhere(self) -> dict[str, CellTable]:
         folder = self.path / FOLDER
@@ -245,9 +245,12 @@ class ComparisonPlan:
             raise UserError(
                 f"{place} is of an older version, which kept no recipe: delete it, and its cell is run again"
             )
+        if self.lacks_rate(cell):
+            why = "has a learning rate that is not tuned here: put the tables of its tuning beside it, or delete it"
+            raise UserError(f"{place} {why}")
         inputs = self.inputs(cell)
         had, now = dict(flat(table.recipe)), dict(flat(recipe_of(inputs.recipe)))
-        changed = {key for key in had.keys() | now.keys() if had.get(key) != now.get(key)} - self._not_settled(cell)
+        changed = {key for key in had.keys() | now.keys() if had.get(key) != now.get(key)}
         differ = [f"{key}={json.dumps(had[key])}" if key in had else f"the default of {key}" for key in sorted(changed)]
         for of, problems in {"": inputs.held_out, **inputs.held_out_sets}.items():
             graded = table.last.graded.get(of)

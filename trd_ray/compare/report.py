@@ -84,8 +84,7 @@ def grid(plan: ComparisonPlan) -> Group:
         inputs = plan.inputs(cell)
         trains = cell.kind != "base"
         state = "done" if plan.is_done(cell) else "begun" if _begun(plan.path / cell.name) else "to do"
-        tuned = cell.kind == "final" and plan.comparison.tuning and plan.best_lr(cell.mode, cell.method) is None
-        lr = "" if not trains else "to be tuned" if tuned else f"{inputs.recipe.learner.lr:g}"
+        lr = "" if not trains else "to be tuned" if plan.lacks_rate(cell) else f"{inputs.recipe.learner.lr:g}"
         drawn.add_row(cell.name, lr, state)
         if state != "done":
             left += 1
