@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent import futures
+from dataclasses import replace
 from math import comb
 from pathlib import Path
 from statistics import fmean, stdev, variance
@@ -23,6 +24,8 @@ from serving import greedy_requests, prompts
 from trd_ray import config, miniature
 from trd_ray.cli import main
 from trd_ray.compare import command, grid, report
+from trd_ray.compare.cell_tables import FOLDER, read_table
+from trd_ray.compare.cells import kept
 from trd_ray.compare.engine_groups import engine_groups
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan
@@ -380,6 +383,18 @@ def test_a_cell_that_was_begun_with_another_recipe_is_refused(tmp_path):
         with pytest.raises(UserError, match="opsd/trd/seed-0 was begun with another recipe"):
             ComparisonPlan(comparison(tmp_path, *overrides, change))
     assert plan.score(Cell("final", "opsd", "trd", 0))
+
+
+def test_a_run_that_was_made_here_wins_over_a_table_from_elsewhere(tmp_path):
+    c = comparison(tmp_path, "tuning=null", "seeds=[0]")
+    plan, cell = ComparisonPlan(c), Cell("final", "opsd", "trd", 0)
+    finished(plan, cell, samples(0, 0.5))
+    mine = kept(plan, cell)
+    place = tmp_path / FOLDER / f"{cell.name}.jsonl"
+    strange = replace(mine.last.graded[""], correct=[1] * 40)
+    place.write_text(replace(mine, points=[replace(mine.last, graded={"": strange})]).text())
+    again = ComparisonPlan(c)
+    assert again.elsewhere == {} and kept(again, cell) == read_table(place) == mine, "its table is put right"
 
 
 def test_the_tables_show_what_is_there_and_name_what_failed(tmp_path):

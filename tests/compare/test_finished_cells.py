@@ -93,7 +93,7 @@ def test_a_table_holds_what_the_run_scored_and_spent_on_its_way(tmp_path):
             one |= {"student_prompt_ids": [1] * 10, "refine_prompt_ids": [1] * 20, "refine_scored_tokens": 4}
             run.write_rows(step, to_table([one | {"y_o": {"ids": [1] * step}, "y_r": {"ids": [1, 2]}}]))
     run.release()
-    made = cells.taken(cell, run, r)
+    made = cells.taken(cell, run)
     assert [(p.step, p.tokens, p.prefill, p.seconds) for p in made.points] == [
         (0, 0, 0, 0.0),
         (2, 1 + 2 + 2 * 2, 2 * (10 + 20 + 4), 4.0),
@@ -109,7 +109,7 @@ def test_a_table_holds_what_the_run_scored_and_spent_on_its_way(tmp_path):
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "one.jsonl").write_text(made.text())
     assert cell_tables.read(tmp_path / "cells") == [made]
-    assert made.cell == cell and made.lr == r.learner.lr and made.recipe["steps"] == r.steps
+    assert made.cell == cell and made.lr == r.learner.lr and made.recipe == cell_tables.recipe_of(r)
 
 
 def test_a_table_is_small_enough_to_be_committed():
@@ -285,21 +285,29 @@ def test_a_comparison_goes_on_from_cells_that_were_finished_elsewhere(tmp_path, 
     assert moved.best_lr("opsd", "forward_kl") == 0.01
     assert results.results(moved, {})["unfinished"] == left
 
-    other_rate = cell_tables.recipe_of(grid.recipe(here, trd, 0.1))
-    others = Point(12, 1, 1, 1.0, {"": graded([1])})
     place = there / f"{trd.name}.jsonl"
+    loss = tables[-1].recipe["loss"]
     for changed, why in (
-        ({"recipe": tables[-1].recipe | {"steps": 11}}, "is of another recipe: put back steps=11, set"),
-        ({"recipe": other_rate}, "put back learner.lr=0.1, set"),
-        ({"points": [others]}, "put back the problems of evaluation, set"),
+        ({"recipe": tables[-1].recipe | {"loss": loss | {"top_k": 4}}}, "put back loss.top_k=4 (now null), set"),
+        ({"recipe": tables[-1].recipe | {"learner": {"lora": {"rank": 8}}}}, 'put back learner.lora={"rank": 8} (now'),
+        ({"points": [Point(12, 1, 1, 1.0, {"": graded([1])})]}, "put back the problems of evaluation, set"),
+        ({"points": [Point(8, 1, 1, 1.0, tables[-1].last.graded)]}, "ends at step 8 of 12: put it back, or delete it"),
         ({"recipe": {}}, "is of an older version, which kept no recipe: delete it"),
     ):
         moved.elsewhere[trd.name] = replace(tables[-1], **changed)
         with pytest.raises(UserError, match=re.escape(str(place))) as refused:
             moved._as_taken(trd)
         assert why in str(refused.value)
-    (there / f"{tuned[-1].name}.jsonl").unlink()
-    with pytest.raises(UserError, match="has a learning rate that is not tuned here: put the tables of its tuning"):
+    without = {name: value for name, value in loss.items() if name != "span"}  # a key that came later
+    moved.elsewhere[trd.name] = replace(tables[-1], recipe=tables[-1].recipe | {"loss": without})
+    moved._as_taken(trd)
+    # With another rate than the one that is best here it is run, and one in another cell's place is refused.
+    moved.elsewhere[trd.name] = replace(tables[-1], lr=0.1)
+    assert [cell.name for group in moved.groups for cell in pending(moved, group, {})] == [*left, trd.name]
+    place.rename(there / "opsd/trd/seed-1.jsonl")
+    with pytest.raises(
+        UserError, match=f"seed-1.jsonl is the table of {trd.name}: move it to {re.escape(str(place))}, or"
+    ):
         ComparisonPlan(grid.load("miniature", asked))
 
 

@@ -106,17 +106,25 @@ def read_table(file: Path) -> CellTable:
         head, *points = map(json.loads, file.read_text().splitlines())
         made = [Point(**one | {"graded": {of: Graded(**g) for of, g in one["graded"].items()}}) for one in points]
         table = CellTable(**head, points=made)
-        table.last  # noqa: B018 - one without an evaluation is no table
+        table.last.graded[""]  # one without an evaluation is no table
     except (ValueError, TypeError, KeyError, AttributeError, IndexError) as e:
         raise UserError(f"{file} is no table of a cell ({type(e).__name__}: {e}): delete it, or take it anew") from e
     return table
 
 
-def digest(problems: Iterable[str]) -> str:
-    """What tells a set of problems from another, by their ids."""
-    return hashlib.sha256(json.dumps(sorted(problems)).encode()).hexdigest()[:12]
+def digest(texts: Iterable[str]) -> str:
+    """What tells a set of texts, such as the ids of problems, from another."""
+    return hashlib.sha256(json.dumps(sorted(texts)).encode()).hexdigest()[:12]
 
 
 def recipe_of(recipe: Recipe) -> dict[str, Any]:
-    """What a cell's score depends on, where it differs from the defaults."""
-    return keys.only(recipe.model_dump(mode="json", exclude_defaults=True), keys.affecting(*OF_A_SCORE))
+    """The tree of the keys that a cell's score depends on, with digests of the texts of functions."""
+    tree = keys.only(recipe.model_dump(mode="json"), keys.affecting(*OF_A_SCORE))
+    sources = {name: digest([text]) for name, text in recipe.verify.sources.items()}
+    return tree | {"verify": tree["verify"] | {"sources": sources}}
+
+
+def as_known(had: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """The tree of a table, with what `now` says of keys that there were not when it was written."""
+    inside = {key for key in had.keys() & now.keys() if had[key] and isinstance(had[key], dict)}
+    return now | had | {key: as_known(had[key], now[key]) for key in inside if isinstance(now[key], dict)}

@@ -1,4 +1,4 @@
-"""From the run directory of a finished cell to its table, which is written once.
+"""From the run directory of a finished cell to its table.
 
     run directory of a cell  ->  taken()  ->  CellTable
     ComparisonPlan           ->  of_plan() -> the tables of all finished cells, also of those that were taken elsewhere
@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from trd_ray.compare.cell_tables import FOLDER, CellTable, Graded, Point, digest, read_table, recipe_of
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan
-from trd_ray.config import Recipe
+from trd_ray.config import stored
 from trd_ray.files import write_atomically
 from trd_ray.record.directory import RunDirectory
 from trd_ray.record.generated import KINDS, generated
@@ -39,27 +39,28 @@ TRAINED_ON = {  # name in comparison.json -> metric of a step
 
 
 def of_plan(plan: ComparisonPlan) -> list[CellTable]:
-    """The tables of all finished cells; those that are not there yet, or older than the run, are written."""
-    return [plan.elsewhere.get(cell.name) or kept(plan, cell) for cell in plan.cells() if plan.is_done(cell)]
+    """The tables of all finished cells; those of runs here are written where that is due."""
+    return [plan.taken_elsewhere(cell) or kept(plan, cell) for cell in plan.cells() if plan.is_done(cell)]
 
 
 def kept(plan: ComparisonPlan, cell: Cell) -> CellTable:
-    """The table of a finished cell, which is written first where that is due."""
+    """The table of a cell that was finished here. It is written unless it is there, newer than the run and of it."""
     place = plan.path / FOLDER / f"{cell.name}.jsonl"
     run = RunDirectory(plan.path / cell.name)
     newest = max((file.stat().st_mtime for file in (run.path / "evaluation").rglob("*.json")), default=0.0)
     if place.is_file() and place.stat().st_mtime >= newest:
-        table = read_table(place)
-        if table.recipe or table.kind == "base":  # else it is of an older version
+        table, score = read_table(place), plan.score(cell)
+        scored = [sum(score.per_problem[problem]) for problem in sorted(score.per_problem)] if score else []
+        if table.last.graded[""].correct == scored and (table.recipe or cell.kind == "base"):
             return table
-    table = taken(cell, run, plan.inputs(cell).recipe)
+    table = taken(cell, run)
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(place, table.text())
     return read_table(place)
 
 
-def taken(cell: Cell, run: RunDirectory, recipe: Recipe) -> CellTable:
-    """The table of a finished run of this recipe."""
+def taken(cell: Cell, run: RunDirectory) -> CellTable:
+    """The table of a finished run."""
     metrics = run.read_metrics()
     facts = facts_of_run(run.read_rows())
     by_step: dict[int, list[dict]] = defaultdict(list)
@@ -79,9 +80,10 @@ def taken(cell: Cell, run: RunDirectory, recipe: Recipe) -> CellTable:
         return CellTable("base", cell.mode, "", cell.seed, cell.base, None, points=points[:1])
     points = points if cell.kind == "final" else points[-1:]
     cost = _cost(metrics, generated(facts), points[-1].prefill)
-    lr, of = recipe.learner.lr, recipe_of(recipe)
+    recipe = stored(run.path / "recipe.yaml")
     return CellTable(
-        cell.kind, cell.mode, cell.method, cell.seed, cell.base, lr, cost, _trained_on(metrics), points, of
+        cell.kind, cell.mode, cell.method, cell.seed, cell.base, recipe.learner.lr,
+        cost, _trained_on(metrics), points, recipe_of(recipe),
     )  # fmt: skip
 
 

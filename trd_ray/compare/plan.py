@@ -5,8 +5,8 @@
 
 - A cell is finished when its folder holds its evaluation, on each of evaluation.sets too. A finished cell is never run
   again.
-- A run or a tuning of which only the table is there, in `cells`, was finished elsewhere. A base is always scored here,
-  since the runs show what its answers were.
+- A run or a tuning that was not finished here, but has a table in `cells`, was finished elsewhere. A base is always
+  scored here, since the runs show what its answers were.
 - A cell that was begun goes on from its last checkpoint.
 - A cell that was begun with another recipe is refused, since its score could not be compared with the others.
 """
@@ -17,12 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from trd_ray.compare.cell_tables import FOLDER, OF_A_SCORE, CellTable, digest, read, recipe_of
+from trd_ray.compare.cell_tables import FOLDER, OF_A_SCORE, CellTable, as_known, digest, read_table, recipe_of
 from trd_ray.compare.design import GIVEN, Comparison
 from trd_ray.compare.engine_groups import EngineGroup, engine_groups
 from trd_ray.compare.grid import Cell, cells, first_base, recipe
 from trd_ray.compare.tuning import chosen, rates
-from trd_ray.config import EvaluationSet, Recipe, flat, keys, stored
+from trd_ray.config import EvaluationSet, Recipe, keys, stored
 from trd_ray.config.effects import ANSWERS, SCORES, VERDICTS
 from trd_ray.errors import UserError
 from trd_ray.preflight.held_out import key_of
@@ -118,7 +118,14 @@ class ComparisonPlan:
         return self.recipe(first_base(self.comparison, mode)).evaluation.sets
 
     def is_done(self, cell: Cell) -> bool:
-        return cell.name in self.elsewhere or self.score(cell) is not None
+        return self.taken_elsewhere(cell) is not None or self.score(cell) is not None
+
+    def taken_elsewhere(self, cell: Cell) -> CellTable | None:
+        """The table of a cell that was finished elsewhere, with the learning rate that is the best one here."""
+        table = self.elsewhere.get(cell.name)
+        if table and cell.kind == "final" and self.comparison.tuning:
+            return table if table.lr == self.best_lr(cell.mode, cell.method) else None
+        return table
 
     def score(self, cell: Cell, of: str = "") -> Score | None:
         """The score of a cell that was finished here on one of evaluation.sets, or on evaluation.path."""
@@ -179,7 +186,7 @@ class ComparisonPlan:
 
     def _tuned(self, mode: str, method: str, lr: float) -> float | None:
         cell = self._tuning_cell(mode, method, lr)
-        if table := self.elsewhere.get(cell.name):
+        if table := self.taken_elsewhere(cell):
             return table.avg()
         score = self.score(cell)
         return None if score is None else score.scores[f"avg@{score.samples}"].value
@@ -227,31 +234,37 @@ class ComparisonPlan:
         if differ := differences(began, now, may_differ):
             raise UserError(
                 f"{cell.name} was begun with another recipe: put back {'; '.join(differ)}, set directory to a new "
-                f"place, or delete {place.parent} and, where it is, its table in {FOLDER}"
+                f"place, or delete {place.parent}"
             )
 
     def _finished_elsewhere(self) -> dict[str, CellTable]:
-        folder = self.path / FOLDER
-        tables = read(folder) if any(folder.rglob("*.jsonl")) else []
-        own = {one.cell.name for one in tables if (self.path / one.cell.name / "recipe.yaml").is_file()}
-        return {one.cell.name: one for one in tables if one.kind != "base" and one.cell.name not in own}
+        found = {}
+        for place in sorted((self.path / FOLDER).rglob("*.jsonl")):
+            cell = (table := read_table(place)).cell
+            if place != self._table_of(cell):
+                raise UserError(f"{place} is the table of {cell.name}: move it to {self._table_of(cell)}, or delete it")
+            if cell.kind != "base" and self.score(cell) is None:
+                found[cell.name] = table
+        return found
+
+    def _table_of(self, cell: Cell) -> Path:
+        return self.path / FOLDER / f"{cell.name}.jsonl"
 
     def _as_taken(self, cell: Cell) -> None:
         table = self.elsewhere.get(cell.name)
         if table is None:
             return
-        place = self.path / FOLDER / f"{cell.name}.jsonl"
+        place, inputs = self._table_of(cell), self.inputs(cell)
         if not table.recipe:
+            raise UserError(f"{place} is of an older version, which kept no recipe: delete it, and its cell is run")
+        if table.last.step != inputs.total_steps:
             raise UserError(
-                f"{place} is of an older version, which kept no recipe: delete it, and its cell is run again"
+                f"{place} ends at step {table.last.step} of {inputs.total_steps}: put it back, or delete it"
             )
-        if self.lacks_rate(cell):
-            why = "has a learning rate that is not tuned here: put the tables of its tuning beside it, or delete it"
-            raise UserError(f"{place} {why}")
-        inputs = self.inputs(cell)
-        had, now = dict(flat(table.recipe)), dict(flat(recipe_of(inputs.recipe)))
-        changed = {key for key in had.keys() | now.keys() if had.get(key) != now.get(key)}
-        differ = [f"{key}={json.dumps(had[key])}" if key in had else f"the default of {key}" for key in sorted(changed)]
+        now = recipe_of(inputs.recipe)
+        # A final one with another rate than the one that is tuned here does not count as done.
+        rate = {"learner.lr"} if cell.kind == "final" and self.comparison.tuning else set()
+        differ = differences(as_known(table.recipe, now), now, MAY_DIFFER | rate)
         for of, problems in {"": inputs.held_out, **inputs.held_out_sets}.items():
             graded = table.last.graded.get(of)
             if problems is not None and (not graded or graded.problems != digest(problems["problem_id"].to_pylist())):

@@ -97,7 +97,8 @@ def grid(plan: ComparisonPlan) -> Group:
     lines = [total, *_scored_on(plan)]
     if left and all(plan.inputs(cell).recipe.student.path.startswith("miniature:") for cell in cells):
         hours = (seconds + ENGINES * len(plan.groups)) / 3600
-        lines.append(f"about {hours:.1f} hours on 2 cores{_widening(plan)}")
+        long = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+        lines.append(f"about {long} on 2 cores{_widening(plan)}")
     return Group(drawn, Text("\n".join([*lines, f"in {plan.path}"])))
 
 

@@ -1,7 +1,7 @@
 """How Ray Train's controller and its ranks tell that they live, and how a group is ended that does not end by itself.
 
     Beats(mailbox) --in the controller's process and in every rank's--> Mailbox      it lives, and this is its actor
-    ranks_up(controller) -> how many ranks have a process: one that is stopped before its first beat is missed too
+    ranks_up(controller) -> how many ranks have a process, and are ready: one that stops before its first beat is missed
     kill(members, end)   -> the ranks, the controller, and the placement groups that the controller made
 
 The controller owns the ranks, so they end with it. Its placement groups do not, until the job ends: their CPUs and GPUs
@@ -26,7 +26,6 @@ from ray.util.placement_group import PlacementGroup, remove_placement_group
 from trd_ray.distill.mailbox import CONTROLLER, Member
 
 RANK = RayTrainWorker.__name__
-HAS_PROCESS = "PENDING_CREATION", "ALIVE"  # in the former from when it has a Pid
 
 
 def beat(mailbox: ActorHandle, who: Member, every_s: float) -> None:
@@ -56,18 +55,21 @@ class Beats(ControllerCallback, WorkerGroupCallback):
         return {}
 
 
-def ranks_up(controller: ActorHandle) -> int:
-    """How many ranks of this controller have a process, as far as Ray knows.
+def ranks_up(controller: ActorHandle) -> tuple[int, int]:
+    """How many ranks of this controller have a process, and how many of them are ready to be told something.
 
-    One that makes its actor is counted: stopped in there, it stays "PENDING_CREATION" for good. Its imports and its
-    environment are ready by then.
+    As far as Ray knows. A rank that has a process still imports its class; stopped in there, it is never ready.
     """
-    actors: dict[str, Any] = {}
-    for state in HAS_PROCESS:
-        actors |= gcs.actor_table(None, None, state)
-    me = actors.get(controller._actor_id.hex())
-    mine = [one for one in actors.values() if me and one["OwnerAddress"] == me["Address"]]
-    return sum(one["ActorClassName"] == RANK and one["Pid"] > 0 for one in mine)
+    # In this order, or one that becomes ready between the two would be in neither.
+    begun = gcs.actor_table(None, None, "PENDING_CREATION")
+    ready = gcs.actor_table(None, None, "ALIVE")
+    me = ready.get(controller._actor_id.hex())
+
+    def ranks(actors: dict[str, dict]) -> set[str]:
+        mine = {actor: one for actor, one in actors.items() if me and one["OwnerAddress"] == me["Address"]}
+        return {actor for actor, one in mine.items() if one["ActorClassName"] == RANK and one["Pid"] > 0}
+
+    return len(ranks(begun) | ranks(ready)), len(ranks(ready))
 
 
 def kill(members: dict[Member, ActorHandle], end: Callable[[ActorHandle], object]) -> None:

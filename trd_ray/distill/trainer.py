@@ -40,6 +40,7 @@ from trd_ray.token_values import NONE, TokenValues, together
 POLL_S = 1.0
 BEATS = 6  # in heartbeat_s, of each process of the group
 LAST_CHANCE_S = 5.0  # for an answer that came while this process was stopped itself
+IMPORTS = 4  # times heartbeat_s, in which a rank that has a process is ready: its imports may come over a slow network
 END_S = 30.0  # for Ray to tell that a group which was killed has ended
 SYNC_WAITS = 8  # one push waits at most so many times for sync.timeout_s
 # How long a rank waits for another in a collective of a step. Where one may wait for longer, in a sync or for a
@@ -111,6 +112,7 @@ class WorkerGroup:
         options: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 1000, "max_task_retries": -1}
         self.mailbox: Any = ray.remote(Mailbox).options(scheduling_strategy=here, **options).remote(ranks)
         self.members: dict[Member, Any] = {}
+        self.begun: float | None = None  # when all ranks had a process
         self.expected = False  # whether the mailbox knows that all ranks are up
         self.number = 0  # of the next command
         self.error: BaseException | None = None
@@ -156,10 +158,15 @@ class WorkerGroup:
         return answer
 
     def _expect(self, look: Callable[[], object]) -> None:
-        """Have the mailbox miss the ranks that have not been heard of, as soon as all of them are up."""
+        """Have the mailbox miss the ranks that have not been heard of, as soon as all of them are up or should be."""
         from trd_ray.distill.controller import ranks_up
 
-        if not self.expected and CONTROLLER in self.members and ranks_up(self.members[CONTROLLER]) == self.ranks:
+        if self.expected or CONTROLLER not in self.members:
+            return
+        begun, ready = ranks_up(self.members[CONTROLLER])
+        if begun == self.ranks and self.begun is None:
+            self.begun = time.monotonic()
+        if ready == self.ranks or (self.begun and time.monotonic() - self.begun > IMPORTS * self.silence_s):
             self.ask("expect", look=look)
             self.expected = True
 

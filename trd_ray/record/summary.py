@@ -298,8 +298,7 @@ def _bound(recipe: Recipe, metrics: list[dict], facts: list[dict]) -> str:
         f"\n\nA step took {fmean(_values(metrics, 'seconds/step')):.2f} s on average. Between pauses it took "
         f"{median(steps):.2f} s, {median(steps) / least:.2f} times its bound, {formula} = {least:.2f} s: the slowest "
         f"rollout was sampled in S = {s.sample:.2f} s and refined in R = {s.refine:.2f} s, and the learner trained "
-        f"for T = {s.train:.2f} s (medians over {len(steps)} steps, without the first {staleness + 1}, the last "
-        f"{staleness}, and {staleness + 1} after each evaluation)."
+        f"for T = {s.train:.2f} s (medians over {len(steps)} steps, without those that had not all of a step's work)."
     )
     binding = bounds.binding(s, staleness, in_flight)
     if binding == "drain":
