@@ -85,7 +85,7 @@ def test_a_whole_run_is_told_from_what_it_recorded(directory):
                 "A step took 17.50 s on average. Between pauses it took 16.00 s, 1.14 times its bound, "
                 "S + R + T = 14.00 s: the slowest rollout was sampled in S = 9.00 s and refined in R = 3.00 s, and the "
                 "learner trained for T = 2.00 s (medians over 3 steps,",
-                "evaluation). What binds is the work on a row.\n",
+                "step's work). What binds is the work on a row.\n",
             ],
         ),
         (
