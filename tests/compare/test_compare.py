@@ -24,7 +24,7 @@ from serving import greedy_requests, prompts
 from trd_ray import config, miniature
 from trd_ray.cli import main
 from trd_ray.compare import command, grid, report
-from trd_ray.compare.cell_tables import FOLDER, read_table
+from trd_ray.compare.cell_tables import read_table
 from trd_ray.compare.cells import kept
 from trd_ray.compare.engine_groups import engine_groups
 from trd_ray.compare.grid import Cell
@@ -390,7 +390,7 @@ def test_a_run_that_was_made_here_wins_over_a_table_from_elsewhere(tmp_path):
     plan, cell = ComparisonPlan(c), Cell("final", "opsd", "trd", 0)
     finished(plan, cell, samples(0, 0.5))
     mine = kept(plan, cell)
-    place = tmp_path / FOLDER / f"{cell.name}.jsonl"
+    place = plan.table_of(cell)
     strange = replace(mine.last.graded[""], correct=[1] * 40)
     place.write_text(replace(mine, points=[replace(mine.last, graded={"": strange})]).text())
     again = ComparisonPlan(c)

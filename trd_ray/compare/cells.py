@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from trd_ray.compare.cell_tables import FOLDER, CellTable, Graded, Point, digest, read_table, recipe_of
+from trd_ray.compare.cell_tables import CellTable, Graded, Point, digest, read_table, recipe_of
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.config import stored
@@ -45,7 +45,7 @@ def of_plan(plan: ComparisonPlan) -> list[CellTable]:
 
 def kept(plan: ComparisonPlan, cell: Cell) -> CellTable:
     """The table of a cell that was finished here. It is written unless it is there, newer than the run and of it."""
-    place = plan.path / FOLDER / f"{cell.name}.jsonl"
+    place = plan.table_of(cell)
     run = RunDirectory(plan.path / cell.name)
     newest = max((file.stat().st_mtime for file in (run.path / "evaluation").rglob("*.json")), default=0.0)
     if place.is_file() and place.stat().st_mtime >= newest:

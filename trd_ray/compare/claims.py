@@ -254,7 +254,7 @@ def _measured(
 
 def page(worlds: Mapping[str, list[Judged] | None]) -> str:
     """The table of the claims; a world's claims are None as long as it has no cells."""
-    lines = [["", "claim", "decided so, before any final cell was run", *worlds]]
+    lines = [["", "claim", "decided so, before any final cell was run (h: see below)", *worlds]]
     for i, claim in enumerate(CLAIMS):
         told = [NOT_RUN if found is None else found[i].verdict for found in worlds.values()]
         lines.append([claim.letter, claim.text, claim.rule, *told])

@@ -241,20 +241,21 @@ class ComparisonPlan:
         found = {}
         for place in sorted((self.path / FOLDER).rglob("*.jsonl")):
             cell = (table := read_table(place)).cell
-            if place != self._table_of(cell):
-                raise UserError(f"{place} is the table of {cell.name}: move it to {self._table_of(cell)}, or delete it")
+            if place != self.table_of(cell):
+                raise UserError(f"{place} is the table of {cell.name}: move it to {self.table_of(cell)}, or delete it")
             if cell.kind != "base" and self.score(cell) is None:
                 found[cell.name] = table
         return found
 
-    def _table_of(self, cell: Cell) -> Path:
+    def table_of(self, cell: Cell) -> Path:
+        """Where the table of a finished cell is, or will be."""
         return self.path / FOLDER / f"{cell.name}.jsonl"
 
     def _as_taken(self, cell: Cell) -> None:
         table = self.elsewhere.get(cell.name)
         if table is None:
             return
-        place, inputs = self._table_of(cell), self.inputs(cell)
+        place, inputs = self.table_of(cell), self.inputs(cell)
         if not table.recipe:
             raise UserError(f"{place} is of an older version, which kept no recipe: delete it, and its cell is run")
         if table.last.step != inputs.total_steps:

@@ -166,7 +166,7 @@ class WorkerGroup:
         begun, ready = ranks_up(self.members[CONTROLLER])
         if begun == self.ranks and self.begun is None:
             self.begun = time.monotonic()
-        if ready == self.ranks or (self.begun and time.monotonic() - self.begun > IMPORTS * self.silence_s):
+        if ready == self.ranks or (self.begun is not None and time.monotonic() - self.begun > IMPORTS * self.silence_s):
             self.ask("expect", look=look)
             self.expected = True
 
