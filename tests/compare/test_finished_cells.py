@@ -129,7 +129,8 @@ def test_a_score_at_a_budget_lies_on_the_line_between_two_evaluations():
     assert at_budget(run, "tokens", 0)["avg@8"] == pytest.approx(ends[0])
     passes = [pass_at_k(SAMPLES, np.array(p.graded[""].correct), 4) for p in run.points]
     assert at_budget(run, "prefill", 100)["pass@4"] == pytest.approx(0.75 * passes[0] + 0.25 * passes[1])
-    assert at_budget(run, "tokens", 401) is None, "it never spends so much"
+    assert at_budget(run, "tokens", 404)["avg@8"] == pytest.approx(ends[2]), "it ends 1% short of it"
+    assert at_budget(run, "tokens", 410) is None, "it never spends so much"
 
 
 def test_equal_steps_equal_tokens_and_equal_seconds_are_three_tables_of_the_same_runs(tmp_path):
@@ -270,7 +271,8 @@ def test_a_comparison_goes_on_from_cells_that_were_finished_elsewhere(tmp_path, 
         ids = plan.inputs(cell).held_out["problem_id"].to_pylist()
         last = Point(12, 1, 1, 1.0, {"": replace(graded(correct(rate, 3)), problems=cell_tables.digest(ids))})
         of = cell_tables.recipe_of(grid.recipe(here, cell, lr))
-        return CellTable(cell.kind, cell.mode, cell.method, cell.seed, cell.base, lr, points=[last], recipe=of)
+        spent = THREE[0].cost
+        return CellTable(cell.kind, cell.mode, cell.method, cell.seed, cell.base, lr, spent, {}, [last], of)
 
     tuned = [cell for method in ("forward_kl", "trd") for cell in plan.tuning_cells("opsd", method)]
     trd = Cell("final", "opsd", "trd", 0)
@@ -283,7 +285,7 @@ def test_a_comparison_goes_on_from_cells_that_were_finished_elsewhere(tmp_path, 
     left = [cell.name for group in moved.groups for cell in pending(moved, group, {})]
     assert left == ["opsd/base/seed-0", "opsd/forward_kl/seed-0"]
     assert moved.best_lr("opsd", "forward_kl") == 0.01
-    assert results.results(moved, {})["unfinished"] == left
+    assert report.write(moved, {})["unfinished"] == left
 
     place = there / f"{trd.name}.jsonl"
     loss = tables[-1].recipe["loss"]

@@ -19,7 +19,7 @@ from trd_ray.compare.cells import of_plan
 from trd_ray.compare.design import Comparison
 from trd_ray.compare.grid import first_base
 from trd_ray.compare.plan import ComparisonPlan
-from trd_ray.compare.results import results
+from trd_ray.compare.results import from_cells
 from trd_ray.files import write_atomically
 from trd_ray.record import markdown
 from trd_ray.report.comparison_tables import tables, unfinished
@@ -34,7 +34,9 @@ A_RUN, A_ROLLOUT, AN_ANSWER, ENGINES = 10.0, 0.027, 0.006, 75.0
 
 def write(plan: ComparisonPlan, failures: dict[str, str]) -> dict[str, Any]:
     """Write the files from what is finished so far; returns what comparison.json holds."""
-    return write_found(plan.path, results(plan, failures), plan.comparison, of_plan(plan))
+    made = of_plan(plan)
+    left = [cell.name for cell in plan.cells() if not plan.is_done(cell)]
+    return write_found(plan.path, from_cells(plan.comparison, made, failures, left), plan.comparison, made)
 
 
 def write_found(path: Path, found: dict[str, Any], comparison: Comparison, made: Sequence[CellTable]) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Tables of finished cells become numbers: scores, differences, equal costs, coverage, curves, what was trained on.
 
-    ComparisonPlan          -> results()  --+
-    comparison, CellTables  -> from_cells() +->  a plain dict, which is comparison.json and what the tables show
+    comparison, CellTables  ->  from_cells()  ->  a plain dict, which is comparison.json and what the tables show
 
 - Intervals hold seeds and problems (trd_ray.score.two_level); differences are paired by base, seed and problem, and
   corrected for how many a table shows.
@@ -16,11 +15,9 @@ from typing import Any
 import numpy as np
 
 from trd_ray.compare.cell_tables import CellTable, Graded, Point
-from trd_ray.compare.cells import of_plan
 from trd_ray.compare.compared import BASE, Lines, Runs, collapses, compared, gained
 from trd_ray.compare.design import Comparison
 from trd_ray.compare.grid import cells, first_base, recipe
-from trd_ray.compare.plan import ComparisonPlan
 from trd_ray.compare.spending import GREEDY, Values, at_budget, budget_of, curve
 from trd_ray.compare.tuning import at_the_edge, chosen, rates
 from trd_ray.errors import UserError
@@ -29,11 +26,6 @@ from trd_ray.score.stats import LEVEL, estimate
 EQUAL = ("tokens", "seconds")  # what methods are given alike, beside steps
 ON_THE_WAY = 3  # evaluations of a run, the base's among them, between which scores can be interpolated
 Points = dict[tuple[str, str], dict[tuple[str, int], Point]]  # (mode, method) -> (base, seed) -> the last evaluation
-
-
-def results(plan: ComparisonPlan, failures: dict[str, str]) -> dict[str, Any]:
-    unfinished = [c.name for c in plan.cells() if not plan.is_done(c)]
-    return from_cells(plan.comparison, of_plan(plan), failures, unfinished)
 
 
 def missing(comparison: Comparison, tables: Sequence[CellTable]) -> list[str]:

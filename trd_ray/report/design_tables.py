@@ -47,7 +47,7 @@ def _equal(found: dict[str, Any], axis: str, tree: dict[str, Any]) -> tuple[str,
     note = (
         f"Each method where it has spent as much: {'; '.join(budgets)}. Each problem's score is interpolated between "
         "the evaluations on the way, the base being the first. One on the way has its learning rate not yet warmed "
-        "down. A method that never spends so much has no score here. Intervals as above."
+        "down. A method with a run that spends less than 98% of it has no score here. Intervals as above."
     )
     return f"Scores at equal {what}", [header, *([*line, *[""] * (len(header) - len(line))] for line in out)], note
 
