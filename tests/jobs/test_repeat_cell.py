@@ -32,10 +32,12 @@ def test_the_cells_differ_in_what_they_train_on_alone(tmp_path):
     assert trd.learner == plain.learner and trd.steps == plain.steps == 12 and trd.evaluation == plain.evaluation
 
 
-def test_what_is_shipped_to_be_expected_can_be_read():
+def test_what_is_shipped_to_be_expected_is_what_the_readme_says():
+    told = (ROOT / "jobs" / "README.md").read_text()
     for name in repeat_cell.cells():
         of = repeat_cell.expected(name)
-        assert of is None or 0 <= of.low <= of.mean <= of.high <= 100
+        assert of and 0 <= of.low <= of.mean <= of.high <= 100
+        assert f"| {of.mean} [{of.low}, {of.high}] |" in told
 
 
 def test_an_interval_for_a_further_seed_holds_it_as_often_as_it_says():
