@@ -177,7 +177,7 @@ def _add_coverage(modes: dict[str, dict], values: dict[tuple[str, str], Runs], a
 def _equal(
     comparison: Comparison, finals: dict, values: dict[tuple[str, str], Runs], axis: str, resamples: int
 ) -> dict[str, Any]:
-    """The lines at what the budget's method spends; a method that never spends so much says what it spends."""
+    """The lines at what the budget's method spends; one with a run that spends less says what that spends."""
     reached: dict[tuple[str, str], Runs] = {}
     out: dict[str, Any] = {"modes": {}}
     for mode in comparison.modes:
@@ -201,8 +201,8 @@ def _equal(
             if runs and len(found) == len(runs):
                 reached[mode, method] = found
             elif runs:
-                spent = fmean(getattr(table.last, axis) for table in runs.values())
-                out["modes"][mode]["methods"][method] = {"never": spent}
+                least = budget_of(list(runs.values()), axis)
+                out["modes"][mode]["methods"][method] = {"never": least}
     lines: Lines = compared(reached, comparison.against, resamples)
     for (mode, method), line in lines.items():
         if method != BASE:
