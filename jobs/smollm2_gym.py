@@ -1,6 +1,7 @@
 """`python jobs/smollm2_gym.py --directory DIR`: TRD and forward KL on a real checkpoint, as a demonstration.
 
-    easy families of reasoning_gym -> SmolLM2-135M-Instruct answers some items of each -> one that it solves sometimes
+    SmolLM2-135M-Instruct, shown two examples of the answer's form -> the student
+    easy families of reasoning_gym -> it answers some items of each -> one that it solves sometimes
     that family -> two runs with LoRA, one seed, 10 steps of 16 rows: TRD, forward KL on y_o -> table.md, results.json
 
 The teacher is the model itself with the item's answer (OPSD). What is shown is that a real checkpoint goes through the
@@ -26,6 +27,7 @@ import numpy as np
 import seeded_runs
 import yaml
 
+from trd_ray import models
 from trd_ray.config import apply_override, close_to, from_tree, recipe_tree
 from trd_ray.errors import UserError
 from trd_ray.files import write_atomically
@@ -33,6 +35,7 @@ from trd_ray.record.directory import RunDirectory
 from trd_ray.record.ledger import facts_of_run, ledger
 from trd_ray.record.markdown import table
 from trd_ray.score.stats import Estimate, Score, compare, percent
+from trd_ray.wordings import ITEM_FORM
 
 FAMILIES: dict[str, dict[str, Any]] = {  # with arguments that make their items short and easy
     "chain_sum": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
@@ -52,11 +55,38 @@ SOMETIMES = (0.05, 0.75)  # the pass rates between which there is something to r
 RUNS = {"trd": ("y_r", "refine"), "forward_kl": ("y_o", "vanilla")}  # name -> train.trajectory, teacher.view
 NAMES = {"trd": "TRD", "forward_kl": "forward KL on y_o"}
 RESPONSE_TOKENS = 64
+# Turns before each question. Without them SmolLM2 has the answer now and then, but never in the form that a scorer of
+# reasoning_gym reads: of 64 samples of each of these families none had it.
+SHOWN = {
+    "What is 2 + 3?": "2 + 3 = 5\n<answer>5</answer>",
+    "Which word is longer: sea or mountain?": "sea has 3 letters, mountain has 8\n<answer>mountain</answer>",
+}
+TEMPLATE = "chat_template.jinja"
 
 
-def base_tree() -> dict[str, Any]:
+def make_student(directory: Path) -> None:
+    """SmolLM2 in a folder of its own, whose chat template begins every conversation with the turns that are shown."""
+    smollm2, place = Path(models.resolve("smollm2")), student(directory)
+    place.mkdir(exist_ok=True)
+    for file in smollm2.iterdir():
+        (place / file.name).unlink(missing_ok=True)
+        if file.name != TEMPLATE:
+            (place / file.name).symlink_to(file)
+    turns = []
+    for question, answer in SHOWN.items():
+        turns += [{"role": "user", "content": f"{question}\n\n{ITEM_FORM}"}, {"role": "assistant", "content": answer}]
+    begin = f"{{% set messages = {json.dumps(turns)} + messages %}}"
+    write_atomically(place / TEMPLATE, begin + (smollm2 / TEMPLATE).read_text())
+
+
+def student(directory: Path) -> Path:
+    return directory / "student"
+
+
+def base_tree(directory: Path) -> dict[str, Any]:
     """What both runs and the search have in common: SmolLM2 on 2 cores, with short answers."""
     tree = recipe_tree("smollm2_smoke")
+    tree["student"] = {"path": str(student(directory))}
     for pool in ("sampler", "refiner"):
         tree[pool] |= {"max_response_tokens": RESPONSE_TOKENS, "max_concurrent": 16}
     return tree
@@ -67,7 +97,7 @@ def search_tree(families: Sequence[str], directory: Path) -> dict[str, Any]:
     sets = {
         name: {"path": f"reasoning_gym:{name}", "arguments": ITEMS | FAMILIES[name]} | LOOKED_AT for name in families
     }
-    tree = base_tree()
+    tree = base_tree(directory)
     tree |= {"name": "families", "run_dir": str(directory / "families")}
     tree["evaluation"] = {"path": None, "sets": sets, "max_response_tokens": RESPONSE_TOKENS}
     from_tree(dict(tree))
@@ -76,7 +106,7 @@ def search_tree(families: Sequence[str], directory: Path) -> dict[str, Any]:
 
 def run_tree(method: str, family: str, directory: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     trajectory, view = RUNS[method]
-    tree = base_tree()
+    tree = base_tree(directory)
     tree |= {"name": f"smollm2-{family}-{method}", "run_dir": str(directory / f"{family}-{method}")}
     tree |= {"steps": 10, "rollouts_per_step": 16, "train": {"trajectory": trajectory}}
     tree["teacher"]["view"] = view
@@ -223,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = settings(arguments)
         given.directory.mkdir(parents=True, exist_ok=True)
+        make_student(given.directory)
         found = [] if given.family else search(list(FAMILIES), given.directory)
     except UserError as e:
         print(e, file=sys.stderr)

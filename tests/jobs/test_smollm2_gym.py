@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import pytest
 
@@ -11,6 +12,7 @@ from trd_ray.config import from_tree
 from trd_ray.problems.gym import items
 from trd_ray.problems.gym.family import cut
 from trd_ray.score.stats import Answer, score
+from trd_ray.verify.gym.gym_verifier import answer_of
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "jobs"))
@@ -28,11 +30,28 @@ def test_the_runs_differ_in_what_they_train_on_alone(tmp_path):
 
 def test_the_search_asks_every_family_by_arguments_that_it_has(tmp_path):
     recipe = from_tree(smollm2_gym.search_tree(list(smollm2_gym.FAMILIES), tmp_path))
-    assert list(recipe.evaluation.names) == list(smollm2_gym.FAMILIES) and recipe.student.path == "smollm2"
+    assert list(recipe.evaluation.names) == list(smollm2_gym.FAMILIES)
+    assert recipe.student.path == str(smollm2_gym.student(tmp_path))
     for name in ("gcd", "spell_backward"):
         own = recipe.evaluation.of(name)
         found = items.load(cut(own.path, own.split, own.arguments, "evaluation"), "evaluation", 2)
         assert found.problems.num_rows == 2
+
+
+def test_every_conversation_begins_with_answers_in_the_form_that_a_scorer_reads(tmp_path, monkeypatch):
+    own = tmp_path / "smollm2"
+    own.mkdir()
+    (own / "model.safetensors").write_text("weights")
+    (own / smollm2_gym.TEMPLATE).write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}|{% endfor %}")
+    monkeypatch.setattr(smollm2_gym.models, "resolve", lambda path: str(own))
+    for _ in range(2):  # a second start makes it again
+        smollm2_gym.make_student(tmp_path)
+    made = smollm2_gym.student(tmp_path)
+    asked = [{"role": "user", "content": "What is 1 + 1?"}]
+    turns = jinja2.Template((made / smollm2_gym.TEMPLATE).read_text()).render(messages=asked).split("|")
+    assert [turn.partition(":")[0] for turn in turns] == ["user", "assistant", "user", "assistant", "user", ""]
+    assert [answer_of(turn) for turn in turns[1:5:2]] == ["5", "mountain"] and turns[4] == "user: What is 1 + 1?"
+    assert (made / "model.safetensors").read_text() == "weights"
 
 
 def test_the_family_with_the_most_items_solved_sometimes_is_taken_unless_hopeless_or_done():
