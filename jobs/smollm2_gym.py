@@ -111,7 +111,7 @@ def run_tree(method: str, family: str, directory: Path, overrides: Sequence[str]
     tree |= {"steps": 10, "rollouts_per_step": 16, "train": {"trajectory": trajectory}}
     tree["teacher"]["view"] = view
     tree["data"] = {"path": f"reasoning_gym:{family}", "arguments": ITEMS | FAMILIES.get(family, {})}
-    tree["learner"] |= {"lora": {"rank": 16, "alpha": 32}, "lr": 5.0e-4}
+    tree["learner"] |= {"lora": {"rank": 16, "alpha": 32}, "lr": 1.0e-4}
     tree["evaluation"] = {
         "path": f"reasoning_gym:{family}",
         "samples": 4,
