@@ -69,9 +69,10 @@ def make_student(directory: Path) -> None:
     smollm2, place = Path(models.resolve("smollm2")), student(directory)
     place.mkdir(exist_ok=True)
     for file in smollm2.iterdir():
-        (place / file.name).unlink(missing_ok=True)
-        if file.name != TEMPLATE:
-            (place / file.name).symlink_to(file)
+        link = place / file.name
+        if file.name != TEMPLATE and link.resolve() != file.resolve():
+            link.unlink(missing_ok=True)  # to a cache that was elsewhere
+            link.symlink_to(file)
     turns = []
     for question, answer in SHOWN.items():
         turns += [{"role": "user", "content": f"{question}\n\n{ITEM_FORM}"}, {"role": "assistant", "content": answer}]
