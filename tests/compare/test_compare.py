@@ -29,7 +29,6 @@ from trd_ray.compare.cells import kept
 from trd_ray.compare.engine_groups import engine_groups
 from trd_ray.compare.grid import Cell
 from trd_ray.compare.plan import ComparisonPlan
-from trd_ray.compare.results import results
 from trd_ray.errors import UserError
 from trd_ray.record.directory import RunDirectory
 from trd_ray.rows import to_table
@@ -262,7 +261,7 @@ def test_the_learning_rate_of_the_best_tuning_score_goes_into_the_final_cells(tm
     assert plan.best_lr("opsd", "forward_kl") == 0.01, "of equals the lowest"
     assert plan.recipe(Cell("final", "opsd", "trd", 1)).learner.lr == 0.01
     assert ComparisonPlan(c).recipe(Cell("final", "opsd", "trd", 1)).learner.lr == 0.01
-    shown = {(e["method"], e["learning_rate"]): e for e in results(plan, {})["tuning"]}
+    shown = {(e["method"], e["learning_rate"]): e for e in report.write(plan, {})["tuning"]}
     assert len(shown) == 6 and [k for k, e in shown.items() if e["chosen"]] == [("forward_kl", 0.01), ("trd", 0.01)]
     assert shown["trd", 0.1]["score"]["value"] == pytest.approx(0.3)
 
@@ -282,7 +281,7 @@ def test_scores_and_differences_average_seeds_within_a_problem(tmp_path):
     for (method, seed), passed_PS in drawn.items():
         kind = "base" if method == "base" else "final"
         finished(plan, Cell(kind, "opsd", "" if kind == "base" else method, seed), passed_PS)
-    found = results(plan, {})
+    found = report.write(plan, {})
     assert found["unfinished"] == []
 
     def naive(method: str, k: int | None) -> list[list[float]]:
@@ -335,7 +334,7 @@ def test_scores_and_differences_average_seeds_within_a_problem(tmp_path):
 def test_costs_are_those_that_the_runs_recorded(tmp_path):
     plan = ComparisonPlan(comparison(tmp_path, "tuning=null", "seeds=[0]"))
     finished(plan, Cell("final", "opsd", "trd", 0), samples(0, 0.5))
-    line = results(plan, {})["modes"]["opsd"]["trd"]
+    line = report.write(plan, {})["modes"]["opsd"]["trd"]
     assert line["cost"]["tokens"] == {
         "sampled": sum(range(STEPS)),
         "refined": 3 * STEPS,
@@ -352,7 +351,7 @@ def test_a_cell_counts_as_finished_once_all_of_it_is_recorded(tmp_path):
     finished(plan, cells[0], samples(0, 0.5))
     finished(plan, cells[1], samples(0, 0.5), steps=STEPS - 1)  # killed between the evaluation and the last record
     assert plan.score(cells[0]) and plan.score(cells[1]) is None
-    assert results(plan, {})["unfinished"] == ["opsd/base/seed-0", "opsd/trd/seed-0"]
+    assert report.write(plan, {})["unfinished"] == ["opsd/base/seed-0", "opsd/trd/seed-0"]
 
 
 def test_the_guards_of_a_cell_have_the_base_of_their_own_set(tmp_path):
@@ -431,7 +430,7 @@ def test_every_method_is_scored_on_each_set_beside_the_main_table(tmp_path):
     for (method, seed), (whole, old, new) in drawn.items():
         kind = "base" if method == "base" else "final"
         finished(plan, Cell(kind, "opsd", "" if kind == "base" else method, seed), whole, old=old, new=new)
-    found = results(plan, {})
+    found = report.write(plan, {})
     assert found["unfinished"] == []
     for method in rates:
         line = found["modes"]["opsd"][method]
@@ -462,7 +461,7 @@ def test_the_table_of_a_comparison_without_sets_is_as_it_was(tmp_path):
     plan = ComparisonPlan(comparison(tmp_path, "tuning=null", "seeds=[0]"))
     finished(plan, Cell("base", "opsd", "", 0), samples(0, 0.3))
     finished(plan, Cell("final", "opsd", "trd", 0), samples(1, 0.5))
-    found = results(plan, {})
+    found = report.write(plan, {})
     assert all("sets" not in line for line in found["modes"]["opsd"].values())
     titles = [title for title, *_ in report.tables(found)]
     assert titles == ["Scores", "Coverage and variety", "Cost", "What they trained on"]
