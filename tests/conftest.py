@@ -199,3 +199,11 @@ def bpe():
     assert package and package.submodule_search_locations
     folder = package.submodule_search_locations[0]
     return AutoTokenizer.from_pretrained(folder, gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A finished `trd refine` of the miniature world, whose rows train without an engine."""
+    from runs import SMALL, run
+
+    return run(tmp_path_factory.mktemp("corpus") / "run", "refine", "miniature_opsd", *SMALL)

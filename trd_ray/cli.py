@@ -13,7 +13,7 @@ import re
 import sys
 from pathlib import Path
 
-from trd_ray import usage
+from trd_ray import collector, usage
 from trd_ray.errors import RunFailed, UserError
 from trd_ray.session.submitted import resume_by_default
 from trd_ray.session.supervise import supervised
@@ -384,6 +384,7 @@ def _say(text: str) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """The program `trd`, and each job script: what starts Ray runs below a process that outlives it."""
+    collector.rarely()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     starts_ray = arguments[:1] and arguments[0] in SUPERVISED and "--dry-run" not in arguments
     return supervised(main, arguments) if starts_ray else main(arguments)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trd_ray import made_here, model_files
+from trd_ray import collector, made_here, model_files
 from trd_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -206,7 +206,8 @@ def _linear_layers(model: "PreTrainedModel") -> tuple[str, ...]:
 
 def tokenizer(path: str, revision: str | None = None, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
     """The tokenizer of what `resolve` returned. Raises UserError where there is none."""
-    from transformers import AutoTokenizer
+    with collector.off():
+        from transformers import AutoTokenizer
 
     remedy = "put tokenizer.json and tokenizer_config.json next to config.json"
     try:

@@ -31,12 +31,13 @@ def points(directory: Path, metric: str) -> list[tuple[int, float]]:
     return [(point.step, point.value) for point in client.get_metric_history(only.info.run_id, metric)]
 
 
-def test_a_run_beside_a_tracker_that_hangs_makes_all_its_steps(tmp_path, monkeypatch, offline):
+def test_a_run_beside_a_tracker_that_hangs_makes_all_its_steps(corpus, tmp_path, monkeypatch, offline):
     """A package of the tracker's name that sleeps for ever, in place of the tracker's own."""
     (tmp_path / "fake" / "wandb").mkdir(parents=True)
     (tmp_path / "fake" / "wandb" / "__init__.py").write_text(SLEEPS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
-    done = run(tmp_path / "run", "train", "miniature_opsd", "trackers=[tensorboard,wandb]", *FOR_LONG)
+    on_corpus = ["data.source=corpus", f"data.path={corpus.directory}", "trackers=[tensorboard,wandb]"]
+    done = run(tmp_path / "run", "train", "miniature_opsd", *on_corpus, *FOR_LONG)
     assert done.code == 0 and len(done.metrics) == STEPS and done.left == [], done.output[-2000:]
     assert "was not done in time (tracking.deadline_s)" in " ".join(done.output.split())
 

@@ -47,11 +47,6 @@ def opsd(tmp_path_factory) -> Finished:
     return run(tmp_path_factory.mktemp("opsd") / "run", "train", "miniature_opsd", *SMALL, *looked_at)
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Finished:
-    return run(tmp_path_factory.mktemp("corpus") / "run", "refine", "miniature_opsd", *SMALL)
-
-
 def test_a_run_trains_evaluates_and_leaves_nothing_running(opsd):
     assert opsd.code == 0, opsd.output[-3000:]
     assert opsd.left == []

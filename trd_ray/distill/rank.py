@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray.actor import ActorHandle
 
-from trd_ray import lineage
+from trd_ray import collector, lineage
 from trd_ray.config import Each, Recipe
 from trd_ray.errors import UserError
 
@@ -50,12 +50,13 @@ def _rank() -> int:
 
 
 def _work(spec: LearnerSpec) -> None:
-    import ray.train.torch
-    from transformers.utils import logging
+    with collector.off():
+        import ray.train.torch
+        from transformers.utils import logging
 
-    from trd_ray.distill.checkpoint import Checkpointer
-    from trd_ray.distill.gpu_share import GpuShare
-    from trd_ray.distill.learner import Learner
+        from trd_ray.distill.checkpoint import Checkpointer
+        from trd_ray.distill.gpu_share import GpuShare
+        from trd_ray.distill.learner import Learner
 
     logging.disable_progress_bar()
     rank = _rank()

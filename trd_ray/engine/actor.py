@@ -25,6 +25,7 @@ import numpy as np
 import ray
 from ray.exceptions import RayTaskError
 
+from trd_ray import collector
 from trd_ray.config import Rest
 from trd_ray.engine.generations import Generation, Parts, Request, in_parts
 from trd_ray.engine.loaded import LoadedAdapters, slots
@@ -143,9 +144,10 @@ class Engine(Viewed, Restful):
 
     async def start(self) -> float:
         """Load the model and compile; returns the seconds it took."""
-        from vllm.config.weight_transfer import WeightTransferConfig
-        from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
+        with collector.off():
+            from vllm.config.weight_transfer import WeightTransferConfig
+            from vllm.engine.arg_utils import AsyncEngineArgs
+            from vllm.v1.engine.async_llm import AsyncLLM
 
         s, begin = self.spec, time.time()
         extra = dict(s.extra)
