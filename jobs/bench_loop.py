@@ -2,6 +2,7 @@
 
     recipe miniature_opd -> for each seed, one after the other, each in a process of its own:
         ours, forward KL on y_o   the algorithm that TRL's DistillationTrainer has
+        the same, a step ahead    stream.max_staleness=1, which TRL has not: the next rows are sampled while it trains
         ours, TRD                 the same student, problems, steps and rows
         TRL, vLLM                 DistillationTrainer with an engine in its own process (vllm_mode=colocate)
         TRL, own generation       the same with transformers' generate
@@ -36,7 +37,7 @@ import seeded_runs
 import yaml
 from loop_bench.memory import Peak
 from loop_bench.parity import batch, require_alike
-from loop_bench.told import OURS_TRD, SIDES, TRL, TRL_VLLM, Part, course, lines, table, verdict
+from loop_bench.told import OURS, OURS_AHEAD, OURS_TRD, SIDES, TRL, TRL_VLLM, Part, course, lines, table, verdict
 
 from trd_ray import models
 from trd_ray.config import Recipe, apply_override, from_tree, recipe_tree
@@ -65,6 +66,8 @@ def run_tree(side: str, seed: int, folder: Path, every: int, overrides: Sequence
         tree["teacher"]["view"] = "vanilla"
     for override in overrides:
         apply_override(tree, override)
+    if side == OURS_AHEAD:
+        apply_override(tree, "stream.max_staleness=1")
     # Both sides save and are scored afterwards; the recipe's evaluation says on what.
     tree["checkpoint"] = {"every_steps": every, "keep_last": 1000}
     tree["evaluation"] |= {"before": False, "after": False, "every_steps": None}
@@ -185,10 +188,10 @@ def settings(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[
         raise UserError("TRL is not installed, which this compares with: pip install trl==1.16.0")
     trees = {}
     for seed in range(given.seeds):
+        require_alike(from_tree(run_tree(OURS, seed, given.directory, given.every, given.overrides)))
         for side in given.sides:
             trees[side, seed] = run_tree(side, seed, given.directory, given.every, given.overrides)
             recipe = from_tree(dict(trees[side, seed]))
-            require_alike(recipe)
             if not recipe.steps or recipe.steps % given.every:
                 raise UserError(
                     f"--every {given.every} does not divide the {recipe.steps} steps: the last has no score"

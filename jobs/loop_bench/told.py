@@ -18,9 +18,10 @@ from trd_ray.score.stats import Estimate, estimate, paired_difference, percent
 
 RESAMPLES = 10_000
 AIM = 2.0  # samples a second, ours to the quickest of theirs
-OURS, OURS_TRD, TRL, TRL_VLLM = "ours", "ours-trd", "trl", "trl-vllm"
+OURS, OURS_AHEAD, OURS_TRD, TRL, TRL_VLLM = "ours", "ours-ahead", "ours-trd", "trl", "trl-vllm"
 SIDES = {
     OURS: "ours, forward KL on y_o",
+    OURS_AHEAD: "the same, sampling a step ahead",
     OURS_TRD: "ours, TRD",
     TRL_VLLM: "TRL DistillationTrainer, vLLM in its process",
     TRL: "TRL DistillationTrainer, its own generation",
@@ -140,8 +141,10 @@ def verdict(told: Sequence[Line]) -> str:
     how = (
         "cannot be told apart" if not difference.clear_of_zero else "is better" if difference.value > 0 else "is worse"
     )
+    ahead = next((line.samples_a_second for line in told if line.side == OURS_AHEAD), None)
     return (
         f"Against {SIDES[quickest.side]}, the quickest of TRL's ways here: {ratio:.2f}x the samples a second, so the "
         f"aim of {AIM:g}x {'holds' if ratio >= AIM else 'is missed'}; at equal steps our score {how} "
         f"({percent(difference, signed=True)} points)."
+        + (f" Sampling a step ahead: {ahead / quickest.samples_a_second:.2f}x the samples a second." if ahead else "")
     )

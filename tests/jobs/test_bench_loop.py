@@ -58,8 +58,10 @@ def test_trl_has_our_batch_optimizer_and_schedule(tmp_path):
     assert not made.bf16 and not made.gradient_checkpointing and made.adam_beta2 == 0.95
 
 
-def test_our_sides_differ_in_what_they_train_on_alone(tmp_path):
-    plain, trd = (recipe(tmp_path, side=side) for side in ("ours", "ours-trd"))
+def test_our_sides_differ_in_what_they_train_on_or_how_far_ahead_they_sample_alone(tmp_path):
+    plain, ahead, trd = (recipe(tmp_path, side=side) for side in ("ours", "ours-ahead", "ours-trd"))
+    stream = ahead.stream.model_copy(update={"max_staleness": 0})
+    assert ahead.stream.max_staleness == 1 and (stream, ahead.train) == (plain.stream, plain.train)
     assert (plain.train.trajectory, plain.teacher.view) == ("y_o", "vanilla")
     assert (trd.train.trajectory, trd.teacher.view) == ("y_r", "refine")
     assert plain.learner == trd.learner and plain.data == trd.data and plain.steps == trd.steps
@@ -98,6 +100,8 @@ def test_the_aims_are_judged_against_the_quickest_of_trls_ways(lines):
     quick = replace(theirs, side=told.TRL_VLLM, parts=[replace(PART, steps_s=[1.0, 1.0])])
     assert "0.50x" in told.verdict([ours, trd, quick, theirs]) and "is missed" in told.verdict([ours, quick, theirs])
     assert "run both" in told.verdict([ours, trd])
+    ahead = replace(trd, side=told.OURS_AHEAD, parts=[replace(PART, steps_s=[1.6, 1.6])])
+    assert "a step ahead: 5.00x" in told.verdict([ours, ahead, theirs]) and "ahead" not in told.verdict(lines)
 
 
 def test_our_part_is_read_from_the_files_of_the_run(tmp_path):
