@@ -13,7 +13,7 @@ is imported when they are asked for.
 import json
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -97,13 +97,23 @@ def _word_problems(split: str) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row.pop("split") == split]
 
 
+@lru_cache(maxsize=8)
+def _made(split: str) -> list[dict]:
+    return problems(split)
+
+
+def _asked_again(split: str) -> list[dict]:
+    """`problems`, which a plan of many runs asks for once a run: those of code take 3 s, since each is tried out."""
+    return [dict(row) for row in _made(split)]
+
+
 def _with_tables(names: tuple[str, ...]) -> list[str]:
     return [*names, *(f"{name}_{table}" for table in OTHER_TABLES for name in names)]
 
 
 made_here.MODELS |= {f"miniature:{name}": partial(model_path, name) for name in _with_tables(MODELS)}
 made_here.MODELS["smollm2"] = _smollm2
-made_here.PROBLEMS |= {f"miniature:{split}": partial(problems, split) for split in _with_tables(SPLITS)}
+made_here.PROBLEMS |= {f"miniature:{split}": partial(_asked_again, split) for split in _with_tables(SPLITS)}
 made_here.PROBLEMS |= {f"word_problems:{split}": partial(_word_problems, split) for split in ("train", "test")}
 made_here.RECIPES |= {
     f"miniature:{name}": "miniature_code_opsd" if name.startswith("code_") else "miniature_opsd"
