@@ -75,7 +75,9 @@ def run(name: str, overrides: list[str]) -> int:
     failures: dict[str, str] = {}
     with begin("compare", comparison.path, grid.any_recipe(comparison)) as beginning:
         plan = ComparisonPlan(comparison, beginning.connection)
-        inputs = [plan.inputs(cell) for cell in plan.cells()]
+        every_cell = plan.cells()
+        console_for_results().print(f"reading models and problems of {len(every_cell)} cells", markup=False)
+        inputs = [plan.inputs(cell) for cell in every_cell]
         beginning.require(*inputs)
         plan.path.mkdir(parents=True, exist_ok=True)
         beginning.claimed(RunDirectory(plan.path, claim(plan.path)), *inputs)
