@@ -187,8 +187,8 @@ def settings(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, dict[
     if any(side in (TRL, TRL_VLLM) for side in given.sides) and not find_spec("trl"):
         raise UserError("TRL is not installed, which this compares with: pip install trl==1.16.0")
     trees = {}
+    require_alike(from_tree(run_tree(OURS, 0, given.directory, given.every, given.overrides)))
     for seed in range(given.seeds):
-        require_alike(from_tree(run_tree(OURS, seed, given.directory, given.every, given.overrides)))
         for side in given.sides:
             trees[side, seed] = run_tree(side, seed, given.directory, given.every, given.overrides)
             recipe = from_tree(dict(trees[side, seed]))

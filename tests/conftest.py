@@ -206,4 +206,6 @@ def corpus(tmp_path_factory):
     """A finished `trd refine` of the miniature world, whose rows train without an engine."""
     from runs import SMALL, run
 
-    return run(tmp_path_factory.mktemp("corpus") / "run", "refine", "miniature_opsd", *SMALL)
+    made = run(tmp_path_factory.mktemp("corpus") / "run", "refine", "miniature_opsd", *SMALL)
+    assert made.code == 0, made.output[-3000:]
+    return made

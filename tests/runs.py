@@ -46,6 +46,11 @@ class Finished:
         return [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
 
 
+def on_corpus(of: Finished) -> list[str]:
+    """Training on the rows of a finished run, for which no engine starts."""
+    return ["data.source=corpus", f"data.path={of.directory}", *NO_EVALUATION]
+
+
 def start(directory: Path | None, command: str, recipe: str, *arguments: str, cwd: Path | None = None):
     """`trd COMMAND RECIPE ...` in a session of its own, its output in a file beside the run directory.
 

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from runs import NO_EVALUATION, SMALL, STEPS, finish, run, start, wait_for_step
+from runs import NO_EVALUATION, SMALL, STEPS, finish, on_corpus, run, start, wait_for_step
 
 SLEEPS = "import time\ndef Settings(**_):\n    pass\ndef init(**_):\n    time.sleep(1e6)\n"
-FOR_LONG = ["tracking.deadline_s=3", *SMALL, *NO_EVALUATION]
 
 
 @pytest.fixture
@@ -36,8 +35,8 @@ def test_a_run_beside_a_tracker_that_hangs_makes_all_its_steps(corpus, tmp_path,
     (tmp_path / "fake" / "wandb").mkdir(parents=True)
     (tmp_path / "fake" / "wandb" / "__init__.py").write_text(SLEEPS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
-    on_corpus = ["data.source=corpus", f"data.path={corpus.directory}", "trackers=[tensorboard,wandb]"]
-    done = run(tmp_path / "run", "train", "miniature_opsd", *on_corpus, *FOR_LONG)
+    trackers = ["trackers=[tensorboard,wandb]", "tracking.deadline_s=3"]
+    done = run(tmp_path / "run", "train", "miniature_opsd", *SMALL, *on_corpus(corpus), *trackers)
     assert done.code == 0 and len(done.metrics) == STEPS and done.left == [], done.output[-2000:]
     assert "was not done in time (tracking.deadline_s)" in " ".join(done.output.split())
 

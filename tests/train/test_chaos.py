@@ -21,6 +21,7 @@ from runs import (
     Finished,
     descendants,
     finish,
+    on_corpus,
     run,
     start,
     wait_for_checkpoint,
@@ -41,16 +42,8 @@ PATTERNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> Path:
-    made = run(tmp_path_factory.mktemp("corpus") / "run", "refine", "miniature_opsd", *SMALL)
-    assert made.code == 0, made.output[-3000:]
-    return made.directory
-
-
-def on_corpus(corpus: Path, *more: str) -> list[str]:
-    source = ["data.source=corpus", f"data.path={corpus}", *NO_EVALUATION, "rollouts_per_step=2"]
-    return ["miniature_opsd", *source, "checkpoint.every_steps=2", *more]
+def small_steps(corpus: Finished, *more: str) -> list[str]:
+    return ["miniature_opsd", *on_corpus(corpus), "rollouts_per_step=2", "checkpoint.every_steps=2", *more]
 
 
 def process_of(pid: int, kind: str) -> psutil.Process:
@@ -76,7 +69,7 @@ def process_of(pid: int, kind: str) -> psutil.Process:
 def test_whatever_dies_is_one_sentence_nothing_is_left_and_the_same_command_goes_on(
     corpus, tmp_path, kind, code, words
 ):
-    command = on_corpus(corpus, "steps=40", "--resume", "auto")
+    command = small_steps(corpus, "steps=40", "--resume", "auto")
     directory = tmp_path / "run"
     process = start(directory, "train", *command)
     wait_for_checkpoint(process, directory, timeout_s=600)
@@ -108,7 +101,7 @@ def test_whatever_dies_is_one_sentence_nothing_is_left_and_the_same_command_goes
 def test_a_learner_that_dies_or_hangs_starts_again_and_ends_with_the_same_weights(
     corpus, whole, tmp_path, kind, how, words
 ):
-    process = start(tmp_path / "run", "train", *on_corpus(corpus, "steps=40", "heartbeat_s=20"))
+    process = start(tmp_path / "run", "train", *small_steps(corpus, "steps=40", "heartbeat_s=20"))
     wait_for_checkpoint(process, tmp_path / "run", timeout_s=600)
     getattr(process_of(process.pid, kind), how)()
     ended = finish(process, tmp_path / "run", timeout_s=900)
@@ -124,7 +117,7 @@ def test_a_learner_that_dies_or_hangs_starts_again_and_ends_with_the_same_weight
 
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory) -> Finished:
-    made = run(tmp_path_factory.mktemp("whole") / "run", "train", *on_corpus(corpus, "steps=40"))
+    made = run(tmp_path_factory.mktemp("whole") / "run", "train", *small_steps(corpus, "steps=40"))
     assert made.code == 0, made.output[-3000:]
     return made
 
@@ -162,7 +155,7 @@ def test_twenty_runs_and_comparisons_in_a_row_leave_nothing(corpus, tmp_path):
     for number in range(20):
         directory = tmp_path / str(number)
         if number % 5:
-            ended = run(directory, "train", *on_corpus(corpus, "steps=3"))
+            ended = run(directory, "train", *small_steps(corpus, "steps=3"))
         else:
             with open(f"{directory}.out", "w") as out:
                 process = subprocess.Popen(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from runs import NO_EVALUATION, ROWS, SMALL, STEPS, run
+from runs import NO_EVALUATION, ROWS, SMALL, STEPS, on_corpus, run
 from trd_ray.distill.learned_metrics import OF_TEACHER
 from trd_ray.stream.edits import edited_places
 
@@ -103,11 +103,9 @@ def test_a_part_of_a_trajectory_has_loss_and_no_other_token_counts(tmp_path, los
     assert [m["trained_tokens"] for m in found.metrics] == [of_step[step] for step in sorted(of_step)]
 
 
-def test_a_corpus_is_met_twice_and_says_how_stale_it_is(tmp_path):
-    corpus = run(tmp_path / "corpus", "refine", "miniature_opsd", *SMALL, *NO_EVALUATION)
-    assert corpus.code == 0, corpus.output[-3000:]
-    twice = ["data.source=corpus", f"data.path={corpus.directory}", "data.passes=2", "steps=null"]
-    found = run(tmp_path / "run", "train", "miniature_opsd", *SMALL, *NO_EVALUATION, *twice)
+def test_a_corpus_is_met_twice_and_says_how_stale_it_is(corpus, tmp_path):
+    twice = [*on_corpus(corpus), "data.passes=2", "steps=null"]
+    found = run(tmp_path / "run", "train", "miniature_opsd", *SMALL, *twice)
     assert found.code == 0, found.output[-3000:]
     assert len(found.metrics) == 2 * STEPS
     assert [row["row"] for row in found.rows] == list(range(2 * ROWS))

@@ -20,6 +20,7 @@ from runs import (
     Finished,
     descendants,
     finish,
+    on_corpus,
     run,
     start,
     wait_for_checkpoint,
@@ -295,11 +296,9 @@ def test_a_run_in_turns_outlives_an_engine_and_its_learner_and_stops_and_resumes
 
 
 def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_an_uninterrupted_one(corpus, tmp_path):
-    assert corpus.code == 0, corpus.output[-3000:]
-    on_corpus = [*SMALL, *NO_EVALUATION, "data.source=corpus", f"data.path={corpus.directory}"]
-    on_corpus += ["checkpoint.every_steps=2"]
+    arguments = [*SMALL, *on_corpus(corpus), "checkpoint.every_steps=2"]
     places = [tmp_path / "run0", tmp_path / "run1"]
-    whole, killed = (start(place, "train", "miniature_opd", *on_corpus) for place in places)
+    whole, killed = (start(place, "train", "miniature_opd", *arguments) for place in places)
     wait_for_checkpoint(killed, places[1])
     of_killed = psutil.Process(killed.pid).children(recursive=True)
     killed.kill()
@@ -309,7 +308,7 @@ def test_a_killed_run_on_a_corpus_resumes_on_more_ranks_with_the_loss_curve_of_a
             process.kill()
     uninterrupted = finish(whole, places[0])
     assert uninterrupted.code == 0, uninterrupted.output[-3000:]
-    resumed = run(places[1], "train", "miniature_opd", *on_corpus, "--resume", "learner.workers=2", "learner.cpus=0.25")
+    resumed = run(places[1], "train", "miniature_opd", *arguments, "--resume", "learner.workers=2", "learner.cpus=0.25")
     assert resumed.code == 0, resumed.output[-3000:]
     curves = [[m["loss"] for m in r.metrics] for r in (uninterrupted, resumed)]
     assert len(curves[0]) == STEPS and curves[1] == pytest.approx(curves[0], rel=1e-5)
@@ -326,7 +325,7 @@ def test_one_command_starts_goes_on_and_is_done_in_the_default_directory_and_sto
     corpus, tmp_path
 ):
     """What a terminal, a retry loop, a spot notice and a machine that is lost do. A corpus always has the next rows."""
-    command = ["miniature_opsd", "name=live", "data.source=corpus", f"data.path={corpus.directory}", *NO_EVALUATION]
+    command = ["miniature_opsd", "name=live", *on_corpus(corpus)]
     command += ["rollouts_per_step=2", "steps=40", "checkpoint.every_steps=30", "--resume", "auto"]
     command += [f"checkpoint.mirror={tmp_path / 'elsewhere'}"]
     directory = tmp_path / "runs" / "live"
@@ -358,7 +357,7 @@ def test_one_command_starts_goes_on_and_is_done_in_the_default_directory_and_sto
 
 def test_a_run_is_seen_and_steered_through_its_directory_from_its_first_second_on(corpus, tmp_path, capsys):
     directory = tmp_path / "run"
-    command = ["miniature_opsd", "data.source=corpus", f"data.path={corpus.directory}", *NO_EVALUATION]
+    command = ["miniature_opsd", *on_corpus(corpus)]
     process = start(directory, "train", *command, "rollouts_per_step=2", "steps=40", "checkpoint.every_steps=30")
 
     def trd(verb: str, *more: str) -> str:
@@ -398,7 +397,7 @@ def test_a_run_is_seen_and_steered_through_its_directory_from_its_first_second_o
 
 
 def test_a_learner_that_is_killed_and_may_not_restart_is_one_sentence_with_the_command_that_goes_on(corpus, tmp_path):
-    command = ["miniature_opsd", "data.source=corpus", f"data.path={corpus.directory}", *NO_EVALUATION]
+    command = ["miniature_opsd", *on_corpus(corpus)]
     command += ["rollouts_per_step=2", "steps=40", "checkpoint.every_steps=2", "learner.max_restarts=0"]
     process = start(tmp_path / "run", "train", *command)
     wait_for_checkpoint(process, tmp_path / "run")

@@ -4,7 +4,7 @@ from statistics import fmean
 
 import pytest
 
-from runs import NO_EVALUATION, ROWS, SMALL, STEPS, run
+from runs import NO_EVALUATION, ROWS, SMALL, STEPS, on_corpus, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -27,10 +27,10 @@ def test_a_run_that_repairs_refines_less_and_a_corpus_of_it_serves_repair_and_y_
 
     corpus = run(tmp_path / "corpus", "refine", "miniature_opsd", *repair)
     assert corpus.code == 0, corpus.output[-3000:]
-    on_corpus = [*SMALL, *NO_EVALUATION, "data.source=corpus", f"data.path={corpus.directory}"]
-    refused = run(tmp_path / "refused", "train", "miniature_opsd", *on_corpus)
+    arguments = [*SMALL, *on_corpus(corpus)]
+    refused = run(tmp_path / "refused", "train", "miniature_opsd", *arguments)
     assert refused.code == 2 and "set train.trajectory=repair or y_o" in refused.output
-    offline = run(tmp_path / "offline", "train", "miniature_opsd", *on_corpus, "train.trajectory=repair")
+    offline = run(tmp_path / "offline", "train", "miniature_opsd", *arguments, "train.trajectory=repair")
     assert offline.code == 0, offline.output[-3000:]
     assert all((row["trajectory"] == "y_o") == row["y_o"]["passed"] for row in offline.rows)
 

@@ -74,9 +74,10 @@ def run(name: str, overrides: list[str]) -> int:
     comparison = grid.load(name, overrides)
     failures: dict[str, str] = {}
     with begin("compare", comparison.path, grid.any_recipe(comparison)) as beginning:
+        console = console_for_results()
         plan = ComparisonPlan(comparison, beginning.connection)
         every_cell = plan.cells()
-        console_for_results().print(f"reading models and problems of {len(every_cell)} cells", markup=False)
+        console.print(f"reading models and problems of {len(every_cell)} cells", markup=False)
         inputs = [plan.inputs(cell) for cell in every_cell]
         beginning.require(*inputs)
         plan.path.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,6 @@ def run(name: str, overrides: list[str]) -> int:
                 found = report.write(plan, failures)
                 with beating():
                     report_html(plan.path)
-    console = console_for_results()
     console.print(report.rendered(found))
     console.print(f"everything is in {plan.path}", soft_wrap=True, markup=False)
     return 1 if failures else 0
